@@ -1,0 +1,1 @@
+"""Paged attention behind one seam. See `paged_kernels.attention`."""

@@ -1,0 +1,130 @@
+"""What pabench asks of an engine, and the one protocol that every dialect fulfils.
+
+A dialect knows how one engine spells requests, answers and metrics. It knows nothing about time, load or
+correctness: it turns a `GenerationRequest` into a path and a body, and bytes back into a `Completion`.
+All methods are pure, so that the load client can keep bytes while it measures and parse them afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from pabench.telemetry.vocabulary import KVFacts, KVSample, MetricFamilies
+
+# What an engine can do, as found by `doctor`; requirements name these in `needs`.
+CAPABILITIES = frozenset({
+    "token_ids",        # prompts as token ids, and generated ids in the answer
+    "n",                # several samples of one prompt
+    "sampling",         # temperature, top_p and seed have an effect
+    "logprobs",         # log-probability of each generated token
+    "ignore_eos",       # a fixed output length can be asked for
+    "stream",           # server-sent events
+    "usage",            # token counts in the answer
+    "cached_tokens",    # usage tells how many prompt tokens came from the prefix cache
+    "kv_metrics",       # a gauge of KV cache use
+    "running_metrics",  # gauges of running and waiting requests
+    "prefix_cache",     # automatic prefix caching is on
+    "capacity",         # number and size of blocks are told
+    "context_length",   # the longest sequence (prompt + output) is told
+})
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """One request, in no engine's words.
+
+    `prompt` is token ids where the engine takes them, else text. `max_tokens` is the exact output length when
+    `ignore_eos` is set and the engine has that capability.
+    """
+
+    prompt: tuple[int, ...] | str
+    max_tokens: int
+    n: int = 1
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0  # 0: off
+    seed: int | None = None
+    stream: bool = True
+    ignore_eos: bool = True
+    logprobs: bool = False
+    request_id: str | None = None
+
+
+@dataclass(slots=True)
+class Choice:
+    """One sample of an answer. `token_ids` and `logprobs` are None where the engine does not give them."""
+
+    index: int
+    text: str = ""
+    token_ids: list[int] | None = None
+    logprobs: list[float] | None = None
+    finish_reason: str | None = None
+    token_times_s: list[float] = field(default_factory=list)  # arrival of each token; one chunk of k tokens: k entries
+
+
+@dataclass(slots=True)
+class Usage:
+    """Token counts as the engine states them; None where it does not."""
+
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    cached_tokens: int | None = None
+
+
+@dataclass(slots=True)
+class Completion:
+    """An answer, parsed. `error` is set when the engine said so, in the status, the body or in mid-stream."""
+
+    choices: list[Choice] = field(default_factory=list)
+    usage: Usage | None = None
+    status: int = 200
+    error: str | None = None
+    truncated: bool = False  # the stream ended without a finish reason for every choice
+    finish_events: int = 0   # how many finish reasons the stream carried, over all choices
+
+
+@dataclass(frozen=True, slots=True)
+class EngineFacts:
+    """What the engine tells about itself. None: it does not say."""
+
+    dialect: str
+    model: str
+    max_context_tokens: int | None
+    model_root: str | None = None  # where it says it loaded the model from
+    version: str | None = None
+    kv: KVFacts | None = None
+    capabilities: frozenset[str] = frozenset()
+
+
+class Dialect(Protocol):
+    """How one engine spells things. One small file each; no base class, helpers are shared functions."""
+
+    name: str
+    capabilities: frozenset[str]  # those the dialect always has; `doctor` finds the rest
+    metrics_path: str | None      # None: the engine has no metrics
+
+    def build(self, request: GenerationRequest, model: str) -> tuple[str, dict[str, Any]]:
+        """Path and JSON body of `request`. Raises UsageError for what the dialect cannot say."""
+        ...
+
+    def parse(self, status: int, body: bytes) -> Completion:
+        """A whole (non-streamed) answer. Raises EngineProtocol when it is not what the dialect promises."""
+        ...
+
+    def parse_stream(self, status: int, chunks: Sequence[tuple[float, bytes]]) -> Completion:
+        """A streamed answer, from (arrival time in seconds, bytes) as read. Events may span or share chunks."""
+        ...
+
+    def kv_facts(self, metrics: MetricFamilies) -> KVFacts:
+        """Block size and capacity from the metrics."""
+        ...
+
+    def kv_sample(self, metrics: MetricFamilies, time_s: float) -> KVSample:
+        """The one KV vocabulary from the metrics at `time_s`."""
+        ...
+
+    def recognises(self, models: Mapping[str, Any], metrics: MetricFamilies, headers: Mapping[str, str]) -> bool:
+        """Whether an engine that answers so speaks this dialect."""
+        ...
