@@ -7,7 +7,7 @@ All methods are pure, so that the load client can keep bytes while it measures a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -98,6 +98,11 @@ class EngineFacts:
     capabilities: frozenset[str] = frozenset()
 
 
+# Text of an answer -> token ids, for a model whose words are its tokens (the KV probe). Engines that answer in text
+# alone can then still be verified, and a chunk of several tokens counted as several.
+TextReader = Callable[[str], list[int]]
+
+
 class Dialect(Protocol):
     """How one engine spells things. One small file each; no base class, helpers are shared functions."""
 
@@ -109,11 +114,13 @@ class Dialect(Protocol):
         """Path and JSON body of `request`. Raises UsageError for what the dialect cannot say."""
         ...
 
-    def parse(self, status: int, body: bytes) -> Completion:
-        """A whole (non-streamed) answer. Raises EngineProtocol when it is not what the dialect promises."""
+    def parse(self, status: int, body: bytes, read_text: TextReader | None = None) -> Completion:
+        """A whole (non-streamed) answer. `read_text` fills token ids where the engine gives text alone. Raises EngineProtocol when it is not what the dialect promises."""
         ...
 
-    def parse_stream(self, status: int, chunks: Sequence[tuple[float, bytes]]) -> Completion:
+    def parse_stream(
+        self, status: int, chunks: Sequence[tuple[float, bytes]], read_text: TextReader | None = None
+    ) -> Completion:
         """A streamed answer, from (arrival time in seconds, bytes) as read. Events may span or share chunks."""
         ...
 

@@ -1,0 +1,77 @@
+"""What one run comes to: the numbers that tables, gate and report show. Definitions: docs/measurement.md."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Quantiles:
+    """Of raw samples, never of summaries. Unit as the field that holds it says. `count` samples."""
+
+    count: int
+    mean: float
+    p50: float
+    p90: float
+    p99: float
+    max: float
+
+
+@dataclass(frozen=True, slots=True)
+class Validity:
+    """Whether the client's own error leaves the numbers believable; `reasons` say why not."""
+
+    valid: bool
+    reasons: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class WasteSplit:
+    """Mean share of all KV slots while requests ran, each 0..1 (the vLLM paper's Fig. 2)."""
+
+    token_states: float
+    reserved: float
+    internal: float
+    external: float
+    free: float
+
+
+@dataclass(frozen=True, slots=True)
+class RunSummary:
+    """One run, summarised. None: not known for this engine or workload, which is not zero."""
+
+    path: Path
+    label: str                            # engine label, e.g. "reference paged"
+    workload: str
+    load: str                             # e.g. "8 users", "4 req/s Poisson"
+    users: int | None
+    rate_per_s: float | None
+    status: str                           # complete | interrupted | failed
+    outcomes: dict[str, int]              # every scheduled request in exactly one
+    duration_s: float
+    window_s: tuple[float, float]         # the steady window that throughput is taken from
+    throughput_tokens_per_s: float        # output tokens inside the window
+    verified_tokens_per_s: float | None   # those of them that the oracle confirms
+    request_rate_per_s: float
+    ttft_ms: Quantiles | None
+    ttft_intended_ms: Quantiles | None
+    tpot_ms: Quantiles | None
+    itl_ms: Quantiles | None
+    e2e_ms: Quantiles | None
+    lateness_ms: Quantiles | None         # sent - intended
+    normalised_latency_ms: Quantiles | None
+    output_tokens: int
+    verified_tokens: int | None
+    wrong_tokens: int | None
+    peak_running: float | None            # requests in the batch at once, as the engine's gauge says
+    mean_running: float | None            # over the window
+    kv_usage_mean: float | None           # 0..1, over the window
+    kv_usage_max: float | None
+    live_tokens_mean: float | None        # from the client's own record, over the window
+    effective_utilisation: float | None   # live tokens / (kv_usage * capacity)
+    preemptions: float | None             # during the run
+    prefix_hit_rate: float | None
+    waste: WasteSplit | None
+    validity: Validity
+    diagnoses: tuple[str, ...] = field(default=())  # first few texts of wrong answers: hostile, escape
