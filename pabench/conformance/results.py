@@ -1,0 +1,154 @@
+"""verdicts.jsonl: what a run of the suite found.
+
+One JSON object a line: a header (what was asked of which engine), a row a case as it ends, and a footer (how many
+rows there are, the exit code). A file whose run was cut short has no footer and is refused, and so is one of
+another version of the specification: its rows would mean something else.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from pabench.conformance.verdicts import Outcome, RequirementVerdict, Verdict, by_requirement
+from pabench.errors import UsageError
+
+FILE_NAME = "verdicts.jsonl"
+SCHEMA_VERSION = 1
+SPEC_VERSION = 1  # of the requirements that this version of pabench knows
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What was run, and against what. `engine` says what the engine told about itself: hostile, escape it."""
+
+    spec_version: int
+    pabench_version: str
+    profile: str
+    seed: int
+    started: str                    # ISO 8601, UTC
+    url: str                        # without user name and password
+    engine: Mapping[str, Any] = field(default_factory=dict)  # dialect, model, version, kv, capabilities, probe
+    smoke: str = "ok"               # "ok", or why the short ring sent before all else was wrong
+    schema: int = SCHEMA_VERSION
+
+
+@dataclass(frozen=True, slots=True)
+class Footer:
+    """How the run ended. `status` is "complete" or "interrupted"."""
+
+    rows: int
+    counts: Mapping[str, int]
+    exit_code: int
+    duration_s: float
+    status: str = "complete"
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """A whole verdicts.jsonl."""
+
+    header: Header
+    rows: list[Verdict]
+    footer: Footer
+
+    def by_requirement(self) -> list[RequirementVerdict]:
+        """One verdict a requirement."""
+        return by_requirement(self.rows)
+
+
+class ResultsWriter:
+    """Writes verdicts.jsonl line by line, so that a run cut short keeps what it found. A context manager."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("w", encoding="utf-8")
+        self._rows: list[Verdict] = []
+
+    def header(self, header: Header) -> None:
+        """Write the first line."""
+        self._write("header", asdict(header))
+
+    def row(self, verdict: Verdict) -> None:
+        """Write what became of one case."""
+        self._rows.append(verdict)
+        self._write("case", asdict(verdict))
+
+    def footer(self, exit_code: int, duration_s: float, status: str) -> Footer:
+        """Write the last line, which makes the file a whole one."""
+        counts = {outcome.value: 0 for outcome in Outcome}
+        for row in self._rows:
+            counts[row.outcome.value] += 1
+        footer = Footer(len(self._rows), {k: n for k, n in counts.items() if n}, exit_code, duration_s, status)
+        self._write("footer", asdict(footer))
+        return footer
+
+    def _write(self, kind: str, values: dict[str, Any]) -> None:
+        self._file.write(json.dumps({"kind": kind} | values, ensure_ascii=False) + "\n")
+        self._file.flush()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+
+def load_results(path: Path) -> Results:
+    """Read a verdicts.jsonl, or the one in the folder `path`. Raises UsageError for all that is not a whole one."""
+    path = path / FILE_NAME if path.is_dir() else path
+    lines = _read_lines(path)
+    if not lines or lines[0].get("kind") != "header":
+        raise UsageError(f"{path} does not begin with a header: it is no result of `pabench conform`")
+    _check_versions(path, lines[0])
+    if lines[-1].get("kind") != "footer":
+        raise UsageError(f"{path} has no footer: its run was cut short after {len(lines) - 1} rows; run it again")
+    try:
+        header = Header(**_without_kind(lines[0]))
+        footer = Footer(**_without_kind(lines[-1]))
+        rows = [_row(line) for line in lines[1:-1]]
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{path} has a line that does not fit schema {SCHEMA_VERSION}: {error}") from error
+    if footer.rows != len(rows):
+        raise UsageError(f"{path} holds {len(rows)} rows, its footer says {footer.rows}; run it again")
+    return Results(header, rows, footer)
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"cannot read the verdicts in {path}: {error.strerror}") from error
+    lines = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        try:
+            value = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UsageError(f"{path}, line {number} is not JSON ({error}): the run was cut short, run it again") from error
+        if not isinstance(value, dict):
+            raise UsageError(f"{path}, line {number} is not a JSON object")
+        lines.append(value)
+    return lines
+
+
+def _check_versions(path: Path, header: dict[str, Any]) -> None:
+    for key, known in (("schema", SCHEMA_VERSION), ("spec_version", SPEC_VERSION)):
+        if header.get(key) != known:
+            raise UsageError(f"{path} has {key} {header.get(key)!r}, this pabench reads {known}; run the suite again")
+
+
+def _without_kind(line: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in line.items() if key != "kind"}
+
+
+def _row(line: dict[str, Any]) -> Verdict:
+    if line.get("kind") != "case":
+        raise ValueError(f"a line of kind {line.get('kind')!r} between header and footer")
+    values = _without_kind(line)
+    return Verdict(**values | {"outcome": Outcome(values["outcome"])})
