@@ -1,1 +1,15 @@
-"""TO BE WRITTEN."""
+"""The KV probe: a Llama checkpoint whose text is an exact function of the KV cache. See docs/kv-probe.md."""
+
+from pabench.probe.checkpoint import DTYPES, build_checkpoint, check_checkpoint, load_spec
+from pabench.probe.diagnosis import Diagnosis, diagnose
+from pabench.probe.oracle import Check, check_answer
+from pabench.probe.prompts import Fork, ProbePrompt, Ring, complement, draw_fork, draw_rings
+from pabench.probe.spec import EOS, FIRST_RING, FIRST_SALT, PAD, PRESETS, SEP, UNK, ProbeSpec, preset
+from pabench.probe.text import Codec
+
+__all__ = [
+    "DTYPES", "EOS", "FIRST_RING", "FIRST_SALT", "PAD", "PRESETS", "SEP", "UNK",
+    "Check", "Codec", "Diagnosis", "Fork", "ProbePrompt", "ProbeSpec", "Ring",
+    "build_checkpoint", "check_answer", "check_checkpoint", "complement", "diagnose", "draw_fork", "draw_rings",
+    "load_spec", "preset",
+]

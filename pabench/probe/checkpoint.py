@@ -1,0 +1,105 @@
+"""The probe as a Hugging Face Llama folder: written, read back and checked."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from pabench.errors import UsageError
+from pabench.probe.spec import EOS, PAD, SEP, UNK, ProbeSpec
+from pabench.probe.tensors import DTYPES, read_tensors, rounded, write_tensors
+from pabench.probe.text import SPECIAL_WORDS, Codec
+from pabench.probe.weights import INTERMEDIATE_SIZE, build_weights
+
+# The prompt is what the messages say, word for word: nothing is added, so that a ring stays a ring.
+CHAT_TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% if not loop.last %} {% endif %}{% endfor %}"
+
+
+def build_checkpoint(spec: ProbeSpec, out: Path, dtype: str = "float32") -> None:
+    """Write the probe to the folder `out` (made if missing) with its weights in `dtype`."""
+    if dtype not in DTYPES:
+        raise UsageError(f"unknown dtype {dtype!r}: expected one of {', '.join(DTYPES)}")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_tensors(build_weights(spec), out / "model.safetensors", dtype)
+        _tokenizer(spec).save(str(out / "tokenizer.json"))
+        for name, content in _json_files(spec, dtype).items():
+            (out / name).write_text(json.dumps(content, indent=2) + "\n")
+    except OSError as error:
+        raise UsageError(f"cannot write the probe to {out}: {error.strerror or error}") from None
+
+
+def load_spec(folder: Path) -> ProbeSpec:
+    """The spec of the probe in `folder`. Raises UsageError when it holds no probe."""
+    path = folder / "probe.json"
+    try:
+        content = json.loads(path.read_text())
+        return ProbeSpec(**{field.name: content[field.name] for field in fields(ProbeSpec)})
+    except FileNotFoundError:
+        raise UsageError(f"{folder} holds no KV probe: expected a probe.json in it; build one with "
+                         f"`pabench probe build --preset gqa --out DIR`") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{path} is not a probe description: {type(error).__name__}: {error}") from None
+
+
+def check_checkpoint(folder: Path) -> list[str]:
+    """What is wrong with the probe in `folder`, one line each; empty when it equals what would be built."""
+    spec = load_spec(folder)
+    problems = []
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        dtype = config.get("dtype", "float32")
+        for name, content in _json_files(spec, dtype).items():
+            if json.loads((folder / name).read_text()) != content:
+                problems.append(f"{name} differs from what this version builds")
+        if Tokenizer.from_file(str(folder / "tokenizer.json")).to_str() != _tokenizer(spec).to_str():
+            problems.append("tokenizer.json differs from what this version builds")
+        found = read_tensors(folder / "model.safetensors")
+    except Exception as error:  # the tokenizers library raises bare exceptions of its own
+        return [*problems, f"cannot be read: {type(error).__name__}: {error}"]
+    expected = build_weights(spec)
+    for name in sorted(found.keys() | expected.keys()):
+        if name not in found or name not in expected:
+            problems.append(f"{name}: {'missing' if name in expected else 'not part of the probe'}")
+        elif not np.array_equal(found[name], rounded(expected[name], dtype)):
+            problems.append(f"{name}: weights differ from what this version builds")
+    return problems
+
+
+def _json_files(spec: ProbeSpec, dtype: str) -> dict[str, dict[str, Any]]:
+    return {
+        "config.json": _config(spec, dtype),
+        "generation_config.json": {"bos_token_id": SEP, "eos_token_id": EOS, "pad_token_id": PAD, "do_sample": False},
+        "tokenizer_config.json": {
+            "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": SPECIAL_WORDS[SEP],
+            "eos_token": SPECIAL_WORDS[EOS], "pad_token": SPECIAL_WORDS[PAD], "unk_token": SPECIAL_WORDS[UNK],
+            "clean_up_tokenization_spaces": False, "model_max_length": spec.max_context_tokens,
+            "chat_template": CHAT_TEMPLATE,
+        },
+        "probe.json": asdict(spec),
+    }
+
+
+def _config(spec: ProbeSpec, dtype: str) -> dict[str, Any]:
+    return {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "dtype": dtype, "torch_dtype": dtype,
+        "hidden_size": spec.hidden_size, "intermediate_size": INTERMEDIATE_SIZE,
+        "num_hidden_layers": spec.num_layers, "num_attention_heads": spec.num_q_heads,
+        "num_key_value_heads": spec.num_kv_heads, "head_dim": spec.head_dim, "vocab_size": spec.vocab_size,
+        "max_position_embeddings": spec.max_context_tokens, "rope_theta": spec.rope_theta,
+        "rope_parameters": {"rope_type": "default", "rope_theta": spec.rope_theta},
+        "hidden_act": "silu", "rms_norm_eps": 1e-6, "attention_bias": False, "mlp_bias": False,
+        "tie_word_embeddings": False, "bos_token_id": SEP, "eos_token_id": EOS, "pad_token_id": PAD,
+    }
+
+
+def _tokenizer(spec: ProbeSpec) -> Tokenizer:
+    vocab = {Codec.word(token): token for token in range(spec.vocab_size)}
+    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token=SPECIAL_WORDS[UNK]))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return tokenizer

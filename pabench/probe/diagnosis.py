@@ -1,0 +1,176 @@
+"""From a wrong answer to what was read wrongly: block, slot, layer, head, and whose data was read instead.
+
+Each output is judged in its own context: given the token before it (right or wrong), what must follow? So one bad
+read does not make every later token look bad, and the pattern over all bad reads can be named.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+
+from pabench.probe.prompts import ProbePrompt
+from pabench.probe.spec import SEP, ProbeSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Misread:
+    """One output that does not follow from the token before it. Heads are (layer, query head)."""
+
+    index: int                          # output number, from 0
+    expected: int
+    actual: int
+    position: int                       # cache position that should have been read
+    heads: tuple[tuple[int, int], ...]  # those whose bit is wrong
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """What a wrong answer says about the KV cache. `str()` is the text for an implementer."""
+
+    index: int
+    expected: int
+    actual: int
+    position: int
+    block: int | None
+    slot: int | None
+    kind: str                            # "not found" | "foreign" | "own" | "unknown"
+    owner: str | None                    # whose token was read, for "foreign"
+    owner_position: int | None           # where it stands there (or here, for "own")
+    heads: tuple[tuple[int, int], ...]   # wrong in any misread
+    kv_heads: tuple[tuple[int, int], ...]
+    positions: tuple[int, ...]           # all positions misread
+    misreads: int
+    outputs: int
+    hint: str
+    block_size: int | None = None
+
+    def to_json(self) -> str:
+        """All fields and the text."""
+        return json.dumps(asdict(self) | {"text": str(self)})
+
+    def __str__(self) -> str:
+        place = f"position {self.position}"
+        if self.block is not None:
+            place += f" -> block {self.block}, slot {self.slot}"
+        read = {"not found": "<sep>: the lookup found no key (wrong prefix, damaged or missing key)",
+                "foreign": f"t{self.actual} = {self.owner}, position {self.owner_position}",
+                "own": f"t{self.actual}, its own position {self.owner_position}",
+                "unknown": f"t{self.actual}, in no prompt: single bits are wrong"}[self.kind]
+        reads = f"{self.misreads} of {self.outputs} outputs misread, {self._heads_text()}{self._place_text()}"
+        return (f"expected  output {self.index} = t{self.expected} ({place})\n"
+                f"actual    {read}\nreads     {reads}\nhint      {self.hint}")
+
+    def _heads_text(self) -> str:
+        layers = sorted({layer for layer, _ in self.heads})
+        named = ", ".join(f"layer {layer} heads {_ranges(h for l, h in self.heads if l == layer)}" for layer in layers)
+        return f"wrong in {named}" if named else "no bit wrong"
+
+    def _place_text(self) -> str:
+        if self.block_size is None:
+            return f", at positions {_ranges(self.positions)}"
+        blocks = sorted({position // self.block_size for position in self.positions})
+        if len(blocks) > 1:
+            return f", in blocks {_ranges(blocks)}"
+        return f", only in block {blocks[0]} slots {_ranges(p % self.block_size for p in self.positions)}"
+
+
+def diagnose(
+    spec: ProbeSpec,
+    prompt: ProbePrompt,
+    ids: Sequence[int],
+    *,
+    block_size: int | None,
+    others: Sequence[ProbePrompt] = (),
+    names: Sequence[str] = (),
+) -> Diagnosis | None:
+    """What the generated `ids` say about the cache; None when nothing is wrong.
+
+    `others` are the prompts that shared the engine with this one, `names` what to call them ("request 3" by default).
+    """
+    misreads = list(_misreads(spec, prompt, ids))
+    if not misreads:
+        return None
+    first = misreads[0]
+    kind, owner, owner_position = _whose(first.actual, prompt, others, names)
+    heads = tuple(sorted({head for misread in misreads for head in misread.heads}))
+    kv_heads = tuple(sorted({(layer, spec.kv_head_of(head)) for layer, head in heads}))
+    positions = tuple(sorted({misread.position for misread in misreads}))
+    return Diagnosis(
+        index=first.index, expected=first.expected, actual=first.actual, position=first.position,
+        block=None if block_size is None else first.position // block_size,
+        slot=None if block_size is None else first.position % block_size,
+        kind=kind, owner=owner, owner_position=owner_position, heads=heads, kv_heads=kv_heads, positions=positions,
+        misreads=len(misreads), outputs=len(ids), block_size=block_size,
+        hint=_hint(spec, kind, kv_heads, positions, block_size, len(prompt.prompt), first),
+    )
+
+
+def _misreads(spec: ProbeSpec, prompt: ProbePrompt, ids: Sequence[int]) -> Iterable[Misread]:
+    current = prompt.prompt[-1]
+    for index, token in enumerate(ids):
+        allowed = prompt.successors(current)
+        if allowed and token not in allowed:
+            expected = min(allowed, key=lambda wanted: (wanted ^ token).bit_count())
+            position = prompt.owner(expected)
+            assert position is not None, "a successor stands in its own prompt"
+            wrong = expected ^ token
+            heads = tuple(spec.head_of(bit) for bit in range(spec.bits) if wrong >> bit & 1)
+            yield Misread(index, expected, token, position, heads)
+        current = token
+
+
+def _whose(
+    token: int, prompt: ProbePrompt, others: Sequence[ProbePrompt], names: Sequence[str]
+) -> tuple[str, str | None, int | None]:
+    if token == SEP:
+        return "not found", None, None
+    own = prompt.owner(token)
+    if own is not None:
+        return "own", None, own
+    for i, other in enumerate(others):
+        position = other.owner(token)
+        if position is not None:
+            return "foreign", names[i] if i < len(names) else f"request {i}", position
+    return "unknown", None, None
+
+
+def _hint(
+    spec: ProbeSpec, kind: str, kv_heads: tuple[tuple[int, int], ...], positions: tuple[int, ...],
+    block_size: int | None, prompt_len: int, first: Misread,
+) -> str:
+    """The most specific pattern that fits all misreads."""
+    all_kv_heads = {(layer, head) for layer in range(1, spec.num_layers) for head in range(spec.num_kv_heads)}
+    layers = {layer for layer, _ in kv_heads}
+    if first.index + 1 >= prompt_len and kind != "foreign":
+        return "right for a whole lap, wrong when generated tokens are looked up: check the position ids and slots of decode"
+    if kind == "foreign":
+        return "another request's data was read: block table, reuse of a block still in use, or a write into a shared block"
+    if set(kv_heads) != all_kv_heads and len(layers) == 1 and spec.num_layers > 2:
+        return f"only layer {min(layers)}: check the layer stride of the cache"
+    if len({head for _, head in kv_heads}) == 1 and spec.num_kv_heads > 1:
+        return f"only KV head {kv_heads[0][1]}: check the head stride, the group map and the head's scale"
+    if block_size is not None:
+        slots = {position % block_size for position in positions}
+        blocks = {position // block_size for position in positions}
+        if len(blocks) > 1 and slots == {block_size - 1}:
+            return "only the last slot of blocks: an off-by-one at the block edge"
+        if len(blocks) > 1 and slots == {0}:
+            return "only the first slot of blocks: an off-by-one at the block edge"
+        if len(blocks) == 1 and len(slots) > 1:
+            return f"only block {min(blocks)}: it was overwritten, not written, or its table entry is wrong"
+    if kind == "not found":
+        return "keys do not match their prefix: a block computed behind another prefix, or keys never written"
+    return "values do not belong to their keys: check the write of V, the block table and the split over lanes"
+
+
+def _ranges(numbers: Iterable[int]) -> str:
+    """ "1..3, 7" for 1, 2, 3, 7."""
+    parts: list[list[int]] = []
+    for number in sorted(set(numbers)):
+        if parts and number == parts[-1][-1] + 1:
+            parts[-1].append(number)
+        else:
+            parts.append([number])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}..{run[-1]}" for run in parts)

@@ -1,0 +1,150 @@
+"""Geometry of a KV probe: which token ids mean what, and which attention head carries which bit.
+
+A probe with `num_layers` L and `num_q_heads` H has a vocabulary of 2^((L-1)*H): bit `b` of an answer is read by
+exactly one query head of one lookup layer (layers 1 … L-1; layer 0 only prepares the keys).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pabench.errors import UsageError
+
+SEP = 0   # first token of every prompt, the sink of lookups that find nothing; also the tokenizer's BOS
+EOS = 1
+PAD = 2
+UNK = 3
+FIRST_SALT = 16      # ids below are never in a prompt's body: engines treat BOS, EOS, UNK, PAD specially
+FIRST_RING = 272     # the same in every preset, so that one prompt serves them all
+SLOW_THETA = 2e-5    # RoPE frequencies (radians a token) that do not turn within the longest context
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeSpec:
+    """One probe. Codes are sign vectors: `token_code_dims` for token ids, `salt_code_dims` for salts."""
+
+    preset: str
+    num_layers: int
+    num_q_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rope_theta: float
+    token_code_dims: int
+    salt_code_dims: int
+    num_salts: int
+    max_context_tokens: int = 4096
+
+    def __post_init__(self) -> None:
+        problems = []
+        if self.num_q_heads % self.num_kv_heads:
+            problems.append(f"{self.num_q_heads} query heads do not divide by {self.num_kv_heads} KV heads")
+        if self.num_q_heads < 2:
+            problems.append("layer 0 needs two query heads: one for the previous token, one for the salt")
+        if self.vocab_size < 2 * FIRST_RING:
+            problems.append(f"{self.bits} bits leave no tokens for rings: (num_layers - 1) * num_q_heads must be >= 10")
+        if self.num_salts > FIRST_RING - FIRST_SALT:
+            problems.append(f"{self.num_salts} salts, at most {FIRST_RING - FIRST_SALT} have an id")
+        if len(self.slow_dims) < self.token_code_dims + self.salt_code_dims + 1:
+            problems.append(
+                f"lookup keys need {self.token_code_dims + self.salt_code_dims + 1} slow dims, head_dim {self.head_dim} "
+                f"with rope_theta {self.rope_theta:g} has {len(self.slow_dims)}: raise rope_theta or shorten the codes"
+            )
+        if problems:
+            raise UsageError(f"probe preset {self.preset!r} cannot be built: {'; '.join(problems)}")
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the residual stream."""
+        return self.num_q_heads * self.head_dim
+
+    @property
+    def group_size(self) -> int:
+        """Query heads that share one KV head."""
+        return self.num_q_heads // self.num_kv_heads
+
+    @property
+    def bits(self) -> int:
+        """Bits of a token id: one for each query head of each lookup layer."""
+        return (self.num_layers - 1) * self.num_q_heads
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids."""
+        return 1 << self.bits
+
+    @property
+    def ring_ids(self) -> range:
+        """Ids that may stand in a ring."""
+        return range(FIRST_RING, self.vocab_size)
+
+    @property
+    def paired_ids(self) -> range:
+        """Ring ids whose complement (every bit flipped) is a ring id too."""
+        return range(FIRST_RING, self.vocab_size - FIRST_RING)
+
+    @property
+    def salt_ids(self) -> range:
+        """Ids of the salts."""
+        return range(FIRST_SALT, FIRST_SALT + self.num_salts)
+
+    @property
+    def thetas(self) -> list[float]:
+        """RoPE frequency of each pair of dims (i, i + head_dim/2), radians a token; [head_dim / 2]."""
+        half = self.head_dim // 2
+        return [self.rope_theta ** (-i / half) for i in range(half)]
+
+    @property
+    def fast_pairs(self) -> list[int]:
+        """RoPE pairs that turn: they tell positions apart."""
+        return [i for i, theta in enumerate(self.thetas) if theta > SLOW_THETA]
+
+    @property
+    def slow_dims(self) -> list[int]:
+        """Dims of a head that RoPE leaves alone over the longest context: they hold content."""
+        half = self.head_dim // 2
+        pairs = [i for i, theta in enumerate(self.thetas) if theta <= SLOW_THETA]
+        return pairs + [i + half for i in pairs]
+
+    def bit_of(self, layer: int, q_head: int) -> int:
+        """Bit of the answer that query head `q_head` of lookup layer `layer` (1 … L-1) carries."""
+        return (layer - 1) * self.num_q_heads + q_head
+
+    def head_of(self, bit: int) -> tuple[int, int]:
+        """(layer, query head) that carries `bit`."""
+        return bit // self.num_q_heads + 1, bit % self.num_q_heads
+
+    def kv_head_of(self, q_head: int) -> int:
+        """KV head that query head `q_head` reads."""
+        return q_head // self.group_size
+
+
+# Code lengths, rope_theta and salts by head_dim: chosen so that the slow dims hold both codes and the sink.
+_BY_HEAD_DIM = {64: (1e20, 30, 16, 60), 80: (1e18, 40, 16, 63), 96: (1e18, 48, 20, 191),
+                128: (1e16, 64, 24, 256), 256: (1e16, 64, 24, 256)}
+
+
+def _preset(name: str, layers: int, q_heads: int, kv_heads: int, head_dim: int, max_context: int = 4096) -> ProbeSpec:
+    theta, token_dims, salt_dims, salts = _BY_HEAD_DIM[head_dim]
+    return ProbeSpec(name, layers, q_heads, kv_heads, head_dim, theta, token_dims, salt_dims, salts, max_context)
+
+
+PRESETS: dict[str, ProbeSpec] = {
+    spec.preset: spec
+    for spec in (
+        _preset("tiny", 4, 4, 2, 64),
+        _preset("gqa", 4, 4, 2, 128),
+        _preset("mha", 4, 4, 4, 128),
+        _preset("mqa", 4, 4, 1, 128),
+        _preset("d80", 4, 4, 2, 80),
+        _preset("d96", 4, 4, 2, 96),
+        _preset("d256", 4, 4, 2, 256),
+        _preset("long", 3, 8, 2, 128, max_context=65536),
+    )
+}
+
+
+def preset(name: str) -> ProbeSpec:
+    """The preset called `name`. Raises UsageError that lists the known ones."""
+    if name not in PRESETS:
+        raise UsageError(f"unknown probe preset {name!r}: expected one of {', '.join(PRESETS)}")
+    return PRESETS[name]
