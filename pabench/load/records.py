@@ -2,9 +2,10 @@
 
 A run is a folder:
 
-    manifest.json      what was run, against what, with what, and how it ended
-    requests.parquet   REQUEST_COLUMNS, one row a scheduled request, whatever became of it
-    telemetry.parquet  TELEMETRY_COLUMNS, one row a scrape
+    manifest.json      what was run, against what, with what, and how it ended (`manifest.Manifest`)
+    requests.parquet   REQUEST_SCHEMA, one row a scheduled request, whatever became of it
+    telemetry.parquet  TELEMETRY_SCHEMA, one row a scrape
+    journal.bin        only while it runs, and after a kill: answers as they came (`journal.py`)
 
 Times are seconds on one monotonic clock, zero at the start of the run. Every write is atomic (a temporary file,
 then a rename), so a reader sees the old file or the new one, never half of one.
@@ -12,12 +13,42 @@ then a rename), so a reader sees the old file or the new one, never half of one.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import contextlib
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pabench.errors import PabenchError
+from pabench.telemetry.vocabulary import KVSample
 
 SCHEMA_VERSION = 1
+MANIFEST_FILE = "manifest.json"
+REQUESTS_FILE = "requests.parquet"
+TELEMETRY_FILE = "telemetry.parquet"
 
 # Every scheduled request ends in exactly one of these.
 OUTCOMES = ("ok", "wrong", "error", "timeout", "aborted", "unsent")
+
+# Why a request is not "ok". The first group goes with outcome "error".
+ERROR_KINDS = (
+    "connect",      # no connection
+    "client",       # this machine's fault: no more files or ports
+    "reset",        # the connection broke
+    "http",         # status 4xx or 5xx
+    "stream",       # an error inside an answer of status 200
+    "protocol",     # not what the dialect promises
+    "truncated",    # the stream ended without a finish reason
+    "empty",        # finished without a token
+    "length",       # not as many tokens, or samples, as asked for
+    "planned",      # aborted: the workload said so (cancel_share)
+    "interrupt",    # aborted or unsent: the run was interrupted
+    "engine-died",  # unsent: nothing answered any more
+    "duration",     # unsent: the workload's duration_s was over
+)
 
 
 @dataclass(slots=True)
@@ -33,12 +64,13 @@ class RequestRecord:
     last_s: float | None = None         # last chunk with a token
     end_s: float | None = None          # connection done, or given up
     outcome: str = "unsent"             # one of OUTCOMES
-    error_kind: str | None = None       # connect | http | protocol | stream | truncated | …
+    error_kind: str | None = None       # one of ERROR_KINDS
     error_text: str | None = None       # engine-supplied: hostile, escape before showing
     http_status: int | None = None
     prompt_tokens: int = 0              # as sent
     max_tokens: int = 0                 # asked for, per choice
     n: int = 1
+    usage_prompt_tokens: int | None = None  # as the engine counts the prompt
     output_tokens: int | None = None    # from usage, over all choices
     stream_tokens: int = 0              # counted in the answer, over all choices
     cached_tokens: int | None = None    # from usage
@@ -49,3 +81,63 @@ class RequestRecord:
     token_choices: list[int] = field(default_factory=list)     # choice index of each of those
     token_ids: list[int] = field(default_factory=list)         # id of each, empty where the engine gives none
     diagnosis: str | None = None        # JSON of probe.diagnosis.Diagnosis when outcome is "wrong"
+
+
+REQUEST_SCHEMA = pa.schema([
+    ("request_id", pa.string()), ("index", pa.int64()), ("user", pa.int64()),
+    ("intended_s", pa.float64()), ("sent_s", pa.float64()), ("first_s", pa.float64()),
+    ("last_s", pa.float64()), ("end_s", pa.float64()),
+    ("outcome", pa.string()), ("error_kind", pa.string()), ("error_text", pa.string()), ("http_status", pa.int64()),
+    ("prompt_tokens", pa.int64()), ("max_tokens", pa.int64()), ("n", pa.int64()),
+    ("usage_prompt_tokens", pa.int64()), ("output_tokens", pa.int64()), ("stream_tokens", pa.int64()),
+    ("cached_tokens", pa.int64()), ("verified_tokens", pa.int64()), ("wrong_tokens", pa.int64()),
+    ("finish_reasons", pa.list_(pa.string())), ("token_times_s", pa.list_(pa.float64())),
+    ("token_choices", pa.list_(pa.int64())), ("token_ids", pa.list_(pa.int64())), ("diagnosis", pa.string()),
+])
+
+TELEMETRY_SCHEMA = pa.schema([(column.name, pa.float64()) for column in fields(KVSample)])
+
+
+class RecordsUnwritable(PabenchError):
+    """The run folder takes no more, as on a full disk. What was written before stays readable."""
+
+
+def write_requests(folder: Path, records: Sequence[RequestRecord]) -> None:
+    """Write `requests.parquet`. Raises RecordsUnwritable."""
+    _write_table(folder / REQUESTS_FILE, pa.Table.from_pylist([asdict(r) for r in records], schema=REQUEST_SCHEMA))
+
+
+def write_telemetry(folder: Path, samples: Sequence[KVSample]) -> None:
+    """Write `telemetry.parquet`. Raises RecordsUnwritable."""
+    _write_table(folder / TELEMETRY_FILE, pa.Table.from_pylist([asdict(s) for s in samples], schema=TELEMETRY_SCHEMA))
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Replace `path` by `data`, whole or not at all. Raises RecordsUnwritable."""
+    part = path.with_name(f".{path.name}.part")
+    try:
+        with part.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError as error:
+        _discard(part)
+        raise unwritable(path, error) from error
+
+
+def unwritable(path: Path, error: OSError) -> RecordsUnwritable:
+    """The error to raise when `path` could not be written."""
+    return RecordsUnwritable(f"cannot write {path}: {error.strerror or error}; what was written before is kept "
+                             f"in {path.parent}: make room, or give another folder")
+
+
+def _write_table(path: Path, table: pa.Table) -> None:
+    buffer = pa.BufferOutputStream()
+    pq.write_table(table, buffer, compression="zstd")
+    write_atomic(path, buffer.getvalue().to_pybytes())
+
+
+def _discard(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)

@@ -1,0 +1,203 @@
+"""The manifest of a run: what was run, against what, with what, on which machine, and how it ended."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+from urllib.parse import urlsplit, urlunsplit
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+import pabench
+from pabench.engines.base import EngineFacts
+from pabench.errors import UsageError
+from pabench.load.records import MANIFEST_FILE, SCHEMA_VERSION, write_atomic
+from pabench.load.workload import Workload
+
+_VERSIONS_OF = ("aiohttp", "numpy", "orjson", "pandas", "pyarrow", "pydantic", "uvloop")
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Host(_Part):
+    """The machine that the client ran on."""
+
+    cpu: str
+    cores: int              # that this process may use
+    memory_bytes: int | None
+    platform: str
+    python: str
+
+
+class KVGeometry(_Part):
+    """`telemetry.vocabulary.KVFacts` as written. None: the engine does not say."""
+
+    block_size: int | None = None
+    num_blocks: int | None = None
+    prefix_caching: bool | None = None
+    kv_mode: str | None = None
+
+    @property
+    def capacity_tokens(self) -> int | None:
+        """Slots in the pool; None where unknown."""
+        return None if self.block_size is None or self.num_blocks is None else self.block_size * self.num_blocks
+
+
+class EngineRecord(_Part):
+    """`engines.EngineFacts` as written. All texts are engine-supplied: escape before showing."""
+
+    dialect: str
+    model: str
+    max_context_tokens: int | None
+    version: str | None = None
+    kv: KVGeometry | None = None
+    capabilities: list[str] = Field(default_factory=list)
+
+
+class ClientHealth(_Part):
+    """How well the client itself kept up. Milliseconds; None where the run had nothing to measure."""
+
+    loop_lag_p50_ms: float | None = None   # how much later than asked the event loop came round
+    loop_lag_p99_ms: float | None = None
+    loop_lag_max_ms: float | None = None
+    lateness_p50_ms: float | None = None   # sent - intended
+    lateness_p99_ms: float | None = None
+    lateness_max_ms: float | None = None
+    cpu_share: float | None = None         # of one core, over the run
+    failed_scrapes: int = 0
+    scrapes: int = 0
+
+
+class Manifest(_Part):
+    """See the module. `status`: "running" is a run that is going on, or that was killed."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    status: Literal["running", "complete", "interrupted", "failed"]
+    failure: str | None = None             # why, when status is "failed"; may hold engine-supplied text
+    command: list[str]                     # keys and passwords taken out
+    started_at: str                        # UTC, ISO 8601
+    label: str
+    url: str                               # without user, password and query
+    workload: Workload
+    seed: int
+    engine: EngineRecord
+    probe_preset: str | None
+    host: Host
+    versions: dict[str, str]
+    git_commit: str | None
+    outcomes: dict[str, int] = Field(default_factory=dict)   # of records.OUTCOMES; sums to the scheduled requests
+    duration_s: float | None = None        # from the start to the end of the last request
+    window_s: tuple[float, float] | None = None  # the steady window, seconds from the start
+    client: ClientHealth = Field(default_factory=ClientHealth)
+    notes: list[str] = Field(default_factory=list)  # what a reader must know: clipped lengths, usage that disagrees
+
+    def write(self, folder: Path) -> None:
+        """Write `manifest.json`. Raises RecordsUnwritable."""
+        write_atomic(folder / MANIFEST_FILE, self.model_dump_json(indent=2).encode())
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest in a run folder. Raises UsageError when there is none, or none of this version."""
+    path = folder / MANIFEST_FILE
+    try:
+        return Manifest.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise UsageError(f"{folder} is no run folder: it holds no {MANIFEST_FILE}") from None
+    except (OSError, ValidationError) as error:
+        raise UsageError(f"{path} cannot be read as a manifest of version {SCHEMA_VERSION}: "
+                         f"{str(error).splitlines()[0]}") from None
+
+
+def new_manifest(
+    *, workload: Workload, seed: int, facts: EngineFacts, probe_preset: str | None, label: str, url: str,
+    api_key: str | None = None,
+) -> Manifest:
+    """The manifest of a run that starts now."""
+    return Manifest(
+        status="running", command=clean_command(sys.argv, api_key), started_at=datetime.now(UTC).isoformat(),
+        label=label, url=clean_url(url), workload=workload, seed=seed, engine=describe_engine(facts),
+        probe_preset=probe_preset, host=describe_host(), versions=describe_versions(), git_commit=find_commit(),
+    )
+
+
+def clean_url(url: str) -> str:
+    """The URL without user, password, query and fragment."""
+    parts = urlsplit(url)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+def clean_command(argv: Sequence[str], api_key: str | None) -> list[str]:
+    """The command line with keys and passwords replaced by `***`."""
+    command: list[str] = []
+    for word in argv:
+        if command and command[-1] in ("--api-key", "--key", "--token"):
+            word = "***"
+        elif word.startswith(("--api-key=", "--key=", "--token=")):
+            word = word.split("=", 1)[0] + "=***"
+        if api_key:
+            word = word.replace(api_key, "***")
+        head, scheme, rest = word.partition("://")
+        authority, slash, tail = rest.partition("/")
+        command.append(head + scheme + "***@" + authority.rpartition("@")[2] + slash + tail
+                       if "@" in authority else word)
+    return command
+
+
+def describe_engine(facts: EngineFacts) -> EngineRecord:
+    """What the engine tells, without where its files lie."""
+    kv = None if facts.kv is None else KVGeometry(
+        block_size=facts.kv.block_size, num_blocks=facts.kv.num_blocks,
+        prefix_caching=facts.kv.prefix_caching, kv_mode=facts.kv.kv_mode,
+    )
+    return EngineRecord(dialect=facts.dialect, model=facts.model, max_context_tokens=facts.max_context_tokens,
+                        version=facts.version, kv=kv, capabilities=sorted(facts.capabilities))
+
+
+def describe_host() -> Host:
+    """This machine."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else None
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return Host(cpu=_cpu_name(), cores=cores, memory_bytes=memory, platform=platform.platform(),
+                python=platform.python_version())
+
+
+def describe_versions() -> dict[str, str]:
+    """Versions of pabench and of what it measures with."""
+    versions = {"pabench": pabench.__version__}
+    for name in _VERSIONS_OF:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def find_commit() -> str | None:
+    """Git commit of the checkout that pabench runs from, "-dirty" when changed; None where it is installed."""
+    root = Path(pabench.__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    try:
+        done = subprocess.run(["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+                              capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

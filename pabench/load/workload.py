@@ -1,0 +1,261 @@
+"""Workload files: what is asked of an engine, how often and for how long. TOML in `workloads/`, or a file of the user's.
+
+A workload knows nothing about engines or prompts' contents; `schedule.py` draws those from it and a seed.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pabench.errors import UsageError
+from pabench.resources import data_dir
+
+_LAST_RESORT_TOKENS = 1 << 20  # an unclipped law still has to end
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class FixedLaw(_Strict):
+    """Always the same length."""
+
+    law: Literal["fixed"]
+    tokens: int = Field(ge=1)
+
+    def draw(self, rng: np.random.Generator, count: int) -> np.ndarray:
+        """`[count]` float64 lengths in tokens, not yet scaled or clipped."""
+        return np.full(count, float(self.tokens))
+
+    def bounds(self) -> tuple[int, int]:
+        """Smallest and largest length in tokens."""
+        return 1, _LAST_RESORT_TOKENS
+
+
+class _Clipped(_Strict):
+    min: int = Field(default=1, ge=1)
+    max: int = Field(default=_LAST_RESORT_TOKENS, ge=1)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> _Clipped:
+        if self.min > self.max:
+            raise ValueError(f"min {self.min} is above max {self.max}")
+        return self
+
+    def bounds(self) -> tuple[int, int]:
+        """Smallest and largest length in tokens."""
+        return self.min, self.max
+
+
+class UniformLaw(_Clipped):
+    """Every whole length from `min` to `max`, both included, alike."""
+
+    law: Literal["uniform"]
+    max: int = Field(ge=1)
+
+    def draw(self, rng: np.random.Generator, count: int) -> np.ndarray:
+        """`[count]` float64 lengths in tokens."""
+        return rng.integers(self.min, self.max + 1, size=count).astype(np.float64)
+
+
+class ExponentialLaw(_Clipped):
+    """Exponential with `mean` before clipping."""
+
+    law: Literal["exponential"]
+    mean: float = Field(gt=0)
+
+    def draw(self, rng: np.random.Generator, count: int) -> np.ndarray:
+        """`[count]` float64 lengths in tokens."""
+        return rng.exponential(self.mean, size=count)
+
+
+class GammaLaw(_Clipped):
+    """Gamma with `shape` k and `mean` before clipping (scale = mean / shape)."""
+
+    law: Literal["gamma"]
+    shape: float = Field(gt=0)
+    mean: float = Field(gt=0)
+
+    def draw(self, rng: np.random.Generator, count: int) -> np.ndarray:
+        """`[count]` float64 lengths in tokens."""
+        return rng.gamma(self.shape, self.mean / self.shape, size=count)
+
+
+class LognormalLaw(_Clipped):
+    """Lognormal with `median` and `sigma` (standard deviation of the logarithm) before clipping."""
+
+    law: Literal["lognormal"]
+    median: float = Field(gt=0)
+    sigma: float = Field(gt=0)
+
+    def draw(self, rng: np.random.Generator, count: int) -> np.ndarray:
+        """`[count]` float64 lengths in tokens."""
+        return rng.lognormal(np.log(self.median), self.sigma, size=count)
+
+
+LengthLaw = Annotated[
+    FixedLaw | UniformLaw | ExponentialLaw | GammaLaw | LognormalLaw, Field(discriminator="law")
+]
+
+
+class ClosedArrivals(_Strict):
+    """`users` at once; each sends its next request `think_s` after the end of its last."""
+
+    kind: Literal["closed"]
+    users: int = Field(ge=1)
+    think_s: float = Field(default=0.0, ge=0)
+
+
+class ConstantArrivals(_Strict):
+    """A request every 1 / `rate_per_s` seconds, whatever the engine does."""
+
+    kind: Literal["constant"]
+    rate_per_s: float = Field(gt=0)
+
+
+class PoissonArrivals(_Strict):
+    """Exponential gaps of mean 1 / `rate_per_s` seconds, whatever the engine does."""
+
+    kind: Literal["poisson"]
+    rate_per_s: float = Field(gt=0)
+
+
+Arrivals = Annotated[ClosedArrivals | ConstantArrivals | PoissonArrivals, Field(discriminator="kind")]
+
+
+class Workload(_Strict):
+    """One workload. Lengths are drawn, multiplied by `scale`, clipped by their law, then to `max_total_tokens`.
+
+    `prompt`: "probe" (rings, every answer verified), "fork" (for n samples of one prompt, verified), "text" (random
+    words, any model, nothing verified). `cancel_share` of the requests are cut off by the client after
+    `cancel_after_tokens` tokens. `duration_s` ends the sending; what is in flight is waited for.
+    """
+
+    name: str = Field(min_length=1)
+    description: str = Field(min_length=1)
+    prompt: Literal["probe", "fork", "text"]
+    prompt_tokens: LengthLaw
+    output_tokens: LengthLaw
+    arrivals: Arrivals
+    num_requests: int | None = Field(default=None, ge=1)
+    duration_s: float | None = Field(default=None, gt=0)
+    scale: float = Field(default=1.0, gt=0)
+    max_total_tokens: int | None = Field(default=None, ge=8)
+    n: int = Field(default=1, ge=1)
+    temperature: float = Field(default=0.0, ge=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    timeout_s: float = Field(default=120.0, gt=0)
+    cancel_share: float = Field(default=0.0, ge=0, le=1)
+    cancel_after_tokens: int = Field(default=8, ge=1)
+    warmup_requests: int | None = Field(default=None, ge=0)
+    seed: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Workload:
+        if self.num_requests is None and self.duration_s is None:
+            raise ValueError("give num_requests, or duration_s, or both")
+        if self.num_requests is None and isinstance(self.arrivals, ClosedArrivals):
+            raise ValueError("closed arrivals need num_requests (an upper bound; duration_s can end the run earlier)")
+        if self.prompt == "fork" and self.temperature == 0:
+            raise ValueError('prompt "fork" needs temperature > 0: its two branches are drawn by chance')
+        if self.prompt == "probe" and self.temperature > 0:
+            raise ValueError('prompt "probe" is verified under greedy decoding: leave temperature at 0, or use "fork"')
+        return self
+
+    @property
+    def users(self) -> int | None:
+        """Users at once, None for open arrivals."""
+        return self.arrivals.users if isinstance(self.arrivals, ClosedArrivals) else None
+
+    @property
+    def rate_per_s(self) -> float | None:
+        """Offered rate, None for closed arrivals."""
+        return None if isinstance(self.arrivals, ClosedArrivals) else self.arrivals.rate_per_s
+
+    @property
+    def warmups(self) -> int:
+        """Requests sent before the run and not counted: as many streams as the run has at once, unless told."""
+        if self.warmup_requests is not None:
+            return self.warmup_requests
+        return self.users if self.users is not None else 4
+
+    @property
+    def load_text(self) -> str:
+        """The load in words, e.g. "8 users" or "4 req/s Poisson"."""
+        if isinstance(self.arrivals, ClosedArrivals):
+            return "1 user" if self.arrivals.users == 1 else f"{self.arrivals.users} users"
+        return f"{self.arrivals.rate_per_s:g} req/s {'Poisson' if self.arrivals.kind == 'poisson' else 'constant'}"
+
+
+def known_workloads() -> dict[str, Path]:
+    """Name -> file of the workloads that ship with pabench, sorted by name."""
+    return {path.stem: path for path in sorted(data_dir("workloads").glob("*.toml"))}
+
+
+def load_workload(name_or_path: str | Path, **overrides: Any) -> Workload:
+    """A workload by name or file, with fields replaced.
+
+    `overrides` are field names; None leaves the file's value. `users`, `think_s` and `rate_per_s` change the
+    arrivals: `users` makes them closed, `rate_per_s` keeps "constant" or "poisson". Raises UsageError.
+    """
+    path = _find(name_or_path)
+    try:
+        fields = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(f"workload {path}: cannot be read as TOML: {error}") from None
+    fields.setdefault("name", path.stem)
+    given = {key: value for key, value in overrides.items() if value is not None}
+    _override_arrivals(fields, given, path)
+    fields.update(given)
+    return parse_workload(fields, str(path))
+
+
+def parse_workload(fields: dict[str, Any], where: str) -> Workload:
+    """A workload from its fields. Raises UsageError of one line that names `where` and each wrong field."""
+    try:
+        return Workload.model_validate(fields)
+    except ValidationError as error:
+        raise UsageError(f"workload {where}: " + "; ".join(_explain(e) for e in error.errors())) from None
+
+
+def _find(name_or_path: str | Path) -> Path:
+    known = known_workloads()
+    if str(name_or_path) in known:
+        return known[str(name_or_path)]
+    path = Path(name_or_path)
+    if path.is_file():
+        return path
+    raise UsageError(
+        f"unknown workload {str(name_or_path)!r}: neither a file nor one of {', '.join(known) or '(none installed)'}"
+    )
+
+
+def _override_arrivals(fields: dict[str, Any], given: dict[str, Any], path: Path) -> None:
+    """Move `users`, `think_s` and `rate_per_s` from `given` into the arrivals."""
+    keys = {key: given.pop(key) for key in ("users", "think_s", "rate_per_s") if key in given}
+    if not keys:
+        return
+    if "rate_per_s" in keys and len(keys) > 1:
+        raise UsageError(f"workload {path}: rate_per_s and {', '.join(k for k in keys if k != 'rate_per_s')} "
+                         "exclude each other: users wait for answers, a rate does not")
+    now = given.pop("arrivals", None) or fields.get("arrivals")
+    now = dict(now) if isinstance(now, dict) else {}
+    if "users" in keys and now.get("kind") != "closed":
+        now = {"kind": "closed"}
+    if "rate_per_s" in keys and now.get("kind") == "closed":
+        now = {"kind": "poisson"}
+    fields["arrivals"] = now | keys
+
+
+def _explain(error: Any) -> str:
+    tags = {"fixed", "uniform", "exponential", "gamma", "lognormal", "closed", "constant", "poisson"}
+    names = [str(part) for part in error["loc"] if part not in tags]
+    message = error["msg"].removeprefix("Value error, ")
+    got = error.get("input")
+    shown = f" (got {got!r})" if isinstance(got, str | int | float | bool) else ""
+    return f"{'.'.join(names)}: {message}{shown}" if names else message
