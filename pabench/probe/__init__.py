@@ -1,10 +1,11 @@
 """The KV probe: a Llama checkpoint whose text is an exact function of the KV cache. See docs/kv-probe.md."""
 
-from pabench.probe.checkpoint import DTYPES, build_checkpoint, check_checkpoint, load_spec
+from pabench.probe.checkpoint import build_checkpoint, check_checkpoint, load_spec
 from pabench.probe.diagnosis import Diagnosis, diagnose
 from pabench.probe.oracle import Check, check_answer
 from pabench.probe.prompts import Fork, ProbePrompt, Ring, complement, draw_fork, draw_rings
 from pabench.probe.spec import EOS, FIRST_RING, FIRST_SALT, PAD, PRESETS, SEP, UNK, ProbeSpec, preset
+from pabench.probe.tensors import DTYPES
 from pabench.probe.text import Codec
 
 __all__ = [

@@ -64,7 +64,7 @@ class Diagnosis:
 
     def _heads_text(self) -> str:
         layers = sorted({layer for layer, _ in self.heads})
-        named = ", ".join(f"layer {layer} heads {_ranges(h for l, h in self.heads if l == layer)}" for layer in layers)
+        named = ", ".join(f"layer {layer} heads {_ranges(h for at, h in self.heads if at == layer)}" for layer in layers)
         return f"wrong in {named}" if named else "no bit wrong"
 
     def _place_text(self) -> str:
@@ -141,28 +141,29 @@ def _hint(
     block_size: int | None, prompt_len: int, first: Misread,
 ) -> str:
     """The most specific pattern that fits all misreads."""
-    all_kv_heads = {(layer, head) for layer in range(1, spec.num_layers) for head in range(spec.num_kv_heads)}
     layers = {layer for layer, _ in kv_heads}
-    if first.index + 1 >= prompt_len and kind != "foreign":
-        return "right for a whole lap, wrong when generated tokens are looked up: check the position ids and slots of decode"
-    if kind == "foreign":
-        return "another request's data was read: block table, reuse of a block still in use, or a write into a shared block"
-    if set(kv_heads) != all_kv_heads and len(layers) == 1 and spec.num_layers > 2:
-        return f"only layer {min(layers)}: check the layer stride of the cache"
-    if len({head for _, head in kv_heads}) == 1 and spec.num_kv_heads > 1:
-        return f"only KV head {kv_heads[0][1]}: check the head stride, the group map and the head's scale"
-    if block_size is not None:
-        slots = {position % block_size for position in positions}
-        blocks = {position // block_size for position in positions}
-        if len(blocks) > 1 and slots == {block_size - 1}:
-            return "only the last slot of blocks: an off-by-one at the block edge"
-        if len(blocks) > 1 and slots == {0}:
-            return "only the first slot of blocks: an off-by-one at the block edge"
-        if len(blocks) == 1 and len(slots) > 1:
-            return f"only block {min(blocks)}: it was overwritten, not written, or its table entry is wrong"
-    if kind == "not found":
-        return "keys do not match their prefix: a block computed behind another prefix, or keys never written"
-    return "values do not belong to their keys: check the write of V, the block table and the split over lanes"
+    heads = {head for _, head in kv_heads}
+    slots = {position % block_size for position in positions} if block_size else set()
+    blocks = {position // block_size for position in positions} if block_size else set()
+    patterns = (
+        (first.index + 1 >= prompt_len and kind != "foreign",
+         "right for a whole lap, wrong when generated tokens are looked up: check positions and slots in decode"),
+        (kind == "foreign",
+         "another request's data was read: block table, a block reused too early, or a write into a shared block"),
+        (len(layers) == 1 and spec.num_layers > 2,
+         f"only layer {min(layers, default=0)}: check the layer stride of the cache"),
+        (len(heads) == 1 and spec.num_kv_heads > 1,
+         f"only KV head {min(heads, default=0)}: check the head stride, the group map and the head's scale"),
+        (len(blocks) > 1 and slots == {(block_size or 0) - 1},
+         "only the last slot of blocks: an off-by-one at the block edge"),
+        (len(blocks) > 1 and slots == {0}, "only the first slot of blocks: an off-by-one at the block edge"),
+        (len(blocks) == 1 and len(slots) > 1,
+         f"only block {min(blocks, default=0)}: overwritten, never written, or its table entry is wrong"),
+        (kind == "not found",
+         "keys do not match their prefix: a block computed behind another prefix, or keys never written"),
+    )
+    fallback = "values do not belong to their keys: check the write of V, the block table and the split over lanes"
+    return next((text for fits, text in patterns if fits), fallback)
 
 
 def _ranges(numbers: Iterable[int]) -> str:

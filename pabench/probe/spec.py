@@ -44,10 +44,11 @@ class ProbeSpec:
             problems.append(f"{self.bits} bits leave no tokens for rings: (num_layers - 1) * num_q_heads must be >= 10")
         if self.num_salts > FIRST_RING - FIRST_SALT:
             problems.append(f"{self.num_salts} salts, at most {FIRST_RING - FIRST_SALT} have an id")
-        if len(self.slow_dims) < self.token_code_dims + self.salt_code_dims + 1:
+        needed = self.token_code_dims + self.salt_code_dims + 1
+        if len(self.slow_dims) < needed:
             problems.append(
-                f"lookup keys need {self.token_code_dims + self.salt_code_dims + 1} slow dims, head_dim {self.head_dim} "
-                f"with rope_theta {self.rope_theta:g} has {len(self.slow_dims)}: raise rope_theta or shorten the codes"
+                f"lookup keys need {needed} slow dims, head_dim {self.head_dim} with rope_theta {self.rope_theta:g} "
+                f"has {len(self.slow_dims)}: raise rope_theta or shorten the codes"
             )
         if problems:
             raise UsageError(f"probe preset {self.preset!r} cannot be built: {'; '.join(problems)}")

@@ -25,8 +25,8 @@ def write_tensors(tensors: dict[str, Array], path: Path, dtype: str) -> None:
     blobs, end = [], 0
     for name, tensor in tensors.items():
         blobs.append((_bfloat16_bits(tensor) if dtype == "bfloat16" else tensor.astype(dtype)).tobytes())
-        header[name] = {"dtype": _CODES[dtype], "shape": list(tensor.shape), "data_offsets": [end, end + len(blobs[-1])]}
-        end += len(blobs[-1])
+        start, end = end, end + len(blobs[-1])
+        header[name] = {"dtype": _CODES[dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # the data starts at a multiple of 8 bytes
     with path.open("wb") as file:

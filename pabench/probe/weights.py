@@ -19,6 +19,7 @@ and each query head copies one bit of the token that stands there. MLPs are zero
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from math import cos, sin, sqrt
 
 import numpy as np
@@ -26,8 +27,6 @@ from numpy.typing import NDArray
 
 from pabench.probe.spec import FIRST_SALT, SEP, ProbeSpec
 from pabench.probe.tensors import Array
-
-
 
 CONST = 16.0
 BETA = 12.0           # logit of one bit: a wrong bit costs 2 * BETA nats
@@ -62,10 +61,10 @@ class Residual:
         for width in (spec.token_code_dims, spec.token_code_dims, spec.salt_code_dims, spec.salt_code_dims,
                       spec.bits, spec.bits):
             edges.append(edges[-1] + width)
-        fields = [slice(a, b) for a, b in zip(edges, edges[1:], strict=False)]
+        token, prev, source, salt, bits, answer = (slice(a, b) for a, b in pairwise(edges))
         end = edges[-1]
         assert end + 3 <= spec.hidden_size, (end, spec.hidden_size)
-        return cls(*fields, const=end, is_salt=end + 1, is_sep=end + 2)
+        return cls(token, prev, source, salt, bits, answer, const=end, is_salt=end + 1, is_sep=end + 2)
 
 
 def sign_codes(rng: np.random.Generator, count: int, dims: int, max_correlation: float) -> Array:
@@ -73,7 +72,8 @@ def sign_codes(rng: np.random.Generator, count: int, dims: int, max_correlation:
     codes = np.empty((count, dims), np.float32)
     done = 0
     while done < count:
-        batch = rng.choice(np.array([-1, 1], np.float32), size=(min(1024, 4 * (count - done)), dims)) / np.float32(sqrt(dims))
+        signs = rng.choice(np.array([-1, 1], np.float32), size=(min(1024, 4 * (count - done)), dims))
+        batch = signs / np.float32(sqrt(dims))
         far = (batch @ codes[:done].T <= max_correlation + 1e-4).all(axis=1) if done else np.ones(len(batch), bool)
         batch = batch[far]
         near = np.triu(batch @ batch.T > max_correlation + 1e-4, k=1)

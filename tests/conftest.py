@@ -1,0 +1,25 @@
+"""Shared by all tests of the tool: Hypothesis profiles and the probe on disk."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+from pabench.probe import PRESETS, build_checkpoint
+
+# `ci` is derandomised: the same examples on every machine. `full` is for a long look at home.
+settings.register_profile("smoke", max_examples=10, deadline=None, derandomize=True)
+settings.register_profile("ci", max_examples=50, deadline=None, derandomize=True)
+settings.register_profile("full", max_examples=1000, deadline=None)
+settings.load_profile(os.environ.get("PABENCH_HYPOTHESIS", "ci"))
+
+
+@pytest.fixture(scope="session")
+def tiny_probe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the `tiny` probe in float32."""
+    folder = tmp_path_factory.mktemp("probe") / "tiny"
+    build_checkpoint(PRESETS["tiny"], folder)
+    return folder

@@ -1,0 +1,125 @@
+"""Rings, forks, words and presets, without a model."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pabench.errors import UsageError
+from pabench.probe import (
+    FIRST_RING,
+    PRESETS,
+    SEP,
+    UNK,
+    Codec,
+    Fork,
+    ProbeSpec,
+    Ring,
+    check_answer,
+    complement,
+    diagnose,
+    draw_fork,
+    draw_rings,
+    preset,
+)
+
+SPEC = PRESETS["tiny"]
+
+
+@given(st.lists(st.integers(1, 80), min_size=1, max_size=30), st.integers(0, 2**32 - 1))
+def test_drawn_rings_are_disjoint_and_close(lengths: list[int], seed: int) -> None:
+    rings = draw_rings(SPEC, np.random.default_rng(seed), lengths)
+    tokens = [token for ring in rings for token in ring.tokens]
+    assert len(set(tokens)) == len(tokens) == sum(lengths)
+    for ring in rings:
+        assert ring.prompt[0] == SEP
+        assert ring.prompt[1] in SPEC.salt_ids
+        assert ring.prompt[2] == ring.prompt[-1] == ring.tokens[0]
+        assert ring.expected(len(ring.tokens))[-1] == ring.tokens[0]
+
+
+@given(st.integers(1, 60), st.integers(0, 200), st.integers(1, 100))
+def test_prompts_that_go_round_continue_where_they_stopped(size: int, extra: int, count: int) -> None:
+    tokens = tuple(range(300, 300 + size))
+    short = Ring(tokens, 16)
+    long = Ring(tokens, 16, prompt_len=size + 3 + extra)
+    assert long.prompt == (short.prompt + tuple(short.expected(extra)))
+    assert long.expected(count) == short.expected(extra + count)[extra:]
+    for output in range(count):
+        assert long.prompt[long.read_position(output)] == long.expected(count)[output]
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 60))
+def test_forks_differ_in_one_bit_and_check_both_ways(seed: int, branch_len: int) -> None:
+    fork = draw_fork(SPEC, np.random.default_rng(seed), branch_len)
+    for branch in fork.branches:
+        assert check_answer(fork, [*branch, fork.fork]).ok
+    assert check_answer(fork, [fork.fork]).wrong == 1
+
+
+@given(st.lists(st.integers(0, 4095), min_size=1, max_size=50))
+def test_words_and_ids_are_the_same(ids: list[int]) -> None:
+    assert Codec.decode(Codec.encode(ids)) == ids
+
+
+def test_what_is_no_word_shows_as_unknown() -> None:
+    assert Codec.decode("t300 hello t5x t301") == [300, UNK, UNK, 301]
+
+
+def test_complement_flips_every_bit() -> None:
+    ring = draw_rings(SPEC, np.random.default_rng(0), [50])[0]
+    flipped = complement(ring, SPEC)
+    assert all(a ^ b == SPEC.vocab_size - 1 for a, b in zip(ring.tokens, flipped.tokens, strict=True))
+    assert min(flipped.tokens) >= FIRST_RING
+
+
+def test_nothing_after_a_wrong_token_is_verified() -> None:
+    ring = Ring(tuple(range(300, 310)), 16)
+    ids = ring.expected(6)
+    ids[2] = 4000
+    check = check_answer(ring, ids)
+    assert (check.verified, check.wrong, check.first_wrong) == (2, 4, 2)
+
+
+def test_one_bad_read_is_one_misread() -> None:
+    """After a slip inside the ring the continuation is right in its own context, and is not blamed."""
+    ring = Ring(tuple(range(300, 340)), 16)
+    ids = [301, 302, 320, 321, 322]
+    found = diagnose(SPEC, ring, ids, block_size=16)
+    assert found is not None
+    assert (found.misreads, found.index, found.expected, found.kind) == (1, 2, 303, "own")
+    assert diagnose(SPEC, ring, ring.expected(100), block_size=16) is None
+
+
+@pytest.mark.parametrize(("build", "says"), [
+    (lambda: Ring((300, 300), 16), "distinct"),
+    (lambda: Ring((5,), 16), "ids from 272"),
+    (lambda: Ring((300, 301), 16, prompt_len=3), "prompt_len 3"),
+    (lambda: Fork(300, ((301,), (306,)), 16), "exactly one bit"),
+    (lambda: draw_rings(SPEC, np.random.default_rng(0), [4000]), "preset 'long'"),
+    (lambda: preset("huge"), "expected one of tiny"),
+    (lambda: ProbeSpec("x", 4, 4, 3, 64, 1e20, 30, 16, 60), "do not divide"),
+    (lambda: ProbeSpec("x", 4, 4, 2, 64, 1e4, 30, 16, 60), "raise rope_theta"),
+])
+def test_bad_input_says_what_to_do(build, says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        build()
+
+
+@pytest.mark.parametrize("spec", PRESETS.values(), ids=PRESETS)
+def test_every_bit_has_one_head(spec: ProbeSpec) -> None:
+    heads = [spec.head_of(bit) for bit in range(spec.bits)]
+    assert len(set(heads)) == spec.bits
+    assert [spec.bit_of(*head) for head in heads] == list(range(spec.bits))
+
+
+@pytest.mark.parametrize("spec", PRESETS.values(), ids=PRESETS)
+def test_position_one_back_stands_out_at_any_distance(spec: ProbeSpec) -> None:
+    """Layer 0's score falls short of its maximum by as much at every other distance as at the neighbours."""
+    distances = np.arange(spec.max_context_tokens, dtype=np.float64)
+    thetas = np.array([spec.thetas[i] for i in spec.fast_pairs])
+    score = np.cos((distances[:, None] - 1) * thetas).sum(axis=1)
+    gap = len(thetas) - np.delete(score, 1)
+    assert gap.min() >= 0.999 * gap[0]
