@@ -128,7 +128,7 @@ def _parse(entry: dict[str, Any], path: Path) -> Requirement:
     for key, value in entry.items():
         if type(value) is not types[key]:
             raise UsageError(f"{path}: requirement {name!r}: {key} is {value!r}, expected {types[key].__name__}")
-    values = {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
+    values: dict[str, Any] = {key: tuple(item) if isinstance(item, list) else item for key, item in entry.items()}
     if not all(isinstance(item, str) for key in ("bugs", "needs") for item in values[key]):
         raise UsageError(f"{path}: requirement {name!r}: bugs and needs must be lists of strings")
     return Requirement(**values)

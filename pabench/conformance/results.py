@@ -130,7 +130,7 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
         try:
             value = json.loads(line)
         except json.JSONDecodeError as error:
-            raise UsageError(f"{path}, line {number} is not JSON ({error}): the run was cut short, run it again") from error
+            raise UsageError(f"{path}, line {number} is not JSON ({error}): cut short? run the suite again") from error
         if not isinstance(value, dict):
             raise UsageError(f"{path}, line {number} is not a JSON object")
         lines.append(value)

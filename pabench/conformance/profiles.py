@@ -1,0 +1,48 @@
+"""How much of everything a run does: smoke, ci or full.
+
+Sizes are asked of the profile, never of the clock, so that two runs of one profile ask the same of an engine.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pabench.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """Sizes of one profile. `request_timeout_s` bounds every request, `case_timeout_s` every case."""
+
+    name: str
+    block_multiples: tuple[int, ...]  # the k of prompts of kB-1, kB, kB+1 tokens
+    rings: int                        # rings in a crowd
+    concurrency: int                  # requests at once
+    rounds: int                       # how often a client comes back, where that matters
+    samples: int                      # n
+    refusal_s: float                  # what cannot be served has to be refused within this
+    settle_s: float                   # gauges have to show the truth within this
+    pool_tokens: int                  # largest pool (slots) that a case tries to fill
+    request_timeout_s: float
+    case_timeout_s: float
+    run_timeout_s: float              # the whole run is ended after this
+
+
+PROFILES = {
+    profile.name: profile
+    for profile in (
+        Profile("smoke", (1, 3), rings=10, concurrency=6, rounds=4, samples=6, refusal_s=5, settle_s=3,
+                pool_tokens=2048, request_timeout_s=20, case_timeout_s=40, run_timeout_s=300),
+        Profile("ci", (1, 2, 3, 8), rings=32, concurrency=16, rounds=5, samples=8, refusal_s=10, settle_s=5,
+                pool_tokens=8192, request_timeout_s=60, case_timeout_s=180, run_timeout_s=1200),
+        Profile("full", (1, 2, 3, 5, 8, 16, 31), rings=128, concurrency=64, rounds=8, samples=16, refusal_s=20,
+                settle_s=10, pool_tokens=65536, request_timeout_s=180, case_timeout_s=900, run_timeout_s=7200),
+    )
+}
+
+
+def load_profile(name: str) -> Profile:
+    """The profile called `name`. Raises UsageError that lists the known ones."""
+    if name not in PROFILES:
+        raise UsageError(f"unknown profile {name!r}: expected one of {', '.join(PROFILES)}")
+    return PROFILES[name]
