@@ -109,13 +109,17 @@ class Dialect(Protocol):
     name: str
     capabilities: frozenset[str]  # those the dialect always has; `doctor` finds the rest
     metrics_path: str | None      # None: the engine has no metrics
+    metric_names: frozenset[str]  # every metric that kv_facts and kv_sample read, so that a scrape can skip the rest
 
     def build(self, request: GenerationRequest, model: str) -> tuple[str, dict[str, Any]]:
         """Path and JSON body of `request`. Raises UsageError for what the dialect cannot say."""
         ...
 
     def parse(self, status: int, body: bytes, read_text: TextReader | None = None) -> Completion:
-        """A whole (non-streamed) answer. `read_text` fills token ids where the engine gives text alone. Raises EngineProtocol when it is not what the dialect promises."""
+        """A whole (non-streamed) answer. `read_text` fills token ids where the engine gives text alone.
+
+        Raises EngineProtocol when it is not what the dialect promises.
+        """
         ...
 
     def parse_stream(

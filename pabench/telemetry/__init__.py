@@ -1,1 +1,1 @@
-"""TO BE WRITTEN."""
+"""Metrics pages of engines -> the one KV vocabulary (`vocabulary.py`)."""

@@ -1,0 +1,245 @@
+"""A client for conformance and doctor: few requests, each bounded in time, each failure named.
+
+The load client (`pabench.load`) is another one: it keeps bytes while it measures. Both build and parse by dialect.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, field, replace
+from types import TracebackType
+from typing import Any
+from urllib.parse import urlsplit
+
+import aiohttp
+import orjson
+
+from pabench.engines.base import Completion, Dialect, GenerationRequest, TextReader
+from pabench.engines.cleaning import clean
+from pabench.engines.wording import worded
+from pabench.errors import EngineDied, EngineProtocol, EngineTimeout, EngineUnreachable, UsageError
+from pabench.probe import Codec
+from pabench.telemetry.exposition import ACCEPT, parse_exposition
+from pabench.telemetry.vocabulary import MetricFamilies
+
+_HEALTH_TIMEOUT_S = 5.0
+_ABORT_DELAY_S = 0.05  # long enough for a request's bytes to be read by an engine on this host
+# A connection that broke, before or inside the answer.
+_BROKEN = (aiohttp.ClientPayloadError, aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, ConnectionError)
+
+
+def base_url(url: str) -> str:
+    """`url` without a trailing slash or `/v1`. Raises UsageError when it is no http URL."""
+    parts = urlsplit(url.strip())
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise UsageError(f"not an engine's URL: got {clean(url)!r}, expected something like http://127.0.0.1:8000")
+    if parts.username or parts.password:
+        raise UsageError("the URL holds a user name or a password: take it out, keys go by --api-key")
+    return url.strip().split("?")[0].split("#")[0].rstrip("/").removesuffix("/v1").rstrip("/")
+
+
+@dataclass(slots=True)
+class _Exchange:
+    """What came back so far: (arrival on the monotonic clock in seconds, bytes) as read."""
+
+    status: int = 0
+    chunks: list[tuple[float, bytes]] = field(default_factory=list)
+    broken: bool = False  # the connection broke inside the answer
+
+    @property
+    def body(self) -> bytes:
+        return b"".join(piece for _, piece in self.chunks)
+
+
+class EngineClient:
+    """Talks to one engine. An async context manager; a call ends within `timeout_s` seconds or raises EngineTimeout.
+
+    `read_text` reads ids from answers in text; the probe's Codec is taken where ids had to be sent as words.
+    `api_key` goes into the Authorization header and nowhere else.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        dialect: Dialect,
+        model: str,
+        *,
+        timeout_s: float = 60.0,
+        read_text: TextReader | None = None,
+        api_key: str | None = None,
+    ) -> None:
+        self.url = base_url(url)
+        self.dialect = dialect
+        self.model = model
+        self._timeout_s = timeout_s
+        self._read_text = read_text
+        self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._session: aiohttp.ClientSession | None = None
+        self._answered = False
+
+    async def __aenter__(self) -> EngineClient:
+        # A connection a request: a kept one may be closed by the engine just as it is used again.
+        connector = aiohttp.TCPConnector(limit=0, force_close=True)
+        self._session = aiohttp.ClientSession(
+            connector=connector, headers=self._headers, timeout=aiohttp.ClientTimeout(total=None)
+        )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    async def generate(self, request: GenerationRequest) -> Completion:
+        """The answer to `request`. What the engine refuses comes back as `Completion.error`, not as an exception."""
+        return await self._generate(request, None)
+
+    async def start_then_abort(self, request: GenerationRequest, after_tokens: int) -> Completion:
+        """Stream `request` and disconnect once `after_tokens` tokens have come; the answer so far.
+
+        With 0 the connection is cut as soon as the request is sent, before any answer.
+        """
+        if not request.stream:
+            raise UsageError("only a stream can be aborted in the middle: ask with stream=True")
+        if after_tokens > 0:
+            return await self._generate(request, after_tokens)
+        sending = asyncio.create_task(self._generate(request, None))
+        await asyncio.wait({sending}, timeout=_ABORT_DELAY_S)
+        sending.cancel()
+        await asyncio.wait({sending})
+        return Completion(truncated=True) if sending.cancelled() else sending.result()
+
+    async def metrics(self) -> MetricFamilies | None:
+        """All samples of the metrics page; None where the engine has none."""
+        path = self.dialect.metrics_path
+        if path is None:
+            return None
+        exchange = await self._exchange("GET", path, None, {"Accept": ACCEPT})
+        if exchange.status in (404, 501):
+            return None
+        if exchange.status != 200:
+            raise EngineProtocol(f"GET {path}: expected 200, got {exchange.status}")
+        return parse_exposition(exchange.body)
+
+    async def healthy(self) -> bool:
+        """Whether the engine says that it can serve. Engines without `/health` are asked for their models."""
+        for path in ("/health", "/v1/models"):
+            try:
+                async with asyncio.timeout(min(self._timeout_s, _HEALTH_TIMEOUT_S)):
+                    exchange = await self._exchange("GET", path, None, {})
+            except (EngineUnreachable, EngineDied, EngineTimeout, EngineProtocol, TimeoutError):
+                return False
+            if exchange.status != 404:
+                return exchange.status == 200 and not exchange.broken
+        return False
+
+    async def get(self, path: str) -> tuple[int, Mapping[str, str], bytes]:
+        """Status, headers and body of a GET."""
+        headers: dict[str, str] = {}
+        exchange = await self._exchange("GET", path, None, {}, seen=headers.update)
+        return exchange.status, headers, exchange.body
+
+    async def post_raw(
+        self, path: str, body: bytes | Mapping[str, Any], headers: Mapping[str, str] | None = None
+    ) -> tuple[int, bytes]:
+        """Status and body of a POST of exactly these bytes, for tests of bad input."""
+        data = body if isinstance(body, bytes) else orjson.dumps(body)
+        exchange = await self._exchange("POST", path, data, {"Content-Type": "application/json", **(headers or {})})
+        return exchange.status, exchange.body
+
+    async def _generate(self, request: GenerationRequest, stop_after: int | None) -> Completion:
+        path, body = self.dialect.build(worded(request, self.dialect), self.model)
+        read_text = self._read_text
+        if read_text is None and isinstance(body.get("prompt"), str) and not isinstance(request.prompt, str):
+            read_text = Codec.decode
+
+        def enough(exchange: _Exchange) -> bool:
+            answer = self.dialect.parse_stream(exchange.status, exchange.chunks, read_text)
+            return sum(len(choice.token_times_s) for choice in answer.choices) >= (stop_after or 0)
+
+        headers = {"Content-Type": "application/json"}
+        if request.request_id is not None:
+            headers["X-Request-Id"] = request.request_id
+        exchange = await self._exchange(
+            "POST", path, orjson.dumps(body), headers, enough=None if stop_after is None else enough
+        )
+        if request.stream:
+            answer = self.dialect.parse_stream(exchange.status, exchange.chunks, read_text)
+        elif exchange.broken:
+            return Completion(status=exchange.status, error="the connection broke inside the answer", truncated=True)
+        else:
+            answer = self.dialect.parse(exchange.status, exchange.body, read_text)
+        return replace(answer, truncated=True) if exchange.broken else answer
+
+    async def _exchange(
+        self,
+        method: str,
+        path: str,
+        data: bytes | None,
+        headers: Mapping[str, str],
+        *,
+        enough: Callable[[_Exchange], bool] | None = None,
+        seen: Callable[[Mapping[str, str]], None] | None = None,
+    ) -> _Exchange:
+        """Send, and read until the answer ends, breaks or is `enough`."""
+        if self._session is None:
+            raise RuntimeError("EngineClient is used inside `async with`")
+        exchange = _Exchange()
+        async with (
+            self._named_faults(f"{method} {path}", exchange),
+            self._session.request(method, self.url + path, data=data, headers=headers) as response,
+        ):
+            self._answered = True
+            exchange.status = response.status
+            if seen is not None:
+                seen(response.headers)
+            async for piece in response.content.iter_any():
+                exchange.chunks.append((time.monotonic(), piece))
+                if enough is not None and enough(exchange):
+                    response.close()
+                    break
+        return exchange
+
+    @contextlib.asynccontextmanager
+    async def _named_faults(self, what: str, exchange: _Exchange) -> AsyncIterator[None]:
+        """Turn what goes wrong on the wire into the exception tree of pabench."""
+        where = f"{what} at {self.url}"
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                yield
+        except TimeoutError as error:
+            got = f"{len(exchange.body)} bytes" if exchange.status else "nothing"
+            raise EngineTimeout(f"{where}: no complete answer within {self._timeout_s:g} s, got {got}") from error
+        except aiohttp.ClientConnectorError as error:
+            raise self._gone(error) from error
+        except _BROKEN as error:
+            await self._raise_if_gone()
+            if not exchange.status:
+                raise EngineProtocol(f"{where}: the engine closed the connection without an answer") from error
+            exchange.broken = True
+        except aiohttp.InvalidURL as error:
+            raise UsageError(f"not an engine's URL: {clean(str(error))}") from error
+        except aiohttp.ClientError as error:
+            raise EngineProtocol(f"{where}: expected an HTTP answer, got {clean(str(error))}") from error
+
+    def _gone(self, error: Exception) -> EngineDied | EngineUnreachable:
+        if self._answered:
+            return EngineDied(f"the engine at {self.url} answered before and does not any more: {clean(str(error))}")
+        return EngineUnreachable(
+            f"nothing answers at {self.url} ({clean(str(error))}): is the engine running, and is the URL right?"
+        )
+
+    async def _raise_if_gone(self) -> None:
+        """Raise EngineDied or EngineUnreachable when the engine takes no connection any more."""
+        parts = urlsplit(self.url)
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        try:
+            async with asyncio.timeout(_HEALTH_TIMEOUT_S):
+                _, writer = await asyncio.open_connection(parts.hostname, port)
+        except (OSError, TimeoutError) as error:
+            raise self._gone(error) from error
+        writer.close()

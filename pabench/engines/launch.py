@@ -1,0 +1,164 @@
+"""Engines as processes of our own: start, wait until they can serve, stop with all their children."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import IO
+from urllib.parse import urlsplit
+
+from pabench.engines.cleaning import clean
+from pabench.errors import EngineDied, EngineTimeout, UsageError
+
+_POLL_S = 0.1
+_TERM_GRACE_S = 10.0
+_TAIL_LINES = 15
+_TAIL_BYTES = 20_000
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # never through a proxy
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nothing listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class EngineProcess:
+    """An engine started for a with-block: a process group of its own, its output in `log`.
+
+    `{port}` in `command` and `url` becomes one free port. `env` is added to this process's environment.
+    Entering waits for `/health`; raises EngineDied with the log's last lines, or EngineTimeout.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        url: str,
+        log: Path,
+        env: Mapping[str, str] | None = None,
+        ready_timeout_s: float = 180.0,
+    ) -> None:
+        port = str(free_port())
+        self.command = [word.replace("{port}", port) for word in command]
+        self.url = url.replace("{port}", port).rstrip("/")
+        self.log = log
+        self._env = {**os.environ, **(env or {})}
+        self._ready_timeout_s = ready_timeout_s
+        self._process: subprocess.Popen[bytes] | None = None
+        self._output: IO[bytes] | None = None
+        self._stopped = False
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the engine; None before the start."""
+        return None if self._process is None else self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process runs."""
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def returncode(self) -> int | None:
+        """Exit status; None while it runs, negative when a signal ended it."""
+        return None if self._process is None else self._process.poll()
+
+    def __enter__(self) -> EngineProcess:
+        self._check_address_is_free()
+        self._start()
+        try:
+            self._wait_until_ready()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """End the process and its children: TERM, then KILL after 10 s. A second call does nothing."""
+        if self._process is None or self._stopped:
+            return
+        self._stopped = True
+        if self.alive:
+            self._signal(signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(_TERM_GRACE_S)
+        # Children may outlive the leader, and a stubborn leader is ended here too.
+        self._signal(signal.SIGKILL)
+        self._process.wait()
+        if self._output is not None:
+            self._output.close()
+
+    def tail(self) -> str:
+        """The log's last lines, without characters that steer a terminal."""
+        try:
+            data = self.log.read_bytes()[-_TAIL_BYTES:]
+        except FileNotFoundError:
+            return ""
+        lines = data.decode("utf-8", "replace").splitlines()[-_TAIL_LINES:]
+        return "\n".join(clean(line) for line in lines)
+
+    def _start(self) -> None:
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        self._output = self.log.open("wb")
+        try:
+            self._process = subprocess.Popen(
+                self.command,
+                stdin=subprocess.DEVNULL,
+                stdout=self._output,
+                stderr=subprocess.STDOUT,
+                env=self._env,
+                start_new_session=True,
+            )
+        except OSError as error:
+            self._output.close()
+            raise UsageError(f"cannot start {self.command[0]!r}: {error.strerror}. Is it installed?") from error
+
+    def _check_address_is_free(self) -> None:
+        parts = urlsplit(self.url)
+        with contextlib.suppress(OSError), socket.create_connection((parts.hostname or "", parts.port or 80), 1.0):
+            raise UsageError(f"something already answers at {self.url}: stop it, or take another port")
+
+    def _wait_until_ready(self) -> None:
+        deadline = time.monotonic() + self._ready_timeout_s
+        while time.monotonic() < deadline:
+            if not self.alive:
+                raise EngineDied(
+                    f"the engine ended with status {self.returncode} before it could serve; the last lines of "
+                    f"{self.log}:\n{self.tail()}"
+                )
+            if self._answers_health():
+                return
+            time.sleep(_POLL_S)
+        raise EngineTimeout(
+            f"the engine is not ready after {self._ready_timeout_s:g} s at {self.url}; the last lines of "
+            f"{self.log}:\n{self.tail()}"
+        )
+
+    def _answers_health(self) -> bool:
+        try:
+            with _DIRECT.open(f"{self.url}/health", timeout=5.0) as answer:
+                return bool(answer.status == 200)
+        except (OSError, ValueError):
+            return False
+
+    def _signal(self, number: int) -> None:
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, number)

@@ -1,0 +1,106 @@
+"""Plain OpenAI completions: any server that speaks the protocol and nothing more. Text prompts, no metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pabench.engines.answers import parse_answer, parse_stream_answer
+from pabench.engines.base import Completion, GenerationRequest, TextReader
+from pabench.errors import UsageError
+from pabench.telemetry.vocabulary import KVFacts, KVSample, MetricFamilies
+
+COMPLETIONS_PATH = "/v1/completions"
+
+# What vLLM added to the protocol, and others took over.
+EXTENDED_CAPABILITIES = frozenset({"token_ids", "n", "sampling", "logprobs", "ignore_eos", "stream", "usage"})
+
+
+def openai_body(request: GenerationRequest, model: str) -> dict[str, Any]:
+    """The fields that every OpenAI server knows. Defaults stay out, so that strict servers have less to refuse."""
+    prompt = request.prompt if isinstance(request.prompt, str) else list(request.prompt)
+    body: dict[str, Any] = {
+        "model": model,
+        "prompt": prompt,
+        "max_tokens": request.max_tokens,
+        "temperature": request.temperature,
+        "stream": request.stream,
+    }
+    if request.n != 1:
+        body["n"] = request.n
+    if request.top_p != 1.0:
+        body["top_p"] = request.top_p
+    if request.seed is not None:
+        body["seed"] = request.seed
+    if request.logprobs:
+        body["logprobs"] = 1
+    if request.stream:
+        body["stream_options"] = {"include_usage": True}
+    return body
+
+
+def extended_body(request: GenerationRequest, model: str) -> dict[str, Any]:
+    """`openai_body` with the fields behind `EXTENDED_CAPABILITIES`: ids back, fixed length, top_k, request id."""
+    body = openai_body(request, model)
+    body["return_token_ids"] = True
+    if request.ignore_eos:
+        body["ignore_eos"] = True
+    if request.top_k:
+        body["top_k"] = request.top_k
+    if request.request_id is not None:
+        body["request_id"] = request.request_id
+    return body
+
+
+def require_text(request: GenerationRequest, dialect: str) -> None:
+    """Raise UsageError when `request` has a prompt of token ids, for dialects that take only text."""
+    if not isinstance(request.prompt, str):
+        raise UsageError(
+            f"dialect {dialect!r} takes text prompts only, got {len(request.prompt)} token ids: "
+            "turn them into words first (pabench.engines.wording.worded)"
+        )
+
+
+class OpenAIDialect:
+    """The protocol as published. A fixed output length cannot be asked for, so `ignore_eos` has no effect."""
+
+    name = "openai"
+    capabilities: frozenset[str] = frozenset({"sampling", "stream"})
+    metrics_path: str | None = None
+    metric_names: frozenset[str] = frozenset()
+
+    def build(self, request: GenerationRequest, model: str) -> tuple[str, dict[str, Any]]:
+        """Path and JSON body of `request`."""
+        require_text(request, self.name)
+        if request.top_k:
+            raise UsageError(f"dialect {self.name!r} has no top_k, got top_k={request.top_k}: leave it 0")
+        return COMPLETIONS_PATH, openai_body(request, model)
+
+    def parse(self, status: int, body: bytes, read_text: TextReader | None = None) -> Completion:
+        """A whole answer."""
+        return parse_answer(status, body, read_text)
+
+    def parse_stream(
+        self, status: int, chunks: Sequence[tuple[float, bytes]], read_text: TextReader | None = None
+    ) -> Completion:
+        """A streamed answer, from (arrival time in seconds, bytes) as read."""
+        return parse_stream_answer(status, chunks, read_text)
+
+    def kv_facts(self, metrics: MetricFamilies) -> KVFacts:
+        """Nothing: the protocol has no metrics."""
+        return KVFacts()
+
+    def kv_sample(self, metrics: MetricFamilies, time_s: float) -> KVSample:
+        """Nothing but the time: the protocol has no metrics."""
+        return KVSample(time_s)
+
+    def recognises(self, models: Mapping[str, Any], metrics: MetricFamilies, headers: Mapping[str, str]) -> bool:
+        """Whether this is a list of models at all: the dialect that remains when no other fits."""
+        return isinstance(models.get("data"), list)
+
+
+def owners(models: Mapping[str, Any]) -> set[str]:
+    """`owned_by` of each model in a `/v1/models` answer."""
+    data = models.get("data")
+    entries = data if isinstance(data, list) else []
+    return {str(entry.get("owned_by")) for entry in entries if isinstance(entry, Mapping)}

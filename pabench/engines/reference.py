@@ -1,0 +1,69 @@
+"""The reference engine: vLLM's request fields, and metrics that tell the exact split of the KV cache."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pabench.engines.answers import parse_answer, parse_stream_answer
+from pabench.engines.base import Completion, GenerationRequest, TextReader
+from pabench.engines.openai import COMPLETIONS_PATH, EXTENDED_CAPABILITIES, extended_body
+from pabench.telemetry.mapping import MetricTable, bool_label, info_labels, int_label, read_kv_sample
+from pabench.telemetry.vocabulary import KVFacts, KVSample, MetricFamilies
+
+_PREFIX = "pabench_ref:"
+_CACHE_CONFIG = _PREFIX + "cache_config_info"
+
+METRICS: MetricTable = {
+    "kv_usage": (_PREFIX + "kv_cache_usage",),
+    "running": (_PREFIX + "num_requests_running",),
+    "waiting": (_PREFIX + "num_requests_waiting",),
+    "preemptions": (_PREFIX + "num_preemptions_total",),
+    "prefix_queries": (_PREFIX + "prefix_cache_queries_total",),
+    "prefix_hits": (_PREFIX + "prefix_cache_hits_total",),
+    "token_states_tokens": (_PREFIX + "kv_token_state_slots",),
+    "reserved_tokens": (_PREFIX + "kv_reserved_slots",),
+    "internal_waste_tokens": (_PREFIX + "kv_internal_waste_slots",),
+    "external_waste_tokens": (_PREFIX + "kv_external_waste_slots",),
+}
+
+
+class ReferenceDialect:
+    """`python -m reference_engine`."""
+
+    name = "reference"
+    capabilities: frozenset[str] = EXTENDED_CAPABILITIES
+    metrics_path: str | None = "/metrics"
+    metric_names: frozenset[str] = frozenset({_CACHE_CONFIG}.union(*METRICS.values()))
+
+    def build(self, request: GenerationRequest, model: str) -> tuple[str, dict[str, Any]]:
+        """Path and JSON body of `request`."""
+        return COMPLETIONS_PATH, extended_body(request, model)
+
+    def parse(self, status: int, body: bytes, read_text: TextReader | None = None) -> Completion:
+        """A whole answer."""
+        return parse_answer(status, body, read_text)
+
+    def parse_stream(
+        self, status: int, chunks: Sequence[tuple[float, bytes]], read_text: TextReader | None = None
+    ) -> Completion:
+        """A streamed answer, from (arrival time in seconds, bytes) as read."""
+        return parse_stream_answer(status, chunks, read_text)
+
+    def kv_facts(self, metrics: MetricFamilies) -> KVFacts:
+        """Geometry from the labels of `pabench_ref:cache_config_info`."""
+        labels = info_labels(metrics, _CACHE_CONFIG)
+        return KVFacts(
+            block_size=int_label(labels, "block_size"),
+            num_blocks=int_label(labels, "num_blocks"),
+            prefix_caching=bool_label(labels, "enable_prefix_caching"),
+            kv_mode=labels.get("kv_mode"),
+        )
+
+    def kv_sample(self, metrics: MetricFamilies, time_s: float) -> KVSample:
+        """The KV vocabulary, with the exact split of slots."""
+        return read_kv_sample(metrics, time_s, METRICS)
+
+    def recognises(self, models: Mapping[str, Any], metrics: MetricFamilies, headers: Mapping[str, str]) -> bool:
+        """By its metrics' prefix."""
+        return any(name.startswith(_PREFIX) for name in metrics)

@@ -1,0 +1,74 @@
+"""vLLM 0.8 and later: token ids in and out, exact lengths, Prometheus metrics under `vllm:`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pabench.engines.answers import parse_answer, parse_stream_answer
+from pabench.engines.base import Completion, GenerationRequest, TextReader
+from pabench.engines.openai import COMPLETIONS_PATH, EXTENDED_CAPABILITIES, extended_body, owners
+from pabench.telemetry.mapping import MetricTable, bool_label, info_labels, int_label, read_kv_sample, source_of
+from pabench.telemetry.vocabulary import KVFacts, KVSample, MetricFamilies
+
+_CACHE_CONFIG = "vllm:cache_config_info"
+
+# Newest name first; the gpu_… names went with 0.13, num_requests_swapped and cpu_… with the V0 engine (0.9).
+METRICS: MetricTable = {
+    "kv_usage": ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc"),
+    "running": ("vllm:num_requests_running",),
+    "waiting": ("vllm:num_requests_waiting",),
+    "preemptions": ("vllm:num_preemptions_total",),
+    "prefix_queries": ("vllm:prefix_cache_queries_total", "vllm:gpu_prefix_cache_queries_total"),
+    "prefix_hits": ("vllm:prefix_cache_hits_total", "vllm:gpu_prefix_cache_hits_total"),
+}
+
+
+class VLLMDialect:
+    """vLLM's OpenAI server."""
+
+    name = "vllm"
+    capabilities: frozenset[str] = EXTENDED_CAPABILITIES
+    metrics_path: str | None = "/metrics"
+    metric_names: frozenset[str] = frozenset({_CACHE_CONFIG}.union(*METRICS.values()))
+
+    def build(self, request: GenerationRequest, model: str) -> tuple[str, dict[str, Any]]:
+        """Path and JSON body of `request`."""
+        return COMPLETIONS_PATH, extended_body(request, model)
+
+    def parse(self, status: int, body: bytes, read_text: TextReader | None = None) -> Completion:
+        """A whole answer."""
+        return parse_answer(status, body, read_text)
+
+    def parse_stream(
+        self, status: int, chunks: Sequence[tuple[float, bytes]], read_text: TextReader | None = None
+    ) -> Completion:
+        """A streamed answer, from (arrival time in seconds, bytes) as read."""
+        return parse_stream_answer(status, chunks, read_text)
+
+    def kv_facts(self, metrics: MetricFamilies) -> KVFacts:
+        """Geometry from the labels of `vllm:cache_config_info`.
+
+        One block of each pool is the null block, which no request can have; with data parallelism the label is the
+        sum over pools, and each pool has a usage gauge of its own.
+        """
+        labels = info_labels(metrics, _CACHE_CONFIG)
+        if not labels:
+            return KVFacts()
+        usage = source_of(metrics, METRICS["kv_usage"])
+        num_pools = len(metrics[usage]) if usage is not None else 1
+        total = int_label(labels, "num_gpu_blocks")
+        return KVFacts(
+            block_size=int_label(labels, "block_size"),
+            num_blocks=None if total is None else total - num_pools,
+            prefix_caching=bool_label(labels, "enable_prefix_caching"),
+            kv_mode="paged",
+        )
+
+    def kv_sample(self, metrics: MetricFamilies, time_s: float) -> KVSample:
+        """The KV vocabulary. Freed blocks that still hold a cached prefix do not count as used."""
+        return read_kv_sample(metrics, time_s, METRICS)
+
+    def recognises(self, models: Mapping[str, Any], metrics: MetricFamilies, headers: Mapping[str, str]) -> bool:
+        """By its metrics' prefix, or by the owner that it gives its models."""
+        return any(name.startswith("vllm:") for name in metrics) or "vllm" in owners(models)
