@@ -1,0 +1,247 @@
+"""Who owns which block: the seam that every allocator fulfils, and the paged one.
+
+An allocator knows sequences by an id, counts slots in blocks, and touches no KV memory: where contents must move it
+answers with the copies that the caller has to do before the next write.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from reference_engine.kv_cache import BlockCopy
+
+
+class IntegrityError(RuntimeError):
+    """An allocator's books do not add up. The text has all terms of the sum."""
+
+
+@dataclass(frozen=True, slots=True)
+class KVSplit:
+    """Where the slots of the pool are, exactly; each physical slot is counted once, however many sequences share it.
+
+    token_states    slots that hold the key and value of a token
+    reserved        owned, still empty, and to be used if the owning request runs to its max_tokens
+    internal_waste  owned, and never to be used by its owners
+    external_waste  not owned, and of no use: what remains of each free run after as many reservations as it holds
+                    (contiguous); 0 for paged, where any free block serves
+    free            not owned, `external_waste` included
+
+    Always token_states + reserved + internal_waste + free == num_blocks * block_size.
+    A slot shared by several sequences is written, or to be used, when that holds for one of them.
+    """
+
+    token_states: int
+    reserved: int
+    internal_waste: int
+    external_waste: int
+    free: int
+
+
+class Allocator(Protocol):
+    """The seam. A sequence's positions [0, num_tokens) have slots in its block table's blocks, in order.
+
+    Refusal is a value (False or None) and means: no memory now, nothing has changed. A broken promise of the caller
+    (an unknown id, an id twice, more tokens than announced) raises ValueError or KeyError, and changes nothing either.
+    """
+
+    num_blocks: int
+    block_size: int
+
+    @property
+    def num_free_blocks(self) -> int:
+        """Blocks without an owner."""
+        ...
+
+    def can_ever_hold(self, prompt_tokens: int, final_tokens: int, n: int) -> bool:
+        """Whether an empty pool holds n sequences of `final_tokens` that were forked behind a prompt."""
+        ...
+
+    def allocate(self, seq_id: int, num_tokens: int, final_tokens: int) -> bool:
+        """Give a new sequence slots for its first `num_tokens` >= 1; it will never ask for more than `final_tokens`."""
+        ...
+
+    def append(self, seq_id: int, num_tokens: int = 1) -> list[BlockCopy] | None:
+        """Make the next `num_tokens` slots of a sequence its own to write. Do the copies before writing."""
+        ...
+
+    def fork(self, parent_id: int, child_id: int) -> list[BlockCopy] | None:
+        """Give `child_id` the parent's contents. Do the copies before anything is written."""
+        ...
+
+    def free(self, seq_id: int) -> None:
+        """Give up all that a sequence holds."""
+        ...
+
+    def block_table(self, seq_id: int) -> Sequence[int]:
+        """Blocks of a sequence, first position first. Valid until the next call that changes the sequence."""
+        ...
+
+    def split(self, written: Mapping[int, int]) -> KVSplit:
+        """The exact split, given how many tokens of each sequence have their keys and values written."""
+        ...
+
+    def check_integrity(self) -> None:
+        """Raise IntegrityError unless the books add up."""
+        ...
+
+    def check_writable(self, seq_id: int, start: int, stop: int) -> None:
+        """Raise IntegrityError unless the sequence alone owns the slots of its positions [start, stop)."""
+        ...
+
+
+@dataclass(slots=True)
+class SequenceBlocks:
+    """What one sequence holds: `blocks` cover positions [0, num_tokens), and it will never need more than `final`."""
+
+    blocks: list[int]
+    num_tokens: int
+    final_tokens: int
+
+
+def blocks_for(num_tokens: int, block_size: int) -> int:
+    """Blocks that hold `num_tokens` slots."""
+    return -(-num_tokens // block_size)
+
+
+class PagedAllocator:
+    """Blocks on demand from one free list, with reference counts. Fork shares all blocks; the first write into a
+    shared partial block copies it.
+    """
+
+    def __init__(self, num_blocks: int, block_size: int) -> None:
+        self.num_blocks, self.block_size = num_blocks, block_size
+        self._free = list(range(num_blocks - 1, -1, -1))  # a stack: the block freed last is warm
+        self._refs = [0] * num_blocks
+        self._seqs: dict[int, SequenceBlocks] = {}
+
+    @property
+    def num_free_blocks(self) -> int:
+        """See Allocator."""
+        return len(self._free)
+
+    def can_ever_hold(self, prompt_tokens: int, final_tokens: int, n: int) -> bool:
+        """See Allocator. Full blocks of the prompt are shared, each sequence ends with its own copy of the rest."""
+        shared = prompt_tokens // self.block_size
+        return shared + n * (blocks_for(final_tokens, self.block_size) - shared) <= self.num_blocks
+
+    def allocate(self, seq_id: int, num_tokens: int, final_tokens: int) -> bool:
+        """See Allocator."""
+        check_new(self._seqs, seq_id, num_tokens, final_tokens)
+        need = blocks_for(num_tokens, self.block_size)
+        if need > len(self._free):
+            return False
+        self._seqs[seq_id] = SequenceBlocks([self._take() for _ in range(need)], num_tokens, final_tokens)
+        return True
+
+    def append(self, seq_id: int, num_tokens: int = 1) -> list[BlockCopy] | None:
+        """See Allocator."""
+        held = self._seqs[seq_id]
+        check_growth(held, seq_id, num_tokens)
+        copy_last = self._must_copy_last(held)
+        grow = blocks_for(held.num_tokens + num_tokens, self.block_size) - len(held.blocks)
+        if grow + copy_last > len(self._free):
+            return None
+        copies = []
+        if copy_last:
+            source, target = held.blocks[-1], self._take()
+            held.blocks[-1] = target
+            self._drop(source)
+            copies.append(BlockCopy(source, target))
+        for _ in range(grow):
+            held.blocks.append(self._take())
+        held.num_tokens += num_tokens
+        return copies
+
+    def _must_copy_last(self, held: SequenceBlocks) -> bool:
+        """Copy on write: whether the next token goes into a block that another sequence holds too."""
+        return held.num_tokens % self.block_size != 0 and self._refs[held.blocks[-1]] > 1
+
+    def fork(self, parent_id: int, child_id: int) -> list[BlockCopy] | None:
+        """See Allocator. Never refused, and copies nothing yet."""
+        parent = self._seqs[parent_id]
+        check_new(self._seqs, child_id, parent.num_tokens, parent.final_tokens)
+        for block in parent.blocks:
+            self._refs[block] += 1
+        self._seqs[child_id] = SequenceBlocks(list(parent.blocks), parent.num_tokens, parent.final_tokens)
+        return []
+
+    def free(self, seq_id: int) -> None:
+        """See Allocator."""
+        for block in reversed(self._seqs.pop(seq_id).blocks):
+            self._drop(block)
+
+    def block_table(self, seq_id: int) -> Sequence[int]:
+        """See Allocator."""
+        return self._seqs[seq_id].blocks
+
+    def _take(self) -> int:
+        block = self._free.pop()
+        self._refs[block] = 1
+        return block
+
+    def _drop(self, block: int) -> None:
+        self._refs[block] -= 1
+        if self._refs[block] == 0:
+            self._free.append(block)
+
+    def split(self, written: Mapping[int, int]) -> KVSplit:
+        """See Allocator."""
+        filled: dict[int, int] = {}  # block -> slots written in it
+        usable: dict[int, int] = {}  # block -> slots written in it in the end
+        for seq_id, held in self._seqs.items():
+            for i, block in enumerate(held.blocks):
+                start = i * self.block_size
+                filled[block] = max(filled.get(block, 0), min(written[seq_id] - start, self.block_size))
+                usable[block] = max(usable.get(block, 0), min(held.final_tokens - start, self.block_size))
+        states, final = sum(filled.values()), sum(usable.values())
+        owned = len(filled) * self.block_size
+        return KVSplit(states, final - states, owned - final, 0, len(self._free) * self.block_size)
+
+    def check_integrity(self) -> None:
+        """See Allocator."""
+        holders = [0] * self.num_blocks
+        for seq_id, held in self._seqs.items():
+            check_cover(held, seq_id, self.block_size)
+            for block in held.blocks:
+                holders[block] += 1
+        owned = sum(1 for count in holders if count)
+        duplicates = len(self._free) - len(set(self._free))
+        both = [block for block in self._free if holders[block]]
+        if len(self._free) + owned != self.num_blocks or duplicates or both:
+            raise IntegrityError(f"{len(self._free)} free ({duplicates} listed twice, also owned: {both}) + {owned} owned "
+                                 f"!= {self.num_blocks} blocks; {len(self._seqs)} sequences")
+        wrong = [(b, self._refs[b], holders[b]) for b in range(self.num_blocks) if self._refs[b] != holders[b]]
+        if wrong:
+            raise IntegrityError(f"(block, references, holders) do not agree: {wrong[:8]}")
+
+    def check_writable(self, seq_id: int, start: int, stop: int) -> None:
+        """See Allocator."""
+        held = self._seqs[seq_id]
+        blocks = held.blocks[start // self.block_size : blocks_for(stop, self.block_size)]
+        shared = [(block, self._refs[block]) for block in blocks if self._refs[block] != 1]
+        if shared or stop > held.num_tokens:
+            raise IntegrityError(f"sequence {seq_id} is about to write positions [{start}, {stop}) of its "
+                                 f"{held.num_tokens}; shared (block, references): {shared}")
+
+
+def check_new(seqs: Mapping[int, SequenceBlocks], seq_id: int, num_tokens: int, final_tokens: int) -> None:
+    """Raise ValueError unless a sequence may come into being so."""
+    if seq_id in seqs:
+        raise ValueError(f"sequence {seq_id} already has blocks")
+    if not 1 <= num_tokens <= final_tokens:
+        raise ValueError(f"sequence {seq_id} asks for {num_tokens} tokens now and {final_tokens} in the end")
+
+
+def check_growth(held: SequenceBlocks, seq_id: int, num_tokens: int) -> None:
+    """Raise ValueError unless a sequence may grow so."""
+    if num_tokens < 1 or held.num_tokens + num_tokens > held.final_tokens:
+        raise ValueError(f"sequence {seq_id} has {held.num_tokens} tokens and asks for {num_tokens} more, "
+                         f"it announced {held.final_tokens} in the end")
+
+
+def check_cover(held: SequenceBlocks, seq_id: int, block_size: int) -> None:
+    """Raise IntegrityError unless a sequence's blocks are distinct and cover its tokens."""
+    if blocks_for(held.num_tokens, block_size) > len(held.blocks) or len(set(held.blocks)) != len(held.blocks):
+        raise IntegrityError(f"sequence {seq_id} has {held.num_tokens} tokens in blocks {held.blocks} of {block_size}")

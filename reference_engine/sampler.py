@@ -1,0 +1,112 @@
+"""From logits to tokens. Randomness is a pure function of (seed, choice, position): the same whatever the batch.
+
+A sampled token is the inverse of the cumulative distribution at one uniform number, drawn by hashing a counter, so
+nothing has to be kept between steps and a preempted sequence draws again what it would have drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as SequenceOf
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from reference_engine.sequence import Sequence, TokenLogprobs
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+class Sampled(NamedTuple):
+    """Tokens of one step, a row each."""
+
+    token_ids: list[int]
+    logprobs: list[TokenLogprobs | None]
+
+
+def mix(x: np.ndarray) -> np.ndarray:
+    """The finaliser of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014): uint64 in, well mixed uint64 out."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def choice_seed(request_seed: int, index: int) -> int:
+    """Seed of choice `index` of a request."""
+    base = np.array([request_seed & 0xFFFFFFFFFFFFFFFF], dtype=np.uint64)
+    return int(mix(mix(base + _GOLDEN) + np.uint64(index) * _GOLDEN)[0])
+
+
+def uniforms(seeds: SequenceOf[int], positions: SequenceOf[int]) -> np.ndarray:
+    """Numbers in [0, 1), float64, one for each (seed, position)."""
+    counters = np.array(seeds, dtype=np.uint64) + (np.array(positions, dtype=np.uint64) + np.uint64(1)) * _GOLDEN
+    return (mix(counters) >> np.uint64(32)).astype(np.float64) / 2.0**32
+
+
+class Sampler:
+    """Chooses the next token of each row."""
+
+    def __init__(self, eos_token_ids: frozenset[int]) -> None:
+        self.eos_token_ids = eos_token_ids
+
+    def sample(self, logits: torch.Tensor, seqs: SequenceOf[Sequence]) -> Sampled:
+        """logits: [len(seqs), vocab_size] float32, row i for the next token of seqs[i]."""
+        chooser = self._forbid_early_ends(logits, seqs)
+        tokens = chooser.argmax(dim=-1)
+        random = [i for i, seq in enumerate(seqs) if seq.request.params.temperature > 0]
+        if random:
+            tokens[random] = self._draw(chooser[random], [seqs[i] for i in random])
+        return Sampled(tokens.tolist(), self._logprobs(logits, tokens, seqs))
+
+    def _forbid_early_ends(self, logits: torch.Tensor, seqs: SequenceOf[Sequence]) -> torch.Tensor:
+        """No stop token before min_tokens."""
+        changed = None
+        for i, seq in enumerate(seqs):
+            params = seq.request.params
+            if seq.num_output_tokens < params.min_tokens:
+                ends = params.stop_token_ids | (frozenset() if params.ignore_eos else self.eos_token_ids)
+                changed = logits.clone() if changed is None else changed
+                changed[i, [token for token in ends if token < logits.shape[1]]] = -torch.inf
+        return logits if changed is None else changed
+
+    def _draw(self, logits: torch.Tensor, seqs: SequenceOf[Sequence]) -> torch.Tensor:
+        """Tokens [n] drawn from softmax(logits / temperature), cut to top_k, then to top_p."""
+        params = [seq.request.params for seq in seqs]
+        device = logits.device
+        temperatures = torch.tensor([p.temperature for p in params], dtype=torch.float64, device=device)
+        probs = torch.softmax(logits.double() / temperatures[:, None], dim=-1)
+        cut = [i for i, p in enumerate(params) if p.top_p < 1 or p.top_k > 0]
+        if cut:
+            probs[cut] = _cut(probs[cut], [params[i].top_k for i in cut], [params[i].top_p for i in cut])
+        mass = probs.cumsum(dim=-1)
+        u = torch.from_numpy(uniforms([s.seed for s in seqs], [len(s.tokens) for s in seqs])).to(device)
+        # The first token whose cumulative mass exceeds the mark: one of zero probability never does so first.
+        return torch.searchsorted(mass, (u * mass[:, -1])[:, None], right=True)[:, 0]
+
+    def _logprobs(
+        self, logits: torch.Tensor, tokens: torch.Tensor, seqs: SequenceOf[Sequence]
+    ) -> list[TokenLogprobs | None]:
+        out: list[TokenLogprobs | None] = [None] * len(seqs)
+        wanted = [(i, seq.request.params.logprobs) for i, seq in enumerate(seqs)]
+        rows = [i for i, k in wanted if k is not None]
+        if not rows:
+            return out
+        most = max(k for _, k in wanted if k is not None)
+        logprobs = torch.log_softmax(logits[rows], dim=-1)
+        chosen = logprobs.gather(1, tokens[rows][:, None])[:, 0].tolist()
+        top_values, top_ids = (x.tolist() for x in logprobs.topk(min(most, logits.shape[1]), dim=-1))
+        for at, row in enumerate(rows):
+            k = seqs[row].request.params.logprobs
+            out[row] = TokenLogprobs(chosen[at], tuple(zip(top_ids[at][:k], top_values[at][:k], strict=True)))
+        return out
+
+
+def _cut(probs: torch.Tensor, top_k: list[int], top_p: list[float]) -> torch.Tensor:
+    """Zero all but the top_k likeliest (0: all), then all but the fewest likeliest that reach top_p. [n, vocab]."""
+    ranked, ids = probs.sort(dim=-1, descending=True)
+    n, vocab = probs.shape
+    k = torch.tensor([k if k > 0 else vocab for k in top_k], device=probs.device)[:, None]
+    ranked = ranked * (torch.arange(vocab, device=probs.device) < k)
+    p = torch.tensor(top_p, dtype=probs.dtype, device=probs.device)[:, None] * ranked.sum(-1, keepdim=True)
+    before = ranked.cumsum(-1) - ranked  # mass of the likelier ones; the likeliest is always kept
+    return torch.zeros_like(probs).scatter(1, ids, ranked * (before < p))

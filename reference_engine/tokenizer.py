@@ -1,0 +1,120 @@
+"""Text to ids and back, stop strings, and the chat template."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import TemplateError
+from jinja2.exceptions import SecurityError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from tokenizers import Tokenizer as HFTokenizer
+from tokenizers.decoders import DecodeStream
+
+from pabench.errors import UsageError
+from reference_engine.config import read_json
+
+
+class Tokenizer:
+    """The tokenizer of a model folder: tokenizer.json, and what tokenizer_config.json says about chats."""
+
+    def __init__(self, folder: Path) -> None:
+        path = folder / "tokenizer.json"
+        if not path.is_file():
+            raise UsageError(f"{folder} has no tokenizer.json")
+        try:
+            self._hf = HFTokenizer.from_file(str(path))
+        except Exception as error:  # tokenizers raises plain Exception for a malformed file
+            raise UsageError(f"{path} cannot be read as a tokenizer: {error}") from error
+        self._hf.no_truncation()
+        self._hf.no_padding()
+        config_path = folder / "tokenizer_config.json"
+        config = read_json(config_path, "the tokenizer's config cannot be read") if config_path.is_file() else {}
+        self._special = {k: _content(config[k]) for k in ("bos_token", "eos_token") if config.get(k)}
+        self._template = _chat_template(folder, config)
+        self._pieces: dict[int, str] = {}
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> tuple[int, ...]:
+        """Ids of a text."""
+        return tuple(self._hf.encode(text, add_special_tokens=add_special_tokens).ids)
+
+    def piece(self, token_id: int) -> str:
+        """A token on its own, as shown beside log-probabilities; special tokens too."""
+        if token_id not in self._pieces:
+            self._pieces[token_id] = self._hf.decode([token_id], skip_special_tokens=False)
+        return self._pieces[token_id]
+
+    def stream(self, stop: Sequence[str] = (), *, include_stop: bool = False) -> TextStream:
+        """A text in the making."""
+        return TextStream(self._hf, tuple(stop), include_stop)
+
+    def chat_text(self, messages: list[dict[str, Any]], *, add_generation_prompt: bool = True) -> str:
+        """A conversation as the model's template writes it. Raises UsageError where it cannot."""
+        if self._template is None:
+            raise UsageError("the model has no chat template, use /v1/completions")
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+        environment.globals["raise_exception"] = _raise_template_error
+        environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
+        try:
+            return environment.from_string(self._template).render(
+                messages=messages, add_generation_prompt=add_generation_prompt, **self._special
+            )
+        except (TemplateError, SecurityError, TypeError, ValueError, KeyError) as error:
+            raise UsageError(f"the model's chat template refuses these messages: {error}") from error
+
+
+def _content(token: str | dict[str, Any]) -> str:
+    return token if isinstance(token, str) else str(token["content"])
+
+
+def _chat_template(folder: Path, config: dict[str, Any]) -> str | None:
+    beside = folder / "chat_template.jinja"
+    if beside.is_file():
+        return beside.read_text(encoding="utf-8")
+    template = config.get("chat_template")
+    if isinstance(template, list):  # named templates: the default one
+        template = next((entry["template"] for entry in template if entry.get("name") == "default"), None)
+    return template
+
+
+def _raise_template_error(message: str) -> None:
+    raise TemplateError(message)
+
+
+class TextStream:
+    """Text of one choice, token by token. Holds back what may be the beginning of a stop string."""
+
+    __slots__ = ("_decoder", "_held", "_hf", "_include_stop", "_stop")
+
+    def __init__(self, hf: HFTokenizer, stop: tuple[str, ...], include_stop: bool) -> None:
+        self._hf, self._stop, self._include_stop = hf, stop, include_stop
+        self._decoder = DecodeStream(skip_special_tokens=True)
+        self._held = ""
+
+    def push(self, token_id: int, *, may_stop: bool = True) -> tuple[str, str | None]:
+        """(text that is now certain, the stop string that it ran into). `may_stop` False: stop strings count as text."""
+        piece = self._decoder.step(self._hf, token_id) or ""
+        if not self._stop:
+            return piece, None
+        text = self._held + piece
+        if may_stop:
+            found = [(at, -len(s), s) for s in self._stop if (at := text.find(s)) >= 0]
+            if found:
+                at, _, stop = min(found)
+                self._held = ""
+                return text[: at + len(stop) if self._include_stop else at], stop
+        keep = max((_overlap(text, s) for s in self._stop), default=0) if may_stop else 0
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep], None
+
+    def flush(self) -> str:
+        """What was held back, when the choice ends otherwise."""
+        held, self._held = self._held, ""
+        return held
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` that is a beginning of `stop`, shorter than all of it."""
+    return next((k for k in range(min(len(stop) - 1, len(text)), 0, -1) if stop.startswith(text[-k:])), 0)

@@ -1,0 +1,132 @@
+"""Paged attention against dense attention in float64; what must not be read holds NaN."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from paged_kernels import paged_attention, plan_attention, write_kv
+
+
+class Case:
+    """A batch with a permuted block table; every slot that is not live, and every unused table entry's block, is NaN."""
+
+    def __init__(self, lens, query_lens, *, block_size=16, kv_heads=2, group=2, head_dim=32, dtype=torch.float64, seed=0):
+        rng = torch.Generator().manual_seed(seed)
+        blocks = [math.ceil(n / block_size) for n in lens]
+        width, total = max(blocks) + 1, sum(blocks) + 2
+        order = torch.randperm(total, generator=rng).tolist()
+        poison = order.pop()  # what unused table entries point at
+        self.key_cache = torch.full((total, block_size, kv_heads, head_dim), math.nan, dtype=dtype)
+        self.value_cache = self.key_cache.clone()
+        self.tables = torch.full((len(lens), width), poison, dtype=torch.int32)
+        self.keys, self.values = [], []
+        for seq, n in enumerate(lens):
+            table = [order.pop() for _ in range(blocks[seq])]
+            self.tables[seq, : len(table)] = torch.tensor(table)
+            k, v = (torch.randn(n, kv_heads, head_dim, generator=rng, dtype=torch.float64).to(dtype) for _ in range(2))
+            slots = torch.tensor([table[p // block_size] * block_size + p % block_size for p in range(n)])
+            write_kv(k, v, self.key_cache, self.value_cache, slots)
+            self.keys.append(k)
+            self.values.append(v)
+        self.lens, self.query_lens = lens, query_lens
+        self.context_lens = torch.tensor(lens, dtype=torch.int32)
+        self.starts = torch.tensor([0, *torch.tensor(query_lens).cumsum(0).tolist()], dtype=torch.int32)
+        self.query = torch.randn(sum(query_lens), kv_heads * group, head_dim, generator=rng, dtype=torch.float64).to(dtype)
+        self.scale = head_dim**-0.5
+
+    def paged(self):
+        return paged_attention(
+            self.query, self.key_cache, self.value_cache, self.tables, self.context_lens, self.starts, self.scale
+        )
+
+    def dense(self):
+        """Dense attention in float64, one row at a time."""
+        out, row = [], 0
+        for k, v, n, m in zip(self.keys, self.values, self.lens, self.query_lens, strict=True):
+            group = self.query.shape[1] // k.shape[1]
+            k64, v64 = (x.double().repeat_interleave(group, dim=1) for x in (k, v))
+            for j in range(m):
+                seen = n - m + j + 1
+                scores = torch.einsum("hd,phd->hp", self.query[row].double(), k64[:seen]) * self.scale
+                out.append(torch.einsum("hp,phd->hd", scores.softmax(-1), v64[:seen]))
+                row += 1
+        return torch.stack(out)
+
+
+EDGES = [1, 2, 15, 16, 17, 31, 32, 33, 63, 64, 65, 128, 129]
+
+
+@pytest.mark.parametrize(("kv_heads", "group"), [(1, 1), (1, 4), (2, 2), (4, 1), (2, 3), (1, 71)])
+def test_decodes_equal_dense_at_block_edges(kv_heads, group):
+    case = Case(EDGES, [1] * len(EDGES), kv_heads=kv_heads, group=group)
+    torch.testing.assert_close(case.paged(), case.dense(), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("block_size", [1, 3, 16, 128])
+def test_prefills_chunks_and_decodes_in_one_batch_equal_dense(block_size):
+    case = Case([1, 16, 33, 40, 129, 2], [1, 16, 17, 1, 2, 2], block_size=block_size)
+    torch.testing.assert_close(case.paged(), case.dense(), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("head_dim", [64, 80, 96, 112, 128, 256])
+def test_head_dims(head_dim):
+    case = Case([17, 48], [1, 48], head_dim=head_dim)
+    torch.testing.assert_close(case.paged(), case.dense(), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_low_precision_stays_within_twice_the_error_of_dense_in_that_dtype(dtype):
+    case = Case([33, 200, 64], [1, 1, 20], dtype=dtype)
+    reference = case.dense()
+    case.keys, case.values = [k.to(dtype) for k in case.keys], [v.to(dtype) for v in case.values]
+    floor = {torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}[dtype]
+    assert (case.paged().double() - reference).abs().max() <= floor
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seqs=st.lists(st.tuples(st.integers(1, 70), st.integers(1, 70)), min_size=1, max_size=6),
+    block_size=st.sampled_from([1, 2, 5, 8, 16, 32]),
+    heads=st.sampled_from([(1, 1), (1, 8), (2, 2), (3, 1), (2, 5)]),
+    seed=st.integers(0, 1000),
+)
+def test_any_batch_equals_dense(seqs, block_size, heads, seed):
+    lens = [max(a, b) for a, b in seqs]
+    query_lens = [min(a, b) for a, b in seqs]
+    case = Case(lens, query_lens, block_size=block_size, kv_heads=heads[0], group=heads[1], head_dim=16, seed=seed)
+    torch.testing.assert_close(case.paged(), case.dense(), rtol=0, atol=1e-12)
+
+
+def test_a_needle_in_the_last_slot_is_found():
+    case = Case([49], [1])
+    case.query = case.keys[0][-1].repeat_interleave(2, dim=0)[None] * 20
+    torch.testing.assert_close(case.paged()[0], case.values[0][-1].repeat_interleave(2, dim=0), rtol=0, atol=1e-4)
+
+
+def test_write_kv_touches_the_named_slots_only():
+    cache = torch.full((4, 8, 2, 4), math.nan)
+    values = cache.clone()
+    slots = torch.tensor([31, 0, 9])
+    new = torch.randn(3, 2, 4)
+    write_kv(new, -new, cache, values, slots)
+    flat = cache.view(32, 2, 4)
+    assert torch.equal(flat[slots], new)
+    assert torch.equal(values.view(32, 2, 4)[slots], -new)
+    assert int(flat.isnan().any(-1).any(-1).sum()) == 29
+
+
+def test_an_impossible_batch_is_refused():
+    case = Case([4, 4], [1, 1])
+    with pytest.raises(ValueError, match="unknown attention backend 'cuda'"):
+        plan_attention(case.tables, case.context_lens, case.starts, 16, backend="cuda")
+    with pytest.raises(ValueError, match="do not agree"):
+        plan_attention(case.tables, case.context_lens, case.starts[:-1], 16)
+    with pytest.raises(ValueError, match="0 query rows"):
+        plan_attention(case.tables, case.context_lens, torch.tensor([0, 0, 1]), 16)
+    with pytest.raises(ValueError, match="5 query rows for a context of 4"):
+        plan_attention(case.tables, case.context_lens, torch.tensor([0, 5, 6]), 16)
