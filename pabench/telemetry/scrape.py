@@ -1,0 +1,93 @@
+"""A scraper that runs beside a load: on an absolute schedule, and never in its way."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Protocol
+
+import aiohttp
+
+from pabench.errors import EngineProtocol, PabenchError
+from pabench.telemetry.exposition import ACCEPT, parse_exposition
+from pabench.telemetry.vocabulary import KVSample, MetricFamilies
+
+_TIMEOUT_S = 2.0
+
+
+class Scrapable(Protocol):
+    """The part of a dialect that a scraper needs."""
+
+    metrics_path: str | None
+    metric_names: frozenset[str]
+
+    def kv_sample(self, metrics: MetricFamilies, time_s: float) -> KVSample:
+        """The one KV vocabulary from the metrics at `time_s`."""
+        ...
+
+
+class Scraper:
+    """Scrapes an engine's metrics every `interval_s` seconds from `start()` to `stop()`.
+
+    `samples` carry the arrival time of their page on the monotonic clock, in seconds. A scrape that fails is counted
+    in `failed`, with its reason in `last_error`, and never raised; one that takes longer than the interval makes the
+    ticks that it covers be left out, counted in `missed`. An engine without metrics is left alone.
+    """
+
+    def __init__(
+        self, session: aiohttp.ClientSession, url: str, dialect: Scrapable, interval_s: float = 0.25
+    ) -> None:
+        self.samples: list[KVSample] = []
+        self.failed = 0
+        self.missed = 0
+        self.last_error: str | None = None
+        self._session = session
+        self._url = url.rstrip("/")
+        self._dialect = dialect
+        self._interval_s = interval_s
+        # The info metric never changes and costs as much to parse as all the others.
+        self._names = frozenset(name for name in dialect.metric_names if not name.endswith("_info"))
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Begin, with a first scrape at once."""
+        if self._dialect.metrics_path is not None and self._task is None:
+            self._task = asyncio.create_task(self._run())
+
+    async def stop(self) -> list[KVSample]:
+        """End, with a last scrape, so that the counters of the whole run are there. Returns `samples`."""
+        if self._task is not None:
+            task, self._task = self._task, None
+            task.cancel()
+            await asyncio.wait({task})
+            await self._scrape()
+        return self.samples
+
+    async def _run(self) -> None:
+        start_s = time.monotonic()
+        tick = 0
+        while True:
+            await self._scrape()
+            now = (time.monotonic() - start_s) / self._interval_s
+            self.missed += max(0, int(now) - tick)
+            tick = max(tick, int(now)) + 1
+            await asyncio.sleep(start_s + tick * self._interval_s - time.monotonic())
+
+    async def _scrape(self) -> None:
+        try:
+            page = await self._fetch()
+            time_s = time.monotonic()
+            metrics = parse_exposition(page, self._names)
+            self.samples.append(self._dialect.kv_sample(metrics, time_s))
+        except (PabenchError, aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
+            self.failed += 1
+            self.last_error = str(error) or type(error).__name__
+
+    async def _fetch(self) -> bytes:
+        async with asyncio.timeout(_TIMEOUT_S):
+            path = f"{self._url}{self._dialect.metrics_path}"
+            async with self._session.get(path, headers={"Accept": ACCEPT}) as response:
+                body = await response.read()
+                if response.status != 200:
+                    raise EngineProtocol(f"GET {self._dialect.metrics_path}: expected 200, got {response.status}")
+                return body
