@@ -1,1 +1,13 @@
-"""TO BE WRITTEN."""
+"""Load: workload file -> schedule -> client -> records. See docs/measurement.md for what is measured."""
+
+from pabench.load.manifest import ClientHealth, EngineRecord, Manifest, read_manifest
+from pabench.load.measure import Progress, ProgressState
+from pabench.load.records import ERROR_KINDS, OUTCOMES, RecordsUnwritable, RequestRecord
+from pabench.load.runner import recover_run, run_workload
+from pabench.load.workload import Workload, known_workloads, load_workload
+
+__all__ = [
+    "ERROR_KINDS", "OUTCOMES", "ClientHealth", "EngineRecord", "Manifest", "Progress", "ProgressState",
+    "RecordsUnwritable", "RequestRecord", "Workload", "known_workloads", "load_workload", "read_manifest",
+    "recover_run", "run_workload",
+]

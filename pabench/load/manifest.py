@@ -80,7 +80,7 @@ class ClientHealth(_Part):
 class Manifest(_Part):
     """See the module. `status`: "running" is a run that is going on, or that was killed."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1] = 1          # records.SCHEMA_VERSION
     status: Literal["running", "complete", "interrupted", "failed"]
     failure: str | None = None             # why, when status is "failed"; may hold engine-supplied text
     command: list[str]                     # keys and passwords taken out
@@ -89,6 +89,7 @@ class Manifest(_Part):
     url: str                               # without user, password and query
     workload: Workload
     seed: int
+    schedule_digest: str = ""              # fingerprint of all requests: equal digests, equal loads
     engine: EngineRecord
     probe_preset: str | None
     host: Host
@@ -99,6 +100,11 @@ class Manifest(_Part):
     window_s: tuple[float, float] | None = None  # the steady window, seconds from the start
     client: ClientHealth = Field(default_factory=ClientHealth)
     notes: list[str] = Field(default_factory=list)  # what a reader must know: clipped lengths, usage that disagrees
+
+    @property
+    def request_prefix(self) -> str:
+        """What every request id of this run starts with: its start to the microsecond."""
+        return "pb" + "".join(char for char in self.started_at.partition("+")[0] if char.isdigit())
 
     def write(self, folder: Path) -> None:
         """Write `manifest.json`. Raises RecordsUnwritable."""

@@ -1,4 +1,4 @@
-"""Workload files: what is asked of an engine, how often and for how long. TOML in `workloads/`, or a file of the user's.
+"""Workload files: what is asked of an engine, how often and for how long. TOML in `workloads/`, or a user's own.
 
 A workload knows nothing about engines or prompts' contents; `schedule.py` draws those from it and a seed.
 """
@@ -130,6 +130,8 @@ Arrivals = Annotated[ClosedArrivals | ConstantArrivals | PoissonArrivals, Field(
 
 class Workload(_Strict):
     """One workload. Lengths are drawn, multiplied by `scale`, clipped by their law, then to `max_total_tokens`.
+
+    A ring takes at least 5 prompt tokens and a fork 7: shorter draws become that long.
 
     `prompt`: "probe" (rings, every answer verified), "fork" (for n samples of one prompt, verified), "text" (random
     words, any model, nothing verified). `cancel_share` of the requests are cut off by the client after

@@ -1,0 +1,130 @@
+"""The journal: finished exchanges and telemetry go to disk while the run goes on, so that a kill loses no answer.
+
+A thread of its own writes; the event loop only hands over. One entry is a JSON line, for an exchange followed by its
+bytes as they came:
+
+    {"exchange": {"index": 3, …, "times_s": […], "sizes": […]}}\\n<bytes>\\n
+    {"sample": {"time_s": 1.25, "kv_usage": 0.5, …}}\\n
+
+A torn last entry, as a kill or a full disk leaves it, is left out by the reader.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import queue
+import threading
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import BinaryIO
+
+import orjson
+
+from pabench.errors import UsageError
+from pabench.load.client import Exchange
+from pabench.load.records import RecordsUnwritable, unwritable
+from pabench.telemetry.vocabulary import KVSample
+
+JOURNAL_FILE = "journal.bin"
+
+
+class Journal:
+    """Writes one run's journal. `start_s` is the run's zero on the clock; entries hold times from there.
+
+    The file stays locked while the journal is open, so that nobody recovers a run that is still going on.
+    """
+
+    def __init__(self, folder: Path, start_s: float) -> None:
+        self.error: RecordsUnwritable | None = None
+        self._path = folder / JOURNAL_FILE
+        self._start_s = start_s
+        self._queue: queue.SimpleQueue[Exchange | KVSample | None] = queue.SimpleQueue()
+        try:
+            self._file: BinaryIO = self._path.open("wb", buffering=0)
+        except OSError as error:
+            raise unwritable(self._path, error) from error
+        fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        self._thread = threading.Thread(target=self._write_all, name="journal", daemon=True)
+        self._thread.start()
+
+    def add(self, entry: Exchange | KVSample) -> None:
+        """Hand over a finished exchange, or a sample. Never blocks."""
+        self._queue.put(entry)
+
+    def close(self) -> None:
+        """Write what is left, and end."""
+        self._queue.put(None)
+        self._thread.join()
+        self._file.close()
+
+    def remove(self) -> None:
+        """Delete the file: all it holds is in the tables now."""
+        self._path.unlink(missing_ok=True)
+
+    def _write_all(self) -> None:
+        while (entry := self._queue.get()) is not None:
+            if self.error is not None:
+                continue
+            try:
+                _write(self._file, _encode(entry, self._start_s))
+            except OSError as error:
+                self.error = unwritable(self._path, error)
+
+
+def _write(file: BinaryIO, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[file.write(view):]
+
+
+def _encode(entry: Exchange | KVSample, start_s: float) -> bytes:
+    if isinstance(entry, KVSample):
+        return orjson.dumps({"sample": asdict(entry) | {"time_s": entry.time_s - start_s}}) + b"\n"
+    head = {
+        "index": entry.index, "intended_s": entry.intended_s - start_s, "sent_s": _since(entry.sent_s, start_s),
+        "status": entry.status, "end_s": _since(entry.end_s, start_s), "fault": entry.fault,
+        "fault_text": entry.fault_text, "num_events": entry.num_events,
+        "times_s": [time_s - start_s for time_s in entry.times_s], "sizes": [len(piece) for piece in entry.pieces],
+    }
+    return b"".join((orjson.dumps({"exchange": head}), b"\n", *entry.pieces, b"\n"))
+
+
+def _since(time_s: float | None, start_s: float) -> float | None:
+    return None if time_s is None else time_s - start_s
+
+
+def read_journal(folder: Path) -> tuple[list[Exchange], list[KVSample]]:
+    """Whole entries of a run's journal, times from the start of the run. Raises UsageError when it is in use."""
+    path = folder / JOURNAL_FILE
+    if not path.is_file():
+        raise UsageError(f"{folder} holds no journal: nothing was measured, or it was moved")
+    exchanges: list[Exchange] = []
+    samples: list[KVSample] = []
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            raise UsageError(f"the run in {folder} is still going on: wait for it to end") from None
+        for entry in _entries(file):
+            if isinstance(entry, KVSample):
+                samples.append(entry)
+            else:
+                exchanges.append(entry)
+    return exchanges, samples
+
+
+def _entries(file: BinaryIO) -> Iterator[Exchange | KVSample]:
+    while (line := file.readline()).endswith(b"\n"):
+        try:
+            entry = orjson.loads(line)
+        except orjson.JSONDecodeError:
+            return
+        if "sample" in entry:
+            yield KVSample(**entry["sample"])
+            continue
+        head = entry["exchange"]
+        pieces = [file.read(size) for size in head.pop("sizes")]
+        if file.read(1) != b"\n":
+            return
+        yield Exchange(pieces=pieces, **head)

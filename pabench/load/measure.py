@@ -1,0 +1,217 @@
+"""The measurement itself: dispatch on time, watch the engine and the client, stop when told. No parsing, no writing."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from pabench.load.client import Exchange, LoadClient, PreparedRequest, clock
+from pabench.load.journal import Journal
+from pabench.load.lag import LoopLag
+from pabench.load.schedule import Schedule, ScheduledRequest
+from pabench.load.workload import ClosedArrivals, Workload
+from pabench.telemetry.scrape import Scraper
+
+_PROGRESS_S = 0.25
+_CONNECT_TIMEOUT_S = 5.0
+_STRIKES = 3  # refused connections in a row after which the engine is taken for dead
+
+
+@dataclass(frozen=True, slots=True)
+class ProgressState:
+    """How far a run is. `output_tokens` counts stream events: near, exact only after the run."""
+
+    done: int
+    total: int
+    in_flight: int
+    output_tokens: int
+    errors: int
+    elapsed_s: float
+    kv_usage: float | None = None   # 0..1, from the last scrape
+    running: float | None = None    # requests in the engine's batch
+    waiting: float | None = None
+
+
+Progress = Callable[[ProgressState], None]
+
+
+class Measurement:
+    """One run in progress. `exchanges` holds what was sent, by index, the interrupted ones included."""
+
+    def __init__(
+        self, url: str, workload: Workload, schedule: Schedule, prepared: Sequence[PreparedRequest],
+        client: LoadClient, scraper: Scraper, journal: Journal, start_s: float,
+    ) -> None:
+        self.exchanges: dict[int, Exchange] = {}
+        self.lag = LoopLag()
+        self.failure: str | None = None       # why it ended early
+        self.unsent_kind: str | None = None   # why requests were not sent
+        self._url = url
+        self._workload = workload
+        self._schedule = schedule
+        self._prepared = prepared
+        self._client = client
+        self._scraper = scraper
+        self._journal = journal
+        self._start_s = start_s
+        self._stop = asyncio.Event()
+        self._strikes = 0
+        self._done = 0
+        self._errors = 0
+        self._num_journaled_samples = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def run(self, progress: Progress | None) -> None:
+        """Send everything, or until the engine dies or the disk is full. Cancelling it aborts what is in flight."""
+        helpers = [asyncio.create_task(self.lag.watch()), asyncio.create_task(self._tick(progress))]
+        # A collection in mid-run would be a pause that no engine is to blame for.
+        gc.collect()
+        gc.freeze()
+        gc.disable()
+        try:
+            closed = isinstance(self._workload.arrivals, ClosedArrivals)
+            await (self._run_closed() if closed else self._run_open())
+            await self._note_death()
+            for helper in helpers:
+                if helper.done():
+                    helper.result()  # it ends only by an exception, as of the progress callback
+        except asyncio.CancelledError:
+            self.unsent_kind = "interrupt"
+            raise
+        finally:
+            gc.enable()
+            gc.unfreeze()
+            self.lag.stop()
+            await self._cancel({*self._tasks, *helpers})
+            if progress is not None:
+                progress(self.state())
+
+    def state(self) -> ProgressState:
+        """How far it is."""
+        sample = self._scraper.samples[-1] if self._scraper.samples else None
+        return ProgressState(
+            done=self._done, total=len(self._prepared), in_flight=self._client.in_flight,
+            output_tokens=self._client.num_events, errors=self._errors, elapsed_s=max(0.0, clock() - self._start_s),
+            kv_usage=None if sample is None else sample.kv_usage, running=None if sample is None else sample.running,
+            waiting=None if sample is None else sample.waiting,
+        )
+
+    def journal_samples(self) -> None:
+        """Hand new telemetry samples to the journal."""
+        samples = self._scraper.samples[self._num_journaled_samples:]
+        self._num_journaled_samples += len(samples)
+        for sample in samples:
+            self._journal.add(sample)
+
+    async def _run_open(self) -> None:
+        for scheduled in self._schedule.requests:
+            intended_s = self._start_s + (scheduled.intended_s or 0.0)
+            if await self._stopped_before(intended_s):
+                break
+            self._spawn(self._send(scheduled, intended_s))
+        await self._finish_tasks()
+
+    async def _run_closed(self) -> None:
+        for queue in self._schedule.queues():
+            self._spawn(self._run_user(queue))
+        await self._finish_tasks()
+
+    async def _run_user(self, queue: Sequence[ScheduledRequest]) -> None:
+        arrivals = self._workload.arrivals
+        think_s = arrivals.think_s if isinstance(arrivals, ClosedArrivals) else 0.0
+        over_s = self._start_s + (self._workload.duration_s or float("inf"))
+        intended_s = self._start_s
+        for scheduled in queue:
+            if intended_s >= over_s:
+                self.unsent_kind = self.unsent_kind or "duration"
+                return
+            if await self._stopped_before(intended_s):
+                return
+            await self._send(scheduled, intended_s)
+            intended_s = (self.exchanges[scheduled.index].end_s or clock()) + think_s
+
+    async def _stopped_before(self, time_s: float) -> bool:
+        """Wait until `time_s`; True when the run is stopped before."""
+        delay = time_s - clock()
+        if delay > 0 and not self._stop.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stop.wait(), delay)
+        return self._stop.is_set()
+
+    async def _send(self, scheduled: ScheduledRequest, intended_s: float) -> None:
+        exchange = self.exchanges[scheduled.index] = Exchange(scheduled.index, intended_s)
+        await self._client.carry(self._prepared[scheduled.index], exchange)
+        self._journal.add(exchange)
+        self._done += 1
+        if exchange.fault not in (None, "planned") or exchange.status != 200:
+            self._errors += 1
+        if exchange.fault == "connect":
+            self._strikes += 1
+            if self._strikes >= _STRIKES:
+                self._give_up(f"the engine at {self._url} takes no connection any more: {exchange.fault_text}")
+        elif exchange.status is not None:
+            self._strikes = 0
+
+    def _give_up(self, failure: str, unsent_kind: str = "engine-died") -> None:
+        if not self._stop.is_set():
+            self.failure, self.unsent_kind = failure, unsent_kind
+            self._stop.set()
+
+    async def _note_death(self) -> None:
+        """An engine that died under the last requests has nobody left to refuse: ask once more."""
+        broken = any(exchange.fault in ("reset", "connect") for exchange in self.exchanges.values())
+        if self.failure is None and broken:
+            why = await refusal(self._url)
+            if why is not None:
+                self._give_up(f"the engine at {self._url} died during the run: {why}")
+
+    async def _tick(self, progress: Progress | None) -> None:
+        while True:
+            self.journal_samples()
+            if self._journal.error is not None:
+                self._give_up(str(self._journal.error), "interrupt")
+                await self._cancel(self._tasks)
+            if progress is not None:
+                progress(self.state())
+            await asyncio.sleep(_PROGRESS_S)
+
+    def _spawn(self, sending: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(sending)
+        self._tasks.add(task)
+
+    async def _finish_tasks(self) -> None:
+        """Wait for all; an exception of our own making is raised, a cancelled task is not."""
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        for task in self._tasks:
+            if not task.cancelled() and (error := task.exception()) is not None:
+                raise error
+
+    @staticmethod
+    async def _cancel(tasks: set[asyncio.Task[None]]) -> None:
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+
+async def refusal(url: str) -> str | None:
+    """Why nothing can connect to `url`; None when it takes connections."""
+    parts = urlsplit(url)
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    try:
+        async with asyncio.timeout(_CONNECT_TIMEOUT_S):
+            _, writer = await asyncio.open_connection(parts.hostname, port)
+    except TimeoutError:
+        return f"no connection within {_CONNECT_TIMEOUT_S:g} s"
+    except OSError as error:
+        return str(error)
+    writer.close()
+    with contextlib.suppress(OSError):
+        await writer.wait_closed()
+    return None

@@ -1,0 +1,221 @@
+"""The schedule: every request of a run, with its absolute start, drawn before the run from one seed.
+
+Open arrivals: `intended_s` is the request's start on the run's clock, whatever the engine does. Closed arrivals: each
+user has a queue of its own, and the next request is intended for the end of the last one plus the think time.
+Lengths, arrivals, prompts and cuts come from generators of their own, so that changing one leaves the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pabench.engines.base import EngineFacts, GenerationRequest
+from pabench.errors import UsageError
+from pabench.load.prompts import (
+    MIN_PROMPT_TOKENS,
+    Isolation,
+    draw_fork_prompts,
+    draw_probe_prompts,
+    draw_texts,
+)
+from pabench.load.workload import Arrivals, ClosedArrivals, ConstantArrivals, Workload
+from pabench.probe import Codec, Fork, ProbeSpec, Ring
+
+_WARMUP_OUTPUT_TOKENS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduledRequest:
+    """One request to come. `intended_s` is None for a closed loop, where the answers set the pace."""
+
+    index: int
+    user: int | None
+    intended_s: float | None
+    request: GenerationRequest
+    prompt_tokens: int                 # for words of a model that is not the probe: the number of words
+    oracle: Ring | Fork | None = None  # None: nothing to verify
+    cancel_after_tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """All requests of a run, in order, and those that warm the engine up before."""
+
+    requests: tuple[ScheduledRequest, ...]
+    warmups: tuple[ScheduledRequest, ...]
+    isolation: Isolation    # how a foreign token is told: by its id, by its salt, or not
+    num_clipped: int        # requests made shorter than the workload says by the engine's context
+
+    def queues(self) -> list[list[ScheduledRequest]]:
+        """Closed arrivals: the requests of each user, in order."""
+        users = [request.user for request in self.requests]
+        lanes: list[list[ScheduledRequest]] = [[] for _ in range(max(u for u in users if u is not None) + 1)]
+        for request in self.requests:
+            if request.user is not None:
+                lanes[request.user].append(request)
+        return lanes
+
+
+def plan(workload: Workload, seed: int, facts: EngineFacts, spec: ProbeSpec | None, prefix: str) -> Schedule:
+    """The schedule of `workload` for an engine. The same arguments give the same schedule.
+
+    `prefix` starts every request id. Raises UsageError for what the engine cannot do.
+    """
+    check_able(workload, facts, spec)
+    lengths_seed, arrivals_seed, prompts_seed, cuts_seed, warmup_seed = np.random.SeedSequence(seed).spawn(5)
+    starts = draw_arrivals(workload, np.random.default_rng(arrivals_seed))
+    count = len(starts)
+    prompt_tokens, output_tokens, num_clipped = draw_lengths(
+        workload, np.random.default_rng(lengths_seed), count, facts.max_context_tokens)
+    users = share_out(workload.arrivals, output_tokens)
+    prompts, isolation = _draw_prompts(workload, spec, np.random.default_rng(prompts_seed), prompt_tokens, users)
+    cut = np.random.default_rng(cuts_seed).random(count) < workload.cancel_share
+    requests = tuple(
+        _schedule_one(
+            workload, facts, prompts[i], index=i, user=None if users is None else users[i], intended_s=starts[i],
+            num_prompt=prompt_tokens[i], num_output=output_tokens[i], cut=bool(cut[i]), seed=seed, prefix=prefix,
+        )
+        for i in range(count)
+    )
+    warmups = _plan_warmups(workload, facts, spec, np.random.default_rng(warmup_seed), seed, prefix)
+    return Schedule(requests, warmups, isolation, num_clipped)
+
+
+def check_able(workload: Workload, facts: EngineFacts, spec: ProbeSpec | None) -> None:
+    """Raise UsageError when the engine cannot do what the workload asks."""
+    if workload.prompt != "text" and spec is None:
+        raise UsageError(
+            f"workload {workload.name!r} asks for verified prompts, but the engine serves {facts.model!r}, which is "
+            'not known to be a KV probe: serve one made by `pabench probe build`, or '
+            'use a workload with prompt = "text"')
+    needed = {"n": workload.n > 1, "sampling": workload.temperature > 0, "stream": workload.cancel_share > 0}
+    missing = [name for name, need in needed.items() if need and name not in facts.capabilities]
+    if missing:
+        raise UsageError(f"workload {workload.name!r} needs {', '.join(missing)}, which dialect {facts.dialect!r} of "
+                         "this engine lacks: use another workload")
+
+
+def draw_arrivals(workload: Workload, rng: np.random.Generator) -> list[float] | list[None]:
+    """Absolute starts in seconds, from 0; None each for closed arrivals."""
+    arrivals = workload.arrivals
+    if isinstance(arrivals, ClosedArrivals):
+        return [None] * (workload.num_requests or 0)
+    limit = workload.num_requests
+    if limit is None:
+        # Enough of them: ten standard deviations above what a Poisson process brings in that time.
+        mean = arrivals.rate_per_s * (workload.duration_s or 0.0)
+        limit = int(mean + 10 * np.sqrt(mean) + 10)
+    if isinstance(arrivals, ConstantArrivals):
+        starts = np.arange(limit) / arrivals.rate_per_s
+    else:
+        starts = np.cumsum(rng.exponential(1.0 / arrivals.rate_per_s, size=limit))
+    if workload.duration_s is not None:
+        starts = starts[starts < workload.duration_s]
+    if len(starts) == 0:
+        raise UsageError(f"workload {workload.name!r}: no request falls into {workload.duration_s} s at "
+                         f"{arrivals.rate_per_s:g} per second: raise duration_s or rate_per_s")
+    return [float(start) for start in starts]
+
+
+def draw_lengths(
+    workload: Workload, rng: np.random.Generator, count: int, max_context_tokens: int | None
+) -> tuple[list[int], list[int], int]:
+    """Prompt and output tokens of each request, and how many the engine's context made shorter."""
+    prompts = workload.prompt_tokens.draw(rng, count) * workload.scale
+    outputs = workload.output_tokens.draw(rng, count) * workload.scale
+    own = _clip(workload, prompts, outputs, workload.max_total_tokens)
+    limits = [limit for limit in (workload.max_total_tokens, max_context_tokens) if limit is not None]
+    least = MIN_PROMPT_TOKENS[workload.prompt] + 1
+    if limits and min(limits) < least:
+        raise UsageError(f"workload {workload.name!r} needs a context of at least {least} tokens, "
+                         f"the limit is {min(limits)}")
+    clipped = _clip(workload, prompts, outputs, min(limits, default=None))
+    num_clipped = int(np.count_nonzero((clipped[0] != own[0]) | (clipped[1] != own[1])))
+    return clipped[0].tolist(), clipped[1].tolist(), num_clipped
+
+
+def _clip(
+    workload: Workload, prompts: np.ndarray, outputs: np.ndarray, limit: int | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Whole lengths within their laws' bounds, and `prompt + output <= limit`: the output gives way first."""
+    least = MIN_PROMPT_TOKENS[workload.prompt]
+    low, high = workload.prompt_tokens.bounds()
+    out_low, out_high = workload.output_tokens.bounds()
+    if limit is not None:
+        high = min(high, limit - out_low)
+    high = max(high, least)
+    prompt = np.clip(np.rint(prompts), min(max(low, least), high), high).astype(np.int64)
+    output = np.clip(np.rint(outputs), out_low, out_high).astype(np.int64)
+    if limit is not None:
+        output = np.clip(output, 1, np.maximum(limit - prompt, 1))
+    return prompt, output
+
+
+def share_out(arrivals: Arrivals, output_tokens: Sequence[int]) -> list[int] | None:
+    """User of each request; None for open arrivals.
+
+    Each request goes to the user with the least work so far (tokens, plus the mean for its wait), which is the order
+    in which a common queue would be emptied: all users stay busy to the end, and the steady window is long.
+    """
+    if not isinstance(arrivals, ClosedArrivals):
+        return None
+    work = np.zeros(min(arrivals.users, len(output_tokens)))
+    mean = float(np.mean(output_tokens))
+    users = []
+    for tokens in output_tokens:
+        user = int(np.argmin(work))
+        work[user] += tokens + mean
+        users.append(user)
+    return users
+
+
+def _draw_prompts(
+    workload: Workload, spec: ProbeSpec | None, rng: np.random.Generator, prompt_tokens: list[int],
+    users: list[int] | None,
+) -> tuple[Sequence[Ring | Fork | tuple[int, ...] | str], Isolation]:
+    if workload.prompt == "text" or spec is None:
+        return draw_texts(spec, rng, prompt_tokens), "none"
+    if workload.prompt == "fork":
+        return draw_fork_prompts(spec, rng, prompt_tokens, users), "salts"
+    rings, disjoint = draw_probe_prompts(spec, rng, prompt_tokens, users)
+    return rings, "tokens" if disjoint else "salts"
+
+
+def _schedule_one(
+    workload: Workload, facts: EngineFacts, prompt: Ring | Fork | tuple[int, ...] | str, *, index: int,
+    user: int | None, intended_s: float | None, num_prompt: int, num_output: int, cut: bool, seed: int, prefix: str,
+) -> ScheduledRequest:
+    oracle = prompt if isinstance(prompt, Ring | Fork) else None
+    ids = prompt.prompt if isinstance(prompt, Ring | Fork) else prompt
+    by_ids = "token_ids" in facts.capabilities
+    request = GenerationRequest(
+        prompt=ids if isinstance(ids, str) or by_ids else Codec.encode(ids),
+        max_tokens=num_output, n=workload.n, temperature=workload.temperature, top_p=workload.top_p,
+        seed=(seed * 1_000_003 + index) % 2**31 if workload.temperature > 0 else None,
+        stream="stream" in facts.capabilities, request_id=f"{prefix}-{index}",
+    )
+    return ScheduledRequest(
+        index=index, user=user, intended_s=intended_s, request=request,
+        prompt_tokens=num_prompt if isinstance(ids, str) else len(ids), oracle=oracle,
+        cancel_after_tokens=workload.cancel_after_tokens if cut and num_output > workload.cancel_after_tokens else None,
+    )
+
+
+def _plan_warmups(
+    workload: Workload, facts: EngineFacts, spec: ProbeSpec | None, rng: np.random.Generator, seed: int, prefix: str,
+) -> tuple[ScheduledRequest, ...]:
+    """Short requests on prompts of their own: they open connections and warm the engine, and seed no prefix cache."""
+    if workload.warmups == 0:
+        return ()
+    prompt_tokens, output_tokens, _ = draw_lengths(workload, rng, workload.warmups, facts.max_context_tokens)
+    prompts, _ = _draw_prompts(workload, spec, rng, prompt_tokens, None)
+    return tuple(
+        _schedule_one(
+            workload, facts, prompts[i], index=i, user=None, intended_s=None, num_prompt=prompt_tokens[i],
+            num_output=min(output_tokens[i], _WARMUP_OUTPUT_TOKENS), cut=False, seed=seed + 1, prefix=f"{prefix}-warm",
+        )
+        for i in range(workload.warmups)
+    )

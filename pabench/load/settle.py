@@ -1,0 +1,169 @@
+"""After the run: exchanges -> records. Every scheduled request gets exactly one outcome here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from pabench.engines.base import Choice, Completion, Dialect
+from pabench.engines.cleaning import clean
+from pabench.errors import EngineProtocol
+from pabench.load.client import Exchange
+from pabench.load.records import OUTCOMES, RequestRecord
+from pabench.load.schedule import ScheduledRequest
+from pabench.load.verify import Verification, diagnose_wrong, verify_choices
+from pabench.probe import Codec, ProbeSpec
+
+_ABORTED = {"planned", "interrupt"}
+Verdict = tuple[str, str | None, str | None]  # outcome, error kind, error text
+
+
+def settle(
+    scheduled: Sequence[ScheduledRequest], exchanges: Mapping[int, Exchange], start_s: float, *,
+    dialect: Dialect, spec: ProbeSpec | None, block_size: int | None, unsent_kind: str | None,
+) -> list[RequestRecord]:
+    """A record for each scheduled request, in order. `exchanges` by index; those without one were never sent.
+
+    `start_s`: the run's zero on the clock of the exchanges. `unsent_kind`: why requests were not sent.
+    """
+    records = []
+    wrong: dict[int, list[int]] = {}
+    for request in scheduled:
+        exchange = exchanges.get(request.index)
+        if exchange is None:
+            records.append(_unsent(request, unsent_kind))
+            continue
+        record, wrong_choice = _settle_one(request, exchange, start_s, dialect)
+        if wrong_choice is not None:
+            wrong[request.index] = list(wrong_choice.token_ids or ())
+        records.append(record)
+    if spec is not None:
+        diagnose_wrong(records, scheduled, wrong, spec, block_size)
+    return records
+
+
+def count_outcomes(records: Sequence[RequestRecord]) -> dict[str, int]:
+    """Requests by outcome, all outcomes named; they add up to the records."""
+    counts = dict.fromkeys(OUTCOMES, 0)
+    for record in records:
+        counts[record.outcome] += 1
+    return counts
+
+
+def _blank(request: ScheduledRequest, intended_s: float) -> RequestRecord:
+    return RequestRecord(
+        request_id=request.request.request_id or str(request.index), index=request.index, user=request.user,
+        intended_s=intended_s, prompt_tokens=request.prompt_tokens, max_tokens=request.request.max_tokens,
+        n=request.request.n,
+    )
+
+
+def _unsent(request: ScheduledRequest, kind: str | None) -> RequestRecord:
+    # In a closed loop nobody knows when its turn would have come: NaN, which the tables hold as such.
+    record = _blank(request, request.intended_s if request.intended_s is not None else float("nan"))
+    record.error_kind = kind
+    return record
+
+
+def _settle_one(
+    request: ScheduledRequest, exchange: Exchange, start_s: float, dialect: Dialect
+) -> tuple[RequestRecord, Choice | None]:
+    record = _blank(request, exchange.intended_s - start_s)
+    record.sent_s = None if exchange.sent_s is None else exchange.sent_s - start_s
+    record.end_s = None if exchange.end_s is None else exchange.end_s - start_s
+    record.http_status = exchange.status
+    answer, protocol_error = _parse(request, exchange, start_s, dialect)
+    _take_tokens(record, answer)
+    verification = None
+    if request.oracle is not None and exchange.status == 200:
+        verification = verify_choices(request.oracle, answer.choices)
+        record.verified_tokens, record.wrong_tokens = verification.verified, verification.wrong
+    outcome, kind, text = _judge(request, record, exchange, answer, protocol_error, verification)
+    record.outcome, record.error_kind = outcome, kind
+    record.error_text = None if text is None else clean(text)
+    return record, None if verification is None else verification.wrong_choice
+
+
+def _parse(
+    request: ScheduledRequest, exchange: Exchange, start_s: float, dialect: Dialect
+) -> tuple[Completion, str | None]:
+    """The answer, and what makes it no answer of this dialect."""
+    if exchange.status is None:
+        return Completion(status=0), None
+    read_text = Codec.decode if request.oracle is not None else None
+    try:
+        if request.request.stream:
+            chunks = [(t - start_s, piece) for t, piece in zip(exchange.times_s, exchange.pieces, strict=True)]
+            return dialect.parse_stream(exchange.status, chunks, read_text), None
+        if exchange.fault is not None:
+            return Completion(status=exchange.status), None
+        return dialect.parse(exchange.status, b"".join(exchange.pieces), read_text), None
+    except EngineProtocol as error:
+        return Completion(status=exchange.status), str(error)
+
+
+def _take_tokens(record: RequestRecord, answer: Completion) -> None:
+    tokens: list[tuple[float, int, int | None]] = []
+    aligned = True
+    for choice in answer.choices:
+        ids, times = choice.token_ids, choice.token_times_s
+        record.stream_tokens += len(times) if ids is None else len(ids)
+        matched = ids is not None and len(ids) == len(times)
+        aligned = aligned and matched
+        tokens += [(t, choice.index, ids[i] if ids is not None and matched else None) for i, t in enumerate(times)]
+        if choice.finish_reason is not None:
+            record.finish_reasons.append(choice.finish_reason)
+    tokens.sort(key=lambda token: token[0])
+    record.token_times_s = [t for t, _, _ in tokens]
+    record.token_choices = [index for _, index, _ in tokens]
+    record.token_ids = [token for _, _, token in tokens if token is not None] if aligned else []
+    if tokens:
+        record.first_s, record.last_s = tokens[0][0], tokens[-1][0]
+    if answer.usage is not None:
+        record.usage_prompt_tokens = answer.usage.prompt_tokens
+        record.output_tokens = answer.usage.completion_tokens
+        record.cached_tokens = answer.usage.cached_tokens
+
+
+def _judge(
+    request: ScheduledRequest, record: RequestRecord, exchange: Exchange, answer: Completion,
+    protocol_error: str | None, verification: Verification | None,
+) -> Verdict:
+    """The one outcome. A fault of the wire comes first, then what the engine says, then what it should have said."""
+    verdict = _judge_wire(exchange, answer, protocol_error)
+    wrong = verification is not None and verification.wrong > 0
+    if verdict is None:
+        verdict = ("wrong", None, None) if wrong else _judge_content(request, record, answer)
+    if wrong and verdict[0] == "aborted":
+        return "wrong", verdict[1], None
+    return verdict
+
+
+def _judge_wire(exchange: Exchange, answer: Completion, protocol_error: str | None) -> Verdict | None:
+    fault = exchange.fault
+    if fault in _ABORTED:
+        return "aborted", fault, None
+    if fault == "timeout":
+        return "timeout", None, exchange.fault_text
+    if exchange.status is not None and exchange.status != 200:
+        return "error", "http", answer.error or f"HTTP {exchange.status}"
+    if fault is not None:
+        return "error", fault, exchange.fault_text
+    if protocol_error is not None:
+        return "error", "protocol", protocol_error
+    if answer.error is not None:
+        return "error", "stream", answer.error
+    return None
+
+
+def _judge_content(request: ScheduledRequest, record: RequestRecord, answer: Completion) -> Verdict:
+    if record.stream_tokens == 0 and not record.output_tokens:
+        return "error", "empty", "the answer ended without a token"
+    if answer.truncated:
+        return "error", "truncated", "the stream ended without a finish reason for every sample"
+    if request.oracle is not None:
+        asked = [request.request.max_tokens] * request.request.n
+        got = [len(choice.token_ids or ()) for choice in answer.choices]
+        if got != asked:
+            return "error", "length", (f"asked for {request.request.n} x {request.request.max_tokens} tokens, "
+                                       f"got {' + '.join(map(str, got)) or 'none'}")
+    return "ok", None, None

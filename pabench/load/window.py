@@ -1,0 +1,49 @@
+"""The steady window: the part of a run in which the load was as the workload says. Throughput is taken from it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from pabench.load.records import RequestRecord
+
+_BUSY_SHARE = 0.9  # of the users
+
+
+def steady_window(records: Sequence[RequestRecord]) -> tuple[float, float] | None:
+    """(start, end) in seconds from the start of the run; None when there was no steady part.
+
+    Closed arrivals: from when every user has sent its first request and the first token has come, to when fewer than
+    90 % of the users still have work. Open arrivals: from the median time that a request takes after the first one
+    (the engine fills up), or half the arrivals where that is sooner, to the last intended start.
+    """
+    sent = [r for r in records if r.sent_s is not None]
+    first_tokens = [r.first_s for r in sent if r.first_s is not None]
+    if not first_tokens:
+        return None
+    closed = sent[0].user is not None
+    start, end = _closed(sent, min(first_tokens)) if closed else _open(sent, min(first_tokens))
+    return (start, end) if end > start else None
+
+
+def _closed(sent: Sequence[RequestRecord], first_token_s: float) -> tuple[float, float]:
+    first_sent: dict[int, float] = {}
+    last_end: dict[int, float] = {}
+    for record in sent:
+        if record.user is None or record.sent_s is None:
+            continue
+        first_sent[record.user] = min(first_sent.get(record.user, math.inf), record.sent_s)
+        end_s = record.end_s if record.end_s is not None else record.sent_s
+        last_end[record.user] = max(last_end.get(record.user, 0.0), end_s)
+    ends = sorted(last_end.values())
+    may_be_done = len(ends) - math.ceil(_BUSY_SHARE * len(ends))
+    return max(first_token_s, *first_sent.values()), ends[may_be_done]
+
+
+def _open(sent: Sequence[RequestRecord], first_token_s: float) -> tuple[float, float]:
+    begin, end = min(r.intended_s for r in sent), max(r.intended_s for r in sent)
+    took = [r.end_s - r.sent_s for r in sent if r.outcome == "ok" and r.end_s is not None and r.sent_s is not None]
+    ramp = min(float(np.median(took)), (end - begin) / 2) if took else 0.0
+    return max(begin + ramp, first_token_s), end
