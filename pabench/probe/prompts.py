@@ -21,7 +21,10 @@ HEADER_TOKENS = 2  # SEP and the salt, before the first ring token
 class ProbePrompt(Protocol):
     """What ring and fork have in common."""
 
-    salt: int
+    @property
+    def salt(self) -> int:
+        """Id of the salt."""
+        ...
 
     @property
     def prompt(self) -> tuple[int, ...]:
