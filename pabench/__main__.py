@@ -1,0 +1,5 @@
+"""`python -m pabench` is `pabench`."""
+
+from pabench.cli import main
+
+main()

@@ -1,0 +1,209 @@
+"""`pabench bench`: several engines through the same conformance suite and the same loads, and one report.
+
+A bench suite is a TOML file: a probe, a workload at several loads, and the engines, each with a command that starts
+it or a URL where it runs. Engines run one after another, so that they do not share the machine.
+
+    OUT/
+      probe/                      the model they all serve
+      <engine>/engine.log
+      <engine>/conformance/       verdicts.jsonl and failed cases
+      <engine>/<load>/            one run folder a load
+      report.html
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import sys
+import tomllib
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pabench.engines import EngineProcess, dialect
+from pabench.engines.doctor import Examination, examine
+from pabench.errors import EXIT_NOT_CONFORMING, EXIT_OK, EngineError, PabenchError, UsageError
+from pabench.load import Manifest, Progress, Workload, load_workload, run_workload
+from pabench.probe import build_checkpoint, preset
+from pabench.resources import data_dir
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class EnginePlan(_Strict):
+    """One engine: `command` starts it ({python}, {model} and {port} are filled in), or it runs at `url`."""
+
+    label: str = Field(min_length=1)
+    dialect: str | None = None
+    command: tuple[str, ...] = ()
+    url: str = "http://127.0.0.1:{port}"
+    env: dict[str, str] = {}
+    ready_timeout_s: float = Field(default=180.0, gt=0)
+
+    @model_validator(mode="after")
+    def _reachable(self) -> EnginePlan:
+        if not self.command and "{port}" in self.url:
+            raise ValueError("give a command that starts the engine, or the url where it runs")
+        if self.dialect is not None:
+            dialect(self.dialect)
+        return self
+
+
+class LoadPlan(_Strict):
+    """One load of a sweep: overrides of the workload's own fields."""
+
+    users: int | None = Field(default=None, ge=1)
+    rate_per_s: float | None = Field(default=None, gt=0)
+    num_requests: int | None = Field(default=None, ge=1)
+    duration_s: float | None = Field(default=None, gt=0)
+
+
+class BenchSuite(_Strict):
+    """A comparison: see the module. `profile` "none" leaves conformance out."""
+
+    description: str
+    probe: str = "tiny"
+    probe_dtype: str = "float32"
+    profile: Literal["none", "smoke", "ci", "full"] = "smoke"
+    workload: str
+    seed: int = Field(default=0, ge=0)
+    loads: tuple[LoadPlan, ...] = Field(alias="load", min_length=1)
+    engines: tuple[EnginePlan, ...] = Field(alias="engine", min_length=1)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> BenchSuite:
+        names = [folder_name(engine.label) for engine in self.engines]
+        if len(set(names)) != len(names):
+            raise ValueError(f"engine labels must differ: {', '.join(names)}")
+        preset(self.probe)
+        self.workloads()
+        return self
+
+    def workloads(self) -> list[Workload]:
+        """The workload at each load."""
+        return [load_workload(self.workload, **load.model_dump()) for load in self.loads]
+
+
+@dataclass(slots=True)
+class EngineResult:
+    """What came of one engine."""
+
+    label: str
+    conformance: int | None = None                      # exit code of the suite, None when it was left out
+    runs: list[Manifest] = field(default_factory=list)
+    failure: str | None = None                          # why it could not be run to its end
+
+    @property
+    def exit_code(self) -> int:
+        """0 conforming and every answer right, 1 not, 2 could not run."""
+        if self.failure is not None:
+            return PabenchError.exit_code
+        if self.conformance not in (None, EXIT_OK):
+            return int(self.conformance or EXIT_OK)
+        flawed = any(run.outcomes.get(kind) for run in self.runs for kind in ("wrong", "error", "timeout", "unsent"))
+        return EXIT_NOT_CONFORMING if flawed else EXIT_OK
+
+
+class Narrator(Protocol):
+    """Where progress goes; the terminal's is in `pabench.terminal`."""
+
+    def stage(self, text: str) -> None:
+        """A new part of the work begins."""
+        ...
+
+    def conform(self, examination: Examination, url: str, profile: str, out: Path) -> int:
+        """Run the conformance suite, showing it; its exit code."""
+        ...
+
+    def load(self, workload: Workload, label: str) -> AbstractContextManager[Progress]:
+        """Show one load while it runs; the context is the progress callback."""
+        ...
+
+
+def known_suites() -> dict[str, Path]:
+    """Name -> file of the bench suites that ship with pabench."""
+    return {path.stem: path for path in sorted((data_dir("suites") / "bench").glob("*.toml"))}
+
+
+def load_suite(name_or_path: str) -> BenchSuite:
+    """A bench suite by name or file. Raises UsageError of one line."""
+    known = known_suites()
+    path = known.get(name_or_path, Path(name_or_path))
+    if not path.is_file():
+        raise UsageError(f"unknown bench suite {name_or_path!r}: neither a file nor one of {', '.join(known)}")
+    try:
+        return BenchSuite.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(f"bench suite {path}: cannot be read as TOML: {error}") from None
+    except ValidationError as error:
+        told = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise UsageError(f"bench suite {path}: {told}") from None
+
+
+def folder_name(label: str) -> str:
+    """A label as a folder name: nothing but letters, digits, dots and dashes."""
+    return re.sub(r"[^a-z0-9.]+", "-", label.lower()).strip("-.") or "engine"
+
+
+def run_suite(suite: BenchSuite, out: Path, narrator: Narrator) -> list[EngineResult]:
+    """Run `suite` into the folder `out`; one engine's failure does not stop the others.
+
+    KeyboardInterrupt passes through after what was measured has been written.
+    """
+    model = out / "probe"
+    narrator.stage(f"building the {suite.probe} probe in {model}")
+    build_checkpoint(preset(suite.probe), model, suite.probe_dtype)
+    results = []
+    for plan in suite.engines:
+        result = EngineResult(plan.label)
+        results.append(result)
+        try:
+            _run_engine(suite, plan, out / folder_name(plan.label), model, narrator, result)
+        except EngineError as error:
+            result.failure = str(error)
+            narrator.stage(f"{plan.label}: {error}")
+    return results
+
+
+def _run_engine(
+    suite: BenchSuite, plan: EnginePlan, folder: Path, model: Path, narrator: Narrator, result: EngineResult
+) -> None:
+    narrator.stage(f"starting {plan.label}")
+    with _reach(plan, folder, model) as url:
+        examination = asyncio.run(examine(url, dialect=plan.dialect, probe=str(model)))
+        if suite.profile != "none":
+            result.conformance = narrator.conform(examination, url, suite.profile, folder / "conformance")
+        for workload in suite.workloads():
+            with narrator.load(workload, plan.label) as progress:
+                run = folder / folder_name(workload.load_text)
+                result.runs.append(asyncio.run(run_workload(
+                    examination, workload, run, url=url, label=plan.label, seed=suite.seed, progress=progress,
+                )))
+            if result.runs[-1].status == "interrupted":
+                raise KeyboardInterrupt
+
+
+@contextmanager
+def _reach(plan: EnginePlan, folder: Path, model: Path) -> Iterator[str]:
+    """The engine's URL; started here and stopped behind when the plan has a command."""
+    if not plan.command:
+        yield plan.url
+        return
+    filled = {"{python}": sys.executable, "{model}": str(model.resolve())}
+    command = [_fill(word, filled) for word in plan.command]
+    with EngineProcess(command, url=plan.url, log=folder / "engine.log", env=plan.env,
+                       ready_timeout_s=plan.ready_timeout_s) as process:
+        yield process.url
+
+
+def _fill(word: str, values: dict[str, str]) -> str:
+    for name, value in values.items():
+        word = word.replace(name, value)
+    return word

@@ -1,0 +1,265 @@
+"""The command `pabench`: one function a command, each thin over the part that does the work.
+
+Exit codes: 0 done and conforming, 1 done and not conforming, 2 could not run, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import json
+import os
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from pabench import __version__
+from pabench.errors import EXIT_COULD_NOT_RUN, EXIT_INTERRUPTED, EXIT_NOT_CONFORMING, EXIT_OK, PabenchError, UsageError
+
+app = typer.Typer(
+    help="Benchmark and conformance test suite for paged-attention LLM engines.",
+    no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False,
+)
+probe_app = typer.Typer(help="Build and check the KV probe.", no_args_is_help=True)
+app.add_typer(probe_app, name="probe")
+
+Url = Annotated[str, typer.Option("--url", help="Where the engine listens, e.g. http://127.0.0.1:8000")]
+DialectName = Annotated[str | None, typer.Option("--dialect", help="Do not detect the dialect; take this one.")]
+ProbeName = Annotated[
+    str | None,
+    typer.Option("--probe", help="Preset or folder of the probe that is served, if pabench cannot find out."),
+]
+KeyVariable = Annotated[
+    str | None,
+    typer.Option("--api-key-env", help="Environment variable that holds the engine's API key."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No live view.")]
+
+
+def main() -> NoReturn:
+    """Run the command line; every expected failure is one line on stderr and an exit code."""
+    try:
+        app()
+    except PabenchError as error:
+        _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        _fail("interrupted; what was measured is kept", EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        os._exit(EXIT_OK)  # the reader of our output went away: nothing left to tell it
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
+        _fail(f"cannot write {error.filename or 'a file'}: {error.strerror}", EXIT_COULD_NOT_RUN)
+    raise SystemExit(EXIT_OK)
+
+
+def _fail(text: str, code: int) -> NoReturn:
+    print(f"pabench: {text}", file=sys.stderr)
+    raise SystemExit(code)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"pabench {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
+) -> None:
+    pass
+
+
+@probe_app.command("build")
+def probe_build(
+    preset: Annotated[str, typer.Option(help="tiny, gqa, mqa, mha, d80, d96, d256 or long.")] = "gqa",
+    out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("probe"),
+    dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16: what the weights are stored as.")] = "float32",
+) -> None:
+    """Write the KV probe as a Hugging Face Llama folder that any engine can serve.
+
+    Example: pabench probe build --preset gqa --out probe
+    """
+    from pabench.probe import build_checkpoint
+    from pabench.probe import preset as named
+
+    spec = named(preset)
+    build_checkpoint(spec, out, dtype)
+    print(f"{out}: probe {spec.preset!r}, {spec.num_layers} layers, {spec.num_q_heads} query and {spec.num_kv_heads} KV "
+          f"heads, head_dim {spec.head_dim}, vocabulary {spec.vocab_size}, {dtype}")
+
+
+@probe_app.command("check")
+def probe_check(folder: Annotated[Path, typer.Argument(help="Folder of a probe.")]) -> None:
+    """Check that a folder holds exactly the probe it says it is: exit 0 if so, 1 if not.
+
+    Example: pabench probe check probe
+    """
+    from pabench.probe import check_checkpoint, load_spec
+
+    spec = load_spec(folder)
+    problems = check_checkpoint(folder)
+    for problem in problems:
+        print(f"{folder}: {problem}")
+    if problems:
+        raise SystemExit(EXIT_NOT_CONFORMING)
+    print(f"{folder}: probe {spec.preset!r}, as built")
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+)
+def serve(context: typer.Context) -> None:
+    """Serve a Hugging Face Llama-family folder with the reference engine (needs the extra `engine`).
+
+    Example: pabench serve --model probe --kv paged --block-size 16 --num-blocks 256 --max-num-seqs 64 --port 8000
+    """
+    from importlib.util import find_spec
+
+    if find_spec("reference_engine") is None or find_spec("torch") is None:
+        raise UsageError("the reference engine needs torch: install it with `pip install 'pabench[engine]'`")
+    sys.stdout.flush()
+    # The tool never imports the engine: it becomes it.
+    os.execv(sys.executable, [sys.executable, "-m", "reference_engine", *context.args])
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+)
+def stub(context: typer.Context) -> None:
+    """Serve an engine of known timing that stamps each chunk, for calibration and tests.
+
+    Example: pabench stub --ttft-ms 50 --itl-ms 10 --port 8001
+    """
+    from pabench.stub import main as stub_main
+
+    stub_main(context.args)
+
+
+@app.command()
+def doctor(
+    url: Url, dialect: DialectName = None, probe: ProbeName = None, api_key_env: KeyVariable = None,
+    timeout_s: Annotated[float, typer.Option(help="Longest wait for one answer, seconds.")] = 10.0, as_json: AsJson = False,
+) -> None:
+    """Tell what is at a URL: dialect, model, block size, capacity, prefix caching, metrics, is it the probe.
+
+    Example: pabench doctor --url http://127.0.0.1:8000
+    """
+    from pabench.terminal import show_examination
+
+    examination = _examine(url, dialect, probe, api_key_env, timeout_s)
+    if as_json:
+        print(examination.to_json())
+    else:
+        show_examination(examination, url)
+
+
+@app.command()
+def run(
+    url: Url,
+    workload: Annotated[str, typer.Option(help="Name of a workload that ships with pabench, or a TOML file.")],
+    out: Annotated[Path | None, typer.Option(help="New run folder (results/<time>-<workload> by default).")] = None,
+    label: Annotated[str | None, typer.Option(help="What to call the engine in tables and reports.")] = None,
+    users: Annotated[int | None, typer.Option(help="Closed loop with this many users.")] = None,
+    rate: Annotated[float | None, typer.Option(help="Open loop at this many requests a second.")] = None,
+    num_requests: Annotated[int | None, typer.Option(help="How many requests in all.")] = None,
+    duration_s: Annotated[float | None, typer.Option(help="Stop sending after this many seconds.")] = None,
+    seed: Annotated[int, typer.Option(help="Same seed, same prompts and schedule.")] = 0,
+    dialect: DialectName = None, probe: ProbeName = None, api_key_env: KeyVariable = None,
+    as_json: AsJson = False, quiet: Quiet = False,
+) -> None:
+    """Put a load on an engine, verify every answer, and write a run folder.
+
+    Exit 0 when every request was answered and, on the probe, every token right; 1 when not.
+
+    Example: pabench run --url http://127.0.0.1:8000 --workload sharegpt-mini --users 16
+    """
+    from pabench.analysis import load_run, summarise
+    from pabench.load import load_workload, run_workload
+    from pabench.terminal import live_load, show_summaries, summary_json
+
+    plan = load_workload(workload, users=users, rate_per_s=rate, num_requests=num_requests, duration_s=duration_s)
+    key = _api_key(api_key_env)
+    examination = _examine(url, dialect, probe, api_key_env)
+    folder = out or _new_folder(plan.name)
+    with live_load(plan, label or examination.facts.dialect, quiet=quiet or as_json) as progress:
+        manifest = asyncio.run(run_workload(
+            examination, plan, folder, url=url, label=label or examination.facts.dialect, seed=seed,
+            progress=progress, api_key=key,
+        ))
+    summary = summarise(load_run(folder))
+    if as_json:
+        print(summary_json(summary))
+    else:
+        show_summaries([summary])
+        print(f"records: {folder}")
+    if manifest.status == "interrupted":
+        raise KeyboardInterrupt
+    if manifest.status == "failed":
+        raise PabenchError(manifest.failure or "the run failed")
+    flawed = any(manifest.outcomes.get(kind) for kind in ("wrong", "error", "timeout", "unsent"))
+    raise SystemExit(EXIT_NOT_CONFORMING if flawed else EXIT_OK)
+
+
+@app.command()
+def report(
+    folders: Annotated[list[Path], typer.Argument(help="Run folders, or folders that hold some.")],
+    out: Annotated[Path, typer.Option(help="HTML file to write.")] = Path("report.html"),
+) -> None:
+    """Write one offline HTML file that compares all runs and conformance results below the folders.
+
+    Example: pabench report results/demo --out report.html
+    """
+    from pabench.report import write_report
+
+    write_report(folders, out)
+    print(out)
+
+
+@app.command()
+def bench(
+    suite: Annotated[str, typer.Argument(help="Name of a bench suite that ships with pabench, or a TOML file.")] = "demo",
+    out: Annotated[Path | None, typer.Option(help="New results folder (results/<time>-<suite> by default).")] = None,
+    as_json: AsJson = False, quiet: Quiet = False,
+) -> None:
+    """Compare engines: conformance, loads, verification, and a report.
+
+    Example: pabench bench demo
+    """
+    from pabench.bench import load_suite, run_suite
+    from pabench.terminal import TerminalNarrator, finish_bench
+
+    plan = load_suite(suite)
+    folder = out or _new_folder(Path(suite).stem)
+    if folder.exists() and any(folder.iterdir()):
+        raise UsageError(f"{folder} is not empty: give a new folder with --out, so that no result is overwritten")
+    results: list[Any] = []
+    try:
+        run_suite(plan, folder, TerminalNarrator(quiet=quiet or as_json), results)
+    finally:
+        finish_bench(results, folder, as_json=as_json)
+    raise SystemExit(max(result.exit_code for result in results))
+
+
+def _examine(url: str, dialect: str | None, probe: str | None, key_variable: str | None, timeout_s: float = 10.0) -> Any:
+    from pabench.engines.doctor import examine
+
+    return asyncio.run(examine(url, dialect=dialect, probe=probe, timeout_s=timeout_s, api_key=_api_key(key_variable)))
+
+
+def _api_key(variable: str | None) -> str | None:
+    """The key itself is never an argument: arguments show in process lists and in manifests."""
+    if variable is None:
+        return None
+    if variable not in os.environ:
+        raise UsageError(f"--api-key-env names {variable!r}, which is not set in the environment")
+    return os.environ[variable]
+
+
+def _new_folder(name: str) -> Path:
+    return Path("results") / f"{datetime.now():%Y%m%d-%H%M%S}-{name}"

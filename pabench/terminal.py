@@ -1,0 +1,107 @@
+"""What a user sees in the terminal: live progress, tables, and the end of a bench. Engine-supplied text is cleaned."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import orjson
+from rich.console import Console
+from rich.live import Live
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from pabench.analysis import RunSummary, summary_table
+from pabench.engines.cleaning import clean
+from pabench.engines.doctor import Examination
+from pabench.load import Progress as ProgressCallback
+from pabench.load import ProgressState, Workload
+
+_UNKNOWN = "–"
+
+
+def console(*, quiet: bool = False) -> Console:
+    """Where live views go: stderr, so that stdout stays a script's."""
+    return Console(stderr=True, quiet=quiet, highlight=False)
+
+
+def show_examination(examination: Examination, url: str) -> None:
+    """What `doctor` found, as a table on stdout."""
+    facts, kv = examination.facts, examination.facts.kv
+    rows = {
+        "engine": f"{facts.dialect} {facts.version or ''}".strip(),
+        "model": facts.model,
+        "KV probe": examination.probe.preset if examination.probe else "no: answers cannot be verified",
+        "longest sequence": _tokens(facts.max_context_tokens),
+        "block size": _tokens(kv.block_size if kv else None),
+        "blocks": _number(kv.num_blocks if kv else None),
+        "KV capacity": _tokens(kv.capacity_tokens if kv else None),
+        "prefix caching": {True: "on", False: "off", None: _UNKNOWN}[kv.prefix_caching if kv else None],
+        "can": ", ".join(sorted(facts.capabilities)) or _UNKNOWN,
+        "metrics": "\n".join(examination.metrics_found) or "none that pabench knows",
+        "notes": "\n".join(examination.notes) or _UNKNOWN,
+    }
+    table = Table(title=f"What is at {escape(url)}", title_justify="left", show_header=False)
+    for name, value in rows.items():
+        table.add_row(name, escape("\n".join(clean(line) for line in value.splitlines())))
+    Console(highlight=False).print(table)
+
+
+def show_summaries(summaries: Sequence[RunSummary]) -> None:
+    """The final table, on stdout."""
+    out = Console(highlight=False)
+    out.print(summary_table(summaries))
+    for summary in summaries:
+        if not summary.validity.valid:
+            out.print(f"INVALID {escape(clean(summary.label))}, {summary.load}: "
+                      f"{escape('; '.join(summary.validity.reasons))}")
+        for text in summary.diagnoses:
+            out.print(escape("\n".join(clean(line) for line in text.splitlines())), style="red")
+
+
+def summary_json(summaries: Sequence[RunSummary]) -> str:
+    """Summaries as a JSON list; None is null."""
+    return orjson.dumps([asdict(summary) for summary in summaries], default=str).decode()
+
+
+@contextmanager
+def live_load(workload: Workload, label: str, *, quiet: bool = False) -> Iterator[ProgressCallback]:
+    """A live line for one load on stderr; the context is the callback that moves it."""
+    out = console(quiet=quiet)
+    bar = Progress(
+        TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn(),
+        TextColumn("{task.fields[now]}"), console=out, disable=quiet,
+    )
+    name = escape(f"{clean(label)}, {workload.load_text}")
+    with bar:
+        task = bar.add_task(name, total=workload.num_requests, now="warming up")
+
+        def show(state: ProgressState) -> None:
+            bar.update(task, completed=state.done, total=state.total, now=_now(state))
+
+        yield show
+
+
+def _now(state: ProgressState) -> str:
+    rate = state.output_tokens / state.elapsed_s if state.elapsed_s > 0 else 0.0
+    parts = [f"{state.in_flight} in flight", f"{rate:,.0f} tok/s"]
+    if state.running is not None:
+        parts.append(f"running {state.running:.0f}")
+    if state.kv_usage is not None:
+        parts.append(f"KV {state.kv_usage:.0%}")
+    if state.errors:
+        parts.append(f"[red]{state.errors} errors[/red]")
+    return "  ".join(parts)
+
+
+def _tokens(count: int | None) -> str:
+    return _UNKNOWN if count is None else f"{count:,} tokens"
+
+
+def _number(count: int | None) -> str:
+    return _UNKNOWN if count is None else f"{count:,}"
