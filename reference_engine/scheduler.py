@@ -53,6 +53,12 @@ class Scheduler:
                     f"cache of {self.allocator.num_blocks} blocks of {self.allocator.block_size} tokens")
         return None
 
+    def room(self, prompt_tokens: int, n: int) -> int:
+        """The longest output that a request with this prompt could ask for; 0 where there is none."""
+        lengths = range(1, self.config.max_model_len - prompt_tokens + 1)
+        # the longer, the less it fits: find the first that never does
+        return bisect.bisect_left(lengths, True, key=lambda m: self.reason_never_to_fit(prompt_tokens, m, n) is not None)
+
     def add(self, request: Request) -> None:
         """Queue the sequences of a request."""
         for seq in request.sequences:

@@ -1,0 +1,136 @@
+"""The engine over HTTP: OpenAI's completions and chats, models, health and metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import orjson
+from aiohttp import web
+
+from pabench.errors import EngineDied, UsageError
+from reference_engine import metrics
+from reference_engine.answers import Answer
+from reference_engine.async_engine import AsyncEngine
+from reference_engine.protocol import ApiError, Job, Parser
+from reference_engine.sequence import Request
+
+MAX_BODY_BYTES = 32 << 20
+_Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Server:
+    """Routes of one served model."""
+
+    def __init__(self, engine: AsyncEngine, served_model: str, model_root: Path) -> None:
+        self._engine, self._model, self._root = engine, served_model, model_root
+        self._scheduler = engine.engine.scheduler
+        self._tokenizer = engine.engine.tokenizer
+        self._parser = Parser(self._tokenizer, served_model, self._scheduler.room)
+        self._created = int(time.time())
+
+    def app(self) -> web.Application:
+        """The aiohttp application."""
+        app = web.Application(middlewares=[_openai_errors], client_max_size=MAX_BODY_BYTES)
+        app.router.add_post("/v1/completions", self._completions)
+        app.router.add_post("/v1/chat/completions", self._chat)
+        app.router.add_get("/v1/models", self._models)
+        app.router.add_get("/health", self._health)
+        app.router.add_get("/metrics", self._metrics)
+        return app
+
+    async def _completions(self, http: web.Request) -> web.StreamResponse:
+        return await self._serve(http, self._parser.completion(await http.read()))
+
+    async def _chat(self, http: web.Request) -> web.StreamResponse:
+        return await self._serve(http, self._parser.chat(await http.read()))
+
+    async def _serve(self, http: web.Request, job: Job) -> web.StreamResponse:
+        arrival_s = time.monotonic()
+        self._engine.check_alive()
+        try:
+            requests = [self._engine.engine.prepare(p, job.params, arrival_s=arrival_s) for p in job.prompts]
+        except UsageError as error:
+            raise ApiError(400, str(error), param="prompt") from error
+        # Two requests may come under one id: it only names the answer, the engine numbers its own requests.
+        request_id = http.headers.get("X-Request-Id") or job.request_id or uuid.uuid4().hex
+        answer = Answer(job, self._model, self._tokenizer, request_id)
+        return await (self._stream if job.stream else self._whole)(http, job, requests, answer)
+
+    async def _whole(self, http: web.Request, job: Job, requests: list[Request], answer: Answer) -> web.Response:
+        which = {request.id: i for i, request in enumerate(requests)}
+        async with contextlib.aclosing(self._engine.generate(requests)) as batches:
+            async for batch in batches:
+                for request, output in batch:
+                    answer.add(which[request.id], output)
+        return _json(answer.whole())
+
+    async def _stream(
+        self, http: web.Request, job: Job, requests: list[Request], answer: Answer
+    ) -> web.StreamResponse:
+        which = {request.id: i for i, request in enumerate(requests)}
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8",
+                                               "Cache-Control": "no-cache"})
+        try:
+            async with contextlib.aclosing(self._engine.generate(requests)) as batches:
+                await response.prepare(http)
+                async for batch in batches:
+                    chunks = [c for request, output in batch for c in answer.chunks(which[request.id], output)]
+                    await response.write(b"".join(map(_event, chunks)))
+            if job.include_usage:
+                await response.write(_event(answer.usage_chunk()))
+        except EngineDied as error:
+            if not response.prepared:
+                raise
+            await response.write(_event(_server_error(error).body()))
+        await response.write(b"data: [DONE]\n\n")
+        await response.write_eof()
+        return response
+
+    async def _models(self, http: web.Request) -> web.Response:
+        model = {"id": self._model, "object": "model", "created": self._created, "owned_by": "pabench",
+                 "root": str(self._root), "parent": None, "max_model_len": self._engine.engine.config.max_model_len}
+        return _json({"object": "list", "data": [model]})
+
+    async def _health(self, http: web.Request) -> web.Response:
+        self._engine.check_alive()
+        return web.Response()
+
+    async def _metrics(self, http: web.Request) -> web.Response:
+        body = metrics.render(await self._engine.snapshot(), self._engine.engine.config)
+        return web.Response(body=body, headers={"Content-Type": metrics.CONTENT_TYPE})
+
+
+def _event(data: object) -> bytes:
+    return b"data: " + orjson.dumps(data) + b"\n\n"
+
+
+def _json(data: object, status: int = 200) -> web.Response:
+    return web.Response(body=orjson.dumps(data), status=status, content_type="application/json")
+
+
+def _server_error(error: EngineDied) -> ApiError:
+    return ApiError(503, str(error), kind="InternalServerError")
+
+
+@web.middleware
+async def _openai_errors(http: web.Request, handler: _Handler) -> web.StreamResponse:
+    """Every error answer in OpenAI's shape."""
+    try:
+        return await handler(http)
+    except ApiError as error:
+        return _json(error.body(), error.status)
+    except EngineDied as error:
+        return _json(_server_error(error).body(), 503)
+    except web.HTTPException as error:  # aiohttp's own: no such path, method, a body too large
+        message = f"{http.method} {http.path}: {error.reason}"
+        answer = _json(ApiError(error.status, message, kind=error.reason.replace(" ", "")).body(), error.status)
+        if "Allow" in error.headers:
+            answer.headers["Allow"] = error.headers["Allow"]
+        return answer
+    except (asyncio.CancelledError, ConnectionError):
+        raise  # the client has gone
