@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -41,11 +42,19 @@ def base_url(url: str) -> str:
     return url.strip().split("?")[0].split("#")[0].rstrip("/").removesuffix("/v1").rstrip("/")
 
 
+def _reason(error: Exception) -> str:
+    """Why a connection failed, in the system's few words where it has them."""
+    cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
+    number = cause.errno if isinstance(cause, OSError) and (cause.errno or 0) > 0 else None
+    return os.strerror(number).lower() if number is not None else clean(str(cause) or type(cause).__name__)
+
+
 @dataclass(slots=True)
 class _Exchange:
     """What came back so far: (arrival on the monotonic clock in seconds, bytes) as read."""
 
     status: int = 0
+    headers: Mapping[str, str] = field(default_factory=dict)
     chunks: list[tuple[float, bytes]] = field(default_factory=list)
     broken: bool = False  # the connection broke inside the answer
 
@@ -137,11 +146,12 @@ class EngineClient:
                 return exchange.status == 200 and not exchange.broken
         return False
 
-    async def get(self, path: str) -> tuple[int, Mapping[str, str], bytes]:
+    async def get(
+        self, path: str, headers: Mapping[str, str] | None = None
+    ) -> tuple[int, Mapping[str, str], bytes]:
         """Status, headers and body of a GET."""
-        headers: dict[str, str] = {}
-        exchange = await self._exchange("GET", path, None, {}, seen=headers.update)
-        return exchange.status, headers, exchange.body
+        exchange = await self._exchange("GET", path, None, headers or {})
+        return exchange.status, exchange.headers, exchange.body
 
     async def post_raw(
         self, path: str, body: bytes | Mapping[str, Any], headers: Mapping[str, str] | None = None
@@ -183,7 +193,6 @@ class EngineClient:
         headers: Mapping[str, str],
         *,
         enough: Callable[[_Exchange], bool] | None = None,
-        seen: Callable[[Mapping[str, str]], None] | None = None,
     ) -> _Exchange:
         """Send, and read until the answer ends, breaks or is `enough`."""
         if self._session is None:
@@ -195,8 +204,7 @@ class EngineClient:
         ):
             self._answered = True
             exchange.status = response.status
-            if seen is not None:
-                seen(response.headers)
+            exchange.headers = dict(response.headers)
             async for piece in response.content.iter_any():
                 exchange.chunks.append((time.monotonic(), piece))
                 if enough is not None and enough(exchange):
@@ -228,9 +236,9 @@ class EngineClient:
 
     def _gone(self, error: Exception) -> EngineDied | EngineUnreachable:
         if self._answered:
-            return EngineDied(f"the engine at {self.url} answered before and does not any more: {clean(str(error))}")
+            return EngineDied(f"the engine at {self.url} answered before and does not any more: {_reason(error)}")
         return EngineUnreachable(
-            f"nothing answers at {self.url} ({clean(str(error))}): is the engine running, and is the URL right?"
+            f"nothing answers at {self.url} ({_reason(error)}): is the engine running, and is the URL right?"
         )
 
     async def _raise_if_gone(self) -> None:

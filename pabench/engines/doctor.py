@@ -1,0 +1,223 @@
+"""`pabench doctor`: what engine is there, what it tells of itself, and what it can do when tried."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pabench.engines import dialects
+from pabench.engines.answers import error_text, load_json
+from pabench.engines.base import Dialect, EngineFacts
+from pabench.engines.cleaning import clean
+from pabench.engines.client import EngineClient
+from pabench.engines.trials import Trials
+from pabench.errors import EngineProtocol, UsageError
+from pabench.probe import PRESETS, ProbeSpec, load_spec, preset
+from pabench.telemetry.exposition import ACCEPT, parse_exposition
+from pabench.telemetry.vocabulary import KVFacts, KVSample, MetricFamilies
+
+_ASSUMED_PRESET = "gqa"
+_MAX_NAME_CHARS = 1000
+_PINNED = re.compile(r"Server is pinned to '(.+)'; requested")  # the words of transformers serve
+
+
+@dataclass(frozen=True, slots=True)
+class Examination:
+    """What was found. `probe` is None where the engine does not serve the KV probe; texts are safe to print."""
+
+    facts: EngineFacts
+    probe: ProbeSpec | None
+    metrics_found: tuple[str, ...]   # "kv_usage: vllm:kv_cache_usage_perc"
+    notes: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        facts = asdict(self.facts) | {"capabilities": sorted(self.facts.capabilities)}
+        if self.facts.kv is not None:
+            facts["kv"]["capacity_tokens"] = self.facts.kv.capacity_tokens
+        return {
+            "facts": facts,
+            "probe": None if self.probe is None else self.probe.preset,
+            "metrics_found": list(self.metrics_found),
+            "notes": list(self.notes),
+        }
+
+
+async def examine(
+    url: str,
+    *,
+    dialect: str | None = None,
+    probe: str | Path | ProbeSpec | None = None,
+    model: str | None = None,
+    timeout_s: float = 10.0,
+    api_key: str | None = None,
+) -> Examination:
+    """Examine the engine at `url`: a few small requests, each bounded by `timeout_s` seconds.
+
+    `dialect` and `model` are found out unless given. `probe` says which KV probe is served: a preset's name, or a
+    folder with a probe.json. Raises EngineError with one line when there is no engine to examine.
+    """
+    given = _given_probe(probe)
+    spoken = dialects.dialect(dialect or "openai")
+    async with EngineClient(url, spoken, model or "", timeout_s=timeout_s, api_key=api_key) as client:
+        trials = Trials(client)
+        models, headers = await _models(client)
+        metrics = await _metrics(client, trials.notes)
+        if dialect is None:
+            client.dialect = dialects.recognise(models, metrics, headers)
+        entry = _entry(models, model, trials.notes)
+        client.model = model or str(entry.get("id") or "") or await _pinned_model(client)
+        await trials.run()
+        kv = client.dialect.kv_facts(metrics)
+        facts = EngineFacts(
+            dialect=client.dialect.name,
+            model=clean(client.model, _MAX_NAME_CHARS),
+            max_context_tokens=_max_context(entry),
+            model_root=_root(entry, client.model),
+            version=await _version(client),
+            kv=None if kv == KVFacts() else kv,
+        )
+        told = _told(facts, client.dialect.kv_sample(metrics, 0.0))
+        if "prefix_cache" not in told and await trials.prefix_cache_hits():
+            told.add("prefix_cache")
+        facts = replace(facts, capabilities=frozenset(trials.capabilities | told))
+    spec = _which_probe(given, facts.model_root, trials.is_probe, trials.notes)
+    return Examination(facts, spec, metrics_found(client.dialect, metrics), tuple(trials.notes))
+
+
+def metrics_found(dialect: Dialect, metrics: MetricFamilies) -> tuple[str, ...]:
+    """Each metric that the dialect reads and the page holds, with what it maps to."""
+    lines = []
+    for name in sorted(dialect.metric_names & metrics.keys()):
+        alone = {name: metrics[name]}
+        fields = _filled(dialect.kv_sample(alone, 0.0), KVSample(0.0)) + _filled(dialect.kv_facts(alone), KVFacts())
+        lines.append(f"{', '.join(fields) or 'without a value'}: {name}")
+    return tuple(lines)
+
+
+def _filled(found: KVSample | KVFacts, empty: KVSample | KVFacts) -> list[str]:
+    blank = asdict(empty)
+    return [name for name, value in asdict(found).items() if value != blank[name]]
+
+
+async def _models(client: EngineClient) -> tuple[Mapping[str, Any], Mapping[str, str]]:
+    """The answer of `/v1/models` and its headers. Raises EngineProtocol where this is no engine's."""
+    status, headers, body = await client.get("/v1/models")
+    try:
+        models = load_json(body)
+    except ValueError:
+        models = None
+    if status in (401, 403):
+        raise EngineProtocol(f"{client.url} asks for a key (status {status}): pass --api-key")
+    if status != 200:
+        said = clean(error_text(models) or "", 200)
+        raise EngineProtocol(
+            f"{client.url}/v1/models answers with status {status}{f' ({said})' if said else ''}: expected an "
+            "OpenAI-compatible engine. Is the port the engine's, and the URL without a path?"
+        )
+    if not isinstance(models, Mapping):
+        raise EngineProtocol(f"{client.url}/v1/models answers with no JSON object, got {body[:60]!r}: is it an engine?")
+    return models, headers
+
+
+async def _metrics(client: EngineClient, notes: list[str]) -> MetricFamilies:
+    """All samples of `/metrics`; empty, with a note, where there is no such page."""
+    try:
+        status, _, body = await client.get("/metrics", {"Accept": ACCEPT})
+        if status == 200:
+            return parse_exposition(body)
+        notes.append(f"no metrics: /metrics answers with status {status}")
+    except EngineProtocol as error:
+        notes.append(f"no metrics: {clean(str(error))}")
+    return {}
+
+
+def _entry(models: Mapping[str, Any], wanted: str | None, notes: list[str]) -> Mapping[str, Any]:
+    """What `/v1/models` says of the model to examine: `wanted`, else the first; empty where it says nothing."""
+    data = models.get("data")
+    entries = [entry for entry in data if isinstance(entry, Mapping)] if isinstance(data, list) else []
+    if wanted is not None:
+        return next((entry for entry in entries if entry.get("id") == wanted), {})
+    if len(entries) > 1:
+        names = ", ".join(clean(str(entry.get("id")), 80) for entry in entries[:8])
+        notes.append(f"{len(entries)} models are served ({names}): the first was taken; name one with --model")
+    return entries[0] if entries else {}
+
+
+async def _pinned_model(client: EngineClient) -> str:
+    """Name of the model of a server that lists none but, like transformers', names it when another is asked for."""
+    asked = "?"
+    _, body = await client.post_raw("/v1/completions", {"model": asked, "prompt": "x", "max_tokens": 1})
+    try:
+        said = error_text(load_json(body)) or ""
+    except ValueError:
+        said = ""
+    match = _PINNED.search(said)
+    if match is None:
+        raise EngineProtocol(f"{client.url}/v1/models lists no model: name the one that is served with --model")
+    return match.group(1)
+
+
+async def _version(client: EngineClient) -> str | None:
+    status, _, body = await client.get("/version")
+    try:
+        answer = load_json(body) if status == 200 else None
+    except ValueError:
+        answer = None
+    version = answer.get("version") if isinstance(answer, Mapping) else None
+    return clean(version, 80) if isinstance(version, str) else None
+
+
+def _max_context(entry: Mapping[str, Any]) -> int | None:
+    length = entry.get("max_model_len")
+    return length if type(length) is int and length > 0 else None
+
+
+def _root(entry: Mapping[str, Any], model: str) -> str | None:
+    """Where the engine says it loaded the model from; a model named by an absolute path is its own root."""
+    root = entry.get("root")
+    if not isinstance(root, str):
+        root = model if Path(model).is_absolute() else None
+    return None if root is None else clean(root, _MAX_NAME_CHARS)
+
+
+def _told(facts: EngineFacts, sample: KVSample) -> set[str]:
+    """Capabilities that need no trial: the engine tells them or not."""
+    kv = facts.kv or KVFacts()
+    told = {
+        "kv_metrics": sample.kv_usage is not None,
+        "running_metrics": sample.running is not None and sample.waiting is not None,
+        "prefix_cache": kv.prefix_caching is True,
+        "capacity": kv.capacity_tokens is not None,
+        "context_length": facts.max_context_tokens is not None,
+    }
+    return {name for name, is_so in told.items() if is_so}
+
+
+def _given_probe(probe: str | Path | ProbeSpec | None) -> ProbeSpec | None:
+    """The spec that the caller names: a folder, or a preset's name."""
+    if probe is None or isinstance(probe, ProbeSpec):
+        return probe
+    return load_spec(Path(probe)) if Path(probe).is_dir() else preset(str(probe))
+
+
+def _which_probe(given: ProbeSpec | None, root: str | None, came_back: bool, notes: list[str]) -> ProbeSpec | None:
+    """The probe that is served: as given, else as its folder says, else the usual one where its ring came back.
+
+    A probe that is given or found in the folder stays one when its ring did not come back: the engine is at fault.
+    """
+    if given is not None:
+        return given
+    if root is not None and (Path(root) / "probe.json").is_file():
+        try:
+            return load_spec(Path(root))
+        except UsageError as error:
+            notes.append(clean(str(error)))
+    if not came_back:
+        return None
+    notes.append(f"the probe's ring came back; which preset it is was not told: {_ASSUMED_PRESET!r} is assumed "
+                 "(name another with --probe)")
+    return PRESETS[_ASSUMED_PRESET]

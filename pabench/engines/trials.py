@@ -1,0 +1,176 @@
+"""What an engine can do, found by trying. Each trial is one or a few small requests, bounded in time.
+
+A trial yields capabilities; what it could not show becomes a note. Only an engine that leaves the first request without
+any answer, or dies, is an error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field, replace
+
+from pabench.engines.base import Choice, Completion, GenerationRequest
+from pabench.engines.cleaning import clean
+from pabench.engines.client import EngineClient
+from pabench.errors import EngineProtocol, EngineTimeout, UsageError
+from pabench.probe import EOS, SEP, Codec, Fork, Ring, check_answer
+from pabench.telemetry.vocabulary import KVSample
+
+# Every preset has these ids: salts start at 16, and ids from 2048 on are ring tokens of vocabularies of 4096 and more.
+_SALT = 16
+_FIRST = 2048
+RING = Ring(tuple(range(_FIRST, _FIRST + 12)), _SALT)
+LONG_RING = Ring(tuple(range(_FIRST + 100, _FIRST + 400)), _SALT)  # several blocks of any usual size
+FORK = Fork(_FIRST, ((_FIRST + 2, _FIRST + 4), (_FIRST + 3, _FIRST + 5)), _SALT)
+# The probe answers this with EOS, x, EOS, x …: an engine that does not ignore EOS ends after one token.
+_SAYS_EOS = (SEP, _SALT, _FIRST, EOS, _FIRST)
+_PLAIN_TEXT = "One two three four five six seven eight nine ten"
+_NUM_TOKENS = 16
+_SEEDS = range(10)  # both branches of a fork show but once in 512
+
+
+@dataclass(slots=True)
+class Trials:
+    """The trials of one engine, and what they have shown so far."""
+
+    client: EngineClient
+    capabilities: set[str] = field(default_factory=set)
+    notes: list[str] = field(default_factory=list)
+    is_probe: bool = False
+
+    async def run(self) -> None:
+        """All trials that the dialect has words for. Raises EngineTimeout when the first one gets no answer."""
+        await self._first()
+        if not self.capabilities:
+            return
+        # A dialect without words for a fixed length leaves it out, so an exact length would show nothing.
+        if "ignore_eos" in self.client.dialect.capabilities:
+            await self._try("ignore_eos", self._ignore_eos)
+        await self._try("n", self._samples)
+        await self._try("logprobs", self._logprobs)
+        await self._try("sampling", self._sampling)
+
+    async def prefix_cache_hits(self) -> bool | None:
+        """Whether a prompt sent twice is served from cache the second time; None where the engine does not tell."""
+        request = self._request(LONG_RING.prompt, max_tokens=1)
+        try:
+            before = await self._prefix_hits()
+            await self._ask(request)
+            second = await self._ask(request)
+            after = await self._prefix_hits()
+        except (EngineProtocol, EngineTimeout, UsageError) as error:
+            self.notes.append(f"prefix caching: {clean(str(error))}")
+            return None
+        if second.usage is not None and second.usage.cached_tokens is not None:
+            return second.usage.cached_tokens > 0
+        if before is None or after is None:
+            return None
+        return after > before
+
+    async def _first(self) -> None:
+        """A ring, streamed. Shows the stream, ids, usage, and whether this is the probe."""
+        answer = await self._first_answer()
+        choice = answer.choices[0] if answer is not None and answer.choices else None
+        if answer is None or choice is None:
+            self.notes.append("the first answer held no text: nothing more was tried")
+            return
+        if choice.token_times_s:
+            self.capabilities.add("stream")
+        if answer.truncated:
+            self.notes.append("stream: the answer ended without a finish reason")
+        if "token_ids" in self.client.dialect.capabilities and choice.token_ids:
+            self.capabilities.add("token_ids")
+        if answer.usage is not None and answer.usage.completion_tokens is not None:
+            self.capabilities.add("usage")
+            if answer.usage.cached_tokens is not None:
+                self.capabilities.add("cached_tokens")
+
+    async def _first_answer(self) -> Completion | None:
+        """The first answer that can be had: a ring streamed, else whole, else plain text."""
+        ring, text = self._request(RING.prompt), self._request(_PLAIN_TEXT)
+        for request in (ring, replace(ring, stream=False), text, replace(text, stream=False)):
+            what = "plain text" if request.prompt == _PLAIN_TEXT else "the probe's ring"
+            what += ", streamed" if request.stream else ", whole"
+            try:
+                answer = await self._ask(request)
+            except (EngineProtocol, UsageError) as error:
+                self.notes.append(f"{what}: {clean(str(error))}")
+                continue
+            if request.prompt != _PLAIN_TEXT:
+                self._judge_ring(answer)
+            return answer
+        return None
+
+    def _judge_ring(self, answer: Completion) -> None:
+        choice = answer.choices[0] if answer.choices else Choice(0)
+        ids = choice.token_ids or Codec.decode(choice.text)
+        check = check_answer(RING, ids)
+        self.is_probe = check.wrong == 0 and check.verified >= _NUM_TOKENS - 1
+        if not self.is_probe:
+            got, expected = Codec.encode(ids[:6]), Codec.encode(RING.expected(6))
+            self.notes.append(f"the probe's ring did not come back: expected {expected} …, got {got or 'nothing'}")
+
+    async def _ignore_eos(self) -> bool:
+        prompt = _SAYS_EOS if self.is_probe else _PLAIN_TEXT
+        answer = await self._ask(self._request(prompt))
+        choice = answer.choices[0] if answer.choices else None
+        if choice is None:
+            return False
+        told = answer.usage.completion_tokens if answer.usage is not None else None
+        return (len(choice.token_times_s) if told is None else told) == _NUM_TOKENS
+
+    async def _samples(self) -> bool:
+        answer = await self._ask(replace(self._request(self._prompt()), n=2, stream=False))
+        return [choice.index for choice in answer.choices] == [0, 1] and all(choice.text for choice in answer.choices)
+
+    async def _logprobs(self) -> bool:
+        answer = await self._ask(replace(self._request(self._prompt()), logprobs=True, stream=False))
+        return bool(answer.choices) and len(answer.choices[0].logprobs or ()) > 0
+
+    async def _sampling(self) -> bool:
+        """Different seeds differ, equal seeds agree. At a fork of the probe each branch has probability 1/2."""
+        first, again = [await self._draw() for _ in range(2)]
+        if len(set(first)) == 1:
+            self.notes.append(f"sampling: {len(_SEEDS)} seeds gave one and the same answer at temperature 1")
+        elif first != again:
+            self.notes.append("sampling: equal seeds gave different answers")
+        return len(set(first)) > 1 and first == again
+
+    async def _draw(self) -> list[str]:
+        prompt = FORK.prompt if self.is_probe else _PLAIN_TEXT
+        length = 1 if self.is_probe else 8
+        request = replace(self._request(prompt, length), temperature=1.0, stream=False)
+        answers = await asyncio.gather(*(self._ask(replace(request, seed=seed)) for seed in _SEEDS))
+        return [answer.choices[0].text if answer.choices else "" for answer in answers]
+
+    async def _prefix_hits(self) -> float | None:
+        metrics = await self.client.metrics()
+        sample: KVSample | None = None if metrics is None else self.client.dialect.kv_sample(metrics, 0.0)
+        return None if sample is None else sample.prefix_hits
+
+    async def _try(self, name: str, trial: Callable[[], Awaitable[bool]]) -> None:
+        try:
+            shown = await trial()
+        except UsageError:
+            return  # the dialect has no words for it
+        except (EngineProtocol, EngineTimeout) as error:
+            self.notes.append(f"{name}: {clean(str(error))}")
+            return
+        if shown:
+            self.capabilities.add(name)
+        else:
+            self.notes.append(f"{name}: asked for and not given")
+
+    def _prompt(self) -> tuple[int, ...] | str:
+        return RING.prompt if self.is_probe else _PLAIN_TEXT
+
+    def _request(self, prompt: tuple[int, ...] | str, max_tokens: int = _NUM_TOKENS) -> GenerationRequest:
+        return GenerationRequest(prompt, max_tokens)
+
+    async def _ask(self, request: GenerationRequest) -> Completion:
+        """The answer; raises EngineProtocol when the engine refused or failed."""
+        answer = await self.client.generate(request)
+        if answer.error is not None:
+            raise EngineProtocol(f"answered with status {answer.status}: {answer.error}")
+        return answer
