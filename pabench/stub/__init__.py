@@ -5,7 +5,8 @@ cache: it looks the successor up in the prompt), so that verified runs work with
 time at which it was written, `pabench_sent_ns`, on this host's monotonic clock. Its faults are switches, one each.
 """
 
+from pabench.stub.command import main
 from pabench.stub.options import StubOptions
 from pabench.stub.server import StubServer, serve
 
-__all__ = ["StubOptions", "StubServer", "serve"]
+__all__ = ["StubOptions", "StubServer", "main", "serve"]

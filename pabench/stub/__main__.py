@@ -1,0 +1,12 @@
+"""`python -m pabench.stub`."""
+
+import sys
+
+from pabench.errors import PabenchError
+from pabench.stub.command import main
+
+if __name__ == "__main__":
+    try:
+        main()
+    except PabenchError as error:
+        sys.exit(f"pabench stub: {error}")

@@ -1,0 +1,54 @@
+"""`pabench stub`: the stub's options on the command line."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from pabench.stub.options import StubOptions
+from pabench.stub.server import serve
+
+_EXAMPLES = """examples:
+  pabench stub --ttft-ms 50 --itl-ms 10 --port 8001
+  pabench stub --port 8001 --tokens-per-chunk 4 --role-chunk
+  pabench stub --port 8001 --error-rate 0.1
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse `arguments` (of this process when None) and serve until interrupted. Raises UsageError on bad values."""
+    serve(StubOptions(**vars(_parser().parse_args(arguments))))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="pabench stub",
+        description="A stub engine of known timing. Each chunk carries the time of its writing, pabench_sent_ns.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    defaults = StubOptions()
+    known: list[tuple[str, type[str] | type[int] | type[float], str]] = [
+        ("host", str, "address to listen at"),
+        ("port", int, "port to listen at, 0 for any free one"),
+        ("model", str, "name of the model"),
+        ("ttft_ms", float, "from a request's arrival to its first token"),
+        ("itl_ms", float, "between tokens"),
+        ("tokens_per_chunk", int, "tokens in a chunk"),
+        ("max_model_len", int, "longest sequence, tokens"),
+        ("seed", int, "of the samples drawn at a fork"),
+        ("status", int, "refuse every generation with this HTTP status"),
+        ("error_rate", float, "share of generations refused with 500"),
+        ("error_after", int, "tokens, then an error inside the stream"),
+        ("stall_after", int, "tokens, then silence"),
+        ("cut_after", int, "tokens, then the connection is cut"),
+        ("die_after", int, "generations, then the engine is gone"),
+        ("wrong_every", int, "every so many tokens one is wrong"),
+    ]
+    for name, kind, text in known:
+        default = getattr(defaults, name)
+        told = "" if default is None else f" (default {default:g})" if kind is not str else f" (default {default})"
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, default=default, help=text + told)
+    parser.add_argument("--role-chunk", action="store_true", help="send an empty first chunk at once")
+    parser.add_argument("--no-done", action="store_true", help="leave out [DONE]")
+    return parser
