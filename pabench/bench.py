@@ -25,9 +25,12 @@ from typing import Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from pabench import conformance
 from pabench.engines import EngineProcess, dialect
-from pabench.engines.doctor import Examination, examine
-from pabench.errors import EXIT_NOT_CONFORMING, EXIT_OK, EngineError, PabenchError, UsageError
+from pabench.engines.doctor import examine
+from pabench.errors import (
+    EXIT_INTERRUPTED, EXIT_NOT_CONFORMING, EXIT_OK, EngineDied, EngineError, PabenchError, UsageError,
+)
 from pabench.load import Manifest, Progress, Workload, load_workload, run_workload
 from pabench.probe import build_checkpoint, preset
 from pabench.resources import data_dir
@@ -107,8 +110,7 @@ class EngineResult:
             return PabenchError.exit_code
         if self.conformance not in (None, EXIT_OK):
             return int(self.conformance or EXIT_OK)
-        flawed = any(run.outcomes.get(kind) for run in self.runs for kind in ("wrong", "error", "timeout", "unsent"))
-        return EXIT_NOT_CONFORMING if flawed else EXIT_OK
+        return EXIT_OK if all(run.flawless for run in self.runs) else EXIT_NOT_CONFORMING
 
 
 class Narrator(Protocol):
@@ -118,8 +120,9 @@ class Narrator(Protocol):
         """A new part of the work begins."""
         ...
 
-    def conform(self, examination: Examination, url: str, profile: str, out: Path) -> int:
-        """Run the conformance suite, showing it; its exit code."""
+    @property
+    def quiet(self) -> bool:
+        """Whether nothing is to be shown but failures."""
         ...
 
     def load(self, workload: Workload, label: str) -> AbstractContextManager[Progress]:
@@ -152,15 +155,14 @@ def folder_name(label: str) -> str:
     return re.sub(r"[^a-z0-9.]+", "-", label.lower()).strip("-.") or "engine"
 
 
-def run_suite(suite: BenchSuite, out: Path, narrator: Narrator) -> list[EngineResult]:
-    """Run `suite` into the folder `out`; one engine's failure does not stop the others.
+def run_bench(suite: BenchSuite, out: Path, narrator: Narrator, results: list[EngineResult]) -> None:
+    """Run `suite` into the folder `out`, adding to `results`; one engine's failure does not stop the others.
 
     KeyboardInterrupt passes through after what was measured has been written.
     """
     model = out / "probe"
     narrator.stage(f"building the {suite.probe} probe in {model}")
     build_checkpoint(preset(suite.probe), model, suite.probe_dtype)
-    results = []
     for plan in suite.engines:
         result = EngineResult(plan.label)
         results.append(result)
@@ -169,7 +171,6 @@ def run_suite(suite: BenchSuite, out: Path, narrator: Narrator) -> list[EngineRe
         except EngineError as error:
             result.failure = str(error)
             narrator.stage(f"{plan.label}: {error}")
-    return results
 
 
 def _run_engine(
@@ -177,17 +178,22 @@ def _run_engine(
 ) -> None:
     narrator.stage(f"starting {plan.label}")
     with _reach(plan, folder, model) as url:
-        examination = asyncio.run(examine(url, dialect=plan.dialect, probe=str(model)))
         if suite.profile != "none":
-            result.conformance = narrator.conform(examination, url, suite.profile, folder / "conformance")
+            result.conformance = conformance.run_suite(
+                url, out=folder / "conformance", profile=suite.profile, dialect=plan.dialect, probe=model,
+                seed=suite.seed, quiet=narrator.quiet,
+            )
+            if result.conformance == EXIT_INTERRUPTED:
+                raise KeyboardInterrupt
+        examination = asyncio.run(examine(url, dialect=plan.dialect, probe=model))
         for workload in suite.workloads():
             with narrator.load(workload, plan.label) as progress:
                 run = folder / folder_name(workload.load_text)
                 result.runs.append(asyncio.run(run_workload(
                     examination, workload, run, url=url, label=plan.label, seed=suite.seed, progress=progress,
                 )))
-            if result.runs[-1].status == "interrupted":
-                raise KeyboardInterrupt
+            if result.runs[-1].failure is not None:
+                raise EngineDied(result.runs[-1].failure)
 
 
 @contextmanager

@@ -30,7 +30,7 @@ Url = Annotated[str, typer.Option("--url", help="Where the engine listens, e.g. 
 DialectName = Annotated[str | None, typer.Option("--dialect", help="Do not detect the dialect; take this one.")]
 ProbeName = Annotated[
     str | None,
-    typer.Option("--probe", help="Preset or folder of the probe that is served, if pabench cannot find out."),
+    typer.Option("--probe", help="Preset, or folder with a probe.json, of the probe that is served (found out by default)."),
 ]
 KeyVariable = Annotated[
     str | None,
@@ -154,9 +154,45 @@ def doctor(
 
     examination = _examine(url, dialect, probe, api_key_env, timeout_s)
     if as_json:
-        print(examination.to_json())
+        print(json.dumps(examination.to_json(), indent=2))
     else:
         show_examination(examination, url)
+
+
+@app.command()
+def conform(
+    url: Url,
+    profile: Annotated[str, typer.Option(help="smoke, ci or full.")] = "ci",
+    out: Annotated[Path | None, typer.Option(help="New folder for verdicts.jsonl and the failed cases.")] = None,
+    requirement: Annotated[list[str] | None, typer.Option("--id", help="Only this requirement (repeatable).")] = None,
+    expect: Annotated[Path | None, typer.Option(help="Expected failures and disabled requirements (TOML).")] = None,
+    seed: Annotated[int, typer.Option(help="Same seed, same prompts.")] = 0,
+    dialect: DialectName = None, probe: ProbeName = None, api_key_env: KeyVariable = None, quiet: Quiet = False,
+) -> None:
+    """Ask an engine every requirement: exit 0 conforming, 1 not conforming, 2 could not run.
+
+    Example: pabench conform --url http://127.0.0.1:8000 --profile ci --out results/conform
+    """
+    from pabench.conformance import run_suite
+
+    raise SystemExit(run_suite(
+        url, out=out or _new_folder("conform"), profile=profile, dialect=dialect, probe=probe, ids=requirement or (),
+        expect=expect, seed=seed, api_key=_api_key(api_key_env), quiet=quiet,
+    ))
+
+
+@app.command()
+def replay(
+    case: Annotated[Path, typer.Argument(help="File of a failed case, as the failure text names it.")],
+    url: Url, dialect: DialectName = None, probe: ProbeName = None, api_key_env: KeyVariable = None,
+) -> None:
+    """Ask one failed case again: exit 0 when it holds now, 1 when it still fails.
+
+    Example: pabench replay results/conform/case-91c2.json --url http://127.0.0.1:8000
+    """
+    from pabench.conformance import replay_case
+
+    raise SystemExit(replay_case(case, url=url, dialect=dialect, probe=probe, api_key=_api_key(api_key_env)))
 
 
 @app.command()
@@ -179,31 +215,25 @@ def run(
 
     Example: pabench run --url http://127.0.0.1:8000 --workload sharegpt-mini --users 16
     """
-    from pabench.analysis import load_run, summarise
     from pabench.load import load_workload, run_workload
-    from pabench.terminal import live_load, show_summaries, summary_json
+    from pabench.terminal import live_load, show_run
 
     plan = load_workload(workload, users=users, rate_per_s=rate, num_requests=num_requests, duration_s=duration_s)
     key = _api_key(api_key_env)
     examination = _examine(url, dialect, probe, api_key_env)
     folder = out or _new_folder(plan.name)
-    with live_load(plan, label or examination.facts.dialect, quiet=quiet or as_json) as progress:
-        manifest = asyncio.run(run_workload(
-            examination, plan, folder, url=url, label=label or examination.facts.dialect, seed=seed,
-            progress=progress, api_key=key,
-        ))
-    summary = summarise(load_run(folder))
-    if as_json:
-        print(summary_json(summary))
-    else:
-        show_summaries([summary])
-        print(f"records: {folder}")
-    if manifest.status == "interrupted":
-        raise KeyboardInterrupt
-    if manifest.status == "failed":
-        raise PabenchError(manifest.failure or "the run failed")
-    flawed = any(manifest.outcomes.get(kind) for kind in ("wrong", "error", "timeout", "unsent"))
-    raise SystemExit(EXIT_NOT_CONFORMING if flawed else EXIT_OK)
+    name = label or examination.facts.dialect
+    try:
+        with live_load(plan, name, quiet=quiet or as_json) as progress:
+            manifest = asyncio.run(run_workload(
+                examination, plan, folder, url=url, label=name, seed=seed, progress=progress, api_key=key,
+            ))
+    finally:
+        if (folder / "requests.parquet").exists():  # an interrupted run has results too
+            show_run(folder, as_json=as_json)
+    if manifest.failure is not None:
+        raise PabenchError(manifest.failure)
+    raise SystemExit(EXIT_OK if manifest.flawless else EXIT_NOT_CONFORMING)
 
 
 @app.command()
@@ -231,16 +261,16 @@ def bench(
 
     Example: pabench bench demo
     """
-    from pabench.bench import load_suite, run_suite
+    from pabench.bench import EngineResult, load_suite, run_bench
     from pabench.terminal import TerminalNarrator, finish_bench
 
     plan = load_suite(suite)
     folder = out or _new_folder(Path(suite).stem)
     if folder.exists() and any(folder.iterdir()):
         raise UsageError(f"{folder} is not empty: give a new folder with --out, so that no result is overwritten")
-    results: list[Any] = []
+    results: list[EngineResult] = []
     try:
-        run_suite(plan, folder, TerminalNarrator(quiet=quiet or as_json), results)
+        run_bench(plan, folder, TerminalNarrator(quiet=quiet or as_json), results)
     finally:
         finish_bench(results, folder, as_json=as_json)
     raise SystemExit(max(result.exit_code for result in results))

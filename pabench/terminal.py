@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import orjson
 from rich.console import Console
@@ -16,11 +14,13 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from pabench.analysis import RunSummary, summary_table
+from pabench.analysis import RunSummary, find_runs, load_run, summarise, summary_table
+from pabench.bench import EngineResult
 from pabench.engines.cleaning import clean
 from pabench.engines.doctor import Examination
 from pabench.load import Progress as ProgressCallback
 from pabench.load import ProgressState, Workload
+from pabench.report import write_report
 
 _UNKNOWN = "–"
 
@@ -105,3 +105,49 @@ def _tokens(count: int | None) -> str:
 
 def _number(count: int | None) -> str:
     return _UNKNOWN if count is None else f"{count:,}"
+
+
+def show_run(folder: Path, *, as_json: bool) -> None:
+    """The end of one run: table, or JSON."""
+    summary = summarise(load_run(folder))
+    if as_json:
+        print(summary_json([summary]))
+        return
+    show_summaries([summary])
+    print(f"records: {folder}")
+
+
+class TerminalNarrator:
+    """`bench.Narrator` on stderr."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self.quiet = quiet
+        self._console = console(quiet=quiet)
+
+    def stage(self, text: str) -> None:
+        """A new part of the work begins."""
+        self._console.print(f"[bold]»[/bold] {escape(clean(text))}")
+
+    def load(self, workload: Workload, label: str) -> AbstractContextManager[ProgressCallback]:
+        """Show one load while it runs."""
+        return live_load(workload, label, quiet=self.quiet)
+
+
+def finish_bench(results: Sequence[EngineResult], folder: Path, *, as_json: bool) -> None:
+    """The end of a bench, also of one that was cut short: the report, the table, the verdicts."""
+    runs = find_runs(folder) if folder.exists() else []
+    if not runs:
+        return
+    write_report([folder], folder / "report.html")
+    summaries = [summarise(load_run(run)) for run in runs]
+    if as_json:
+        print(summary_json(summaries))
+        return
+    show_summaries(summaries)
+    out = Console(highlight=False)
+    for result in results:
+        conforming = {None: "conformance not asked", 0: "conforming", 1: "NOT conforming"}.get(
+            result.conformance, "conformance could not run")
+        verdict = result.failure or {0: "every answer verified", 1: "see above"}.get(result.exit_code, "could not run")
+        out.print(f"{escape(clean(result.label))}: {conforming}; {escape(clean(verdict))}")
+    out.print(f"report: {folder / 'report.html'}")

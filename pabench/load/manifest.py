@@ -106,6 +106,11 @@ class Manifest(_Part):
         """What every request id of this run starts with: its start to the microsecond."""
         return "pb" + "".join(char for char in self.started_at.partition("+")[0] if char.isdigit())
 
+    @property
+    def flawless(self) -> bool:
+        """Whether the run went to its end and no request came to wrong, error or timeout."""
+        return self.status == "complete" and not any(self.outcomes.get(bad) for bad in ("wrong", "error", "timeout"))
+
     def write(self, folder: Path) -> None:
         """Write `manifest.json`. Raises RecordsUnwritable."""
         write_atomic(folder / MANIFEST_FILE, self.model_dump_json(indent=2).encode())
