@@ -1,1 +1,12 @@
-"""TO BE WRITTEN."""
+"""Analysis: records -> figures, verdicts and tables. Reads run folders, measures nothing."""
+
+from pabench.analysis.runs import Run, find_runs, load_run
+from pabench.analysis.stats import bootstrap_interval, quantiles
+from pabench.analysis.summarise import summarise
+from pabench.analysis.summary import Quantiles, RunSummary, Validity, WasteSplit
+from pabench.analysis.tables import comparison_frame, comparison_table
+
+__all__ = [
+    "Quantiles", "Run", "RunSummary", "Validity", "WasteSplit", "bootstrap_interval", "comparison_frame",
+    "comparison_table", "find_runs", "load_run", "quantiles", "summarise",
+]

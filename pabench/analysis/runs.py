@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pabench.errors import UsageError
+from pabench.load import recover_run
 from pabench.load.manifest import Manifest, read_manifest
 from pabench.load.records import MANIFEST_FILE, REQUEST_SCHEMA, REQUESTS_FILE, TELEMETRY_FILE, TELEMETRY_SCHEMA
 
@@ -25,8 +26,8 @@ class Run:
 
 
 def load_run(folder: Path) -> Run:
-    """Read a run folder. Raises UsageError when it is none, or when it was killed and not recovered yet."""
-    manifest = read_manifest(folder)
+    """Read a run folder; one whose client was killed is recovered first. Raises UsageError when it is none."""
+    manifest = recover_run(folder) if read_manifest(folder).status == "running" else read_manifest(folder)
     return Run(
         path=folder,
         manifest=manifest,
@@ -46,8 +47,7 @@ def _read_table(path: Path, schema: pa.Schema) -> pd.DataFrame:
     try:
         table = pq.read_table(path)
     except FileNotFoundError:
-        raise UsageError(f"{path} is missing: the run was killed before it could be written; "
-                         f"`recover_run` of pabench.load rebuilds it from the journal") from None
+        raise UsageError(f"{path} is missing: the run folder is incomplete, run it again") from None
     except (OSError, pa.ArrowException) as error:
         raise UsageError(f"{path} cannot be read: {error}") from None
     if table.schema.names != schema.names:

@@ -1,0 +1,88 @@
+"""The KV cache during a run: live tokens from the client's own record, and what the engine's gauges say."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from pabench.analysis.summary import WasteSplit
+
+Window = tuple[float, float]
+_SPLIT = ("token_states_tokens", "reserved_tokens", "internal_waste_tokens", "external_waste_tokens")
+
+
+def live_tokens(
+    requests: pd.DataFrame, times_s: NDArray[np.float64], *, share_prompt: bool = True
+) -> NDArray[np.float64]:
+    """Tokens whose keys and values must be held, at each of `times_s`: `[len(times_s)]`.
+
+    A request counts from its first token (before, it may still wait) to its end: its prompt, plus what was generated.
+    The samples of one request hold the prompt once (`share_prompt`), or each its own.
+    """
+    held = requests.dropna(subset=["first_s", "end_s"])
+    prompts = held["prompt_tokens"] * (1 if share_prompt else held["n"])
+    steps: list[tuple[float, float]] = []
+    for first_s, end_s, prompt, token_times_s in zip(
+        held["first_s"], held["end_s"], prompts, held["token_times_s"], strict=True
+    ):
+        steps.append((first_s, prompt))
+        steps += [(time_s, 1.0) for time_s in token_times_s]
+        steps.append((end_s, -float(prompt + len(token_times_s))))
+    if not steps:
+        return np.zeros(len(times_s))
+    steps.sort(key=lambda step: step[0])
+    at = np.asarray([step[0] for step in steps])
+    total = np.concatenate([[0.0], np.cumsum([step[1] for step in steps])])
+    return np.asarray(total[np.searchsorted(at, times_s, side="right")], dtype=np.float64)
+
+
+def mean_live_tokens(requests: pd.DataFrame, window: Window) -> float | None:
+    """Mean of `live_tokens` over the window, by time."""
+    if window[1] <= window[0] or not requests["first_s"].notna().any():
+        return None
+    grid = np.linspace(window[0], window[1], 2001)
+    return float(np.mean(live_tokens(requests, (grid[:-1] + grid[1:]) / 2)))
+
+
+def in_window(telemetry: pd.DataFrame, window: Window) -> pd.DataFrame:
+    """The scrapes inside the window."""
+    times = telemetry["time_s"]
+    return telemetry[(times >= window[0]) & (times <= window[1])]
+
+
+def effective_utilisation(
+    requests: pd.DataFrame, telemetry: pd.DataFrame, window: Window, capacity_tokens: int | None
+) -> float | None:
+    """Live tokens / slots in use, over the scrapes in the window that tell the use. None where it is not told."""
+    told = in_window(telemetry, window).dropna(subset=["kv_usage"])
+    if capacity_tokens is None or told.empty or told["kv_usage"].sum() <= 0:
+        return None
+    live = live_tokens(requests, told["time_s"].to_numpy(dtype=np.float64))
+    return float(live.sum() / (told["kv_usage"].sum() * capacity_tokens))
+
+
+def counter_increase(telemetry: pd.DataFrame, column: str) -> float | None:
+    """How much a counter grew over the run; a fall is a restart, from zero. None where it is not told."""
+    values = telemetry[column].dropna().to_numpy(dtype=np.float64)
+    if len(values) < 2:
+        return None
+    steps = np.diff(values)
+    return float(np.where(steps >= 0, steps, values[1:]).sum())
+
+
+def prefix_hit_rate(telemetry: pd.DataFrame) -> float | None:
+    """Prompt tokens found in the prefix cache / prompt tokens looked up, over the run."""
+    queries, hits = counter_increase(telemetry, "prefix_queries"), counter_increase(telemetry, "prefix_hits")
+    return None if queries is None or hits is None or queries <= 0 else hits / queries
+
+
+def waste_split(telemetry: pd.DataFrame, window: Window, capacity_tokens: int | None) -> WasteSplit | None:
+    """Mean shares of all slots over the scrapes in the window while requests ran. None where it is not told."""
+    told = in_window(telemetry, window).dropna(subset=list(_SPLIT))
+    told = told[told["running"].fillna(0) > 0]
+    if capacity_tokens is None or told.empty:
+        return None
+    states, reserved, internal, external = (float(told[column].mean()) / capacity_tokens for column in _SPLIT)
+    return WasteSplit(states, reserved, internal, external,
+                      free=max(0.0, 1.0 - states - reserved - internal - external))

@@ -1,0 +1,98 @@
+"""One run -> its RunSummary."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from pabench.analysis import kv, latency
+from pabench.analysis.runs import Run
+from pabench.analysis.stats import mean_or_none, quantiles
+from pabench.analysis.summary import RunSummary
+from pabench.analysis.validity import judge
+
+_MAX_DIAGNOSES = 5
+
+
+def summarise(run: Run) -> RunSummary:
+    """What the run comes to. Latencies are of requests that ended ok; throughput is of the steady window."""
+    manifest, requests = run.manifest, run.requests
+    duration_s = manifest.duration_s or 0.0
+    window = manifest.window_s if manifest.window_s is not None else (0.0, duration_s)
+    return RunSummary(
+        path=run.path, label=manifest.label, workload=manifest.workload.name, load=manifest.workload.load_text,
+        users=manifest.workload.users, rate_per_s=manifest.workload.rate_per_s,
+        status="interrupted" if manifest.status == "running" else manifest.status,
+        outcomes=dict(manifest.outcomes), duration_s=duration_s, window_s=window,
+        **_throughput(requests, window), **_latencies(run), **_cache(run, window),
+        diagnoses=_diagnoses(requests),
+    )
+
+
+def _throughput(requests: pd.DataFrame, window: tuple[float, float]) -> dict[str, Any]:
+    """Rates in the window, and token totals. No token of an answer that went wrong counts as verified there."""
+    length_s = window[1] - window[0]
+    checked = bool(requests["verified_tokens"].notna().any())
+    right = requests[(requests["wrong_tokens"] == 0) & requests["verified_tokens"].notna()]
+    done = requests[(requests["outcome"] == "ok") & requests["end_s"].between(*window)]
+    return {
+        "throughput_tokens_per_s": _per_s(_tokens_in(requests, window), length_s),
+        "verified_tokens_per_s": _per_s(_tokens_in(right, window), length_s) if checked else None,
+        "request_rate_per_s": _per_s(len(done), length_s),
+        "output_tokens": int(np.nansum(latency.output_tokens(requests))),
+        "verified_tokens": int(requests["verified_tokens"].sum()) if checked else None,
+        "wrong_tokens": int(requests["wrong_tokens"].sum()) if checked else None,
+    }
+
+
+def _latencies(run: Run) -> dict[str, Any]:
+    ok = latency.ok_requests(run.requests)
+    ttft, itl = quantiles(latency.ttft_ms(ok)), quantiles(latency.itl_ms(ok))
+    intended = quantiles(latency.ttft_ms(ok, intended=True))
+    return {
+        "ttft_ms": ttft, "ttft_intended_ms": intended, "itl_ms": itl,
+        "tpot_ms": quantiles(latency.tpot_ms(ok)), "e2e_ms": quantiles(latency.e2e_ms(ok)),
+        "lateness_ms": quantiles(latency.lateness_ms(run.requests)),
+        "normalised_latency_ms": quantiles(latency.normalised_ms(ok)),
+        "validity": judge(run.manifest, run.requests, ttft=ttft, itl=itl, intended=intended),
+    }
+
+
+def _cache(run: Run, window: tuple[float, float]) -> dict[str, Any]:
+    requests, telemetry = run.requests, run.telemetry
+    steady = kv.in_window(telemetry, window)
+    geometry = run.manifest.engine.kv
+    capacity = None if geometry is None else geometry.capacity_tokens
+    return {
+        "peak_running": _max_or_none(telemetry["running"]),
+        "mean_running": mean_or_none(steady["running"].to_numpy(dtype=np.float64)),
+        "kv_usage_mean": mean_or_none(steady["kv_usage"].to_numpy(dtype=np.float64)),
+        "kv_usage_max": _max_or_none(steady["kv_usage"]),
+        "live_tokens_mean": kv.mean_live_tokens(requests, window),
+        "effective_utilisation": kv.effective_utilisation(requests, telemetry, window, capacity),
+        "preemptions": kv.counter_increase(telemetry, "preemptions"),
+        "prefix_hit_rate": kv.prefix_hit_rate(telemetry),
+        "waste": kv.waste_split(telemetry, window, capacity),
+    }
+
+
+def _tokens_in(requests: pd.DataFrame, window: tuple[float, float]) -> int:
+    times = latency.token_times(requests)
+    return int(np.count_nonzero((times >= window[0]) & (times < window[1])))
+
+
+def _per_s(count: float, length_s: float) -> float:
+    return count / length_s if length_s > 0 else 0.0
+
+
+def _max_or_none(column: pd.Series) -> float | None:
+    return None if column.dropna().empty else float(column.max())
+
+
+def _diagnoses(requests: pd.DataFrame) -> tuple[str, ...]:
+    """Texts of the first few wrong answers, each headed by its request."""
+    told = requests[requests["diagnosis"].notna()].head(_MAX_DIAGNOSES)
+    return tuple(f"{row.request_id}\n{json.loads(str(row.diagnosis))['text']}" for row in told.itertuples(index=False))
