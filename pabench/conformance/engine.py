@@ -1,0 +1,312 @@
+"""`engine`, what a test holds: plain calls to the engine under test, every one of them bounded and recorded.
+
+    completions = engine.generate(requests, concurrency=8)        # any requests
+    engine.ask([Ask(ring, 64, "A")])                              # sent, and verified token by token
+    pending = engine.start(asks); engine.abort(request, 3); pending.verify()
+    sample = engine.metrics_when_stable(idle, within_s=3)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn, TypeVar
+
+import numpy as np
+import pytest
+
+from pabench.conformance.failure import CaseFailed, Failure
+from pabench.conformance.profiles import Profile
+from pabench.conformance.prompts import rings_of_prompt_lengths
+from pabench.conformance.session import EngineSession, plain_prompt, wait_for
+from pabench.conformance.verify import Ask, check_completion
+from pabench.engines.base import Completion, EngineFacts, GenerationRequest
+from pabench.errors import EngineDied, EngineError, EngineTimeout, EngineUnreachable
+from pabench.probe import ProbeSpec, Ring, complement
+from pabench.telemetry.vocabulary import KVSample
+
+ASSUMED_BLOCK_SIZE = 16   # where the engine does not tell: edges of larger powers of two are among its multiples
+_ASSUMED_CONTEXT = 2048
+_POLL_S = 0.05
+_NUDGE_AFTER_S = 0.4      # engines that update gauges once a step need a step to show that they are idle
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class Exchange:
+    """A request and what became of it. Times are seconds on the monotonic clock."""
+
+    request: GenerationRequest
+    name: str = ""
+    sent_s: float | None = None
+    end_s: float | None = None
+    completion: Completion | None = None
+    error: EngineError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """What sizes are chosen by; None: the engine does not tell."""
+
+    block_size: int | None
+    capacity_tokens: int | None
+    context_tokens: int | None
+
+    @classmethod
+    def of(cls, facts: EngineFacts) -> Geometry:
+        """As the engine tells it."""
+        kv = facts.kv
+        return cls(kv.block_size if kv else None, kv.capacity_tokens if kv else None, facts.max_context_tokens)
+
+
+class Pending:
+    """Requests under way."""
+
+    def __init__(
+        self, engine: EngineUnderTest, exchanges: list[Exchange], asks: Sequence[Ask],
+        future: concurrent.futures.Future[None],
+    ) -> None:
+        self.exchanges = exchanges
+        self._engine = engine
+        self._asks = asks
+        self._future = future
+
+    @property
+    def done(self) -> bool:
+        """Whether all have ended."""
+        return self._future.done()
+
+    def wait(self) -> list[Completion]:
+        """All answers, in the order of the requests. Raises the first EngineError, naming the request."""
+        wait_for(self._future, self._engine.time_left_s)
+        for exchange in self.exchanges:
+            if exchange.error is not None:
+                self._engine.raise_named(exchange.error, self.exchanges)
+        return [exchange.completion for exchange in self.exchanges if exchange.completion is not None]
+
+    def verify(self) -> list[Completion]:
+        """All answers, each equal to its oracle token by token. Raises CaseFailed for the first that is not."""
+        completions = self.wait()
+        self._engine.verify(self._asks, completions)
+        return completions
+
+
+class EngineUnderTest:
+    """The engine under test, for one case. `case` says in a line what the case sends; tests set it."""
+
+    def __init__(self, session: EngineSession, rng: np.random.Generator, geometry: Geometry | None = None) -> None:
+        self.facts: EngineFacts = session.facts
+        self.profile: Profile = session.profile
+        self.rng = rng
+        self.case = ""
+        self.note = ""                      # shown beside a PASS: what was, and was not, exercised
+        self.exchanges: list[Exchange] = []  # all requests of the case, in the order of sending
+        self.geometry = geometry or Geometry.of(session.facts)
+        self._session = session
+        self._deadline = time.monotonic() + session.profile.case_timeout_s
+
+    # What the engine is ------------------------------------------------------------------------------------------
+
+    @property
+    def spec(self) -> ProbeSpec:
+        """The KV probe that it serves. Skips the test, as UNSUPPORTED, where it serves another model."""
+        if self._session.spec is None:
+            unsupported("the engine does not serve the KV probe, so its answers cannot be checked")
+        return self._session.spec
+
+    @property
+    def block_size(self) -> int | None:
+        """Tokens a block, where the engine tells."""
+        return self.geometry.block_size
+
+    @property
+    def edge(self) -> int:
+        """Block size to choose lengths by: the engine's, or an assumed one."""
+        return self.block_size or ASSUMED_BLOCK_SIZE
+
+    @property
+    def longest(self) -> int:
+        """Longest sequence, prompt and output, that the engine can hold."""
+        context = self.geometry.context_tokens or (
+            self._session.spec.max_context_tokens if self._session.spec else _ASSUMED_CONTEXT
+        )
+        return min(context, self.geometry.capacity_tokens or context)
+
+    def can(self, capability: str) -> bool:
+        """Whether the engine has `capability`, one of engines.base.CAPABILITIES."""
+        return capability in self.facts.capabilities
+
+    def need(self, capability: str, why: str) -> None:
+        """Skip the test, as UNSUPPORTED, where the engine lacks `capability`."""
+        if not self.can(capability):
+            unsupported(f"{why}: the engine lacks {capability}")
+
+    @property
+    def time_left_s(self) -> float:
+        """Seconds until the case has used up its time."""
+        return max(0.0, self._deadline - time.monotonic())
+
+    # Asking ------------------------------------------------------------------------------------------------------
+
+    def rings(self, prompt_lengths: Sequence[int]) -> list[list[Ring]]:
+        """Two crowds of rings of these prompt lengths, the second the complement of the first.
+
+        A damaged key makes a head say bit 0: only together do they show it for every bit. One after the other,
+        since a token may stand in both.
+        """
+        rings = rings_of_prompt_lengths(self.spec, self.rng, prompt_lengths)
+        return [rings, [complement(ring, self.spec) for ring in rings]]
+
+    def plain_prompt(self, length: int) -> tuple[int, ...] | str:
+        """A prompt for any model; what it is answered with is not checked."""
+        return plain_prompt(self.facts, length, int(self.rng.integers(512)))
+
+    def generate(
+        self, requests: Sequence[GenerationRequest], *, concurrency: int | None = None
+    ) -> list[Completion]:
+        """All answers; at most `concurrency` requests at once (all by default), the next when one ends."""
+        return self.start_plain(requests, concurrency=concurrency).wait()
+
+    def start_plain(self, requests: Sequence[GenerationRequest], *, concurrency: int | None = None) -> Pending:
+        """Send any requests without waiting."""
+        return self._start(requests, [], concurrency)
+
+    def start(self, asks: Sequence[Ask], *, concurrency: int | None = None) -> Pending:
+        """Send without waiting."""
+        return self._start([ask.request for ask in asks], asks, concurrency)
+
+    def ask(self, asks: Sequence[Ask], *, concurrency: int | None = None) -> list[Completion]:
+        """Send, wait, and verify every token of every answer. Raises CaseFailed."""
+        return self.start(asks, concurrency=concurrency).verify()
+
+    def verify(self, asks: Sequence[Ask], completions: Sequence[Completion]) -> None:
+        """Raise CaseFailed for the first answer that is not what its prompt demands."""
+        failures: list[Failure] = []
+        for i, (ask, completion) in enumerate(zip(asks, completions, strict=True)):
+            others = [*asks[:i], *asks[i + 1:]]
+            failure = check_completion(self.spec, ask, completion, others, self.block_size)
+            if failure is not None:
+                failures.append(failure)
+        if failures:
+            if len(asks) > 1:
+                self.case += f"; {len(failures)} of {len(asks)} answers wrong, the first is shown"
+            raise CaseFailed(failures[0])
+
+    def abort(self, request: GenerationRequest, after_tokens: int) -> Completion:
+        """Stream `request` and disconnect after so many tokens; the answer so far."""
+        exchange = self._record([request])[0]
+        return self._call(self._abort(exchange, after_tokens), [exchange])
+
+    def post_raw(self, path: str, body: bytes | dict[str, object]) -> tuple[int, bytes]:
+        """Status and body of a POST of exactly this."""
+        return self._call(self._session.client.post_raw(path, body), [])
+
+    # Looking -----------------------------------------------------------------------------------------------------
+
+    def metrics(self) -> KVSample | None:
+        """The metrics now, in the one vocabulary; None where the engine has none."""
+        client = self._session.client
+        families = self._call(client.metrics(), [])
+        return None if families is None else client.dialect.kv_sample(families, time.monotonic())
+
+    def metrics_when_stable(self, ready: Callable[[KVSample], bool], *, within_s: float) -> KVSample:
+        """Poll until `ready` holds, at most `within_s` seconds; the last sample, whether it holds or not.
+
+        Engines update gauges once a step, and an idle engine steps no more: a request of one token makes it.
+        """
+        start = last_nudge = time.monotonic()
+        while True:
+            sample = self.metrics()
+            if sample is None:
+                unsupported("the engine shows no metrics")
+            now = time.monotonic()
+            if ready(sample) or now - start > within_s:
+                return sample
+            if now - last_nudge > _NUDGE_AFTER_S:
+                self._nudge()
+                last_nudge = time.monotonic()
+            time.sleep(_POLL_S)
+
+    def raise_named(self, error: EngineError, exchanges: Sequence[Exchange]) -> NoReturn:
+        """Raise `error` with the requests that were under way when it struck."""
+        struck = [i for i, exchange in enumerate(exchanges) if exchange.error is not None]
+        named = ", ".join(_describe(exchanges[i], i, len(exchanges)) for i in struck[:3])
+        more = f" and {len(struck) - 3} more" if len(struck) > 3 else ""
+        raise type(error)(f"{error}; under way: {named or 'no request'}{more}") from error
+
+    # How -------------------------------------------------------------------------------------------------------
+
+    def _record(self, requests: Sequence[GenerationRequest], asks: Sequence[Ask] = ()) -> list[Exchange]:
+        names = [ask.name for ask in asks] or [""] * len(requests)
+        exchanges = [Exchange(request, name) for request, name in zip(requests, names, strict=True)]
+        self.exchanges += exchanges
+        return exchanges
+
+    def _start(self, requests: Sequence[GenerationRequest], asks: Sequence[Ask], concurrency: int | None) -> Pending:
+        if self._session.gone is not None:
+            raise EngineDied(self._session.gone)
+        exchanges = self._record(requests, asks)
+        workers = min(concurrency or len(exchanges), len(exchanges))
+        future = self._session.loop.submit(self._work(exchanges, workers))
+        return Pending(self, exchanges, asks, future)
+
+    async def _work(self, exchanges: list[Exchange], workers: int) -> None:
+        """A closed loop: each of `workers` clients takes the next request when its last has ended."""
+        queue = iter(exchanges)
+
+        async def client() -> None:
+            for exchange in queue:
+                if not await self._exchange(exchange):
+                    return
+
+        try:
+            async with asyncio.timeout(self.time_left_s):
+                await asyncio.gather(*(client() for _ in range(workers)))
+        except TimeoutError:
+            for exchange in exchanges:
+                if exchange.completion is None and exchange.error is None:
+                    exchange.error = EngineTimeout(f"no answer within the {self.profile.case_timeout_s:g} s of a case")
+
+    async def _exchange(self, exchange: Exchange) -> bool:
+        """Send one request and keep what became of it; whether to go on."""
+        exchange.sent_s = time.monotonic()
+        try:
+            exchange.completion = await self._session.client.generate(exchange.request)
+        except EngineError as error:
+            exchange.error = error
+        exchange.end_s = time.monotonic()
+        return not isinstance(exchange.error, (EngineDied, EngineUnreachable, EngineTimeout))
+
+    async def _abort(self, exchange: Exchange, after_tokens: int) -> Completion:
+        exchange.sent_s = time.monotonic()
+        exchange.completion = await self._session.client.start_then_abort(exchange.request, after_tokens)
+        exchange.end_s = time.monotonic()
+        return exchange.completion
+
+    def _nudge(self) -> None:
+        request = GenerationRequest(plain_prompt(self.facts, 4), max_tokens=1, stream=False)
+        self._call(self._session.client.generate(request), [])
+
+    def _call(self, coroutine: Coroutine[Any, Any, T], exchanges: list[Exchange]) -> T:
+        """Run one call; an error names its request."""
+        try:
+            return self._session.loop.run(coroutine, self._session.profile.request_timeout_s)
+        except EngineError as error:
+            for exchange in exchanges:
+                exchange.error = error
+            self.raise_named(error, exchanges)
+
+
+def unsupported(reason: str) -> NoReturn:
+    """End the test as UNSUPPORTED: the engine cannot be asked this."""
+    pytest.skip(reason)
+
+
+def _describe(exchange: Exchange, index: int, total: int) -> str:
+    prompt = exchange.request.prompt
+    length = f"{len(prompt)} prompt tokens" if not isinstance(prompt, str) else f"{len(prompt)} characters"
+    return f"{exchange.name or 'request'} ({index + 1} of {total}; {length}, max_tokens {exchange.request.max_tokens})"

@@ -1,0 +1,49 @@
+"""What an implementer reads when a requirement does not hold: always the same lines, in the same order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NoReturn
+
+from pabench.conformance.registry import Requirement
+from pabench.conformance.verdicts import Outcome
+from pabench.errors import RequirementFailed
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """The smallest account of a failed case. Engine-supplied text in it has been cleaned for a terminal."""
+
+    expected: str
+    actual: str
+    reads: str = ""  # what the KV probe says was read instead, and by which layers and heads
+    hint: str = ""   # where to look
+
+
+class CaseFailed(RequirementFailed):
+    """A requirement that does not hold, with the lines of its failure text."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(f"expected {failure.expected}; got {failure.actual}")
+        self.failure = failure
+
+
+def fail(expected: str, actual: str, *, reads: str = "", hint: str = "") -> NoReturn:
+    """Raise CaseFailed."""
+    raise CaseFailed(Failure(expected, actual, reads, hint))
+
+
+def failure_text(
+    requirement: Requirement, case_name: str, outcome: Outcome, impl: str, case: str, failure: Failure, replay: str
+) -> str:
+    """The failure text: requirement, its sentence, then case / expected / actual / reads / hint / replay.
+
+    `impl` names the engine and its address, `case` what was sent, `replay` the command that sends it again.
+    """
+    name = f"{requirement.id}[{case_name}]" if case_name else requirement.id
+    head = f"{outcome} {name}  ({requirement.level}, since {requirement.since})      impl: {impl}"
+    lines = [head, f"  {requirement.text}"]
+    fields = {"case": case, "expected": failure.expected, "actual": failure.actual,
+              "reads": failure.reads, "hint": failure.hint, "replay": replay}
+    lines += [f"  {label:<8}  {value}" for label, value in fields.items() if value]
+    return "\n".join(lines)

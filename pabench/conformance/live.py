@@ -1,0 +1,131 @@
+"""What `pabench conform` shows: each verdict as it falls, then a table, the failures, and one concluding line.
+
+A pytest plugin in place of pytest's own terminal reporter, added by `runner`.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from pabench.conformance.plugin import SUITE_RUN
+from pabench.conformance.running import SuiteRun
+from pabench.conformance.verdicts import Outcome, Verdict, by_requirement, exit_code
+from pabench.errors import EXIT_NOT_CONFORMING, EXIT_OK
+
+_STYLES = {Outcome.PASS: "green", Outcome.XFAIL: "yellow", Outcome.UNSUPPORTED: "dim", Outcome.DISABLED: "dim",
+           Outcome.NOTRUN: "magenta", Outcome.ERROR: "magenta"}
+_OTHER = "bold red"
+_PIPE_WIDTH = 140
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Show the run, if there is one."""
+    run = config.pluginmanager.get_plugin(SUITE_RUN)
+    if run is not None:
+        config.pluginmanager.register(Live(run, _console()), "pabench-live")
+
+
+class Live:
+    """Shows one run on one console."""
+
+    def __init__(self, run: SuiteRun, console: Console) -> None:
+        self._run = run
+        self._console = console
+        self._shown = 0
+        self._progress = Progress(SpinnerColumn(), TextColumn("{task.completed}/{task.total} {task.description}"),
+                                  TimeElapsedColumn(), console=console, transient=True)
+        self._task = self._progress.add_task("", total=0)
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """Begin to count."""
+        self._progress.update(self._task, total=len(session.items))
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        """Name what runs now."""
+        if self._console.is_terminal:
+            self._progress.start()
+        self._progress.update(self._task, description=nodeid.rpartition("::")[2])
+
+    def pytest_runtest_logfinish(self) -> None:
+        """Show the verdicts that have fallen."""
+        for verdict in self._run.verdicts[self._shown:]:
+            self._console.print(_line(verdict), soft_wrap=True)
+        self._shown = len(self._run.verdicts)
+        self._progress.advance(self._task)
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        """A test file that cannot be read."""
+        if report.failed:
+            print(f"could not run: {report.longreprtext}", file=sys.stderr)
+
+    def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
+        """Why the run ends early."""
+        self._progress.stop()
+        reason = str(excinfo.value) if isinstance(excinfo.value, pytest.exit.Exception) else "interrupted"
+        print(reason, file=sys.stderr)
+
+    def pytest_internalerror(self, excrepr: object) -> None:
+        """A fault of the suite."""
+        self._progress.stop()
+        print(f"the suite failed: {excrepr}", file=sys.stderr)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionfinish(self) -> None:
+        """Table, failures, conclusion."""
+        self._progress.stop()
+        if not self._run.verdicts:
+            return
+        for verdict in self._run.verdicts:
+            if verdict.text:
+                self._console.print()
+                self._console.print(Text(verdict.text), soft_wrap=True)
+        self._console.print()
+        self._console.print(_table(self._run.verdicts))
+        if self._run.smoke != "ok":
+            self._console.print(Text(f"The harness check failed before all else, so read the failures with it in mind: "
+                                     f"{self._run.smoke}", style=_OTHER))
+        self._console.print(_conclusion(self._run), soft_wrap=True)
+
+
+def _console() -> Console:
+    """Standard output; a file or pipe has no width of its own."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else _PIPE_WIDTH)
+
+
+def _line(verdict: Verdict) -> Text:
+    line = Text(f"{verdict.outcome:<11}", style=_STYLES.get(verdict.outcome, _OTHER))
+    line.append(f"  {verdict.name}", style="default")
+    line.append(f"  {verdict.duration_s:.1f} s", style="dim")
+    if verdict.reason and not verdict.text:
+        line.append(f"  {verdict.reason}", style="dim")
+    return line
+
+
+def _table(verdicts: list[Verdict]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for heading in ("requirement", "level", "verdict", "passed/asked/cases"):
+        table.add_column(heading, no_wrap=True)
+    table.add_column("note", overflow="fold")
+    for row in by_requirement(verdicts):
+        table.add_row(
+            Text(row.requirement), row.level, Text(row.outcome, style=_STYLES.get(row.outcome, _OTHER)),
+            f"{row.passed}/{row.claimed}/{row.total}", Text(row.reason, style="dim"),
+        )
+    return table
+
+
+def _conclusion(run: SuiteRun) -> Text:
+    rows = by_requirement(run.verdicts)
+    counts = ", ".join(f"{sum(row.outcome is outcome for row in rows)} {outcome}" for outcome in Outcome
+                       if any(row.outcome is outcome for row in rows))
+    code = exit_code(run.verdicts)
+    word, style = {EXIT_OK: ("conforming", "bold green"), EXIT_NOT_CONFORMING: ("not conforming", _OTHER)}.get(
+        code, ("could not decide", _OTHER))
+    return Text(f"{word}: {run.session.impl}, {len(rows)} requirements: {counts}", style=style)

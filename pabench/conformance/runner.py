@@ -1,0 +1,124 @@
+"""`pabench conform` and `pabench replay`: the suite in a pytest of its own.
+
+A process apart: neither the user's pytest configuration nor other plugins reach it, and whatever happens in it
+ends, at the latest after the profile's time for a whole run.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pabench.conformance.cases import load_case
+from pabench.conformance.expectations import load_expectations
+from pabench.conformance.profiles import load_profile
+from pabench.conformance.registry import load_registry
+from pabench.conformance.running import API_KEY_VARIABLE
+from pabench.engines import dialect as known_dialect
+from pabench.engines.client import base_url
+from pabench.errors import (
+    EXIT_COULD_NOT_RUN,
+    EXIT_INTERRUPTED,
+    EXIT_NOT_CONFORMING,
+    EXIT_OK,
+)
+from pabench.resources import data_dir
+
+_OUR_CODES = (EXIT_OK, EXIT_NOT_CONFORMING, EXIT_COULD_NOT_RUN, EXIT_INTERRUPTED)
+_INTERRUPT_GRACE_S = 30.0
+_NO_TESTS = 5  # of pytest
+
+
+def run_suite(
+    url: str,
+    *,
+    out: Path,
+    profile: str = "ci",
+    dialect: str | None = None,
+    model: str | None = None,
+    probe: str | Path | None = None,
+    ids: Sequence[str] = (),
+    expect: Path | None = None,
+    seed: int = 0,
+    api_key: str | None = None,
+    quiet: bool = False,
+) -> int:
+    """Ask the engine at `url` all requirements, or those in `ids`; write out/verdicts.jsonl.
+
+    `probe` is a folder with a probe.json, or a preset's name. `quiet` shows nothing but why a run could not be done.
+
+    Returns 0 conforming, 1 not, 2 could not run, 130 interrupted. Raises UsageError for bad input, before anything
+    is asked of the engine.
+    """
+    registry = load_registry()
+    for requirement_id in ids:
+        registry[requirement_id]
+    if expect is not None:
+        load_expectations(expect, registry)
+    options = ["--pabench-url", base_url(url), "--pabench-out", str(out.resolve()), "--pabench-profile", profile,
+               "--pabench-seed", str(seed), *_optional(dialect, model, probe)]
+    options += [word for requirement_id in ids for word in ("--pabench-id", requirement_id)]
+    if expect is not None:
+        options += ["--pabench-expect", str(expect.resolve())]
+    return _pytest(options, load_profile(profile).run_timeout_s, api_key, quiet)
+
+
+def replay_case(
+    path: Path,
+    *,
+    url: str,
+    dialect: str | None = None,
+    model: str | None = None,
+    probe: str | Path | None = None,
+    api_key: str | None = None,
+) -> int:
+    """Ask the engine at `url` again just what the case file `path` describes; 0 when it holds now, 1 when not."""
+    case = load_case(path)
+    load_registry()[case.requirement]
+    options = ["--pabench-url", base_url(url), "--pabench-replay", str(path.resolve())]
+    options += _optional(dialect, model, probe)
+    return _pytest(options, load_profile(case.profile).run_timeout_s, api_key, quiet=False)
+
+
+def _optional(dialect: str | None, model: str | None, probe: str | Path | None) -> list[str]:
+    if dialect is not None:
+        known_dialect(dialect)
+    folder = Path(probe).resolve() if probe is not None and Path(probe).is_dir() else probe
+    given = {"--pabench-dialect": dialect, "--pabench-model": model, "--pabench-probe": folder}
+    return [word for option, value in given.items() if value is not None for word in (option, str(value))]
+
+
+def _pytest(options: list[str], timeout_s: float, api_key: str | None, quiet: bool) -> int:
+    suites = data_dir("suites")
+    command = [
+        sys.executable, "-P", "-m", "pytest", "-c", str(suites / "pytest.ini"), "--rootdir", str(suites),
+        # The plugin by its module, not by its entry point: so it also works where pabench is not installed.
+        "-p", "no:pabench", "-p", "pabench.conformance.plugin", "-p", "pabench.conformance.live",
+        "-s", "-p", "no:cacheprovider", "-p", "no:terminal", *options, str(suites / "http"),
+    ]
+    process = subprocess.Popen(command, env=_environment(api_key), stdout=subprocess.DEVNULL if quiet else None)
+    try:
+        code = process.wait(timeout_s)
+    except subprocess.TimeoutExpired:
+        print(f"could not run: no end after {timeout_s:g} s, given up", file=sys.stderr)
+        code = EXIT_COULD_NOT_RUN
+    except KeyboardInterrupt:
+        process.wait(_INTERRUPT_GRACE_S)  # it was interrupted too, and writes down what it has
+        code = EXIT_INTERRUPTED
+    finally:
+        process.kill()
+        process.wait()
+    if code == _NO_TESTS:
+        print("could not run: the suite has no test for this", file=sys.stderr)
+    return code if code in _OUR_CODES else EXIT_COULD_NOT_RUN
+
+
+def _environment(api_key: str | None) -> dict[str, str]:
+    root = str(Path(__file__).resolve().parents[2])  # this very pabench, installed or in a checkout
+    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
+    environment |= {"PYTHONPATH": path, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    return environment if api_key is None else environment | {API_KEY_VARIABLE: api_key}

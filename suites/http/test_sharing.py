@@ -1,0 +1,82 @@
+"""Blocks that several sequences share or inherit: through a prefix, a cache or a fork."""
+
+from __future__ import annotations
+
+import pytest
+
+from pabench.conformance.engine import EngineUnderTest
+from pabench.conformance.failure import fail
+from pabench.conformance.prompts import fork_of_prompt_length, rings_with_shared_prefix
+from pabench.conformance.verify import FORK_TEMPERATURE, Ask
+from pabench.engines.base import GenerationRequest
+from pabench.probe import Fork, Ring
+
+_TRIES = 3  # until samples of a fork differ: all alike by chance with probability 2^-(n-1) each time
+
+
+@pytest.mark.requirement("http/cold-equals-warm")
+@pytest.mark.parametrize("offset", [0, 5], ids=["whole-blocks", "partial-block"])
+def test_cold_equals_warm(engine: EngineUnderTest, offset: int) -> None:
+    """Cold, at once again, after others have churned the pool, and with one more block behind the cached ones.
+
+    Each answer goes round twice: a key at a wrong position misleads only when its token is looked up again.
+    """
+    block = engine.edge
+    length = min(3 * block, engine.longest // 4 // block * block) + offset
+    churn = [min(5 * block, engine.longest // 2)] * engine.profile.concurrency
+    for crowd in engine.rings([length, *churn]):
+        again = Ask(crowd[0], 2 * length, "A")
+        others = [Ask(ring, 4, f"churn {i}") for i, ring in enumerate(crowd[1:])]
+        for state in ("cold", "warm, two at once"):
+            engine.case = f"block {block}; one ring of {length} prompt tokens, {state}; greedy, two rounds"
+            engine.ask([again] * (2 if "two" in state else 1))
+        engine.case = f"block {block}; a ring of {length} prompt tokens after {len(others)} others; greedy, two rounds"
+        engine.ask(others, concurrency=engine.profile.concurrency)
+        engine.ask([again])
+        longer = Ring(crowd[0].tokens, crowd[0].salt, length + block)
+        engine.case = f"block {block}; a prompt of {length} tokens, then one of {length + block} that begins with it"
+        engine.ask([Ask(longer, 2 * length, "A")])
+
+
+@pytest.mark.requirement("http/shared-prefix-divergence")
+def test_shared_prefix_divergence(engine: EngineUnderTest) -> None:
+    """A prefix that ends inside a block, alone first, then continued by several at once, then once more."""
+    block = engine.edge
+    shared, tail = 2 * block + 5, block
+    if shared + tail > engine.longest // 3:
+        shared, tail = block + 5, block // 2
+    count = 3
+    rings = rings_with_shared_prefix(engine.spec, engine.rng, shared, tail, count)
+    tokens = 2 * len(rings[0].tokens)
+    asks = [Ask(ring, tokens, f"{'ABC'[i]}") for i, ring in enumerate(rings)]
+    engine.case = f"block {block}; A, B and C share {shared} tokens; {count} concurrent; greedy {tokens} tokens"
+    engine.generate([GenerationRequest(rings[0].prompt[:shared], max_tokens=1, stream=False)])
+    engine.ask(asks)
+    engine.ask(asks[::-1])
+    # The first holder of the shared blocks goes while the second still reads them.
+    first, second = asks[0], Ask(rings[1], 2 * tokens, "B")
+    engine.case = f"block {block}; A and B share {shared} tokens; A ends first, B reads on; greedy"
+    engine.ask([Ask(first.prompt, 4, "A"), second, Ask(rings[2], 8, "C")])
+
+
+@pytest.mark.requirement("http/n-samples-isolated")
+@pytest.mark.parametrize("offset", [0, 1, 5], ids=["full-block", "one-slot", "partial-block"])
+def test_n_samples_isolated(engine: EngineUnderTest, offset: int) -> None:
+    """Samples that part at a fork and meet it again: each must then choose as it did, and only its own slots know."""
+    block, samples = engine.edge, engine.profile.samples
+    length = min(2 * block, (engine.longest - 16) // 3 // block * block) + offset
+    taken: set[int | None] = set()
+    for _ in range(_TRIES):
+        fork = fork_of_prompt_length(engine.spec, engine.rng, length)
+        engine.case = (f"block {block}; a fork of {length} prompt tokens; n {samples}, {length} tokens, "
+                       f"temperature {FORK_TEMPERATURE}")
+        answer = engine.ask([Ask(fork, length, "A", n=samples, temperature=FORK_TEMPERATURE)])[0]
+        taken |= _branches(fork, [choice.token_ids or [] for choice in answer.choices])
+        if len(taken) == 2:
+            return
+    fail(f"{_TRIES} times {samples} samples take both branches of a fork of probability 1/2 each",
+         "all took the same", hint="is the temperature obeyed, and is each sample drawn for itself?")
+
+
+def _branches(fork: Fork, answers: list[list[int]]) -> set[int | None]:
+    return {fork.branch(ids) for ids in answers}
