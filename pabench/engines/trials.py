@@ -121,7 +121,8 @@ class Trials:
         return (len(choice.token_times_s) if told is None else told) == _NUM_TOKENS
 
     async def _samples(self) -> bool:
-        answer = await self._ask(replace(self._request(self._prompt()), n=2, stream=False))
+        # Sampled: vLLM refuses several greedy samples.
+        answer = await self._ask(replace(self._request(self._prompt()), n=2, temperature=1.0, seed=0, stream=False))
         return [choice.index for choice in answer.choices] == [0, 1] and all(choice.text for choice in answer.choices)
 
     async def _logprobs(self) -> bool:
@@ -150,6 +151,7 @@ class Trials:
         return None if sample is None else sample.prefix_hits
 
     async def _try(self, name: str, trial: Callable[[], Awaitable[bool]]) -> None:
+        num_notes = len(self.notes)
         try:
             shown = await trial()
         except UsageError:
@@ -159,7 +161,7 @@ class Trials:
             return
         if shown:
             self.capabilities.add(name)
-        else:
+        elif len(self.notes) == num_notes:
             self.notes.append(f"{name}: asked for and not given")
 
     def _prompt(self) -> tuple[int, ...] | str:

@@ -1,0 +1,94 @@
+"""The scraper beside a run: on time, counting what fails, never in the way."""
+
+import asyncio
+import time
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from pabench.engines import dialect
+from pabench.telemetry.scrape import Scraper
+
+
+class Pages:
+    """An engine that answers /metrics with `answer(number)`: (status, text), after `delay_s`."""
+
+    def __init__(self, answer, delay_s=0.0):
+        self.answer, self.delay_s, self.number, self.accepted = answer, delay_s, 0, []
+
+    async def serve(self, request):
+        self.number += 1
+        self.accepted.append(request.headers.get("Accept"))
+        status, text = self.answer(self.number)
+        await asyncio.sleep(self.delay_s)
+        return web.Response(status=status, text=text)
+
+
+def scraped(pages, seconds, name="vllm", interval_s=0.05):
+    async def run():
+        app = web.Application()
+        app.router.add_get("/metrics", pages.serve)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        try:
+            url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+            async with aiohttp.ClientSession() as session:
+                scraper = Scraper(session, url, dialect(name), interval_s)
+                await scraper.start()
+                await asyncio.sleep(seconds)
+                await scraper.stop()
+            return scraper
+        finally:
+            await runner.cleanup()
+
+    return asyncio.run(run())
+
+
+def test_samples_come_on_schedule_with_a_last_one_at_the_end():
+    before = time.monotonic()
+    pages = Pages(lambda number: (200, f"vllm:num_requests_running {number}\n"))
+    scraper = scraped(pages, 0.32)
+    times = [sample.time_s for sample in scraper.samples]
+    assert 6 <= len(times) + scraper.missed <= 9
+    assert all(before <= a < b <= time.monotonic() for a, b in zip(times, times[1:], strict=False))
+    assert scraper.samples[-1].running == pages.number
+    assert scraper.failed == 0
+    assert set(pages.accepted) == {"text/plain; version=0.0.4"}
+
+
+def test_failures_are_counted_and_not_raised():
+    answers = {1: (500, "down"), 2: (200, "<html>"), 3: (200, "vllm:num_requests_running 1\n")}
+    scraper = scraped(Pages(lambda number: answers[(number - 1) % 3 + 1]), 0.3)
+    assert scraper.failed >= 2
+    assert scraper.samples
+    assert scraper.last_error
+
+
+def test_a_slow_page_makes_ticks_be_left_out_rather_than_pile_up():
+    pages = Pages(lambda _: (200, "vllm:num_requests_running 1\n"), delay_s=0.12)
+    scraper = scraped(pages, 0.4)
+    assert scraper.missed >= 2
+    assert pages.number <= 6
+
+
+def test_an_engine_that_is_not_there_only_counts():
+    async def run():
+        async with aiohttp.ClientSession() as session:
+            scraper = Scraper(session, "http://127.0.0.1:9", dialect("vllm"), 0.05)
+            await scraper.start()
+            await asyncio.sleep(0.12)
+            return await scraper.stop(), scraper.failed
+
+    samples, failed = asyncio.run(run())
+    assert samples == []
+    assert failed >= 2
+
+
+@pytest.mark.parametrize("name", ["transformers", "openai"])
+def test_an_engine_without_metrics_is_left_alone(name):
+    pages = Pages(lambda _: (200, "x 1\n"))
+    scraper = scraped(pages, 0.1, name)
+    assert (pages.number, scraper.samples, scraper.failed) == (0, [], 0)
