@@ -1,0 +1,140 @@
+"""The comparison in a few words: one tile a question, all numbers computed from the summaries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pabench.analysis.summary import RunSummary
+from pabench.report.groups import Engine, Group, RunData
+from pabench.report.load_figures import useful_throughput
+from pabench.report.text import count, number, percent, ratio
+
+NEARLY_EQUAL = 1.03  # a smaller factor is not called a difference
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """One engine's value in a tile. `fraction` of the longest bar, 0..1; None where the value is not known."""
+
+    engine: Engine
+    text: str
+    fraction: float | None
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """One question answered: `factor` is "4.2×" or empty, `winner` whose it is, `claim` the same as a sentence."""
+
+    title: str
+    factor: str
+    winner: str
+    claim: str
+    scope: str
+    bars: tuple[Bar, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Measure:
+    title: str
+    better: str                                  # word for the better side: "more", "shorter"
+    noun: str                                    # what there is more of, in the sentence
+    value: Callable[[RunSummary], float | None]
+    show: Callable[[float], str]
+    higher_is_better: bool = True
+    peak: bool = False                           # best over all loads; else at the highest load that all ran
+
+
+def _quantile(field: str, name: str) -> Callable[[RunSummary], float | None]:
+    def value(summary: RunSummary) -> float | None:
+        quantiles = getattr(summary, field)
+        return None if quantiles is None else float(getattr(quantiles, name))
+
+    return value
+
+
+def _ms(value: float) -> str:
+    return f"{number(value)} ms"
+
+
+_MEASURES = (
+    _Measure("Sequences held at once", "more", "sequences held at once", lambda s: s.peak_running, count, peak=True),
+    _Measure("Throughput", "more", "throughput", useful_throughput, lambda v: f"{number(v)} tokens/s", peak=True),
+    _Measure("TTFT p99", "shorter", "p99 time to first token", _quantile("ttft_ms", "p99"), _ms, False),
+    _Measure("TPOT p50", "shorter", "p50 time per output token", _quantile("tpot_ms", "p50"), _ms, False),
+    _Measure("Effective utilisation", "better", "use of the slots taken", lambda s: s.effective_utilisation, percent),
+)
+
+
+def tiles(group: Group) -> list[Tile]:
+    """The tiles of one group, without questions that no engine of it answers."""
+    made = [_tile(group, measure) for measure in _MEASURES]
+    return [tile for tile in made if tile is not None]
+
+
+def memory_sentence(group: Group) -> str:
+    """Whether the engines had the same room for KV."""
+    sizes = [(engine.name, {run.capacity_tokens for run in engine.runs}) for engine in group.engines]
+    if any(None in found for _, found in sizes):
+        silent = ", ".join(name for name, found in sizes if None in found)
+        return f"The size of the KV cache is not told by {silent}, so nothing here says that memory was equal."
+    every = set().union(*(found for _, found in sizes))
+    if len(every) == 1:
+        return f"All had the same room for KV: {count(every.pop())} slots." if len(sizes) > 1 else ""
+    each = "; ".join(f"{name} {' and '.join(count(c) for c in sorted(c for c in found if c))}" for name, found in sizes)
+    return f"The engines did not have the same room for KV, in slots: {each}."
+
+
+def sentences(made: list[Tile]) -> list[str]:
+    """Each tile with a factor as one sentence."""
+    return [f"{tile.claim}, {tile.scope}." for tile in made if tile.claim]
+
+
+def _pool(runs: tuple[RunData, ...]) -> tuple[RunData, ...]:
+    """The believable runs; where there is none, all, which the tile then says."""
+    good = tuple(run for run in runs if run.believable)
+    return good or runs
+
+
+def _tile(group: Group, measure: _Measure) -> Tile | None:
+    level = group.common_level
+    if level is None and not measure.peak:
+        return None
+    found: list[tuple[Engine, float | None, bool]] = []
+    for engine in group.engines:
+        runs = _pool(engine.runs if measure.peak or level is None else group.at(engine, level))
+        known = [v for v in (measure.value(run.summary) for run in runs) if v is not None]
+        best = (max if measure.higher_is_better else min)(known) if known else None
+        found.append((engine, best, all(run.believable for run in runs)))
+    numbers = [value for _, value, _ in found if value is not None]
+    if not numbers:
+        return None
+    scope = "best over all loads" if measure.peak or level is None else f"at {group.load_text(level)}"
+    factor, winner, claim = _compare(measure, [(e, v) for e, v, _ in found if v is not None])
+    longest = max(numbers)
+    bars = tuple(
+        Bar(
+            engine,
+            measure.show(value) if value is not None else "–",
+            None if value is None else (value / longest if longest > 0 else 0.0),
+            "" if good else "not a valid, complete run",
+        )
+        for engine, value, good in found
+    )
+    return Tile(measure.title, factor, winner, claim, scope, bars)
+
+
+def _compare(measure: _Measure, known: list[tuple[Engine, float]]) -> tuple[str, str, str]:
+    """(factor, winner, claim) of the best against the worst; empty where there is nothing to divide."""
+    ordered = sorted(known, key=lambda pair: pair[1], reverse=measure.higher_is_better)
+    if len(ordered) < 2 or min(value for _, value in ordered) <= 0:
+        return "", "", ""
+    (best, good), (worst, bad) = ordered[0], ordered[-1]
+    factor = max(good, bad) / min(good, bad)
+    against = f"({measure.show(good)} against {measure.show(bad)})"
+    if factor < NEARLY_EQUAL:
+        claim = f"{best.name} and {worst.name} are within 3 % of each other in {measure.noun} {against}"
+        return "≈ 1×", "about the same", claim
+    claim = f"{best.name}: {ratio(factor)} {measure.better} {measure.noun} than {worst.name} {against}"
+    return ratio(factor), f"{measure.better} with {best.name}", claim

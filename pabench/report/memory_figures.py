@@ -1,0 +1,178 @@
+"""What the KV cache does: sequences held, use beside live tokens, waste."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+
+from pabench.analysis.summary import WasteSplit
+from pabench.report.figures import Figure, axis, line, spec
+from pabench.report.groups import Engine, Group, RunData
+from pabench.report.load_figures import by_load
+from pabench.report.palette import WASTE
+from pabench.report.reduce import MAX_SERIES_POINTS, Floats, low_and_high, rounded
+from pabench.report.series import gauge, live_tokens
+from pabench.report.text import count, label, number, percent
+
+_PATTERN = {"fgcolor": "rgba(255,255,255,.55)", "fillmode": "overlay", "solidity": 0.2, "size": 7}
+
+
+def memory_by_load(group: Group) -> list[Figure]:
+    """Sequences held, effective utilisation and preemptions by load."""
+    figures = [
+        by_load(group, "held", "Sequences held at once", "sequences", lambda s: s.peak_running,
+                "Most requests in the batch at once, from the engine's own gauge."),
+        by_load(group, "utilisation", "Effective utilisation", "% of slots in use", lambda s: s.effective_utilisation,
+                "Live tokens, from the client's record, as a share of the slots in use.", share=True),
+    ]
+    if any(run.summary.preemptions for engine in group.engines for run in engine.runs):
+        figures.append(by_load(group, "preemptions", "Preemptions", "preemptions in the run", lambda s: s.preemptions,
+                               "Times that a running request lost its place to another."))
+    return [figure for figure in figures if figure is not None]
+
+
+def memory_at_level(group: Group, level: float) -> list[Figure]:
+    """Waste split, running sequences over time, and for each engine its use over time beside live tokens."""
+    last = [(engine, group.at(engine, level)[-1]) for engine in group.engines if group.at(engine, level)]
+    key = f"{group.index}-{group.levels.index(level)}"
+    repeated = any(len(group.at(engine, level)) > 1 for engine, _ in last)
+    figures = [_waste(last, key), _running(last, key, repeated)]
+    top = max((_peak(run) for _, run in last), default=0.0)
+    figures += [_timeline(engine, run, key, top, repeated) for engine, run in last]
+    return [figure for figure in figures if figure is not None]
+
+
+def _waste(runs: Sequence[tuple[Engine, RunData]], key: str) -> Figure | None:
+    """Stacked bars of the exact split, for the engines that tell it."""
+    splits = [(engine, run.summary.waste) for engine, run in runs if run.summary.waste is not None]
+    if not splits:
+        return None
+    names = [label(engine.name, 22) for engine, _ in splits]
+    traces = [_waste_bar(splits, *state) for state in WASTE]
+    silent = [engine.name for engine, run in runs if run.summary.waste is None]
+    caption = "Mean share of all KV slots while requests ran."
+    if silent:
+        caption += f" Not told by {', '.join(silent)}."
+    told = [f"{engine.name}: {_split_text(split)}" for engine, split in splits]
+    body = spec(
+        traces,
+        axis("% of all slots", range=[0, 100]),
+        {"autorange": "reversed", "tickvals": list(range(len(names))), "ticktext": names},
+        barmode="stack",
+        bargap=0.35,
+    )
+    legend = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "traceorder": "normal"}
+    body["layout"] |= {"showlegend": True, "legend": legend}
+    alt = f"Stacked bars of the state of KV slots. {'; '.join(told)}."
+    return Figure(f"waste-{key}", "Where the slots go", caption, alt, body, height=110 + 48 * len(names), wide=True)
+
+
+def _waste_bar(splits: Sequence[tuple[Engine, WasteSplit]], key: str, name: str, colour: str, shape: str) -> go.Bar:
+    shares = [100 * float(getattr(split, key)) for _, split in splits]
+    return go.Bar(
+        x=rounded(np.array(shares)),
+        y=list(range(len(shares))),
+        orientation="h",
+        name=name,
+        text=[f"{share:.0f} %" if share >= 6 else "" for share in shares],
+        textposition="inside",
+        insidetextanchor="middle",
+        textangle=0,
+        customdata=[label(engine.name) for engine, _ in splits],
+        marker={"color": colour, "pattern": {"shape": shape, **_PATTERN}},
+        hovertemplate=f"{name}: %{{x:.3~g}} %<extra>%{{customdata}}</extra>",
+    )
+
+
+def _split_text(split: WasteSplit) -> str:
+    return ", ".join(f"{name} {percent(getattr(split, key))}" for key, name, _, _ in WASTE)
+
+
+def _running(runs: Sequence[tuple[Engine, RunData]], key: str, repeated: bool) -> Figure | None:
+    traces, told, silent, shortened = [], [], [], False
+    for engine, run in runs:
+        times, running = gauge(run, "running")
+        if len(times) == 0:
+            silent.append(engine.name)
+            continue
+        shortened = shortened or len(times) > MAX_SERIES_POINTS
+        drawn = low_and_high(times, running)
+        traces.append(line(engine, *drawn, "%{y} sequences at %{x:.3~f} s", markers=False))
+        told.append(f"{engine.name}: at most {count(float(running.max()))}, mean {number(float(running.mean()))}")
+    if not traces:
+        return None
+    caption = "Requests in the batch over time, from the engine's gauge." + _series_note(shortened, repeated)
+    if silent:
+        caption += f" Not told by {', '.join(silent)}."
+    alt = f"Sequences running over time. {'; '.join(told)}."
+    body = spec(traces, axis("time (s)", zero=True), axis("sequences", zero=True))
+    return Figure(f"running-{key}", "Running sequences", caption, alt, body)
+
+
+def _timeline(engine: Engine, run: RunData, key: str, top: float, repeated: bool) -> Figure | None:
+    """Slots in use (area) and live tokens (line) of one engine; the gap between them is waste."""
+    capacity = run.capacity_tokens
+    used_times, used = gauge(run, "kv_usage")
+    live_times, live = live_tokens(run)
+    if len(used_times) == 0 and len(live_times) == 0:
+        return None
+    shortened = max(len(used_times), len(live_times)) > MAX_SERIES_POINTS
+    traces: list[Any] = []
+    caption, told = [], []
+    if len(used_times) and capacity is not None:
+        traces.append(_area(engine, *low_and_high(used_times, used * capacity)))
+        caption.append(f"Area: slots in use, of {count(capacity)}.")
+        told.append(f"slots in use at most {count(round(float(used.max()) * capacity))} of {count(capacity)}")
+    else:
+        caption.append("Slots in use: not told by this engine.")
+    if len(live_times):
+        drawn = low_and_high(live_times, live)
+        trace = line(engine, *drawn, "%{y:,.0f} live tokens at %{x:.3~f} s", markers=False, line_shape="hv")
+        trace.line.dash, trace.line.width = "solid", 2.0
+        traces.append(trace)
+        caption.append("Line: live tokens, from the client's record.")
+        told.append(f"live tokens at most {count(float(live.max()))}")
+    text = " ".join(caption) + _series_note(shortened, repeated)
+    y = axis("slots (tokens)", zero=True)
+    if top:
+        y["range"] = [0, 1.06 * top]
+    title = f"KV use of {engine.name}"
+    body = spec(traces, axis("time (s)", zero=True), y)
+    return Figure(f"kv-{key}-{engine.index}", title, text, f"{title} over time: {'; '.join(told)}.", body, engine.index)
+
+
+def _area(engine: Engine, times: Floats, slots: Floats) -> go.Scatter:
+    red, green, blue = (int(engine.look.colour[i : i + 2], 16) for i in (1, 3, 5))
+    return go.Scatter(
+        x=rounded(times),
+        y=rounded(slots),
+        name=label(engine.name),
+        mode="lines",
+        fill="tozeroy",
+        line={"color": engine.look.colour, "width": 0.8, "shape": "hv"},
+        fillcolor=f"rgba({red},{green},{blue},0.22)",
+        hovertemplate="%{y:,.0f} slots in use at %{x:.3~f} s<extra>%{fullData.name}</extra>",
+        meta={"engine": engine.index},
+    )
+
+
+def _peak(run: RunData) -> float:
+    """Highest value that the timeline of `run` shows."""
+    _, live = live_tokens(run)
+    _, used = gauge(run, "kv_usage")
+    peak = float(live.max()) if len(live) else 0.0
+    if len(used) and run.capacity_tokens is not None:
+        peak = max(peak, float(used.max()) * run.capacity_tokens)
+    return peak
+
+
+def _series_note(shortened: bool, repeated: bool) -> str:
+    note = ""
+    if shortened:
+        note += f" Drawn as lowest and highest sample of each of {MAX_SERIES_POINTS // 2} equal shares of the samples."
+    if repeated:
+        note += " Of repeated runs the last is shown."
+    return note

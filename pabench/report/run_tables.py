@@ -1,0 +1,142 @@
+"""Tables of runs: the figures that people ask for first, all figures, and how each run was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pabench.analysis.summary import Quantiles, RunSummary
+from pabench.load.records import OUTCOMES
+from pabench.report.groups import Engine
+from pabench.report.tables import Cell, Column, Table, table, words
+from pabench.report.text import count, number, percent
+
+Show = Callable[[float | None], str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Figure:
+    """One column of a table of runs."""
+
+    column: Column
+    get: Callable[[RunSummary], float | None]
+    show: Show = number
+
+
+_LATENCIES = (
+    ("ttft", "TTFT", "ttft_ms"), ("ttft_intended", "TTFT from intended start", "ttft_intended_ms"),
+    ("tpot", "TPOT", "tpot_ms"), ("itl", "ITL", "itl_ms"), ("e2e", "End to end", "e2e_ms"),
+    ("normalised_latency", "Normalised latency", "normalised_latency_ms"), ("lateness", "Send lateness", "lateness_ms"),
+)
+_QUANTILES = ("count", "mean", "p50", "p90", "p99", "max")
+
+
+def key_table(engines: Sequence[Engine]) -> Table:
+    """One row a run, the figures that people ask for first."""
+    figures = [
+        _plain("peak_running", "Sequences held", "", count),
+        _plain("throughput_tokens_per_s", "Throughput", "tokens/s"),
+        _plain("verified_tokens_per_s", "Verified", "tokens/s"),
+        _of_quantiles("ttft_ms", "TTFT", "ttft", "p50"),
+        _of_quantiles("ttft_ms", "TTFT", "ttft", "p99"),
+        _of_quantiles("tpot_ms", "TPOT", "tpot", "p50"),
+        _of_quantiles("tpot_ms", "TPOT", "tpot", "p99"),
+        _plain("kv_usage_mean", "KV use, mean", "%", percent),
+        _plain("effective_utilisation", "Effective utilisation", "%", percent),
+        _plain("preemptions", "Preemptions", "", count),
+        _plain("wrong_tokens", "Wrong tokens", "", count),
+    ]
+    return _runs_table("runs", "Runs at a glance", engines, figures)
+
+
+def all_table(engines: Sequence[Engine]) -> Table:
+    """Every figure of every run. Shown with runs as columns."""
+    figures = [
+        _plain("duration_s", "Duration", "s"),
+        _Figure(Column("window_start_s", "Steady window from", "s"), lambda s: s.window_s[0]),
+        _Figure(Column("window_end_s", "Steady window to", "s"), lambda s: s.window_s[1]),
+        *(_outcome(name) for name in OUTCOMES),
+        _plain("request_rate_per_s", "Requests completed", "1/s"),
+        _plain("throughput_tokens_per_s", "Throughput", "tokens/s"),
+        _plain("verified_tokens_per_s", "Verified throughput", "tokens/s"),
+        _plain("output_tokens", "Output tokens", "", count),
+        _plain("verified_tokens", "Verified tokens", "", count),
+        _plain("wrong_tokens", "Wrong tokens", "", count),
+        *(_of_quantiles(field, title, key, name) for key, title, field in _LATENCIES for name in _QUANTILES),
+        _plain("peak_running", "Sequences held at once, most", "", count),
+        _plain("mean_running", "Sequences held at once, mean", "", count),
+        _plain("kv_usage_mean", "KV use, mean", "%", percent),
+        _plain("kv_usage_max", "KV use, most", "%", percent),
+        _plain("live_tokens_mean", "Live tokens, mean", "tokens", count),
+        _plain("effective_utilisation", "Effective utilisation", "%", percent),
+        _plain("preemptions", "Preemptions", "", count),
+        _plain("prefix_hit_rate", "Prefix hit rate", "%", percent),
+        *(_waste(name) for name in ("token_states", "reserved", "internal", "external", "free")),
+    ]
+    return _runs_table("figures", "All figures of all runs", engines, figures, flip=True)
+
+
+def _runs_table(
+    id: str, caption: str, engines: Sequence[Engine], figures: Sequence[_Figure], *, flip: bool = False
+) -> Table:
+    head = [Column("engine", "Engine", numeric=False), Column("workload", "Workload", numeric=False),
+            Column("load", "Load", numeric=False)]
+    tail = [Column("status", "Status", numeric=False), Column("valid", "Valid", numeric=False)]
+    rows = []
+    for engine in engines:
+        for run in engine.runs:
+            s = run.summary
+            cells = [words(engine.name, engine=engine.index), words(s.workload), words(s.load)]
+            cells += [_measured(figure, s) for figure in figures]
+            cells += [words(s.status, "" if s.status == "complete" else "bad"), _valid(s)]
+            rows.append(cells)
+    return table(id, caption, [*head, *(figure.column for figure in figures), *tail], rows, flip=flip)
+
+
+def _measured(figure: _Figure, summary: RunSummary) -> Cell:
+    found = figure.get(summary)
+    tone = "bad" if figure.column.key == "wrong_tokens" and found else ""
+    shown = figure.show(found)
+    if figure.column.unit == "%":
+        shown = shown.removesuffix("%").rstrip()
+    return Cell(shown, found, tone)
+
+
+def _valid(summary: RunSummary) -> Cell:
+    if summary.validity.valid:
+        return Cell("valid", "valid", "good")
+    return Cell("not valid", "not valid", "bad", "; ".join(summary.validity.reasons))
+
+
+def _plain(field: str, title: str, unit: str, show: Show = number) -> _Figure:
+    """A field of the summary. Shares are 0..1 in the CSV, as their key says, and per cent on the page."""
+    key = f"{field}_share" if unit == "%" else field
+    return _Figure(Column(key, title, unit), lambda s: _float(getattr(s, field)), show)
+
+
+def _of_quantiles(field: str, title: str, key: str, name: str) -> _Figure:
+    def get(summary: RunSummary) -> float | None:
+        quantiles: Quantiles | None = getattr(summary, field)
+        return None if quantiles is None else _float(getattr(quantiles, name))
+
+    if name == "count":
+        return _Figure(Column(f"{key}_samples", f"{title} samples"), get, count)
+    return _Figure(Column(f"{key}_{name}_ms", f"{title} {name}", "ms"), get)
+
+
+def _outcome(name: str) -> _Figure:
+    return _Figure(Column(f"requests_{name}", f"Requests: {name}"), lambda s: s.outcomes.get(name, 0), count)
+
+
+def _waste(name: str) -> _Figure:
+    title = f"Slots: {name.replace('_', ' ')}"
+    return _Figure(
+        Column(f"slots_{name}_share", title, "%"),
+        lambda s: None if s.waste is None else _float(getattr(s.waste, name)),
+        percent,
+    )
+
+
+def _float(found: Any) -> float | None:
+    return found if found is None or isinstance(found, int) else float(found)

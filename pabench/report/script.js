@@ -1,0 +1,107 @@
+"use strict";
+// Draws the figures, follows the theme, hides engines, changes the load. Needs plotly.js and nothing else.
+(() => {
+  const figures = JSON.parse(document.getElementById("figure-data").textContent);
+  const root = document.documentElement;
+  const hiddenEngines = new Set();
+  const systemDark = window.matchMedia("(prefers-color-scheme: dark)");
+  const coarse = window.matchMedia("(pointer: coarse)").matches;
+  const themes = ["system", "light", "dark"];
+  const config = {
+    displaylogo: false,
+    responsive: true,
+    showSendToCloud: false,
+    showEditInChartStudio: false,
+    plotlyServerURL: "",
+    modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d", "zoomIn2d", "zoomOut2d"],
+  };
+
+  const css = (name) => getComputedStyle(root).getPropertyValue(name).trim();
+
+  function themed(layout) {
+    const made = structuredClone(layout);
+    const text = css("--text"), muted = css("--muted"), grid = css("--grid"), paper = css("--panel");
+    made.paper_bgcolor = "rgba(0,0,0,0)";
+    made.plot_bgcolor = "rgba(0,0,0,0)";
+    made.font = { color: muted, family: css("--font"), size: 12 };
+    made.hoverlabel = { ...made.hoverlabel, bgcolor: paper, bordercolor: grid, font: { color: text } };
+    made.modebar = { bgcolor: "rgba(0,0,0,0)", color: muted, activecolor: text };
+    made.dragmode = coarse ? false : "zoom";
+    for (const name of ["xaxis", "yaxis"]) {
+      Object.assign(made[name], { gridcolor: grid, linecolor: grid, tickcolor: grid });
+    }
+    return made;
+  }
+
+  function drawn(data) {
+    return data.map((trace) => ({ ...trace, visible: !(trace.meta && hiddenEngines.has(trace.meta.engine)) }));
+  }
+
+  function draw(place) {
+    const figure = figures[place.id];
+    return Plotly.react(place, drawn(figure.data), themed(figure.layout), config);
+  }
+
+  // Only what is in the page's flow has a size to draw into.
+  const inSight = () => [...document.querySelectorAll(".plot")].filter((place) => place.offsetParent !== null);
+  const drawAll = () => Promise.all(inSight().map(draw));
+
+  function setTheme(name, keep) {
+    const dark = name === "dark" || (name === "system" && systemDark.matches);
+    root.dataset.theme = dark ? "dark" : "light";
+    root.dataset.choice = name;
+    const button = document.getElementById("theme");
+    button.textContent = `Theme: ${name}`;
+    if (keep) {
+      try { localStorage.setItem("pabench-theme", name); } catch { /* some browsers keep nothing for files */ }
+    }
+    return drawAll();
+  }
+
+  function savedTheme() {
+    try {
+      const name = localStorage.getItem("pabench-theme");
+      return themes.includes(name) ? name : "system";
+    } catch { return "system"; }
+  }
+
+  function toggleEngine(engine) {
+    if (!hiddenEngines.delete(engine)) hiddenEngines.add(engine);
+    const shown = !hiddenEngines.has(engine);
+    document.querySelectorAll(`[data-toggle="${engine}"]`).forEach((b) => b.setAttribute("aria-pressed", String(shown)));
+    document.querySelectorAll(`figure[data-engine="${engine}"]`).forEach((f) => { f.hidden = !shown; });
+    return drawAll();
+  }
+
+  function chooseLoad(group, pane) {
+    document.querySelectorAll(`select[data-group="${group}"]`).forEach((select) => { select.value = pane; });
+    document.querySelectorAll(`[data-pane^="${group}-"]`).forEach((div) => { div.hidden = div.dataset.pane !== pane; });
+    return drawAll();
+  }
+
+  document.getElementById("theme").addEventListener("click", () => {
+    setTheme(themes[(themes.indexOf(root.dataset.choice) + 1) % themes.length], true);
+  });
+  systemDark.addEventListener("change", () => setTheme(root.dataset.choice, false));
+  document.querySelectorAll("[data-toggle]").forEach((button) => {
+    button.addEventListener("click", () => toggleEngine(Number(button.dataset.toggle)));
+  });
+  document.querySelectorAll("select[data-group]").forEach((select) => {
+    select.addEventListener("change", () => chooseLoad(select.dataset.group, select.value));
+  });
+
+  // Paper is white, and nothing on it can be opened.
+  let opened = [];
+  window.addEventListener("beforeprint", () => {
+    opened = [...document.querySelectorAll("details:not([open])")];
+    opened.forEach((details) => { details.open = true; });
+    root.dataset.theme = "light";
+    drawAll();
+  });
+  window.addEventListener("afterprint", () => {
+    opened.forEach((details) => { details.open = false; });
+    setTheme(root.dataset.choice, false);
+  });
+
+  setTheme(savedTheme(), false).then(() => { root.dataset.ready = "yes"; });
+})();

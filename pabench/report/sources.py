@@ -1,0 +1,104 @@
+"""From folders to what the report shows: finds runs and conformance results, and says what it could not read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pabench.analysis import find_runs, load_run, summarise
+from pabench.conformance import Results, load_results
+from pabench.errors import UsageError
+from pabench.report.groups import RunData, SuiteData
+
+VERDICTS_FILE = "verdicts.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """All that was found. `problems`: what was found but could not be read, and why."""
+
+    runs: tuple[RunData, ...]
+    suites: tuple[SuiteData, ...]
+    problems: tuple[str, ...]
+
+
+def read_sources(dirs: Sequence[Path]) -> Sources:
+    """Read every run and conformance result at or below `dirs`. Raises UsageError where there is none to show."""
+    if not dirs:
+        raise UsageError("got no folder to report on; expected at least one that `pabench run` or `conform` wrote")
+    for folder in dirs:
+        if not folder.is_dir():
+            raise UsageError(f"{folder} is no folder; expected one that `pabench run` or `pabench conform` wrote")
+    problems: list[str] = []
+    runs = _read_runs(dirs, problems)
+    suites = _read_suites(dirs, runs, problems)
+    if not runs and not suites:
+        where = ", ".join(str(folder) for folder in dirs)
+        why = f"; could not be read: {'; '.join(problems)}" if problems else ""
+        raise UsageError(
+            f"nothing to report on below {where}: expected run folders (manifest.json) or conformance results "
+            f"({VERDICTS_FILE}){why}"
+        )
+    return Sources(tuple(data for _, data in runs), tuple(suites), tuple(problems))
+
+
+def _read_runs(dirs: Sequence[Path], problems: list[str]) -> list[tuple[Path, RunData]]:
+    found: dict[Path, RunData] = {}
+    for top in dirs:
+        for folder in find_runs(top):
+            if folder.resolve() in found:
+                continue
+            place = _place(folder, top)
+            try:
+                run = load_run(folder)
+                data = RunData(summarise(run), run.manifest, run.requests, run.telemetry, place)
+            except UsageError as error:
+                problems.append(f"{place}: {str(error).replace(str(folder), place)}")
+                continue
+            found[folder.resolve()] = data
+    return list(found.items())
+
+
+def _read_suites(dirs: Sequence[Path], runs: list[tuple[Path, RunData]], problems: list[str]) -> list[SuiteData]:
+    found: dict[Path, SuiteData] = {}
+    for top in dirs:
+        for path in sorted(top.rglob(VERDICTS_FILE)):
+            if path.resolve() in found:
+                continue
+            place = _place(path.parent, top)
+            try:
+                results = load_results(path)
+            except UsageError as error:
+                problems.append(f"{place}: {str(error).replace(str(path), VERDICTS_FILE)}")
+                continue
+            found[path.resolve()] = SuiteData(_label(path.resolve(), top.resolve(), results, runs), results, place)
+    return list(found.values())
+
+
+def _label(path: Path, top: Path, results: Results, runs: list[tuple[Path, RunData]]) -> str:
+    """Which engine a conformance result belongs to.
+
+    The label in its header; else the one label of the runs in the nearest folder around it; else the one label of the
+    runs against the same URL; else it stands for itself, under what the engine calls itself and its folder's name.
+    """
+    told = results.header.engine.get("label")
+    if told:
+        return str(told)
+    for folder in path.parents:
+        near = {data.summary.label for run, data in runs if run.is_relative_to(folder)}
+        if len(near) == 1:
+            return near.pop()
+        if near or folder == top:
+            break
+    same_url = {data.summary.label for _, data in runs if data.manifest.url == results.header.url}
+    if len(same_url) == 1:
+        return same_url.pop()
+    name = " ".join(str(results.header.engine[key]) for key in ("dialect", "version") if results.header.engine.get(key))
+    return f"{name or 'engine'} ({path.parent.name})"
+
+
+def _place(folder: Path, top: Path) -> str:
+    """`folder` as the report names it: below the asked-for folder, whose own name leads."""
+    inner = folder.relative_to(top)
+    return str(Path(top.resolve().name) / inner)

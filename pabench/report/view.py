@@ -1,0 +1,142 @@
+"""The view-model: everything that the template shows, decided and worded; the template only lays it out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import pabench
+from pabench.report.conditions import conditions
+from pabench.report.feel_figures import feel_figures
+from pabench.report.figures import Figure
+from pabench.report.groups import Engine, Group, sort_engines, sort_groups
+from pabench.report.headline import Tile, memory_sentence, sentences, tiles
+from pabench.report.load_figures import load_figures
+from pabench.report.matrix import Failure, WrongAnswers, failures, matrix, wrong_answers
+from pabench.report.memory_figures import memory_at_level, memory_by_load
+from pabench.report.run_tables import all_table, key_table
+from pabench.report.sources import Sources
+from pabench.report.strip import Card, cards
+from pabench.report.tables import Table
+from pabench.report.text import visible
+
+
+@dataclass(frozen=True, slots=True)
+class Pane:
+    """The figures of one load of one group; one pane of a group is in sight at a time."""
+
+    id: str
+    title: str
+    shown: bool
+    feel: tuple[Figure, ...]
+    memory: tuple[Figure, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class GroupView:
+    """One workload, compared."""
+
+    group: Group
+    title: str
+    tiles: tuple[Tile, ...]
+    sentences: tuple[str, ...]
+    memory_sentence: str
+    load: tuple[Figure, ...]
+    memory: tuple[Figure, ...]
+    panes: tuple[Pane, ...]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """The whole report."""
+
+    title: str
+    built_at: str
+    version: str
+    engines: tuple[Engine, ...]
+    cards: tuple[Card, ...]
+    groups: tuple[GroupView, ...]
+    runs: Table | None
+    figures: Table | None
+    matrix: Table | None
+    failures: tuple[Failure, ...]
+    wrong_answers: tuple[WrongAnswers, ...]
+    unverified: tuple[str, ...]     # engines whose answers no oracle checked
+    unchecked: tuple[str, ...]      # engines without a conformance result
+    same: Table | None
+    differing: Table | None
+    problems: tuple[str, ...]
+
+    def all_figures(self) -> Iterator[Figure]:
+        """Every figure of the page, in order."""
+        for view in self.groups:
+            yield from (*view.load, *view.memory)
+            for pane in view.panes:
+                yield from (*pane.feel, *pane.memory)
+
+
+def make_page(sources: Sources) -> Page:
+    """The page of what was read."""
+    engines = sort_engines(sources.runs, sources.suites)
+    same, differing = conditions(engines)
+    return Page(
+        title=" · ".join(visible(engine.name) for engine in engines),
+        built_at=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        version=pabench.__version__,
+        engines=engines,
+        cards=tuple(cards(engines)),
+        groups=tuple(_group_view(group) for group in sort_groups(engines)),
+        runs=key_table(engines) if sources.runs else None,
+        figures=all_table(engines) if sources.runs else None,
+        matrix=matrix(engines),
+        failures=tuple(failures(engines)),
+        wrong_answers=tuple(wrong_answers(engines)),
+        unverified=tuple(e.name for e in engines if all(r.summary.verified_tokens is None for r in e.runs)),
+        unchecked=tuple(e.name for e in engines if not e.suites),
+        same=same,
+        differing=differing,
+        problems=tuple(visible(problem) for problem in sources.problems),
+    )
+
+
+def _group_view(group: Group) -> GroupView:
+    made = tiles(group)
+    memory = memory_by_load(group)
+    shown = group.common_level if group.common_level is not None else group.levels[-1]
+    return GroupView(
+        group=group,
+        title=f"{visible(group.workload)} ({'closed loop' if group.kind == 'users' else 'open loop'})",
+        tiles=tuple(made),
+        sentences=tuple(sentences(made)),
+        memory_sentence=memory_sentence(group),
+        load=tuple(load_figures(group)),
+        memory=tuple(memory),
+        panes=tuple(_pane(group, level, level == shown) for level in group.levels),
+        notes=tuple(_notes(group, memory)),
+    )
+
+
+def _pane(group: Group, level: float, shown: bool) -> Pane:
+    return Pane(
+        id=f"{group.index}-{group.levels.index(level)}",
+        title=group.load_text(level),
+        shown=shown,
+        feel=tuple(feel_figures(group, level)),
+        memory=tuple(memory_at_level(group, level)),
+    )
+
+
+def _notes(group: Group, memory: list[Figure]) -> Iterator[str]:
+    """What the memory section cannot show, and why."""
+    told = {figure.id.split("-")[0] for figure in memory}
+    for key, what in (("held", "sequences held at once"), ("utilisation", "effective utilisation")):
+        if key not in told:
+            yield f"No figure of {what}: no engine here tells what it takes."
+    summaries = [run.summary for engine in group.engines for run in engine.runs]
+    if all(summary.waste is None for summary in summaries):
+        yield "No split of waste: no engine here tells the state of its slots."
+    if "preemptions" not in told:
+        known = [summary for summary in summaries if summary.preemptions is not None]
+        yield "No preemption in any run that tells them." if known else "Preemptions: told by no engine here."
