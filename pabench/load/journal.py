@@ -30,15 +30,15 @@ JOURNAL_FILE = "journal.bin"
 
 
 class Journal:
-    """Writes one run's journal. `start_s` is the run's zero on the clock; entries hold times from there.
+    """Writes one run's journal. Entries hold times from `start_s`, the run's zero: set it before the first one.
 
     The file stays locked while the journal is open, so that nobody recovers a run that is still going on.
     """
 
-    def __init__(self, folder: Path, start_s: float) -> None:
+    def __init__(self, folder: Path) -> None:
+        self.start_s = 0.0
         self.error: RecordsUnwritable | None = None
         self._path = folder / JOURNAL_FILE
-        self._start_s = start_s
         self._queue: queue.SimpleQueue[Exchange | KVSample | None] = queue.SimpleQueue()
         try:
             self._file: BinaryIO = self._path.open("wb", buffering=0)
@@ -67,7 +67,7 @@ class Journal:
             if self.error is not None:
                 continue
             try:
-                _write(self._file, _encode(entry, self._start_s))
+                _write(self._file, _encode(entry, self.start_s))
             except OSError as error:
                 self.error = unwritable(self._path, error)
 

@@ -1,8 +1,17 @@
-"""How late the event loop comes round: the client's own error in every arrival time."""
+"""How late the event loop sees what has arrived: the client's own error in every arrival time.
+
+A kernel timer becomes readable at a known moment, and goes the way that an engine's bytes go: readiness, callback,
+future, task. What it is late by when the task reads the clock is what an answer's bytes would have been late by. A
+plain `asyncio.sleep` would measure the loop's timers instead, which are rounded up to whole milliseconds.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import ctypes
+import os
+import struct
+import sys
 import time
 
 import numpy as np
@@ -12,10 +21,16 @@ from pabench.load.manifest import ClientHealth
 from pabench.load.records import RequestRecord
 
 _INTERVAL_S = 0.01
+_CLOCK_MONOTONIC = 1
+_TFD_NONBLOCK = os.O_NONBLOCK
+_TFD_TIMER_ABSTIME = 1
 
 
 class LoopLag:
-    """Samples, while `watch` runs, how much later than asked a short sleep ends; and the CPU time spent meanwhile."""
+    """Samples, while `watch` runs, how late a timer is seen; and the CPU time spent meanwhile.
+
+    Every tick counts, those that a stall swallowed too: each is late by its own distance to the stall's end.
+    """
 
     def __init__(self) -> None:
         self.lags_s: list[float] = []
@@ -26,10 +41,34 @@ class LoopLag:
     async def watch(self) -> None:
         """Sample until cancelled."""
         self._started_s, self._cpu_s = clock(), time.process_time()
+        if sys.platform == "linux":
+            await self._watch_timer()
+        else:
+            await self._watch_sleep()
+
+    async def _watch_timer(self) -> None:
+        loop = asyncio.get_running_loop()
+        first_s = clock() + _INTERVAL_S
+        timer = _open_timer(first_s, _INTERVAL_S)
+        num_seen = 0
+        try:
+            while True:
+                ready: asyncio.Future[int] = loop.create_future()
+                loop.add_reader(timer, _read_timer, timer, ready)
+                num_ticks = await ready
+                now_s = clock()
+                self.lags_s += [max(0.0, now_s - first_s - (num_seen + i) * _INTERVAL_S) for i in range(num_ticks)]
+                num_seen += num_ticks
+        finally:
+            loop.remove_reader(timer)
+            os.close(timer)
+
+    async def _watch_sleep(self) -> None:
+        """Where there are no timers to read: right to a millisecond, on the late side."""
         while True:
-            due = clock() + _INTERVAL_S
+            due_s = clock() + _INTERVAL_S
             await asyncio.sleep(_INTERVAL_S)
-            self.lags_s.append(max(0.0, clock() - due))
+            self.lags_s.append(max(0.0, clock() - due_s))
 
     def stop(self) -> None:
         """Take the CPU share: what comes after is not measurement."""
@@ -45,6 +84,24 @@ class LoopLag:
             lateness_p50_ms=late[0], lateness_p99_ms=late[1], lateness_max_ms=late[2],
             cpu_share=self._cpu_share, scrapes=scrapes, failed_scrapes=failed_scrapes,
         )
+
+
+def _open_timer(first_s: float, interval_s: float) -> int:
+    """A file that becomes readable at `first_s` of the monotonic clock and every `interval_s` after (timerfd)."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    timer: int = libc.timerfd_create(_CLOCK_MONOTONIC, _TFD_NONBLOCK)
+    # struct itimerspec: interval and first expiry, each as seconds and nanoseconds.
+    times = [part for value in (interval_s, first_s) for part in divmod(int(value * 1e9), 10**9)]
+    spec = struct.pack("@llll", *times)
+    if timer < 0 or libc.timerfd_settime(timer, _TFD_TIMER_ABSTIME, spec, None) != 0:
+        raise OSError(ctypes.get_errno(), "no timer from the kernel")
+    return timer
+
+
+def _read_timer(timer: int, ready: asyncio.Future[int]) -> None:
+    if not ready.done():
+        (num_ticks,) = struct.unpack("=Q", os.read(timer, 8))
+        ready.set_result(num_ticks)
 
 
 def _quantiles_ms(samples_s: list[float]) -> tuple[float, float, float] | tuple[None, None, None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -45,7 +45,7 @@ class Measurement:
 
     def __init__(
         self, url: str, workload: Workload, schedule: Schedule, prepared: Sequence[PreparedRequest],
-        client: LoadClient, scraper: Scraper, journal: Journal, start_s: float,
+        client: LoadClient, scraper: Scraper, journal: Journal,
     ) -> None:
         self.exchanges: dict[int, Exchange] = {}
         self.lag = LoopLag()
@@ -58,7 +58,7 @@ class Measurement:
         self._client = client
         self._scraper = scraper
         self._journal = journal
-        self._start_s = start_s
+        self.start_s = clock()                # the run's zero
         self._stop = asyncio.Event()
         self._strikes = 0
         self._done = 0
@@ -68,11 +68,8 @@ class Measurement:
 
     async def run(self, progress: Progress | None) -> None:
         """Send everything, or until the engine dies or the disk is full. Cancelling it aborts what is in flight."""
+        self.start_s = self._journal.start_s = clock()
         helpers = [asyncio.create_task(self.lag.watch()), asyncio.create_task(self._tick(progress))]
-        # A collection in mid-run would be a pause that no engine is to blame for.
-        gc.collect()
-        gc.freeze()
-        gc.disable()
         try:
             closed = isinstance(self._workload.arrivals, ClosedArrivals)
             await (self._run_closed() if closed else self._run_open())
@@ -84,8 +81,6 @@ class Measurement:
             self.unsent_kind = "interrupt"
             raise
         finally:
-            gc.enable()
-            gc.unfreeze()
             self.lag.stop()
             await self._cancel({*self._tasks, *helpers})
             if progress is not None:
@@ -96,7 +91,7 @@ class Measurement:
         sample = self._scraper.samples[-1] if self._scraper.samples else None
         return ProgressState(
             done=self._done, total=len(self._prepared), in_flight=self._client.in_flight,
-            output_tokens=self._client.num_events, errors=self._errors, elapsed_s=max(0.0, clock() - self._start_s),
+            output_tokens=self._client.num_events, errors=self._errors, elapsed_s=max(0.0, clock() - self.start_s),
             kv_usage=None if sample is None else sample.kv_usage, running=None if sample is None else sample.running,
             waiting=None if sample is None else sample.waiting,
         )
@@ -110,7 +105,7 @@ class Measurement:
 
     async def _run_open(self) -> None:
         for scheduled in self._schedule.requests:
-            intended_s = self._start_s + (scheduled.intended_s or 0.0)
+            intended_s = self.start_s + (scheduled.intended_s or 0.0)
             if await self._stopped_before(intended_s):
                 break
             self._spawn(self._send(scheduled, intended_s))
@@ -124,8 +119,8 @@ class Measurement:
     async def _run_user(self, queue: Sequence[ScheduledRequest]) -> None:
         arrivals = self._workload.arrivals
         think_s = arrivals.think_s if isinstance(arrivals, ClosedArrivals) else 0.0
-        over_s = self._start_s + (self._workload.duration_s or float("inf"))
-        intended_s = self._start_s
+        over_s = self.start_s + (self._workload.duration_s or float("inf"))
+        intended_s = self.start_s
         for scheduled in queue:
             if intended_s >= over_s:
                 self.unsent_kind = self.unsent_kind or "duration"
@@ -198,6 +193,19 @@ class Measurement:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
+
+
+@contextlib.contextmanager
+def no_collections() -> Iterator[None]:
+    """No garbage collection inside: in mid-run it would be a pause that no engine is to blame for."""
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        gc.unfreeze()
 
 
 async def refusal(url: str) -> str | None:

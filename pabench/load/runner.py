@@ -18,7 +18,7 @@ from pabench.errors import EngineUnreachable, UsageError
 from pabench.load.client import Exchange, LoadClient, PreparedRequest, clock, prepare
 from pabench.load.journal import JOURNAL_FILE, Journal, read_journal
 from pabench.load.manifest import Manifest, new_manifest, read_manifest
-from pabench.load.measure import Measurement, Progress, refusal
+from pabench.load.measure import Measurement, Progress, no_collections, refusal
 from pabench.load.records import (
     MANIFEST_FILE,
     RequestRecord,
@@ -82,12 +82,12 @@ async def run_workload(
         client.num_events = 0
         _open_folder(out)
         manifest.write(out)
-        start_s = clock()
-        journal = Journal(out, start_s)
         scraper = Scraper(scraping, url, speech)
-        run = Measurement(url, workload, schedule, prepared, client, scraper, journal, start_s)
+        journal = Journal(out)
+        run = Measurement(url, workload, schedule, prepared, client, scraper, journal)
         try:
-            await _measure(run, scraper, progress)
+            with no_collections():
+                await _measure(run, scraper, progress)
         except BaseException as error:
             manifest.status = "interrupted" if isinstance(error, asyncio.CancelledError) else "failed"
             manifest.failure = None if manifest.status == "interrupted" else f"{type(error).__name__}: {error}"
@@ -95,7 +95,7 @@ async def run_workload(
         finally:
             run.journal_samples()
             journal.close()
-            _settle_run(out, manifest, run, scraper, schedule, spec, start_s)
+            _settle_run(out, manifest, run, scraper, schedule, spec)
             journal.remove()
     if journal.error is not None:
         raise journal.error
@@ -141,9 +141,9 @@ def digest(schedule: Schedule) -> str:
 
 def _settle_run(
     out: Path, manifest: Manifest, run: Measurement, scraper: Scraper, schedule: Schedule, spec: ProbeSpec | None,
-    start_s: float,
 ) -> None:
     """Parse, verify and write what was measured, times from the start of the run."""
+    start_s = run.start_s
     samples = [dataclasses.replace(sample, time_s=sample.time_s - start_s) for sample in scraper.samples]
     kv = manifest.engine.kv
     records = settle(schedule.requests, run.exchanges, start_s, dialect=find_dialect(manifest.engine.dialect),
@@ -156,6 +156,7 @@ def _settle_run(
 
 async def _measure(run: Measurement, scraper: Scraper, progress: Progress | None) -> None:
     await scraper.start()
+    await asyncio.sleep(0)  # its first scrape is on its way before the first request
     try:
         await run.run(progress)
     finally:
