@@ -24,7 +24,10 @@ def load_json(data: bytes) -> Any:
     try:
         return orjson.loads(data)
     except orjson.JSONDecodeError:
-        return json.loads(data.decode("utf-8", "replace"))
+        try:
+            return json.loads(data.decode("utf-8", "replace"))
+        except RecursionError as error:
+            raise ValueError("JSON nested too deeply") from error
 
 
 def error_text(answer: Any) -> str | None:
@@ -119,7 +122,10 @@ class _Reading:
         if error is not None:
             self._fail(error)
         try:
-            for choice in answer.get("choices") or ():
+            choices = answer.get("choices") or []
+            if not isinstance(choices, list):
+                raise EngineProtocol(f"expected a list as 'choices', got {choices!r:.80}")
+            for choice in choices:
                 self.take_choice(choice, event.time_s)
             self.take_usage(answer.get("usage"))
         except EngineProtocol as fault:

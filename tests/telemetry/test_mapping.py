@@ -30,4 +30,5 @@ def test_what_is_absent_or_nan_is_none():
 def test_labels_are_read_in_any_spelling():
     labels = {"n": "4096", "none": "None", "yes": "True", "no": "false", "one": "1"}
     assert (int_label(labels, "n"), int_label(labels, "none"), int_label(labels, "absent")) == (4096, None, None)
-    assert [bool_label(labels, name) for name in ("yes", "no", "one", "none", "absent")] == [True, False, True, None, None]
+    truths = [bool_label(labels, name) for name in ("yes", "no", "one", "none", "absent")]
+    assert truths == [True, False, True, None, None]

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from itertools import pairwise
 
 import aiohttp
 import pytest
@@ -53,7 +54,7 @@ def test_samples_come_on_schedule_with_a_last_one_at_the_end():
     scraper = scraped(pages, 0.32)
     times = [sample.time_s for sample in scraper.samples]
     assert 6 <= len(times) + scraper.missed <= 9
-    assert all(before <= a < b <= time.monotonic() for a, b in zip(times, times[1:], strict=False))
+    assert all(before <= a < b <= time.monotonic() for a, b in pairwise(times))
     assert scraper.samples[-1].running == pages.number
     assert scraper.failed == 0
     assert set(pages.accepted) == {"text/plain; version=0.0.4"}

@@ -1,0 +1,50 @@
+"""The event reader against streams as servers write them, cut at every byte."""
+
+from itertools import pairwise
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pabench.engines.sse import read_events
+
+
+def datas(body, cuts=()):
+    edges = [0, *sorted(cuts), len(body)]
+    chunks = [(float(i), body[a:b]) for i, (a, b) in enumerate(pairwise(edges))]
+    return [(event.name, event.data, event.complete) for event in read_events(chunks)]
+
+
+def test_data_with_and_without_a_space():
+    assert datas(b"data: a\n\ndata:b\n\ndata:  c\n\n") == [("", b"a", True), ("", b"b", True), ("", b" c", True)]
+
+
+def test_crlf_comments_and_names():
+    body = b": keep-alive\r\n\r\nevent: error\r\ndata: x\r\nid: 7\r\n\r\ndata: y\r\n\r\n"
+    assert datas(body) == [("error", b"x", True), ("", b"y", True)]
+
+
+def test_several_data_lines_are_one_event():
+    assert datas(b"data: a\ndata: b\n\n") == [("", b"a\nb", True)]
+
+
+def test_the_end_without_a_blank_line_leaves_an_incomplete_event():
+    assert datas(b"data: a\n\ndata: b") == [("", b"a", True), ("", b"b", False)]
+    assert datas(b"data: a\n\ndata: b\n") == [("", b"a", True), ("", b"b", False)]
+
+
+def test_a_name_without_data_names_no_later_event():
+    assert datas(b"event: ping\n\ndata: a\n\n") == [("", b"a", True)]
+
+
+def test_time_is_that_of_the_read_that_completed_the_data():
+    chunks = [(1.0, b"data: a\n\nda"), (2.0, b"ta: b"), (3.0, b"\n\ndata: c\n\ndata: d\n\n")]
+    assert [(event.time_s, event.data) for event in read_events(chunks)] == [
+        (1.0, b"a"), (3.0, b"b"), (3.0, b"c"), (3.0, b"d")]
+
+
+BODY = b": hi\r\nevent: e\r\ndata: {\"a\":1}\r\n\r\ndata:x\n\ndata: [DONE]\n\n"
+
+
+@given(st.sets(st.integers(0, len(BODY))))
+def test_cuts_between_reads_change_nothing(cuts):
+    assert datas(BODY, cuts) == [("e", b'{"a":1}', True), ("", b"x", True), ("", b"[DONE]", True)]
