@@ -210,8 +210,8 @@ class PagedAllocator:
         duplicates = len(self._free) - len(set(self._free))
         both = [block for block in self._free if holders[block]]
         if len(self._free) + owned != self.num_blocks or duplicates or both:
-            raise IntegrityError(f"{len(self._free)} free ({duplicates} listed twice, also owned: {both}) + {owned} owned "
-                                 f"!= {self.num_blocks} blocks; {len(self._seqs)} sequences")
+            raise IntegrityError(f"{len(self._free)} free ({duplicates} listed twice, also owned: {both}) + {owned} "
+                                 f"owned != {self.num_blocks} blocks; {len(self._seqs)} sequences")
         wrong = [(b, self._refs[b], holders[b]) for b in range(self.num_blocks) if self._refs[b] != holders[b]]
         if wrong:
             raise IntegrityError(f"(block, references, holders) do not agree: {wrong[:8]}")

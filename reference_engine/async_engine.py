@@ -10,7 +10,7 @@ import asyncio
 import queue
 import threading
 import traceback
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import TypeVarTuple, Unpack
 
 from pabench.errors import EngineDied
@@ -35,7 +35,7 @@ class AsyncEngine:
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
-    async def generate(self, requests: list[Request]) -> AsyncIterator[_Batch]:
+    async def generate(self, requests: list[Request]) -> AsyncGenerator[_Batch, None]:
         """Tokens of prepared requests, one batch a step that made any, until all choices have ended.
 
         Closed or cancelled before that, it aborts what is left. Raises EngineDied when the engine's thread ends.
@@ -104,7 +104,7 @@ class AsyncEngine:
                 return False
             command()
 
-    def _post(self, function: Callable[[Unpack[_Args]], None], *args: Unpack[_Args]) -> None:
+    def _post(self, function: Callable[[Unpack[_Args]], None], *args: *_Args) -> None:
         try:
             self._loop.call_soon_threadsafe(function, *args)
         except RuntimeError:  # the loop is closed: nobody listens any more

@@ -19,7 +19,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 @dataclass(frozen=True, slots=True)
 class RopeConfig:
-    """Rotary embedding. `kind` is "default", "linear" or "llama3"; the other fields but theta belong to scaled kinds."""
+    """Rotary embedding. `kind` is "default", "linear" or "llama3"; all fields but theta belong to scaled kinds."""
 
     theta: float = 10000.0
     kind: str = "default"

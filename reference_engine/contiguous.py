@@ -12,10 +12,10 @@ from reference_engine.allocator import (
     IntegrityError,
     KVSplit,
     SequenceBlocks,
+    blocks_for,
     check_cover,
     check_growth,
     check_new,
-    blocks_for,
 )
 from reference_engine.kv_cache import BlockCopy
 

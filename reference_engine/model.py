@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from paged_kernels import AttentionPlan, write_kv
 
 from pabench.errors import UsageError
-from paged_kernels import AttentionPlan, write_kv
 from reference_engine.config import ModelConfig
 
 
@@ -62,14 +62,14 @@ class LlamaModel:
 
     def _empty_layer(self) -> Layer:
         c = self.config
-        qkv, q, inner = (c.num_q_heads + 2 * c.num_kv_heads) * c.head_dim, c.num_q_heads * c.head_dim, 2 * c.intermediate_size
+        q, kv, inner = c.num_q_heads * c.head_dim, c.num_kv_heads * c.head_dim, 2 * c.intermediate_size
 
         def empty(*shape: int) -> torch.Tensor:
             return torch.empty(*shape, dtype=self.dtype, device=self.device)
 
         return Layer(
             empty(c.hidden_size),
-            empty(qkv, c.hidden_size), empty(qkv) if c.attention_bias else None,
+            empty(q + 2 * kv, c.hidden_size), empty(q + 2 * kv) if c.attention_bias else None,
             empty(c.hidden_size, q), empty(c.hidden_size) if c.attention_bias else None,
             empty(c.hidden_size),
             empty(inner, c.hidden_size), empty(inner) if c.mlp_bias else None,
@@ -92,7 +92,7 @@ class LlamaModel:
                 ("bias", layer.qkv_bias, layer.o_bias, layer.gate_up_bias, layer.down_bias),
             ):
                 if qkv is not None and o is not None:
-                    parts = qkv.split([q, kv, kv])
+                    parts = torch.split(qkv, [q, kv, kv])
                     targets |= {f"{at}self_attn.{n}_proj.{kind}": t for n, t in zip("qkv", parts, strict=True)}
                     targets[f"{at}self_attn.o_proj.{kind}"] = o
                 if gate_up is not None and down is not None:
@@ -142,7 +142,7 @@ class LlamaModel:
         qkv = F.linear(x, layer.qkv, layer.qkv_bias).view(len(x), -1, c.head_dim)
         # query and key turn together: [num_tokens, num_q_heads + num_kv_heads, head_dim]
         qk = _rotate(qkv[:, : c.num_q_heads + c.num_kv_heads], cos, sin)
-        query, key = qk.split([c.num_q_heads, c.num_kv_heads], dim=1)
+        query, key = qk[:, : c.num_q_heads], qk[:, c.num_q_heads :]
         write_kv(key, qkv[:, c.num_q_heads + c.num_kv_heads :], key_cache, value_cache, step.slot_mapping)
         out = step.plan.attend(query, key_cache, value_cache, self.scale)
         return F.linear(out.reshape(len(x), -1), layer.o, layer.o_bias)

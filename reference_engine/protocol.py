@@ -197,9 +197,9 @@ class Parser:
         if not prompt:
             raise ApiError(400, "the prompt is empty", param="prompt")
         if isinstance(prompt[0], int):
-            return (tuple(prompt),)  # type: ignore[arg-type]
+            return (tuple(prompt),)
         return tuple(
-            self._tokenizer.encode(p, add_special_tokens=special) if isinstance(p, str) else tuple(p)  # type: ignore[arg-type]
+            self._tokenizer.encode(p, add_special_tokens=special) if isinstance(p, str) else tuple(p)
             for p in prompt
         )
 
@@ -233,4 +233,8 @@ def _first_complaint(error: ValidationError) -> ApiError:
     first = error.errors(include_url=False)[0]
     where = ".".join(str(part) for part in first["loc"])
     got = repr(first.get("input"))
-    return ApiError(400, f"{where}: {first['msg']}, got {got[:80]}", param=str(first["loc"][0]) if first["loc"] else None)
+    param = str(first["loc"][0]) if first["loc"] else None
+    if param == "prompt":  # a union: pydantic complains about each of its members
+        where, first["msg"] = "prompt", "expected a string, a list of strings, a list of token ids or a list of those"
+        got = got if len(first["loc"]) <= 2 else "something else in a list"
+    return ApiError(400, f"{where}: {first['msg']}, got {got[:80]}", param=param)

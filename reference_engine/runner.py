@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-
+from numpy.typing import NDArray
 from paged_kernels import plan_attention
+
 from reference_engine.allocator import Allocator, blocks_for
 from reference_engine.kv_cache import KVPool
 from reference_engine.model import LlamaModel, StepInput
@@ -54,5 +55,5 @@ class Runner:
             self._tensor(np.array(logit_rows, dtype=np.int64)), plan,
         )
 
-    def _tensor(self, array: np.ndarray) -> torch.Tensor:
+    def _tensor(self, array: NDArray[np.int64]) -> torch.Tensor:
         return torch.from_numpy(array).to(self.model.device)

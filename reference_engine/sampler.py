@@ -7,10 +7,11 @@ nothing has to be kept between steps and a preempted sequence draws again what i
 from __future__ import annotations
 
 from collections.abc import Sequence as SequenceOf
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from reference_engine.sequence import Sequence, TokenLogprobs
 
@@ -24,20 +25,21 @@ class Sampled(NamedTuple):
     logprobs: list[TokenLogprobs | None]
 
 
-def mix(x: np.ndarray) -> np.ndarray:
+def mix(x: NDArray[Any]) -> NDArray[Any]:
     """The finaliser of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014): uint64 in, well mixed uint64 out."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    mixed: NDArray[Any] = x ^ (x >> np.uint64(31))
+    return mixed
 
 
 def choice_seed(request_seed: int, index: int) -> int:
     """Seed of choice `index` of a request."""
-    base = np.array([request_seed & 0xFFFFFFFFFFFFFFFF], dtype=np.uint64)
-    return int(mix(mix(base + _GOLDEN) + np.uint64(index) * _GOLDEN)[0])
+    seed, choice = np.array([[request_seed & 0xFFFFFFFFFFFFFFFF], [index]], dtype=np.uint64)
+    return int(mix(mix(seed + _GOLDEN) + choice * _GOLDEN)[0])
 
 
-def uniforms(seeds: SequenceOf[int], positions: SequenceOf[int]) -> np.ndarray:
+def uniforms(seeds: SequenceOf[int], positions: SequenceOf[int]) -> NDArray[Any]:
     """Numbers in [0, 1), float64, one for each (seed, position)."""
     counters = np.array(seeds, dtype=np.uint64) + (np.array(positions, dtype=np.uint64) + np.uint64(1)) * _GOLDEN
     return (mix(counters) >> np.uint64(32)).astype(np.float64) / 2.0**32
@@ -104,7 +106,7 @@ class Sampler:
 def _cut(probs: torch.Tensor, top_k: list[int], top_p: list[float]) -> torch.Tensor:
     """Zero all but the top_k likeliest (0: all), then all but the fewest likeliest that reach top_p. [n, vocab]."""
     ranked, ids = probs.sort(dim=-1, descending=True)
-    n, vocab = probs.shape
+    vocab = probs.shape[1]
     k = torch.tensor([k if k > 0 else vocab for k in top_k], device=probs.device)[:, None]
     ranked = ranked * (torch.arange(vocab, device=probs.device) < k)
     p = torch.tensor(top_p, dtype=probs.dtype, device=probs.device)[:, None] * ranked.sum(-1, keepdim=True)

@@ -56,8 +56,9 @@ class Scheduler:
     def room(self, prompt_tokens: int, n: int) -> int:
         """The longest output that a request with this prompt could ask for; 0 where there is none."""
         lengths = range(1, self.config.max_model_len - prompt_tokens + 1)
-        # the longer, the less it fits: find the first that never does
-        return bisect.bisect_left(lengths, True, key=lambda m: self.reason_never_to_fit(prompt_tokens, m, n) is not None)
+        return bisect.bisect_left(  # the longer, the less it fits: the first that never does
+            lengths, True, key=lambda length: self.reason_never_to_fit(prompt_tokens, length, n) is not None
+        )
 
     def add(self, request: Request) -> None:
         """Queue the sequences of a request."""
@@ -185,9 +186,10 @@ class Scheduler:
         """Raise IntegrityError unless queues and allocator agree."""
         self.allocator.check_integrity()
         for seq in self.running:
-            if not seq.num_computed <= seq.num_slots <= len(self.allocator.block_table(seq.id)) * self.allocator.block_size:
-                raise IntegrityError(f"sequence {seq.id} has computed {seq.num_computed} tokens in {seq.num_slots} slots "
-                                     f"of {len(self.allocator.block_table(seq.id))} blocks")
+            blocks = len(self.allocator.block_table(seq.id))
+            if not seq.num_computed <= seq.num_slots <= blocks * self.allocator.block_size:
+                raise IntegrityError(f"sequence {seq.id} has computed {seq.num_computed} tokens in {seq.num_slots} "
+                                     f"slots of {blocks} blocks")
         orders = [[seq.order for seq in queue] for queue in (self.waiting, self.running)]
         if any(order != sorted(order) for order in orders):
             raise IntegrityError(f"queues are out of order: waiting {orders[0]}, running {orders[1]}")

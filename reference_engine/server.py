@@ -6,11 +6,11 @@ import asyncio
 import contextlib
 import time
 import uuid
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import orjson
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
 from pabench.errors import EngineDied, UsageError
 from reference_engine import metrics
@@ -20,7 +20,6 @@ from reference_engine.protocol import ApiError, Job, Parser
 from reference_engine.sequence import Request
 
 MAX_BODY_BYTES = 32 << 20
-_Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Server:
@@ -118,16 +117,16 @@ def _server_error(error: EngineDied) -> ApiError:
 
 
 @web.middleware
-async def _openai_errors(http: web.Request, handler: _Handler) -> web.StreamResponse:
+async def _openai_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Every error answer in OpenAI's shape."""
     try:
-        return await handler(http)
+        return await handler(request)
     except ApiError as error:
         return _json(error.body(), error.status)
     except EngineDied as error:
         return _json(_server_error(error).body(), 503)
     except web.HTTPException as error:  # aiohttp's own: no such path, method, a body too large
-        message = f"{http.method} {http.path}: {error.reason}"
+        message = f"{request.method} {request.path}: {error.reason}"
         answer = _json(ApiError(error.status, message, kind=error.reason.replace(" ", "")).body(), error.status)
         if "Allow" in error.headers:
             answer.headers["Allow"] = error.headers["Allow"]

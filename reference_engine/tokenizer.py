@@ -94,7 +94,7 @@ class TextStream:
         self._held = ""
 
     def push(self, token_id: int, *, may_stop: bool = True) -> tuple[str, str | None]:
-        """(text that is now certain, the stop string that it ran into). `may_stop` False: stop strings count as text."""
+        """(text that is now certain, the stop string that it ran into). Without `may_stop`, stop strings are text."""
         piece = self._decoder.step(self._hf, token_id) or ""
         if not self._stop:
             return piece, None

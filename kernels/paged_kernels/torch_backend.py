@@ -100,7 +100,7 @@ def _attend_decodes(
     num_kv_heads = key_cache.shape[2]
     n, num_q_heads, head_dim = len(group.rows), query.shape[1], query.shape[2]
     # The query heads of one KV head stand where attention has its query positions: no copy of K and V per head.
-    q = query[group.rows].view(n, num_kv_heads, num_q_heads // num_kv_heads, head_dim)
+    q = query.index_select(0, group.rows).view(n, num_kv_heads, num_q_heads // num_kv_heads, head_dim)
     k, v = (
         _gather(cache, group.slots).view(n, group.width, num_kv_heads, -1).transpose(1, 2)
         for cache in (key_cache, value_cache)
@@ -115,7 +115,7 @@ def _attend_prefill(
     num_kv_heads = key_cache.shape[2]
     rows = query[prefill.start : prefill.stop]  # [query_len, num_q_heads, head_dim]
     groups = rows.shape[1] // num_kv_heads
-    q = rows.unflatten(1, (num_kv_heads, groups)).permute(1, 2, 0, 3)  # [num_kv_heads, group, query_len, head_dim]
+    q = rows.view(len(rows), num_kv_heads, groups, -1).permute(1, 2, 0, 3)  # [num_kv_heads, group, query_len, head_dim]
     k, v = (
         _gather(cache, prefill.slots).transpose(0, 1)[:, None].expand(-1, groups, -1, -1)
         for cache in (key_cache, value_cache)

@@ -6,16 +6,17 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-
 from paged_kernels import paged_attention, plan_attention, write_kv
 
 
 class Case:
-    """A batch with a permuted block table; every slot that is not live, and every unused table entry's block, is NaN."""
+    """A batch with a permuted block table. Slots that are not live, and blocks of unused table entries, are NaN."""
 
-    def __init__(self, lens, query_lens, *, block_size=16, kv_heads=2, group=2, head_dim=32, dtype=torch.float64, seed=0):
+    def __init__(
+        self, lens, query_lens, *, block_size=16, kv_heads=2, group=2, head_dim=32, dtype=torch.float64, seed=0
+    ):
         rng = torch.Generator().manual_seed(seed)
         blocks = [math.ceil(n / block_size) for n in lens]
         width, total = max(blocks) + 1, sum(blocks) + 2
@@ -36,7 +37,8 @@ class Case:
         self.lens, self.query_lens = lens, query_lens
         self.context_lens = torch.tensor(lens, dtype=torch.int32)
         self.starts = torch.tensor([0, *torch.tensor(query_lens).cumsum(0).tolist()], dtype=torch.int32)
-        self.query = torch.randn(sum(query_lens), kv_heads * group, head_dim, generator=rng, dtype=torch.float64).to(dtype)
+        shape = (sum(query_lens), kv_heads * group, head_dim)
+        self.query = torch.randn(shape, generator=rng, dtype=torch.float64).to(dtype)
         self.scale = head_dim**-0.5
 
     def paged(self):
@@ -44,15 +46,15 @@ class Case:
             self.query, self.key_cache, self.value_cache, self.tables, self.context_lens, self.starts, self.scale
         )
 
-    def dense(self):
-        """Dense attention in float64, one row at a time."""
+    def dense(self, dtype=torch.float64):
+        """Dense attention computed in `dtype`, one row at a time."""
         out, row = [], 0
         for k, v, n, m in zip(self.keys, self.values, self.lens, self.query_lens, strict=True):
             group = self.query.shape[1] // k.shape[1]
-            k64, v64 = (x.double().repeat_interleave(group, dim=1) for x in (k, v))
+            k64, v64 = (x.to(dtype).repeat_interleave(group, dim=1) for x in (k, v))
             for j in range(m):
                 seen = n - m + j + 1
-                scores = torch.einsum("hd,phd->hp", self.query[row].double(), k64[:seen]) * self.scale
+                scores = torch.einsum("hd,phd->hp", self.query[row].to(dtype), k64[:seen]) * self.scale
                 out.append(torch.einsum("hp,phd->hd", scores.softmax(-1), v64[:seen]))
                 row += 1
         return torch.stack(out)
@@ -83,12 +85,10 @@ def test_head_dims(head_dim):
 def test_low_precision_stays_within_twice_the_error_of_dense_in_that_dtype(dtype):
     case = Case([33, 200, 64], [1, 1, 20], dtype=dtype)
     reference = case.dense()
-    case.keys, case.values = [k.to(dtype) for k in case.keys], [v.to(dtype) for v in case.values]
-    floor = {torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}[dtype]
-    assert (case.paged().double() - reference).abs().max() <= floor
+    allowed = 2 * (case.dense(dtype).double() - reference).abs().max() + torch.finfo(dtype).eps
+    assert (case.paged().double() - reference).abs().max() <= allowed
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     seqs=st.lists(st.tuples(st.integers(1, 70), st.integers(1, 70)), min_size=1, max_size=6),
     block_size=st.sampled_from([1, 2, 5, 8, 16, 32]),
