@@ -34,8 +34,12 @@ _BROKEN = (aiohttp.ClientPayloadError, aiohttp.ServerDisconnectedError, aiohttp.
 
 def base_url(url: str) -> str:
     """`url` without a trailing slash or `/v1`. Raises UsageError when it is no http URL."""
-    parts = urlsplit(url.strip())
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        parts = urlsplit(url.strip())
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable:
         raise UsageError(f"not an engine's URL: got {clean(url)!r}, expected something like http://127.0.0.1:8000")
     if parts.username or parts.password:
         raise UsageError("the URL holds a user name or a password: take it out, keys go by --api-key")

@@ -1,0 +1,202 @@
+"""What each dialect says and reads."""
+
+import json
+from dataclasses import fields
+
+import pytest
+
+from pabench.engines import DIALECTS, dialect
+from pabench.engines.base import CAPABILITIES, GenerationRequest
+from pabench.engines.dialects import recognise
+from pabench.engines.wording import worded
+from pabench.errors import EngineProtocol, UsageError
+from pabench.telemetry.exposition import parse_exposition
+from pabench.telemetry.vocabulary import KVFacts, KVSample
+
+IDS = (0, 16, 300, 301, 300)
+
+# From vLLM 0.32, cut to what matters and the lines around it that must not.
+VLLM_PAGE = """\
+# TYPE vllm:num_requests_running gauge
+vllm:num_requests_running{engine="0",model_name="m"} 2.0
+# TYPE vllm:num_requests_waiting gauge
+vllm:num_requests_waiting{engine="0",model_name="m"} 1.0
+# TYPE vllm:num_requests_waiting_by_reason gauge
+vllm:num_requests_waiting_by_reason{engine="0",model_name="m",reason="capacity"} 1.0
+# TYPE vllm:kv_cache_usage_perc gauge
+vllm:kv_cache_usage_perc{engine="0",model_name="m"} 0.0625
+# TYPE vllm:prefix_cache_queries_total counter
+vllm:prefix_cache_queries_total{engine="0",model_name="m"} 100.0
+# TYPE vllm:prefix_cache_queries_created gauge
+vllm:prefix_cache_queries_created{engine="0",model_name="m"} 1.79e+09
+# TYPE vllm:external_prefix_cache_hits_total counter
+vllm:external_prefix_cache_hits_total{engine="0",model_name="m"} 9.0
+# TYPE vllm:prefix_cache_hits_total counter
+vllm:prefix_cache_hits_total{engine="0",model_name="m"} 64.0
+# TYPE vllm:num_preemptions_total counter
+vllm:num_preemptions_total{engine="0",model_name="m"} 1.0
+# TYPE vllm:cache_config_info gauge
+vllm:cache_config_info{block_size="16",enable_prefix_caching="True",engine="0",num_gpu_blocks="4096"} 1.0
+"""
+
+OLD_VLLM_PAGE = """\
+vllm:gpu_cache_usage_perc{model_name="m"} 0.5
+vllm:num_requests_running{model_name="m"} 1.0
+vllm:gpu_prefix_cache_queries_total{model_name="m"} 10.0
+vllm:gpu_prefix_cache_hits_total{model_name="m"} 4.0
+vllm:cache_config_info{block_size="32",enable_prefix_caching="False",num_gpu_blocks="161"} 1.0
+"""
+
+REFERENCE_PAGE = """\
+pabench_ref:num_requests_running 3
+pabench_ref:num_requests_waiting 4
+pabench_ref:kv_cache_usage 0.75
+pabench_ref:num_preemptions_total 0
+pabench_ref:kv_token_state_slots 100
+pabench_ref:kv_reserved_slots 20
+pabench_ref:kv_internal_waste_slots 5
+pabench_ref:kv_external_waste_slots 0
+pabench_ref:prefix_cache_queries_total 8
+pabench_ref:prefix_cache_hits_total 2
+pabench_ref:cache_config_info{block_size="16",num_blocks="64",kv_mode="paged",enable_prefix_caching="False"} 1
+"""
+
+MODELS = {"object": "list", "data": [{"id": "m", "object": "model", "owned_by": "someone"}]}
+
+
+def body_of(name, **changes):
+    prompt = IDS if "token_ids" in dialect(name).capabilities else "<sep> t16"
+    path, body = dialect(name).build(GenerationRequest(**({"prompt": prompt, "max_tokens": 7} | changes)), "m")
+    assert path == "/v1/completions"
+    json.dumps(body)
+    return body
+
+
+@pytest.mark.parametrize("name", DIALECTS)
+def test_each_dialect_says_model_prompt_and_stream(name):
+    body = body_of(name)
+    assert (body["model"], body["stream"]) == ("m", True)
+    assert body_of(name, stream=False)["stream"] is False
+    assert "stream_options" not in body_of(name, stream=False)
+    assert dialect(name).name == name
+    assert dialect(name).capabilities <= CAPABILITIES
+
+
+@pytest.mark.parametrize("name", ["vllm", "reference"])
+def test_extended_dialects_ask_for_ids_and_exact_length(name):
+    body = body_of(name, n=2, temperature=0.5, top_p=0.9, top_k=5, seed=3, logprobs=True, request_id="r1")
+    assert body == {
+        "model": "m", "prompt": list(IDS), "max_tokens": 7, "temperature": 0.5, "stream": True, "n": 2, "top_p": 0.9,
+        "top_k": 5, "seed": 3, "logprobs": 1, "stream_options": {"include_usage": True}, "return_token_ids": True,
+        "ignore_eos": True, "request_id": "r1"}
+    assert "ignore_eos" not in body_of(name, ignore_eos=False)
+
+
+def test_openai_says_only_what_every_server_knows():
+    allowed = {"model", "prompt", "max_tokens", "temperature", "stream", "stream_options", "n", "seed", "logprobs"}
+    assert set(body_of("openai", n=2, seed=1, logprobs=True, request_id="r")) == allowed
+
+
+def test_transformers_says_only_what_its_strict_server_takes():
+    body = body_of("transformers", seed=4, request_id="r")
+    assert set(body) == {"model", "prompt", "stream", "seed", "generation_config"}
+    assert json.loads(body["generation_config"]) == {"max_new_tokens": 7, "do_sample": False, "eos_token_id": -1}
+    sampled = json.loads(body_of("transformers", temperature=0.5, top_p=0.9, ignore_eos=False)["generation_config"])
+    assert sampled == {"max_new_tokens": 7, "do_sample": True, "temperature": 0.5, "top_p": 0.9, "top_k": 0}
+
+
+@pytest.mark.parametrize(("name", "changes"), [
+    ("transformers", {"n": 2}), ("transformers", {"logprobs": True}), ("transformers", {"prompt": IDS}),
+    ("openai", {"prompt": IDS}), ("openai", {"top_k": 3}),
+])
+def test_what_a_dialect_cannot_say_is_refused_before_sending(name, changes):
+    with pytest.raises(UsageError, match=name):
+        body_of(name, **changes)
+
+
+def test_ids_become_words_only_where_they_must():
+    request = GenerationRequest(IDS, 7)
+    assert worded(request, dialect("vllm")) is request
+    assert worded(request, dialect("transformers")).prompt == "<sep> t16 t300 t301 t300"
+    text = GenerationRequest("hello", 7)
+    assert worded(text, dialect("openai")) is text
+
+
+def test_vllm_metrics():
+    metrics = parse_exposition(VLLM_PAGE)
+    assert dialect("vllm").kv_sample(metrics, 3.0) == KVSample(
+        3.0, kv_usage=0.0625, running=2, waiting=1, preemptions=1, prefix_queries=100, prefix_hits=64)
+    # One block is the null block.
+    assert dialect("vllm").kv_facts(metrics) == KVFacts(16, 4095, True, "paged")
+
+
+def test_vllm_metrics_under_openmetrics_names():
+    page = "\n".join(line if line.startswith("#") else line.replace(":", "_", 1) for line in VLLM_PAGE.splitlines())
+    assert "vllm_kv_cache_usage_perc" in page
+    assert dialect("vllm").kv_sample(parse_exposition(page), 3.0).kv_usage == 0.0625
+
+
+def test_old_vllm_names():
+    metrics = parse_exposition(OLD_VLLM_PAGE)
+    sample = dialect("vllm").kv_sample(metrics, 0.0)
+    assert (sample.kv_usage, sample.prefix_queries, sample.prefix_hits, sample.waiting) == (0.5, 10, 4, None)
+    assert dialect("vllm").kv_facts(metrics) == KVFacts(32, 160, False, "paged")
+
+
+def test_vllm_with_data_parallelism_has_a_null_block_a_pool():
+    page = VLLM_PAGE + 'vllm:kv_cache_usage_perc{engine="1",model_name="m"} 0.1875\n'
+    metrics = parse_exposition(page)
+    assert dialect("vllm").kv_facts(metrics).num_blocks == 4094
+    assert dialect("vllm").kv_sample(metrics, 0.0).kv_usage == 0.125
+
+
+def test_vllm_before_its_blocks_are_counted():
+    page = 'vllm:cache_config_info{block_size="16",num_gpu_blocks="None"} 1\n'
+    assert dialect("vllm").kv_facts(parse_exposition(page)) == KVFacts(16, None, None, "paged")
+
+
+def test_reference_metrics_fill_the_whole_split():
+    metrics = parse_exposition(REFERENCE_PAGE)
+    sample = dialect("reference").kv_sample(metrics, 1.0)
+    unknown = {field.name for field in fields(sample) if getattr(sample, field.name) is None}
+    assert unknown == {"kv_cached", "swapped"}
+    assert (sample.token_states_tokens, sample.reserved_tokens, sample.internal_waste_tokens) == (100, 20, 5)
+    assert dialect("reference").kv_facts(metrics) == KVFacts(16, 64, False, "paged")
+
+
+@pytest.mark.parametrize(("name", "page"), [
+    ("vllm", VLLM_PAGE), ("vllm", OLD_VLLM_PAGE), ("reference", REFERENCE_PAGE),
+])
+def test_metric_names_are_all_that_is_read(name, page):
+    whole, needed = parse_exposition(page), parse_exposition(page, dialect(name).metric_names)
+    assert dialect(name).kv_sample(needed, 0.0) == dialect(name).kv_sample(whole, 0.0)
+    assert dialect(name).kv_facts(needed) == dialect(name).kv_facts(whole)
+
+
+@pytest.mark.parametrize("name", DIALECTS)
+def test_no_metrics_mean_nothing_is_known(name):
+    assert dialect(name).kv_sample({}, 4.0) == KVSample(4.0)
+    assert dialect(name).kv_facts({}) == KVFacts()
+
+
+@pytest.mark.parametrize(("expected", "page", "owner", "headers"), [
+    ("reference", REFERENCE_PAGE, "pabench", {"Server": "x"}),
+    ("vllm", VLLM_PAGE, "vllm", {"server": "uvicorn"}),
+    ("vllm", "", "vllm", {}),  # started with --disable-log-stats
+    ("transformers", "", "x", {"Server": "uvicorn", "X-Request-Id": "1"}),
+    ("openai", "", "x", {"server": "uvicorn"}),
+    ("openai", "trtllm_num_requests_running 1\n", "x", {"server": "uvicorn", "x-request-id": "1"}),
+])
+def test_recognition(expected, page, owner, headers):
+    models = {"data": [{"id": "m", "owned_by": owner}]}
+    assert recognise(models, parse_exposition(page), headers).name == expected
+
+
+def test_what_is_no_engine_is_not_recognised():
+    with pytest.raises(EngineProtocol, match="no list of models"):
+        recognise({"hello": 1}, {}, {})
+
+
+def test_an_unknown_dialect_is_refused_with_the_known_ones():
+    with pytest.raises(UsageError, match="reference, vllm, transformers, openai"):
+        dialect("acme")
