@@ -1,0 +1,125 @@
+"""Requests leave when the schedule says, whatever became of those before."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import aiohttp
+import numpy as np
+import pytest
+
+from pabench.engines import dialect
+from pabench.load.client import Exchange, LoadClient, PreparedRequest, clock, prepare
+from pabench.load.journal import Journal
+from pabench.load.measure import Measurement
+from pabench.load.schedule import plan
+from pabench.load.workload import Workload
+from pabench.telemetry.scrape import Scraper
+from tests.load.support import Examined, workload
+
+
+class Line(LoadClient):
+    """A client whose requests take `takes_s` and never see a network."""
+
+    def __init__(self, takes_s: float) -> None:
+        super().__init__("http://nowhere", timeout_s=1.0)
+        self.takes_s = takes_s
+
+    async def carry(self, request: PreparedRequest, exchange: Exchange) -> None:
+        exchange.sent_s = clock()
+        exchange.status = 200
+        await asyncio.sleep(self.takes_s)
+        exchange.end_s = clock()
+
+
+async def dispatch(load: Workload, client: LoadClient, folder: Path) -> Measurement:
+    examined = Examined()
+    schedule = plan(load, 0, examined.facts, examined.probe, "p")
+    prepared = [prepare(one, dialect("openai"), "stub") for one in schedule.requests]
+    async with aiohttp.ClientSession() as session:
+        journal = Journal(folder)
+        try:
+            run = Measurement("http://nowhere", load, schedule, prepared, client,
+                              Scraper(session, "http://nowhere", dialect("openai")), journal)
+            await run.run(None)
+        finally:
+            journal.close()
+    return run
+
+
+def test_an_absolute_schedule_does_not_fall_behind(tmp_path: Path) -> None:
+    """A chain of sleeps would deliver about half of 1000 a second."""
+    load = workload(arrivals={"kind": "constant", "rate_per_s": 1000}, num_requests=1000)
+    run = asyncio.run(dispatch(load, Line(0.0), tmp_path))
+    late = [exchange.sent_s - exchange.intended_s for exchange in run.exchanges.values() if exchange.sent_s]
+    assert len(late) == 1000
+    assert float(np.median(late)) < 0.01
+    assert max(exchange.sent_s or 0 for exchange in run.exchanges.values()) - run.start_s < 1.3
+
+
+def test_open_arrivals_do_not_wait_for_answers(tmp_path: Path) -> None:
+    load = workload(arrivals={"kind": "constant", "rate_per_s": 50}, num_requests=20)
+    run = asyncio.run(dispatch(load, Line(0.5), tmp_path))
+    sent = [exchange.sent_s - run.start_s for exchange in run.exchanges.values() if exchange.sent_s]
+    assert max(sent) < 0.45  # all of them before the first answer
+
+
+def test_a_user_sends_again_when_the_answer_has_come_and_it_has_thought(tmp_path: Path) -> None:
+    load = workload(arrivals={"kind": "closed", "users": 2, "think_s": 0.05}, num_requests=6)
+    run = asyncio.run(dispatch(load, Line(0.02), tmp_path))
+    ordered = [run.exchanges[index] for index in (0, 2, 4)]  # equal lengths: users take turns
+    for before, after in zip(ordered, ordered[1:], strict=False):
+        assert after.intended_s == pytest.approx((before.end_s or 0) + 0.05)
+        assert after.sent_s is not None
+        assert after.sent_s >= after.intended_s
+
+
+def test_the_duration_ends_the_sending_and_not_what_is_in_flight(tmp_path: Path) -> None:
+    load = workload(arrivals={"kind": "closed", "users": 1}, num_requests=50, duration_s=0.2)
+    run = asyncio.run(dispatch(load, Line(0.05), tmp_path))
+    assert 2 <= len(run.exchanges) <= 5
+    assert run.unsent_kind == "duration"
+    assert all(exchange.fault is None for exchange in run.exchanges.values())
+
+
+def test_a_fault_of_the_progress_callback_is_not_swallowed(tmp_path: Path) -> None:
+    def broken(_: object) -> None:
+        raise ZeroDivisionError("in the callback")
+
+    async def go() -> None:
+        examined = Examined()
+        load = workload(num_requests=2)
+        schedule = plan(load, 0, examined.facts, examined.probe, "p")
+        prepared = [prepare(one, dialect("openai"), "stub") for one in schedule.requests]
+        async with aiohttp.ClientSession() as session:
+            journal = Journal(tmp_path)
+            try:
+                await Measurement("http://nowhere", load, schedule, prepared, Line(0.05),
+                                  Scraper(session, "http://nowhere", dialect("openai")), journal).run(broken)
+            finally:
+                journal.close()
+
+    with pytest.raises(ZeroDivisionError):
+        asyncio.run(go())
+
+
+def test_the_loop_lag_sees_a_stall_and_counts_every_tick_of_it() -> None:
+    import time
+
+    from pabench.load.lag import LoopLag
+
+    async def go() -> list[float]:
+        lag = LoopLag()
+        watching = asyncio.create_task(lag.watch())
+        await asyncio.sleep(0.05)
+        time.sleep(0.2)  # what a client must never do
+        await asyncio.sleep(0.05)
+        watching.cancel()
+        await asyncio.wait({watching})
+        lag.stop()
+        return lag.lags_s
+
+    lags = asyncio.run(go())
+    assert max(lags) == pytest.approx(0.19, abs=0.03)
+    assert sum(lag > 0.01 for lag in lags) >= 15

@@ -1,0 +1,276 @@
+"""Every scheduled request ends in exactly one outcome, whatever the engine does to it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import time
+from pathlib import Path
+
+import orjson
+import pytest
+from aiohttp import web
+
+from pabench.analysis import Run, load_run, summarise
+from pabench.errors import EngineUnreachable, UsageError
+from pabench.load import OUTCOMES, Manifest, Workload, run_workload
+from pabench.probe import Codec
+from pabench.stub import StubOptions, StubServer
+from tests.load.support import Examined, Handler, serving, workload
+
+FAST = {"ttft_ms": 5.0, "itl_ms": 1.0}
+
+
+def checked(folder: Path, manifest: Manifest) -> Run:
+    """The run read back, its books balanced."""
+    run = load_run(folder)
+    assert run.manifest == manifest
+    assert set(manifest.outcomes) == set(OUTCOMES)
+    assert sum(manifest.outcomes.values()) == len(run.requests)
+    assert manifest.outcomes == {name: int((run.requests["outcome"] == name).sum()) for name in OUTCOMES}
+    return run
+
+
+def against_stub(folder: Path, load: Workload, **options: float) -> Run:
+    async def go() -> Manifest:
+        async with StubServer(StubOptions(**(FAST | options))) as server:
+            return await run_workload(Examined(), load, folder, url=server.url, label="stub")
+
+    return checked(folder, asyncio.run(go()))
+
+
+def against(folder: Path, load: Workload, handler: Handler, **server_options: float) -> Run:
+    async def go() -> Manifest:
+        async with serving(handler, **server_options) as url:
+            return await run_workload(Examined(), load, folder, url=url, label="server")
+
+    return checked(folder, asyncio.run(go()))
+
+
+def only(run: Run, outcome: str, kind: str | None = None) -> None:
+    assert set(run.requests["outcome"]) == {outcome}
+    if kind is None:
+        assert run.requests["error_kind"].isna().all()
+    else:
+        assert set(run.requests["error_kind"]) == {kind}
+
+
+def test_right_answers_are_ok_and_verified(tmp_path: Path) -> None:
+    run = against_stub(tmp_path / "run", workload())
+    only(run, "ok")
+    assert run.manifest.status == "complete"
+    assert run.requests["verified_tokens"].tolist() == [8] * 6
+    assert run.requests["wrong_tokens"].tolist() == [0] * 6
+    assert run.requests["prompt_tokens"].tolist() == [12] * 6
+    assert run.requests["output_tokens"].tolist() == [8] * 6
+    assert (run.requests["sent_s"] >= run.requests["intended_s"]).all()
+    assert (run.requests["first_s"] > run.requests["sent_s"]).all()
+    assert not (tmp_path / "run" / "journal.bin").exists()
+
+
+def test_wrong_tokens_are_found_and_diagnosed(tmp_path: Path) -> None:
+    run = against_stub(tmp_path / "run", workload(), wrong_every=4)
+    only(run, "wrong")
+    assert (run.requests["wrong_tokens"] > 0).all()
+    assert "expected" in json.loads(run.requests["diagnosis"][0])["text"]
+    summary = summarise(run)
+    assert summary.verified_tokens_per_s == 0
+    assert summary.throughput_tokens_per_s > 0
+    assert not summary.validity.valid
+    assert len(summary.diagnoses) == 5
+
+
+def test_a_foreign_token_names_the_request_it_belongs_to(tmp_path: Path) -> None:
+    prompts: list[list[int]] = []
+
+    async def leak(request: web.Request) -> web.StreamResponse:
+        ids = Codec.decode((await request.json())["prompt"])
+        prompts.append(ids)
+        while len(prompts) < 2:
+            await asyncio.sleep(0.001)
+        other = prompts[1] if prompts[0] == ids else prompts[0]
+        return web.Response(body=stream(other[5:9]))
+
+    load = workload(num_requests=2, output_tokens={"law": "fixed", "tokens": 4})
+    run = against(tmp_path / "run", load, leak)
+    only(run, "wrong")
+    for mine, other in ((0, 1), (1, 0)):
+        diagnosis = json.loads(run.requests["diagnosis"][mine])
+        assert diagnosis["kind"] == "foreign"
+        assert diagnosis["owner"] == run.requests["request_id"][other]
+
+
+def test_forked_samples_are_verified_branch_by_branch(tmp_path: Path) -> None:
+    load = workload(prompt="fork", temperature=1.0, n=3, prompt_tokens={"law": "fixed", "tokens": 25})
+    run = against_stub(tmp_path / "run", load)
+    only(run, "ok")
+    assert run.requests["verified_tokens"].tolist() == [24] * 6
+    assert set(run.requests["token_choices"][0]) == {0, 1, 2}
+
+
+@pytest.mark.parametrize(("options", "outcome", "kind", "text"), [
+    ({"status": 500}, "error", "http", "refuses every request with 500"),
+    ({"status": 400}, "error", "http", "refuses every request with 400"),
+    ({"error_after": 3}, "error", "stream", None),
+    ({"cut_after": 3}, "error", "reset", None),
+])
+def test_faults_of_the_engine_are_errors_of_their_kind(
+    tmp_path: Path, options: dict[str, float], outcome: str, kind: str, text: str | None
+) -> None:
+    run = against_stub(tmp_path / "run", workload(), **options)
+    only(run, outcome, kind)
+    assert run.manifest.status == "complete"
+    if text is not None:
+        assert run.requests["error_text"].str.contains(text).all()
+    assert "no request succeeded" in summarise(run).validity.reasons
+
+
+def test_some_errors_leave_the_others_alone(tmp_path: Path) -> None:
+    run = against_stub(tmp_path / "run", workload(num_requests=10), error_rate=0.3)
+    assert run.manifest.outcomes["error"] == 3
+    assert run.manifest.outcomes["ok"] == 7
+
+
+def test_silence_is_a_timeout_and_keeps_what_came_before(tmp_path: Path) -> None:
+    run = against_stub(tmp_path / "run", workload(num_requests=4, timeout_s=0.4), stall_after=3)
+    only(run, "timeout")
+    assert run.requests["stream_tokens"].tolist() == [3] * 4
+    assert run.requests["verified_tokens"].tolist() == [3] * 4
+
+
+def test_no_answer_at_all_is_a_timeout(tmp_path: Path) -> None:
+    async def silent(_: web.Request) -> web.StreamResponse:
+        await asyncio.sleep(30)
+        return web.Response()
+
+    run = against(tmp_path / "run", workload(num_requests=2, timeout_s=0.2), silent)
+    only(run, "timeout")
+    assert run.requests["first_s"].isna().all()
+
+
+def stream(ids: list[int], finish: bool = True) -> bytes:
+    """A completions stream of these ids as the probe's words."""
+    events = [{"choices": [{"index": 0, "text": f"t{token} ", "finish_reason": None}]} for token in ids]
+    if finish:
+        events.append({"choices": [{"index": 0, "text": "", "finish_reason": "length"}]})
+    return b"".join(b"data: " + orjson.dumps(event) + b"\n\n" for event in events) + b"data: [DONE]\n\n"
+
+
+@pytest.mark.parametrize(("body", "kind"), [
+    (b'{"error": {"message": "out of memory"}}', "protocol"),
+    (b'data: {"error": {"message": "out of memory"}}\n\ndata: [DONE]\n\n', "stream"),
+    (b"", "empty"),
+    (b"data: [DONE]\n\n", "empty"),
+    (stream([]), "empty"),
+    (b"<html>a proxy</html>", "protocol"),
+])
+def test_a_200_without_tokens_is_never_a_success(tmp_path: Path, body: bytes, kind: str) -> None:
+    async def answer(_: web.Request) -> web.StreamResponse:
+        return web.Response(body=body)
+
+    run = against(tmp_path / "run", workload(num_requests=2), answer)
+    only(run, "error", kind)
+
+
+@pytest.mark.parametrize(("keep", "finish", "kind"), [(8, False, "truncated"), (5, True, "length")])
+def test_a_right_but_short_answer_is_not_ok(tmp_path: Path, keep: int, finish: bool, kind: str) -> None:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        ids = Codec.decode((await request.json())["prompt"])
+        return web.Response(body=stream(ids[3:3 + keep], finish))
+
+    run = against(tmp_path / "run", workload(num_requests=2), answer)
+    only(run, "error", kind)
+    assert run.requests["wrong_tokens"].tolist() == [0, 0]
+    assert run.requests["verified_tokens"].tolist() == [keep, keep]
+
+
+def test_planned_cuts_are_aborted_and_what_came_is_verified(tmp_path: Path) -> None:
+    load = workload(cancel_share=1.0, cancel_after_tokens=3, output_tokens={"law": "fixed", "tokens": 60})
+    run = against_stub(tmp_path / "run", load)
+    only(run, "aborted", "planned")
+    assert (run.requests["verified_tokens"] >= 3).all()
+    assert (run.requests["verified_tokens"] < 60).all()
+
+
+def test_an_engine_that_dies_ends_the_run_soon_and_says_so(tmp_path: Path) -> None:
+    begin = time.monotonic()
+    load = workload(num_requests=40, arrivals={"kind": "constant", "rate_per_s": 10})
+    run = against_stub(tmp_path / "run", load, die_after=5)
+    assert time.monotonic() - begin < 3
+    assert run.manifest.status == "failed"
+    assert "takes no connection any more" in str(run.manifest.failure)
+    outcomes = run.manifest.outcomes
+    assert outcomes["ok"] == 5
+    assert outcomes["error"] >= 3
+    assert outcomes["unsent"] > 20
+    assert outcomes["ok"] + outcomes["error"] + outcomes["unsent"] == 40
+    assert set(run.requests.loc[run.requests["outcome"] == "unsent", "error_kind"]) == {"engine-died"}
+    assert not summarise(run).validity.valid
+
+
+def test_an_engine_that_dies_under_the_last_request_is_noticed_too(tmp_path: Path) -> None:
+    run = against_stub(tmp_path / "run", workload(num_requests=2), die_after=1)
+    assert run.manifest.status == "failed"
+    assert run.manifest.outcomes["error"] == 1
+
+
+def test_nothing_listening_is_said_before_any_file_is_written(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(EngineUnreachable, match="nothing answers at"):
+            asyncio.run(run_workload(Examined(), workload(), tmp_path / "run", url=url, label="x"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_is_never_overwritten(tmp_path: Path) -> None:
+    against_stub(tmp_path / "run", workload(num_requests=2))
+    with pytest.raises(UsageError, match="already holds a run: give another folder"):
+        against_stub(tmp_path / "run", workload(num_requests=2))
+
+
+def test_connections_closed_between_requests_are_no_failures(tmp_path: Path) -> None:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        ids = Codec.decode((await request.json())["prompt"])
+        return web.Response(body=stream(ids[3:11]))
+
+    load = workload(num_requests=8, arrivals={"kind": "closed", "users": 2, "think_s": 0.15})
+    run = against(tmp_path / "run", load, answer, keepalive_timeout=0.05)
+    only(run, "ok")
+
+
+def test_keys_and_passwords_stay_out_of_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str | None] = []
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        seen.append(request.headers.get("Authorization"))
+        ids = Codec.decode((await request.json())["prompt"])
+        return web.Response(body=stream(ids[3:11]))
+
+    async def go() -> Manifest:
+        async with serving(answer) as url:
+            monkeypatch.setattr("sys.argv", ["pabench", "run", "--api-key", "s3cret", "--url", "http://me:pw@host/v1",
+                                             "--header=s3cret"])
+            return await run_workload(Examined(), workload(num_requests=2), tmp_path / "run", url=f"{url}/v1",
+                                      label="x", api_key="s3cret")
+
+    manifest = asyncio.run(go())
+    assert seen == ["Bearer s3cret"] * 2
+    assert manifest.command == ["pabench", "run", "--api-key", "***", "--url", "http://***@host/v1", "--header=***"]
+    for path in (tmp_path / "run").iterdir():
+        assert b"s3cret" not in path.read_bytes()
+
+
+def test_warm_up_requests_are_sent_first_and_are_not_in_the_results(tmp_path: Path) -> None:
+    ids: list[str | None] = []
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        ids.append(request.headers.get("X-Request-Id"))
+        body = await request.json()
+        return web.Response(body=stream(Codec.decode(body["prompt"])[3:3 + body["max_tokens"]]))
+
+    run = against(tmp_path / "run", workload(num_requests=4, warmup_requests=3), answer)
+    assert ["warm" in str(name) for name in ids] == [True] * 3 + [False] * 4
+    assert len(run.requests) == 4
+    assert sorted(map(str, ids[3:])) == sorted(run.requests["request_id"])

@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pabench.errors import UsageError
+from pabench.load import known_workloads, load_workload
+from pabench.load.schedule import draw_lengths
+
+
+@pytest.mark.parametrize("name", sorted(known_workloads()))
+def test_shipped_workloads_load_and_say_where_they_come_from(name: str) -> None:
+    found = load_workload(name)
+    assert found.name == name
+    assert known_workloads()[name].read_text(encoding="utf-8").startswith("# ")
+
+
+def test_unknown_workload_lists_the_known_ones() -> None:
+    with pytest.raises(UsageError, match="unknown workload 'shargpt'.*sharegpt-mini, smoke"):
+        load_workload("shargpt")
+
+
+@pytest.mark.parametrize(("overrides", "message"), [
+    ({"foo": 3}, "smoke.toml: foo: Extra inputs are not permitted"),
+    ({"seed": -1}, "smoke.toml: seed: .*greater than or equal to 0.*got -1"),
+    ({"num_requests": True}, "smoke.toml: num_requests: "),
+    ({"output_tokens": {"law": "gamma", "mean": -1, "shape": 1}}, "output_tokens.mean: .*got -1"),
+    ({"output_tokens": {"law": "uniform", "min": 9, "max": 3}}, "output_tokens: min 9 is above max 3"),
+    ({"arrivals": {"kind": "poisson", "rate_per_s": 0}}, "arrivals.rate_per_s: .*got 0"),
+    ({"arrivals": {"kind": "poisson", "rate_per_s": float("inf")}}, "arrivals.rate_per_s: .*finite"),
+    ({"users": 2, "rate_per_s": 1.0}, "rate_per_s and users exclude each other"),
+    ({"temperature": 1.0}, "verified under greedy decoding"),
+    ({"prompt": "fork"}, 'prompt "fork" needs temperature > 0'),
+])
+def test_bad_fields_are_named_in_one_line(overrides: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError, match=message) as caught:
+        load_workload("smoke", **overrides)
+    assert "\n" not in str(caught.value)
+
+
+def test_closed_arrivals_need_a_number_of_requests(tmp_path: Path) -> None:
+    text = known_workloads()["poisson"].read_text(encoding="utf-8")
+    path = tmp_path / "mine.toml"
+    path.write_text(text.replace('{ kind = "poisson", rate_per_s = 4 }', '{ kind = "closed", users = 2 }'))
+    with pytest.raises(UsageError, match="closed arrivals need num_requests"):
+        load_workload(path)
+
+
+def test_a_broken_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "broken.toml"
+    path.write_text("prompt = = 3")
+    with pytest.raises(UsageError, match="broken.toml: cannot be read as TOML"):
+        load_workload(path)
+
+
+def test_overrides_change_the_arrivals_and_none_leaves_them() -> None:
+    assert load_workload("smoke", users=9).users == 9
+    assert load_workload("smoke", users=None).users == 4
+    poisson = load_workload("smoke", rate_per_s=3.0)
+    assert (poisson.arrivals.kind, poisson.rate_per_s, poisson.users) == ("poisson", 3.0, None)
+    assert load_workload("constant", rate_per_s=3.0).arrivals.kind == "constant"
+
+
+def test_warm_up_has_as_many_streams_as_the_run() -> None:
+    assert load_workload("smoke", users=9).warmups == 9
+    assert load_workload("smoke", warmup_requests=0).warmups == 0
+
+
+def test_sharegpt_mini_is_small_heavy_tailed_and_wastes_a_full_reservation() -> None:
+    found = load_workload("sharegpt-mini")
+    prompt, output, clipped = draw_lengths(found, np.random.default_rng(1), 20_000, 512)
+    total = np.asarray(prompt) + np.asarray(output)
+    assert clipped == 0
+    assert total.max() == 480
+    assert np.mean(prompt) == pytest.approx(48, abs=3)
+    assert np.mean(output) == pytest.approx(96, abs=3)
+    assert np.std(output) > 0.8 * np.mean(output)
+    assert np.mean(total) / 512 < 0.35
