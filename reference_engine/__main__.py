@@ -75,9 +75,7 @@ async def serve(engine: Engine, sock: socket.socket, served_model: str, model_ro
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     runtime = AsyncEngine(engine)
-    # A handler is cancelled when its client goes: that is how requests are aborted.
-    runner = web.AppRunner(Server(runtime, served_model, model_root).app(), handler_cancellation=True, access_log=None,
-                           shutdown_timeout=2.0)
+    runner = Server(runtime, served_model, model_root).runner()
     await runner.setup()
     try:
         await web.SockSite(runner, sock, backlog=1024).start()

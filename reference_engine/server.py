@@ -42,6 +42,10 @@ class Server:
         app.router.add_get("/metrics", self._metrics)
         return app
 
+    def runner(self) -> web.AppRunner:
+        """What serves the application. A handler is cancelled when its client goes: so requests are aborted."""
+        return web.AppRunner(self.app(), handler_cancellation=True, access_log=None, shutdown_timeout=2.0)
+
     async def _completions(self, http: web.Request) -> web.StreamResponse:
         return await self._serve(http, self._parser.completion(await http.read()))
 

@@ -1,0 +1,94 @@
+"""Sampling: distributions, cuts, seeds, log-probabilities."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from reference_engine.sampler import Sampler, choice_seed, uniforms
+from reference_engine.sequence import Request, SamplingParams, Sequence
+
+PROBS = [0.5, 0.25, 0.15, 0.1]
+
+
+def sequence(params, *, seed=0, position=3):
+    request = Request((1,), params, seed, 0.0)
+    return Sequence(request, 0, [0] * position, choice_seed(seed, 0), None)
+
+
+def draw(params, count, probs=PROBS):
+    """`count` tokens drawn under different seeds from `probs` at temperature 1, in one batch."""
+    logits = torch.tensor(probs).log().expand(count, len(probs))
+    seqs = [sequence(params, seed=i) for i in range(count)]
+    return np.bincount(Sampler(frozenset()).sample(logits, seqs).token_ids, minlength=len(probs)) / count
+
+
+def test_frequencies_follow_the_probabilities():
+    # 20 000 draws: the standard error is at most 0.0035
+    np.testing.assert_allclose(draw(SamplingParams(1, temperature=1.0), 20_000), PROBS, atol=0.015)
+
+
+@pytest.mark.parametrize(("params", "kept"), [
+    ({"top_k": 2}, [0.5, 0.25, 0, 0]),
+    ({"top_p": 0.6}, [0.5, 0.25, 0, 0]),
+    ({"top_p": 0.5}, [0.5, 0, 0, 0]),
+    ({"top_p": 0.001}, [0.5, 0, 0, 0]),
+    ({"top_k": 3, "top_p": 0.8}, [0.5, 0.25, 0, 0]),  # 0.8 of what top_k left
+    ({"top_k": 99}, PROBS),
+])
+def test_cuts_keep_the_likeliest_only(params, kept):
+    kept = np.array(kept) / sum(kept)
+    np.testing.assert_allclose(draw(SamplingParams(1, temperature=1.0, **params), 5000), kept, atol=0.03)
+
+
+def test_temperature_sharpens():
+    expected = np.array(PROBS) ** 2 / sum(p**2 for p in PROBS)
+    np.testing.assert_allclose(draw(SamplingParams(1, temperature=0.5), 10_000), expected, atol=0.02)
+
+
+def test_a_token_of_zero_probability_is_never_drawn():
+    assert draw(SamplingParams(1, temperature=1.0), 5000, [0.0, 0.5, 0.0, 0.5, 0.0])[[0, 2, 4]].sum() == 0
+
+
+def test_mixed_batches_leave_greedy_rows_alone():
+    torch.manual_seed(0)
+    logits = torch.randn(6, 50)
+    params = [SamplingParams(1), SamplingParams(1, temperature=5.0, seed=1), SamplingParams(1, logprobs=2)] * 2
+    seqs = [sequence(p, seed=i) for i, p in enumerate(params)]
+    together = Sampler(frozenset()).sample(logits, seqs)
+    for i, seq in enumerate(seqs):
+        assert Sampler(frozenset()).sample(logits[i : i + 1], [seq]).token_ids == [together.token_ids[i]]
+    assert [together.token_ids[i] for i in (0, 2, 3, 5)] == logits.argmax(-1)[[0, 2, 3, 5]].tolist()
+    assert [lp is not None for lp in together.logprobs] == [False, False, True] * 2
+
+
+def test_logprobs_are_of_the_models_own_distribution():
+    logits = torch.tensor([PROBS]).log() + 3
+    (found,) = Sampler(frozenset()).sample(logits, [sequence(SamplingParams(1, temperature=9.0, logprobs=2))]).logprobs
+    assert [token for token, _ in found.top] == [0, 1]
+    np.testing.assert_allclose([np.exp(lp) for _, lp in found.top], [0.5, 0.25], rtol=1e-5)
+    assert np.exp(found.chosen) == pytest.approx(PROBS[0], rel=1e-4) or found.chosen < found.top[0][1]
+
+
+def test_logprobs_zero_tells_the_chosen_token_only():
+    (found,) = Sampler(frozenset()).sample(torch.zeros(1, 4), [sequence(SamplingParams(1, logprobs=0))]).logprobs
+    assert found.top == ()
+    assert found.chosen == pytest.approx(np.log(0.25))
+
+
+def test_min_tokens_forbids_ends_in_its_own_row_only():
+    logits = torch.tensor([[1.0, 9.0, 5.0]] * 3)
+    seqs = [sequence(SamplingParams(9, min_tokens=4, ignore_eos=flag), position=2) for flag in (False, True)]
+    seqs.append(sequence(SamplingParams(9), position=2))
+    assert Sampler(frozenset([1])).sample(logits, seqs).token_ids == [2, 1, 1]
+    assert logits.tolist() == [[1.0, 9.0, 5.0]] * 3
+
+
+def test_uniforms_are_uniform_and_differ_by_seed_and_position():
+    u = uniforms([choice_seed(7, i % 100) for i in range(10_000)], [i // 100 for i in range(10_000)])
+    assert len(set(u.tolist())) > 9_990
+    assert 0 <= u.min() < 0.001
+    assert 0.999 < u.max() < 1
+    np.testing.assert_allclose(np.histogram(u, bins=10, range=(0, 1))[0], 1000, atol=130)
+    assert len({choice_seed(s, i) for s in range(-50, 50) for i in range(50)}) == 5000

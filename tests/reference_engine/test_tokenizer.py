@@ -1,0 +1,100 @@
+"""Text streams: whole characters only, stop strings over token borders; chat templates in a sandbox."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer as HFTokenizer
+from tokenizers import decoders, models, pre_tokenizers
+
+from pabench.errors import UsageError
+from reference_engine.tokenizer import TextStream, Tokenizer
+
+
+def byte_level():
+    """A tokenizer with one token a byte, so that characters span tokens."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    hf = HFTokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
+    hf.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    hf.decoder = decoders.ByteLevel()
+    return hf
+
+
+HF = byte_level()
+
+
+def feed(text, stop=(), *, include=False):
+    stream = TextStream(HF, tuple(stop), include)
+    pieces = []
+    for token in HF.encode(text).ids:
+        piece, found = stream.push(token)
+        pieces.append(piece)
+        if found is not None:
+            return pieces, found
+    return [*pieces, stream.flush()], None
+
+
+@given(st.text(max_size=20))
+def test_pieces_join_to_the_text(text):
+    pieces, _ = feed(text)
+    assert "".join(pieces) == text
+
+
+def test_a_character_comes_when_it_is_whole():
+    pieces, _ = feed("aé😀")
+    assert pieces == ["a", "", "é", "", "", "", "😀", ""]
+
+
+@given(st.text("ab", max_size=30), st.lists(st.text("ab", min_size=1, max_size=4), min_size=1, max_size=3))
+def test_stop_strings_cut_where_they_first_complete(text, stops):
+    pieces, found = feed(text, stops)
+    ends = [(text.find(s) + len(s), s) for s in stops if s in text]
+    if not ends:
+        assert found is None
+        assert "".join(pieces) == text
+        return
+    first = min(end for end, _ in ends)  # the token at which a stop string is first whole
+    candidates = [(first - len(s), s) for s in stops if text[:first].endswith(s)]
+    assert found in [s for _, s in candidates]
+    assert "".join(pieces) == text[: min(start for start, _ in candidates)]
+
+
+def test_nothing_is_shown_that_a_stop_string_takes_back():
+    pieces, found = feed("one STOP two", ["STOP"])
+    assert found == "STOP"
+    assert "".join(pieces) == "one "
+    assert feed("one STO two", ["STOP"])[0][4:8] == ["", "", "", "STO "]
+    assert "".join(feed("one STOP two", ["STOP"], include=True)[0]) == "one STOP"
+
+
+def write(folder, template):
+    HF.save(str(folder / "tokenizer.json"))
+    config = {"bos_token": {"content": "<s>"}, "chat_template": template}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return Tokenizer(folder)
+
+
+def test_chat_template(tmp_path):
+    tokenizer = write(tmp_path, "{{ bos_token }}{% for m in messages %}[{{ m.role }}] {{ m.content }}{% endfor %}"
+                                "{% if add_generation_prompt %}>{% endif %}")
+    assert tokenizer.chat_text([{"role": "user", "content": "hé"}]) == "<s>[user] hé>"
+
+
+@pytest.mark.parametrize("template", [
+    "{{ messages.__class__.__mro__ }}", "{{ raise_exception('only users') }}", "{{ messages[0].x.y.z }}", "{% if %}",
+])
+def test_templates_that_fail_or_break_out_are_refused(tmp_path, template):
+    tokenizer = write(tmp_path, template)
+    with pytest.raises(UsageError, match="chat template refuses"):
+        tokenizer.chat_text([{"role": "user", "content": "x"}])
+
+
+def test_no_template_and_no_tokenizer(tmp_path):
+    with pytest.raises(UsageError, match="no chat template"):
+        write(tmp_path, None).chat_text([{"role": "user", "content": "x"}])
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(UsageError, match="cannot be read as a tokenizer"):
+        Tokenizer(tmp_path)
