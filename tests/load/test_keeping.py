@@ -1,0 +1,203 @@
+"""Whatever ends a run, what was measured is kept: Ctrl-C, a kill, a full disk."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import BinaryIO
+
+import pytest
+
+from pabench.analysis import load_run
+from pabench.errors import EXIT_COULD_NOT_RUN, UsageError
+from pabench.load import Manifest, RecordsUnwritable, journal, recover_run, run_workload
+from pabench.load.client import Exchange
+from pabench.load.journal import Journal, read_journal
+from pabench.load.records import RequestRecord, write_atomic, write_requests, write_telemetry
+from pabench.stub import StubOptions, StubServer
+from pabench.telemetry.vocabulary import KVSample
+from tests.load.support import Examined, workload
+
+# A client as a process of its own: it can be signalled. Two users, 40 requests of about 0.15 s each.
+CLIENT = """
+import asyncio, sys
+from pathlib import Path
+from pabench.load import run_workload
+from tests.load.support import Examined, workload
+asyncio.run(run_workload(Examined(), workload(num_requests=40), Path(sys.argv[2]), url=sys.argv[1], label="x"))
+"""
+
+
+def signalled(folder: Path, number: int) -> int:
+    """Run CLIENT against a stub, signal it in mid-run; its return code."""
+
+    async def go() -> int:
+        async with StubServer(StubOptions(ttft_ms=80, itl_ms=10)) as server:
+            client = await asyncio.create_subprocess_exec(
+                sys.executable, "-c", CLIENT, server.url, str(folder), stderr=subprocess.DEVNULL,
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})
+            deadline = time.monotonic() + 20
+            while server.stub.generations < 8 and time.monotonic() < deadline:
+                await asyncio.sleep(0.02)
+            client.send_signal(number)
+            return await client.wait()
+
+    return asyncio.run(go())
+
+
+def test_ctrl_c_writes_all_files_and_balances_the_books(tmp_path: Path) -> None:
+    code = signalled(tmp_path / "run", signal.SIGINT)
+    assert code in (-signal.SIGINT, 1, 130)
+    run = load_run(tmp_path / "run")
+    outcomes = run.manifest.outcomes
+    assert run.manifest.status == "interrupted"
+    assert outcomes["ok"] >= 4
+    assert outcomes["aborted"] in (1, 2)
+    assert outcomes["unsent"] > 20
+    assert sum(outcomes.values()) == len(run.requests) == 40
+    ended_badly = run.requests[run.requests["outcome"].isin(["aborted", "unsent"])]
+    assert set(ended_badly["error_kind"]) == {"interrupt"}
+    assert not (tmp_path / "run" / "journal.bin").exists()
+
+
+def test_a_killed_client_keeps_what_was_answered(tmp_path: Path) -> None:
+    assert signalled(tmp_path / "run", signal.SIGKILL) == -signal.SIGKILL
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["journal.bin", "manifest.json"]
+    run = load_run(tmp_path / "run")
+    assert run.manifest.status == "interrupted"
+    assert run.manifest.outcomes["ok"] >= 4
+    assert run.manifest.outcomes["ok"] + run.manifest.outcomes["unsent"] == 40
+    answered = run.requests[run.requests["outcome"] == "ok"]
+    assert (answered["verified_tokens"] == 8).all()
+    assert (answered["first_s"] - answered["sent_s"]).between(0.07, 0.2).all()
+    assert load_run(tmp_path / "run").manifest == run.manifest  # recovered once, for good
+
+
+def test_a_run_that_goes_on_is_not_recovered(tmp_path: Path) -> None:
+    async def go() -> None:
+        async with StubServer(StubOptions(ttft_ms=50, itl_ms=5)) as server:
+            folder = tmp_path / "run"
+            running = asyncio.create_task(
+                run_workload(Examined(), workload(num_requests=8), folder, url=server.url, label="x"))
+            while not (folder / "journal.bin").exists():
+                await asyncio.sleep(0.01)
+            with pytest.raises(UsageError, match="still going on"):
+                recover_run(folder)
+            assert (await running).status == "complete"
+
+    asyncio.run(go())
+
+
+def fill_disk_after(monkeypatch: pytest.MonkeyPatch, num_bytes: int) -> None:
+    """Let the journal's disk be full after `num_bytes`, and everything else at once then."""
+    left = [num_bytes]
+    genuine = journal._write
+
+    def write(file: BinaryIO, data: bytes) -> None:
+        taken = min(len(data), left[0])
+        left[0] -= taken
+        genuine(file, data[:taken])
+        if taken < len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def refuse(_: int) -> None:
+        if left[0] == 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(journal, "_write", write)
+    monkeypatch.setattr("pabench.load.records.os.fsync", refuse)
+
+
+def test_a_full_disk_is_one_clear_error_and_what_was_written_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+
+    async def go() -> Manifest:
+        async with StubServer(StubOptions(ttft_ms=20, itl_ms=5)) as server:
+            return await run_workload(Examined(), workload(num_requests=200), folder, url=server.url, label="x")
+
+    begin = time.monotonic()
+    with monkeypatch.context() as patch:
+        fill_disk_after(patch, 12_000)
+        with pytest.raises(RecordsUnwritable, match="No space left on device.*make room") as caught:
+            asyncio.run(go())
+    assert time.monotonic() - begin < 3
+    assert "\n" not in str(caught.value)
+    assert caught.value.exit_code == EXIT_COULD_NOT_RUN
+    run = load_run(folder)
+    assert run.manifest.status == "interrupted"
+    assert 2 <= run.manifest.outcomes["ok"] < 100
+    assert sum(run.manifest.outcomes.values()) == 200
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    write_atomic(path, b"old")
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("pabench.load.records.os.fsync", full)
+    with pytest.raises(RecordsUnwritable):
+        write_atomic(path, b"new")
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
+    assert path.read_bytes() == b"old"
+
+
+def test_records_come_back_from_parquet_as_they_were(tmp_path: Path) -> None:
+    async def go() -> None:
+        async with StubServer(StubOptions(ttft_ms=5, itl_ms=1)) as server:
+            await run_workload(Examined(), workload(num_requests=2), tmp_path, url=server.url, label="x")
+
+    asyncio.run(go())
+    record = RequestRecord(
+        request_id="a", index=0, user=1, intended_s=0.0, sent_s=0.001, first_s=0.1, last_s=0.2, end_s=0.21,
+        outcome="ok", http_status=200, prompt_tokens=9, max_tokens=2, output_tokens=2, stream_tokens=2,
+        finish_reasons=["length"], token_times_s=[0.1, 0.2], token_choices=[0, 0], token_ids=[300, 301],
+    )
+    write_requests(tmp_path, [record, RequestRecord(request_id="b", index=1, user=None, intended_s=1.0)])
+    write_telemetry(tmp_path, [KVSample(0.5, kv_usage=0.25, running=3.0)])
+    run = load_run(tmp_path)
+    first, second = run.requests.to_dict("records")
+    assert (first["request_id"], first["outcome"], list(first["token_times_s"])) == ("a", "ok", [0.1, 0.2])
+    assert (list(first["token_ids"]), list(first["finish_reasons"]), first["user"]) == ([300, 301], ["length"], 1)
+    assert second["outcome"] == "unsent"
+    assert run.requests["sent_s"].isna().tolist() == [False, True]
+    assert run.telemetry["kv_usage"].tolist() == [0.25]
+    assert run.telemetry["waiting"].isna().all()  # not told is not zero
+
+
+def test_a_torn_journal_gives_its_whole_entries(tmp_path: Path) -> None:
+    written = Journal(tmp_path)
+    written.start_s = 100.0
+    exchange = Exchange(3, 100.5, sent_s=100.6, status=200, times_s=[101.0, 101.5], pieces=[b"a\nb", b"\n"], end_s=102.0)
+    written.add(exchange)
+    written.add(KVSample(101.25, kv_usage=0.5))
+    written.add(Exchange(4, 101.0, status=200, times_s=[103.0], pieces=[b"x" * 100], end_s=104.0))
+    written.close()
+    path = tmp_path / "journal.bin"
+    whole = path.read_bytes()
+    for length in range(len(whole) - 1, len(whole) - 150, -7):
+        path.write_bytes(whole[:length])
+        exchanges, samples = read_journal(tmp_path)
+        assert [one.index for one in exchanges] == [3]
+        assert exchanges[0].pieces == [b"a\nb", b"\n"]
+        assert exchanges[0].times_s == [1.0, 1.5]
+        assert [sample.time_s for sample in samples] == [1.25]
+    path.write_bytes(whole)
+    assert [one.index for one in read_journal(tmp_path)[0]] == [3, 4]
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is no run folder: it holds no manifest.json"):
+        load_run(tmp_path)
+    (tmp_path / "manifest.json").write_text('{"schema_version": 99}')
+    with pytest.raises(UsageError, match=r"manifest.json cannot be read as a manifest of version 1"):
+        load_run(tmp_path)

@@ -1,0 +1,125 @@
+"""A server of known timing, and what the whole chain measures of it."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import numpy as np
+import orjson
+import pytest
+from aiohttp import web
+
+from pabench.analysis import Run, load_run, summarise
+from pabench.load import Manifest, run_workload
+from pabench.probe import Codec
+from pabench.stub import StubOptions, StubServer
+from tests.load.support import Examined, serving, workload
+
+
+def measured(folder: Path, load_fields: dict[str, object], **options: float) -> Run:
+    async def go() -> Manifest:
+        async with StubServer(StubOptions(**options)) as server:
+            return await run_workload(Examined(), workload(**load_fields), folder, url=server.url, label="stub")
+
+    asyncio.run(go())
+    return load_run(folder)
+
+
+def test_ttft_itl_and_tpot_come_out_as_the_server_made_them(tmp_path: Path) -> None:
+    fields = {"num_requests": 8, "output_tokens": {"law": "fixed", "tokens": 20}, "warmup_requests": 2}
+    summary = summarise(measured(tmp_path / "run", fields, ttft_ms=60.0, itl_ms=10.0))
+    assert summary.ttft_ms is not None
+    assert summary.itl_ms is not None
+    assert summary.tpot_ms is not None
+    assert summary.e2e_ms is not None
+    assert summary.ttft_ms.p50 == pytest.approx(60, abs=4)
+    assert summary.itl_ms.p50 == pytest.approx(10, abs=1)
+    assert summary.tpot_ms.p50 == pytest.approx(10, abs=1)
+    assert summary.e2e_ms.p50 == pytest.approx(60 + 19 * 10, abs=12)
+    assert (summary.itl_ms.count, summary.tpot_ms.count) == (8 * 19, 8)
+
+
+def test_a_chunk_of_several_tokens_gives_an_entry_for_each(tmp_path: Path) -> None:
+    fields = {"num_requests": 4, "output_tokens": {"law": "fixed", "tokens": 20}}
+    summary = summarise(measured(tmp_path / "run", fields, ttft_ms=20.0, itl_ms=10.0, tokens_per_chunk=4))
+    assert summary.itl_ms is not None
+    assert summary.itl_ms.count == 4 * 19
+    assert summary.itl_ms.p90 == pytest.approx(10, abs=1.5)  # not 40
+    assert summary.itl_ms.max < 25
+
+
+def test_a_role_chunk_is_no_first_token(tmp_path: Path) -> None:
+    summary = summarise(measured(tmp_path / "run", {"num_requests": 4}, ttft_ms=60.0, itl_ms=2.0, role_chunk=True))
+    assert summary.ttft_ms is not None
+    assert summary.ttft_ms.p50 == pytest.approx(60, abs=4)
+
+
+def test_events_in_one_read_share_its_arrival_and_spread_its_gap(tmp_path: Path) -> None:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        ids = Codec.decode((await request.json())["prompt"])[3:11]
+        response = web.StreamResponse()
+        await response.prepare(request)
+        for pair in (ids[:2], ids[2:4], ids[4:6], ids[6:]):
+            await asyncio.sleep(0.04)
+            await response.write(b"".join(_event(token) for token in pair))
+        await response.write(b'data: {"choices": [{"index": 0, "text": "", "finish_reason": "length"}]}\n\n')
+        return response
+
+    async def go() -> None:
+        async with serving(answer) as url:
+            await run_workload(Examined(), workload(num_requests=2), tmp_path / "run", url=url, label="x")
+
+    asyncio.run(go())
+    summary = summarise(load_run(tmp_path / "run"))
+    assert summary.outcomes["ok"] == 2
+    assert summary.itl_ms is not None
+    assert summary.itl_ms.count == 14
+    assert summary.itl_ms.p50 == pytest.approx(20, abs=2)
+    assert summary.itl_ms.max < 35
+
+
+def _event(token: int) -> bytes:
+    return b"data: " + orjson.dumps({"choices": [{"index": 0, "text": f"t{token} ", "finish_reason": None}]}) + b"\n\n"
+
+
+def test_a_late_start_counts_from_the_schedule_and_not_from_the_send(tmp_path: Path) -> None:
+    """Coordinated omission: the loop is blocked while a request is due."""
+    import time
+
+    stalled: list[float] = []
+
+    def stall_once(_: object) -> None:
+        if len(stalled) == 1:
+            time.sleep(0.3)
+        stalled.append(0.0)
+
+    async def go() -> None:
+        async with StubServer(StubOptions(ttft_ms=5, itl_ms=1)) as server:
+            load = workload(arrivals={"kind": "constant", "rate_per_s": 20}, num_requests=16)
+            await run_workload(Examined(), load, tmp_path / "run", url=server.url, label="x", progress=stall_once)
+
+    asyncio.run(go())
+    summary = summarise(load_run(tmp_path / "run"))
+    assert summary.ttft_ms is not None
+    assert summary.ttft_intended_ms is not None
+    assert summary.lateness_ms is not None
+    assert summary.lateness_ms.max > 150
+    assert summary.ttft_intended_ms.max > summary.ttft_ms.p50 + 150
+    assert not summary.validity.valid
+    assert any("lateness" in reason for reason in summary.validity.reasons)
+    assert any("loop lag" in reason for reason in summary.validity.reasons)
+
+
+def test_throughput_is_of_the_steady_window_and_agrees_with_the_servers_rate(tmp_path: Path) -> None:
+    fields = {"num_requests": 16, "arrivals": {"kind": "closed", "users": 4},
+              "output_tokens": {"law": "fixed", "tokens": 30}}
+    summary = summarise(measured(tmp_path / "run", fields, ttft_ms=20.0, itl_ms=5.0))
+    each_s = (20 + 29 * 5) / 1000
+    assert summary.throughput_tokens_per_s == pytest.approx(4 * 30 / each_s, rel=0.12)
+    assert summary.verified_tokens_per_s == summary.throughput_tokens_per_s
+    assert summary.live_tokens_mean is not None
+    # From the first token on a request holds 12 + 1 to 12 + 30 tokens, and nothing in the 20 ms before.
+    assert summary.live_tokens_mean == pytest.approx(4 * (12 + 15.5) * (29 * 5) / (20 + 29 * 5), rel=0.12)
+    assert 0 < summary.window_s[0] < summary.window_s[1] <= summary.duration_s
+    assert np.isfinite(summary.request_rate_per_s)
