@@ -80,6 +80,10 @@ class Pending:
         """Whether all have ended."""
         return self._future.done()
 
+    def cancel(self) -> None:
+        """Disconnect from all that have not ended."""
+        self._future.cancel()
+
     def wait(self) -> list[Completion]:
         """All answers, in the order of the requests. Raises the first EngineError, naming the request."""
         wait_for(self._future, self._engine.time_left_s)
@@ -107,6 +111,7 @@ class EngineUnderTest:
         self.exchanges: list[Exchange] = []  # all requests of the case, in the order of sending
         self.geometry = geometry or Geometry.of(session.facts)
         self._session = session
+        self._pending: list[Pending] = []
         self._deadline = time.monotonic() + session.profile.case_timeout_s
 
     # What the engine is ------------------------------------------------------------------------------------------
@@ -149,6 +154,11 @@ class EngineUnderTest:
     def time_left_s(self) -> float:
         """Seconds until the case has used up its time."""
         return max(0.0, self._deadline - time.monotonic())
+
+    def cancel(self) -> None:
+        """Give up what is still under way: its connections are closed."""
+        for pending in self._pending:
+            pending.cancel()
 
     # Asking ------------------------------------------------------------------------------------------------------
 
@@ -252,7 +262,9 @@ class EngineUnderTest:
         exchanges = self._record(requests, asks)
         workers = min(concurrency or len(exchanges), len(exchanges))
         future = self._session.loop.submit(self._work(exchanges, workers))
-        return Pending(self, exchanges, asks, future)
+        pending = Pending(self, exchanges, asks, future)
+        self._pending.append(pending)
+        return pending
 
     async def _work(self, exchanges: list[Exchange], workers: int) -> None:
         """A closed loop: each of `workers` clients takes the next request when its last has ended."""

@@ -38,7 +38,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Declare the marker; with a URL, set up the run."""
-    config.addinivalue_line("markers", "requirement(id, case=None): the test decides a requirement"))
+    config.addinivalue_line("markers", "requirement(id, case=None): the test decides a requirement")
     if config.getoption("--pabench-url"):
         from pabench.conformance.running import SuiteRun
 

@@ -254,6 +254,7 @@ class SuiteRun:
         if not isinstance(error, (RequirementFailed, EngineError, AssertionError)):
             failure = Failure("", f"{type(error).__name__}: {error}", hint="the suite's own fault: please report it")
             return Outcome.ERROR, failure.actual, failure
+        self.engine_for(item).cancel()
         lives = self.session.still_lives()
         if isinstance(error, (EngineDied, EngineUnreachable)) or not (lives or isinstance(error, EngineTimeout)):
             reason = str(error) if lives else f"{error}; afterwards: {self.session.gone}"

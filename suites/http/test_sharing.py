@@ -38,6 +38,23 @@ def test_cold_equals_warm(engine: EngineUnderTest, offset: int) -> None:
         engine.ask([Ask(longer, 2 * length, "A")])
 
 
+@pytest.mark.requirement("http/same-block-behind-another-prefix")
+def test_same_block_behind_another_prefix(engine: EngineUnderTest) -> None:
+    """X+S and Y+S differ in their salt alone, that is in their first block. S must be read from behind its own.
+
+    X+S is cached first, then Y without S: only so does a cache that forgets the parent find S behind the wrong one.
+    """
+    block = engine.edge
+    length = min(4 * block + 1, engine.longest // 3)
+    for (ring,) in engine.rings([length]):
+        other_salt = next(salt for salt in engine.spec.salt_ids if salt != ring.salt)
+        behind_y = Ring(ring.tokens, other_salt)
+        engine.case = f"block {block}; X+S of {length} tokens, then Y alone of {block + 1}, then Y+S; greedy"
+        engine.ask([Ask(ring, length, "X+S")])
+        engine.generate([GenerationRequest(behind_y.prompt[: block + 1], max_tokens=1, stream=False)])
+        engine.ask([Ask(behind_y, length, "Y+S")])
+
+
 @pytest.mark.requirement("http/shared-prefix-divergence")
 def test_shared_prefix_divergence(engine: EngineUnderTest) -> None:
     """A prefix that ends inside a block, alone first, then continued by several at once, then once more."""

@@ -1,0 +1,29 @@
+"""The write into the cache goes by a wrong stride: the key of the last head never reaches the last slot of a block."""
+
+from __future__ import annotations
+
+import torch
+from paged_kernels import write_kv
+
+from reference_engine import model
+
+BUG = "flashinfer-append-noncontiguous"
+MUST_FAIL = ("http/ring-exact",)
+ENGINE_ARGS: tuple[str, ...] = ()
+
+
+def _write_kv(
+    key: torch.Tensor,
+    value: torch.Tensor,
+    key_cache: torch.Tensor,
+    value_cache: torch.Tensor,
+    slot_mapping: torch.Tensor,
+) -> None:
+    write_kv(key, value, key_cache, value_cache, slot_mapping)
+    last = slot_mapping[slot_mapping % key_cache.shape[1] == key_cache.shape[1] - 1]
+    key_cache.view(-1, *key_cache.shape[2:])[last, -1] = 0
+
+
+def apply() -> None:
+    """Keys only: values are right, so half of the wrong bits are right by chance."""
+    model.write_kv = _write_kv

@@ -1,0 +1,22 @@
+"""A preempted sequence forgets the token that was in flight, and makes it a second time."""
+
+from __future__ import annotations
+
+from reference_engine.scheduler import Scheduler
+from reference_engine.sequence import Sequence
+
+BUG = "vllm-async-preempt-loses-token"
+MUST_FAIL = ("http/preemption-exact",)
+ENGINE_ARGS = ("--num-blocks", "24", "--max-model-len", "256")
+
+
+def apply() -> None:
+    """Run again without the last token."""
+    preempt = Scheduler.preempt
+
+    def preempt_and_forget(self: Scheduler, seq: Sequence) -> None:
+        preempt(self, seq)
+        if seq.num_output_tokens > 1:
+            seq.tokens.pop()
+
+    Scheduler.preempt = preempt_and_forget  # type: ignore[method-assign]

@@ -1,0 +1,24 @@
+"""An allocation that is refused has already taken a block, and does not give it back."""
+
+from __future__ import annotations
+
+from reference_engine.allocator import PagedAllocator
+
+BUG = "vllm-touch-before-capacity-check"
+MUST_FAIL = ("http/gauges-return-to-idle",)
+ENGINE_ARGS = ("--num-blocks", "24", "--max-model-len", "256")
+
+
+def apply() -> None:
+    """Once a sequence, so that the leak shows before the engine stands still."""
+    allocate = PagedAllocator.allocate
+    refused: set[int] = set()
+
+    def allocate_and_leak(self: PagedAllocator, seq_id: int, num_tokens: int, final_tokens: int) -> bool:
+        done = allocate(self, seq_id, num_tokens, final_tokens)
+        if not done and self._free and seq_id not in refused and len(refused) < 4:
+            refused.add(seq_id)
+            self._take()
+        return done
+
+    PagedAllocator.allocate = allocate_and_leak  # type: ignore[method-assign]
