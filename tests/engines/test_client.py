@@ -161,7 +161,8 @@ def test_the_key_goes_into_the_authorization_header_only():
 
     async def main():
         async def handler(request):
-            seen.append(({name.lower(): value for name, value in request.headers.items()}, await request.text(), str(request.url)))
+            headers = {name.lower(): value for name, value in request.headers.items()}
+            seen.append((headers, await request.text(), str(request.url)))
             return web.json_response({"choices": [{"index": 0, "text": "a", "finish_reason": "stop"}]})
 
         routes = {"POST /v1/completions": handler}

@@ -1,0 +1,194 @@
+"""Doctor: what is there is found by trying, and what is not there is told in one line."""
+
+import json
+
+import pytest
+from aiohttp import web
+
+from pabench.engines import examine
+from pabench.errors import EngineDied, EngineProtocol, EngineTimeout, EngineUnreachable, UsageError
+from pabench.probe import PRESETS, build_checkpoint
+from pabench.stub import StubOptions, StubServer
+from tests.engines.standin import event, run, serving, streaming
+
+FAST = {"ttft_ms": 1.0, "itl_ms": 0.1}
+
+
+def examined(options=None, **kwargs):
+    async def main():
+        async with StubServer(options or StubOptions(**FAST)) as server:
+            return await examine(server.url, **kwargs)
+
+    return run(main())
+
+
+def examined_routes(routes, **kwargs):
+    async def main():
+        async with serving(routes) as url:
+            return await examine(url, timeout_s=2, **kwargs)
+
+    return run(main())
+
+
+def models(**entry):
+    return {"object": "list", "data": [{"id": "m", "object": "model"} | entry]}
+
+
+def test_the_stub_with_extended_fields():
+    found = examined(dialect="vllm")
+    assert found.facts.capabilities == {
+        "token_ids", "n", "sampling", "logprobs", "ignore_eos", "stream", "usage", "cached_tokens", "context_length"}
+    assert (found.facts.dialect, found.facts.model, found.facts.max_context_tokens) == ("vllm", "stub", 65536)
+    assert found.facts.kv is None
+    assert found.probe is PRESETS["gqa"]
+    assert any("assumed" in note for note in found.notes)
+
+
+def test_the_stub_in_words():
+    found = examined()
+    assert found.facts.dialect == "openai"
+    assert not found.facts.capabilities & {"token_ids", "ignore_eos"}
+    assert {"stream", "usage", "n"} <= found.facts.capabilities
+    assert found.probe is PRESETS["gqa"]
+
+
+def test_a_named_preset_or_folder_is_taken(tmp_path):
+    assert examined(probe="mqa").probe is PRESETS["mqa"]
+    build_checkpoint(PRESETS["tiny"], tmp_path / "probe")
+    assert examined(probe=tmp_path / "probe").probe == PRESETS["tiny"]
+    with pytest.raises(UsageError, match="unknown probe preset 'acme'"):
+        examined(probe="acme")
+    with pytest.raises(UsageError, match="holds no KV probe"):
+        examined(probe=tmp_path)
+
+
+def test_wrong_tokens_are_no_probe_unless_it_is_said_to_be_one():
+    wrong = StubOptions(wrong_every=3, **FAST)
+    found = examined(wrong, dialect="vllm")
+    assert found.probe is None
+    (note,) = [note for note in found.notes if "ring did not come back" in note]
+    assert "expected t2049 t2050 t2051" in note
+    assert "got t2049 t2050 t2050" in note
+    assert examined(wrong, dialect="vllm", probe="gqa").probe is PRESETS["gqa"]
+
+
+def test_the_folder_that_the_engine_names_tells_the_preset(tiny_probe):
+    async def complete(request):
+        choice = {"index": 0, "text": "hm", "finish_reason": "length"}
+        return web.json_response({"choices": [choice] * (await request.json()).get("n", 1)})
+
+    found = examined_routes({"GET /v1/models": models(root=str(tiny_probe)), "POST /v1/completions": complete})
+    assert found.facts.model_root == str(tiny_probe)
+    assert found.probe == PRESETS["tiny"]  # although the ring did not come back: the engine is at fault
+    assert any("did not come back" in note for note in found.notes)
+
+
+def test_an_engine_without_streams_is_examined_whole():
+    async def complete(request):
+        return web.json_response({"choices": [{"index": 0, "text": "one two", "finish_reason": "length"}],
+                                  "usage": {"prompt_tokens": 3, "completion_tokens": 2}})
+
+    found = examined_routes({"GET /v1/models": models(), "POST /v1/completions": complete})
+    assert found.facts.capabilities == {"usage"}
+    assert found.probe is None
+    assert any("expected server-sent events" in note for note in found.notes)
+    assert any(note.startswith("n: asked for") for note in found.notes)
+
+
+def test_a_strict_server_that_names_its_model_only_in_an_error():
+    """transformers serve: no model listed, the pinned one named in a 400; unknown fields are refused."""
+    seen = []
+
+    async def complete(request):
+        body = await request.json()
+        if body["model"] != "/models/x":
+            said = f"Server is pinned to '/models/x'; requested '{body['model']}'."
+            return web.json_response({"detail": said}, status=400)
+        unexpected = set(body) - {"model", "prompt", "stream", "generation_config", "seed"}
+        if unexpected or not isinstance(body["prompt"], str):
+            return web.json_response({"detail": f"Unexpected fields in the request: {unexpected}"}, status=422)
+        length = json.loads(body["generation_config"])["max_new_tokens"]
+        seen.append(body)
+        usage = {"prompt_tokens": 3, "completion_tokens": length, "total_tokens": 3 + length}
+        last = {"choices": [{"index": 0, "text": "" if body["stream"] else "t5 " * length, "finish_reason": "length"}]}
+        if not body["stream"]:
+            return web.json_response(last | {"usage": usage})
+        pieces = [{"choices": [{"index": 0, "text": f" t{i}", "finish_reason": None}]} for i in range(length)]
+        return await streaming([event(piece) for piece in [*pieces, last | {"usage": usage}]])(request)
+
+    async def no_models(_):
+        return web.json_response({"object": "list", "data": []}, headers={"Server": "uvicorn", "x-request-id": "1"})
+
+    found = examined_routes({"GET /v1/models": no_models, "POST /v1/completions": complete})
+    assert (found.facts.dialect, found.facts.model) == ("transformers", "/models/x")
+    assert found.facts.model_root == "/models/x"
+    assert found.facts.capabilities == {"stream", "usage", "ignore_eos"}
+    assert "no metrics: /metrics answers with status 404" in found.notes
+    assert seen[0]["prompt"].startswith("<sep> t16 t2048")
+
+
+def test_metrics_and_facts_of_vllm():
+    page = ('vllm:kv_cache_usage_perc{engine="0"} 0.0\nvllm:num_requests_running{engine="0"} 0\n'
+            'vllm:num_requests_waiting{engine="0"} 0\n'
+            'vllm:cache_config_info{block_size="32",num_gpu_blocks="160",enable_prefix_caching="True"} 1\n')
+    found = examined_routes({
+        "GET /v1/models": models(owned_by="vllm", max_model_len=2048), "GET /metrics": (200, page),
+        "GET /version": {"version": "0.32.0\x1b[2J"}, "POST /v1/completions": (400, '{"error": {"message": "no"}}')})
+    assert found.facts.kv.capacity_tokens == 159 * 32
+    assert found.facts.version == "0.32.0 [2J"
+    assert found.facts.capabilities == {"kv_metrics", "running_metrics", "prefix_cache", "capacity", "context_length"}
+    assert set(found.metrics_found) == {
+        "block_size, num_blocks, prefix_caching, kv_mode: vllm:cache_config_info", "kv_usage: vllm:kv_cache_usage_perc",
+        "running: vllm:num_requests_running", "waiting: vllm:num_requests_waiting"}
+    assert sum("answered with status 400: no" in note for note in found.notes) == 4
+    told = json.loads(json.dumps(found.to_json()))
+    assert (told["facts"]["kv"]["capacity_tokens"], told["probe"]) == (159 * 32, None)
+
+
+def test_texts_of_the_engine_cannot_steer_a_terminal():
+    hostile = "evil\x1b]0;title\x07\u202e\n"
+    found = examined_routes({"GET /v1/models": models(id=hostile, root=hostile),
+                             "POST /v1/completions": (500, hostile)})
+    text = json.dumps(found.to_json(), ensure_ascii=False)
+    assert not any(char in text for char in ("\x1b", "\x07", "\u202e"))
+    assert "\\u001b" not in text
+
+
+def test_several_models_are_told_and_one_can_be_named():
+    many = {"object": "list", "data": [{"id": "a"}, {"id": "b", "max_model_len": 7}]}
+    routes = {"GET /v1/models": many, "POST /v1/completions": (400, "no")}
+    found = examined_routes(routes)
+    assert found.facts.model == "a"
+    assert any("2 models are served (a, b)" in note for note in found.notes)
+    assert examined_routes(routes, model="b").facts.max_context_tokens == 7
+
+
+@pytest.mark.parametrize(("routes", "said"), [
+    ({}, "answers with status 404"),
+    ({"GET /v1/models": (401, "no")}, "asks for a key"),
+    ({"GET /v1/models": (200, "<html>")}, "no JSON object"),
+    ({"GET /v1/models": {"hello": 1}}, "no list of models"),
+    ({"GET /v1/models": {"data": []}}, "lists no model"),
+])
+def test_what_is_no_engine_is_told_in_one_line(routes, said):
+    with pytest.raises(EngineProtocol, match=said) as caught:
+        examined_routes(routes)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("url", "error"), [
+    ("http://127.0.0.1:9", EngineUnreachable), ("http://no.such.invalid", EngineUnreachable), ("nonsense", UsageError),
+])
+def test_wrong_urls(url, error):
+    with pytest.raises(error):
+        run(examine(url, timeout_s=3))
+
+
+def test_an_engine_that_never_answers_is_a_timeout():
+    with pytest.raises(EngineTimeout):
+        examined(StubOptions(stall_after=0, **FAST), timeout_s=0.3)
+
+
+def test_an_engine_that_dies_under_examination_has_died():
+    with pytest.raises(EngineDied):
+        examined(StubOptions(die_after=0, **FAST), dialect="vllm", timeout_s=2)
