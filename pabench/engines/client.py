@@ -27,6 +27,8 @@ from pabench.telemetry.exposition import ACCEPT, parse_exposition
 from pabench.telemetry.vocabulary import MetricFamilies
 
 _HEALTH_TIMEOUT_S = 5.0
+_GONE_ATTEMPTS = 3
+_GONE_PAUSE_S = 0.1
 _ABORT_DELAY_S = 0.05  # long enough for a request's bytes to be read by an engine on this host
 # A connection that broke, before or inside the answer.
 _BROKEN = (aiohttp.ClientPayloadError, aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, ConnectionError)
@@ -246,12 +248,17 @@ class EngineClient:
         )
 
     async def _raise_if_gone(self) -> None:
-        """Raise EngineDied or EngineUnreachable when the engine takes no connection any more."""
+        """Raise EngineDied or EngineUnreachable when the engine takes no connection any more.
+
+        Asked more than once: an engine that is just dying may take one more.
+        """
         parts = urlsplit(self.url)
         port = parts.port or (443 if parts.scheme == "https" else 80)
-        try:
-            async with asyncio.timeout(_HEALTH_TIMEOUT_S):
-                _, writer = await asyncio.open_connection(parts.hostname, port)
-        except (OSError, TimeoutError) as error:
-            raise self._gone(error) from error
-        writer.close()
+        for _ in range(_GONE_ATTEMPTS):
+            try:
+                async with asyncio.timeout(_HEALTH_TIMEOUT_S):
+                    _, writer = await asyncio.open_connection(parts.hostname, port)
+            except (OSError, TimeoutError) as error:
+                raise self._gone(error) from error
+            writer.close()
+            await asyncio.sleep(_GONE_PAUSE_S)

@@ -26,14 +26,19 @@ COMMAND = [sys.executable, "-m", "pabench.stub", "--port", "{port}", "--ttft-ms"
 
 def post(options, body, path="/v1/completions"):
     """Events of a stream, or the status and the answer."""
+    sent = body if isinstance(body, bytes) else json.dumps(body)
+
     async def talk():
-        async with StubServer(options) as server, aiohttp.ClientSession() as session:
-            async with session.post(server.url + path, data=body if isinstance(body, bytes) else json.dumps(body)) as answer:
-                data = await answer.read()
-                if answer.content_type != "text/event-stream":
-                    return answer.status, json.loads(data)
-                events = [event.data for event in read_events([(0.0, data)])]
-                return [event if event == b"[DONE]" else json.loads(event) for event in events]
+        async with (
+            StubServer(options) as server,
+            aiohttp.ClientSession() as session,
+            session.post(server.url + path, data=sent) as answer,
+        ):
+            data = await answer.read()
+            if answer.content_type != "text/event-stream":
+                return answer.status, json.loads(data)
+            events = [event.data for event in read_events([(0.0, data)])]
+            return [event if event == b"[DONE]" else json.loads(event) for event in events]
 
     return asyncio.run(asyncio.wait_for(talk(), 20))
 
@@ -77,7 +82,8 @@ def test_chat_with_a_role_chunk_for_each_choice():
     *chunks, done = post(StubOptions(role_chunk=True, **FAST), body, "/v1/chat/completions")
     assert done == b"[DONE]"
     assert [chunk["choices"][0]["delta"] for chunk in chunks[:2]] == [{"role": "assistant", "content": ""}] * 2
-    told = ["".join(c["choices"][0]["delta"]["content"] for c in chunks if c["choices"][0]["index"] == i) for i in (0, 1)]
+    choices = [chunk["choices"][0] for chunk in chunks]
+    told = ["".join(c["delta"]["content"] for c in choices if c["index"] == i) for i in (0, 1)]
     assert told == [" ".join(f"t{token}" for token in RING.expected(3))] * 2
     status, whole = post(StubOptions(**FAST), body | {"stream": False}, "/v1/chat/completions")
     assert (status, [c["message"]["content"] for c in whole["choices"]]) == (200, told)
@@ -114,9 +120,9 @@ def test_wrong_tokens_are_found_by_the_oracle():
 
 def test_errors_come_at_the_given_rate():
     async def talk():
-        async with StubServer(StubOptions(error_rate=0.25, **FAST)) as server:
-            async with EngineClient(server.url, dialect("vllm"), "stub") as client:
-                return [(await client.generate(GenerationRequest(RING.prompt, 1))).status for _ in range(8)]
+        options, vllm = StubOptions(error_rate=0.25, **FAST), dialect("vllm")
+        async with StubServer(options) as server, EngineClient(server.url, vllm, "stub") as client:
+            return [(await client.generate(GenerationRequest(RING.prompt, 1))).status for _ in range(8)]
 
     assert asyncio.run(talk()).count(500) == 2
 
