@@ -81,7 +81,7 @@ async def examine(
             kv=None if kv == KVFacts() else kv,
         )
         told = _told(facts, client.dialect.kv_sample(metrics, 0.0))
-        if "prefix_cache" not in told and await trials.prefix_cache_hits():
+        if kv.prefix_caching is None and await trials.prefix_cache_hits():
             told.add("prefix_cache")
         facts = replace(facts, capabilities=frozenset(trials.capabilities | told))
     spec = _which_probe(given, facts.model_root, trials.is_probe, trials.notes)

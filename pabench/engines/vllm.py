@@ -13,7 +13,8 @@ from pabench.telemetry.vocabulary import KVFacts, KVSample, MetricFamilies
 
 _CACHE_CONFIG = "vllm:cache_config_info"
 
-# Newest name first; the gpu_… names went with 0.13, num_requests_swapped and cpu_… with the V0 engine (0.9).
+# Newest name first; the gpu_… names went with 0.13. Under its old name vLLM 0.8 counts the prefix cache in blocks, 0.9
+# in tokens, and says nowhere which: the share of hits holds either way.
 METRICS: MetricTable = {
     "kv_usage": ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc"),
     "running": ("vllm:num_requests_running",),
