@@ -27,7 +27,7 @@ def conditions(engines: Sequence[Engine]) -> tuple[Table | None, Table | None]:
 
 
 def _common(keys: Sequence[str], told: Mapping[str, str]) -> Table | None:
-    rows = [[words(_title(key)), words(told[key])] for key in keys]
+    rows = [[words(_title(key)), _cell(told[key])] for key in keys]
     columns = [Column("what", "What", numeric=False), Column("value", "Value", numeric=False)]
     return table("same", "The same for every run", columns, rows) if rows else None
 
@@ -40,17 +40,19 @@ def _differing(
     rows: list[list[Cell]] = []
     for (engine, run), found in zip(runs, told, strict=True):
         head = [words(engine.name, engine=engine.index), words(run.summary.load)]
-        rows.append(head + [words(found.get(key, "")) for key in keys])
+        rows.append(head + [_cell(found.get(key, "")) for key in keys])
     return table("differing", "What differs from run to run", columns, rows, flip=len(rows) <= 4)
+
+
+def _cell(text: str) -> Cell:
+    return words(text, hint="" if text else "not set, or not told")
 
 
 def _told(run: RunData) -> dict[str, str]:
     """The manifest as flat texts, and what the summary says about validity. Empty: not told."""
     dumped = {key: found for key, found in run.manifest.model_dump(mode="json").items() if key not in _LEFT_OUT}
-    flat = _flat(dumped, "")
-    flat["validity"] = "valid" if run.summary.validity.valid else "; ".join(run.summary.validity.reasons)
-    flat["folder"] = run.place
-    return flat
+    validity = "valid" if run.summary.validity.valid else "; ".join(run.summary.validity.reasons)
+    return {"validity": validity} | _flat(dumped, "") | {"folder": run.place}
 
 
 def _flat(value: Any, key: str) -> dict[str, str]:

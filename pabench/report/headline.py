@@ -37,9 +37,12 @@ class Tile:
 
 @dataclass(frozen=True, slots=True)
 class _Measure:
+    """One question. `claim` is a sentence over {best}, {factor} and {worst}; `noun` names the quantity."""
+
     title: str
-    better: str                                  # word for the better side: "more", "shorter"
-    noun: str                                    # what there is more of, in the sentence
+    short: str                                   # what follows the factor, before the winner's name
+    claim: str
+    noun: str
     value: Callable[[RunSummary], float | None]
     show: Callable[[float], str]
     higher_is_better: bool = True
@@ -59,11 +62,16 @@ def _ms(value: float) -> str:
 
 
 _MEASURES = (
-    _Measure("Sequences held at once", "more", "sequences held at once", lambda s: s.peak_running, count, peak=True),
-    _Measure("Throughput", "more", "throughput", useful_throughput, lambda v: f"{number(v)} tokens/s", peak=True),
-    _Measure("TTFT p99", "shorter", "p99 time to first token", _quantile("ttft_ms", "p99"), _ms, False),
-    _Measure("TPOT p50", "shorter", "p50 time per output token", _quantile("tpot_ms", "p50"), _ms, False),
-    _Measure("Effective utilisation", "better", "use of the slots taken", lambda s: s.effective_utilisation, percent),
+    _Measure("Sequences held, mean", "as many with", "{best} holds {factor} the sequences of {worst} at once",
+             "sequences held at once", lambda s: s.mean_running, count, peak=True),
+    _Measure("Throughput", "as much with", "{best} reaches {factor} the throughput of {worst}",
+             "throughput", useful_throughput, lambda v: f"{number(v)} tokens/s", peak=True),
+    _Measure("TTFT p99", "shorter with", "{best} has a {factor} shorter p99 time to first token than {worst}",
+             "p99 time to first token", _quantile("ttft_ms", "p99"), _ms, False),
+    _Measure("TPOT p50", "shorter with", "{best} has a {factor} shorter p50 time per output token than {worst}",
+             "p50 time per output token", _quantile("tpot_ms", "p50"), _ms, False),
+    _Measure("Effective utilisation", "as high with", "{best} has {factor} the effective utilisation of {worst}",
+             "effective utilisation", lambda s: s.effective_utilisation, percent),
 )
 
 
@@ -136,5 +144,5 @@ def _compare(measure: _Measure, known: list[tuple[Engine, float]]) -> tuple[str,
     if factor < NEARLY_EQUAL:
         claim = f"{best.name} and {worst.name} are within 3 % of each other in {measure.noun} {against}"
         return "≈ 1×", "about the same", claim
-    claim = f"{best.name}: {ratio(factor)} {measure.better} {measure.noun} than {worst.name} {against}"
-    return ratio(factor), f"{measure.better} with {best.name}", claim
+    claim = measure.claim.format(best=best.name, factor=ratio(factor), worst=worst.name)
+    return ratio(factor), f"{measure.short} {best.name}", f"{claim} {against}"

@@ -23,8 +23,8 @@ _PATTERN = {"fgcolor": "rgba(255,255,255,.55)", "fillmode": "overlay", "solidity
 def memory_by_load(group: Group) -> list[Figure]:
     """Sequences held, effective utilisation and preemptions by load."""
     figures = [
-        by_load(group, "held", "Sequences held at once", "sequences", lambda s: s.peak_running,
-                "Most requests in the batch at once, from the engine's own gauge."),
+        by_load(group, "held", "Sequences held at once", "sequences", lambda s: s.mean_running,
+                "Mean of the requests in the batch over the steady window, from the engine's own gauge."),
         by_load(group, "utilisation", "Effective utilisation", "% of slots in use", lambda s: s.effective_utilisation,
                 "Live tokens, from the client's record, as a share of the slots in use.", share=True),
     ]

@@ -24,6 +24,11 @@ class _Figure:
     show: Show = number
 
 
+_ENGINE = Column("engine", "Engine", numeric=False)
+_WORKLOAD = Column("workload", "Workload", numeric=False)
+_LOAD = Column("load", "Load", numeric=False)
+_STATUS = Column("status", "Status", numeric=False)
+_VALID = Column("valid", "Valid", numeric=False)
 _LATENCIES = (
     ("ttft", "TTFT", "ttft_ms"), ("ttft_intended", "TTFT from intended start", "ttft_intended_ms"),
     ("tpot", "TPOT", "tpot_ms"), ("itl", "ITL", "itl_ms"), ("e2e", "End to end", "e2e_ms"),
@@ -35,14 +40,15 @@ _QUANTILES = ("count", "mean", "p50", "p90", "p99", "max")
 def key_table(engines: Sequence[Engine]) -> Table:
     """One row a run, the figures that people ask for first."""
     figures = [
-        _plain("peak_running", "Sequences held", "", count),
+        _plain("mean_running", "Sequences held, mean", ""),
+        _plain("peak_running", "most", "", count),
         _plain("throughput_tokens_per_s", "Throughput", "tokens/s"),
         _plain("verified_tokens_per_s", "Verified", "tokens/s"),
         _of_quantiles("ttft_ms", "TTFT", "ttft", "p50"),
         _of_quantiles("ttft_ms", "TTFT", "ttft", "p99"),
         _of_quantiles("tpot_ms", "TPOT", "tpot", "p50"),
         _of_quantiles("tpot_ms", "TPOT", "tpot", "p99"),
-        _plain("kv_usage_mean", "KV use, mean", "%", percent),
+        _plain("kv_usage_mean", "KV use", "%", percent),
         _plain("effective_utilisation", "Effective utilisation", "%", percent),
         _plain("preemptions", "Preemptions", "", count),
         _plain("wrong_tokens", "Wrong tokens", "", count),
@@ -74,24 +80,30 @@ def all_table(engines: Sequence[Engine]) -> Table:
         _plain("prefix_hit_rate", "Prefix hit rate", "%", percent),
         *(_waste(name) for name in ("token_states", "reserved", "internal", "external", "free")),
     ]
-    return _runs_table("figures", "All figures of all runs", engines, figures, flip=True)
+    return _runs_table("figures", "All figures of all runs", engines, figures, whole=True)
 
 
 def _runs_table(
-    id: str, caption: str, engines: Sequence[Engine], figures: Sequence[_Figure], *, flip: bool = False
+    id: str, caption: str, engines: Sequence[Engine], figures: Sequence[_Figure], *, whole: bool = False
 ) -> Table:
-    head = [Column("engine", "Engine", numeric=False), Column("workload", "Workload", numeric=False),
-            Column("load", "Load", numeric=False)]
-    tail = [Column("status", "Status", numeric=False), Column("valid", "Valid", numeric=False)]
     rows = []
     for engine in engines:
         for run in engine.runs:
             s = run.summary
             cells = [words(engine.name, engine=engine.index), words(s.workload), words(s.load)]
             cells += [_measured(figure, s) for figure in figures]
-            cells += [words(s.status, "" if s.status == "complete" else "bad"), _valid(s)]
-            rows.append(cells)
-    return table(id, caption, [*head, *(figure.column for figure in figures), *tail], rows, flip=flip)
+            rows.append([*cells, words(s.status, "" if s.status == "complete" else "bad"), _valid(s)])
+    columns = [_ENGINE, _WORKLOAD, _LOAD, *(figure.column for figure in figures), _STATUS, _VALID]
+    left_out = set() if whole else _dull(columns, rows)
+    kept = [index for index, column in enumerate(columns) if column not in left_out]
+    return table(id, caption, [columns[i] for i in kept], [[row[i] for i in kept] for row in rows], flip=whole)
+
+
+def _dull(columns: Sequence[Column], rows: Sequence[Sequence[Cell]]) -> set[Column]:
+    """Workload where it is one, and status where all are complete: the table of all figures has them."""
+    told = {column: {row[index].text for row in rows} for index, column in enumerate(columns)}
+    dull = {_WORKLOAD} if len(told[_WORKLOAD]) == 1 else set()
+    return dull | {_STATUS} if told[_STATUS] == {"complete"} else dull
 
 
 def _measured(figure: _Figure, summary: RunSummary) -> Cell:

@@ -56,7 +56,7 @@ def _facts(engine: Engine) -> str:
 
 
 def _valid(engine: Engine) -> Answer:
-    question = "Valid measurement?"
+    question = "Valid?"
     runs = engine.runs
     if not runs:
         return Answer(question, OPEN, "not measured", "no run of this engine")
@@ -69,7 +69,7 @@ def _valid(engine: Engine) -> Answer:
 
 
 def _verified(engine: Engine) -> Answer:
-    question = "Answers verified?"
+    question = "Verified?"
     checked = [run.summary for run in engine.runs if run.summary.verified_tokens is not None]
     if not checked:
         return Answer(question, OPEN, "not checked", "no run with an oracle")

@@ -62,7 +62,7 @@ def percent(value: float | None) -> str:
         return f"> 99.9{THIN_SPACE}%"
     if shown <= 0 < value:
         return f"< 0.1{THIN_SPACE}%"
-    return f"{shown:g}{THIN_SPACE}%"
+    return f"{shown:.1f}{THIN_SPACE}%" if 0 < shown < 100 else f"{shown:g}{THIN_SPACE}%"
 
 
 def ratio(value: float) -> str:

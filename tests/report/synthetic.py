@@ -18,6 +18,9 @@ from pabench.telemetry.vocabulary import KVSample
 CAPACITY_TOKENS = 4096
 BLOCK_SIZE = 16
 
+# A name, an error or an answer of an engine that tries to run in the report.
+HOSTILE = "<img src=x onerror=\"document.title='pwned'\"></script><!-- %{x} ${1} \u202etxt"
+
 
 @dataclass(frozen=True)
 class Made:
