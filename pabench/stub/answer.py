@@ -100,7 +100,8 @@ class Answer:
     async def _wait_for(self, token: int) -> None:
         """Sleep until token number `token` (from 0) of a choice is due."""
         due_s = self._request.arrival_s + (self._options.ttft_ms + token * self._options.itl_ms) / 1000
-        await asyncio.sleep(max(0.0, due_s - time.monotonic()))
+        while (left_s := due_s - time.monotonic()) > 0:  # timers count whole milliseconds and may end early
+            await asyncio.sleep(left_s)
 
     def _pieces(self, index: int) -> Iterator[_Piece]:
         request, options = self._request, self._options

@@ -21,7 +21,8 @@ def engine(request, tiny_probe, tmp_path_factory):
     command = [
         sys.executable, "-m", "reference_engine", "--model", str(tiny_probe), "--kv", request.param,
         "--block-size", str(BLOCK_SIZE), "--num-blocks", str(NUM_BLOCKS), "--max-num-seqs", "8",
-        "--max-model-len", "256", "--host", "127.0.0.1", "--port", "{port}", "--dtype", "float32", "--served-model-name", "probe"]
+        "--max-model-len", "256", "--host", "127.0.0.1", "--port", "{port}", "--dtype", "float32",
+        "--served-model-name", "probe"]
     log = tmp_path_factory.mktemp("reference") / "engine.log"
     environment = {"OMP_NUM_THREADS": "1"}
     with EngineProcess(command, url="http://127.0.0.1:{port}", log=log, env=environment, ready_timeout_s=60) as process:
