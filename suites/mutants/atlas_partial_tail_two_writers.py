@@ -21,7 +21,7 @@ class PartialTails(prefix_cache.PrefixCache):
         super().store(seq)
         tail = seq.num_computed % self.allocator.block_size
         key, block = tuple(seq.tokens[: seq.num_computed]), self.allocator.block_table(seq.id)[-1]
-        if tail and key not in self.blocks and block not in self.blocks.values():
+        if tail and key not in self.blocks:
             self.blocks[key] = block
             self.hold(block)
 

@@ -38,7 +38,7 @@ class PrefixCache:
         table = self.allocator.block_table(seq.id)
         for end in self.ends(seq.num_computed):
             key, block = self.key(seq.tokens, end), table[(end - 1) // self.allocator.block_size]
-            if key not in self.blocks and block not in self.blocks.values():
+            if key not in self.blocks:
                 self.blocks[key] = block
                 self.hold(block)
 

@@ -16,6 +16,6 @@ def apply() -> None:
     def free_twice(self: PagedAllocator, seq_id: int) -> None:
         last = self.block_table(seq_id)[-1]
         free(self, seq_id)
-        self._free.insert(0, last)
+        self._free.append(last)
 
     PagedAllocator.free = free_twice  # type: ignore[method-assign]

@@ -1,0 +1,76 @@
+"""The suite fails what is broken and passes what is not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pabench.conformance import Outcome, Results, load_registry, load_results
+from pabench.conformance.runner import run_suite
+from pabench.conformance.verdicts import NOT_CONFORMING
+from tests.conformance import mutant_hosts
+
+HOST = mutant_hosts.host()
+
+
+def ask(url: str, out: Path, *ids: str) -> tuple[int, Results]:
+    """Exit code and results of the smoke profile."""
+    code = run_suite(url, out=out, profile="smoke", ids=ids, quiet=True)
+    return code, load_results(out)
+
+
+def outcomes(results: Results) -> dict[str, Outcome]:
+    return {row.requirement: row.outcome for row in results.by_requirement()}
+
+
+@pytest.mark.parametrize("name", HOST.names())
+def test_every_mutant_is_failed_by_what_it_names(name: str, tiny_probe: Path, tmp_path: Path) -> None:
+    mutant = HOST.load(name)
+    with mutant_hosts.engine(name, tiny_probe, tmp_path / "log", *mutant.ENGINE_ARGS) as url:
+        code, results = ask(url, tmp_path / "out", *mutant.MUST_FAIL)
+    found = outcomes(results)
+    assert {each: found[each] for each in mutant.MUST_FAIL if found[each] not in NOT_CONFORMING} == {}
+    assert code == 1
+    failed = [row for row in results.rows if row.outcome in NOT_CONFORMING]
+    assert all((tmp_path / "out" / row.replay).is_file() and row.text for row in failed)
+
+
+# What each sound engine cannot be asked; all else must pass.
+SOUND = {
+    "paged": ((), {"http/preemption-exact"}),
+    "contiguous": (("--kv", "contiguous"), {"http/preemption-exact"}),
+    "tiny pool": (("--num-blocks", "28", "--max-model-len", "512"), set()),
+}
+
+
+@pytest.mark.parametrize("which", SOUND)
+def test_sound_engines_conform(which: str, tiny_probe: Path, tmp_path: Path) -> None:
+    options, unsupported = SOUND[which]
+    with mutant_hosts.engine(None, tiny_probe, tmp_path / "log", *options) as url:
+        code, results = ask(url, tmp_path / "out")
+    texts = [row.text for row in results.rows if row.text]
+    assert texts == []
+    assert code == 0
+    assert {each for each, outcome in outcomes(results).items() if outcome is not Outcome.PASS} == unsupported
+    assert set(outcomes(results)) == set(load_registry())
+
+
+def test_the_cache_that_mutants_break_is_sound(tiny_probe: Path, tmp_path: Path) -> None:
+    broken = [HOST.load(name) for name in HOST.names()]
+    ids = {each for mutant in broken if hasattr(mutant, "prefix_cache") for each in mutant.MUST_FAIL}
+    assert len(ids) == 3
+    with mutant_hosts.engine("prefix_cache", tiny_probe, tmp_path / "log", "--num-blocks", "64") as url:
+        code, results = ask(url, tmp_path / "out", *sorted(ids))
+    assert [row.text for row in results.rows if row.text] == []
+    assert code == 0
+
+
+def test_every_must_has_a_mutant_and_every_mutant_a_catalogue_entry() -> None:
+    registry = load_registry()
+    mutants = {name: HOST.load(name) for name in HOST.names()}
+    covered = {each for mutant in mutants.values() for each in mutant.MUST_FAIL}
+    assert {each for each in registry if registry[each].level == "MUST"} == covered
+    for name, mutant in mutants.items():
+        assert name.partition("__")[0].replace("_", "-") == mutant.BUG
+        assert all(mutant.BUG in registry[each].bugs for each in mutant.MUST_FAIL), name
