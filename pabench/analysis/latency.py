@@ -15,8 +15,9 @@ def ok_requests(requests: pd.DataFrame) -> pd.DataFrame:
 
 
 def ttft_ms(requests: pd.DataFrame, *, intended: bool = False) -> Samples:
-    """First token, from the bytes' leaving, or from the `intended` start."""
-    return _ms(requests["first_s"] - requests["intended_s" if intended else "sent_s"])
+    """First token, from the bytes' leaving, or from the `intended` start. Answers without token times have none."""
+    streamed = requests[requests["first_s"].notna()]
+    return _ms(streamed["first_s"] - streamed["intended_s" if intended else "sent_s"])
 
 
 def e2e_ms(requests: pd.DataFrame) -> Samples:

@@ -79,7 +79,9 @@ class LoopLag:
         """Lag, lateness (sent - intended) and CPU share, for the manifest."""
         lateness = [r.sent_s - r.intended_s for r in records if r.sent_s is not None]
         lag, late = _quantiles_ms(self.lags_s), _quantiles_ms(lateness)
+        percentiles = np.percentile(self.lags_s, np.arange(101)) if self.lags_s else np.empty(0)
         return ClientHealth(
+            loop_lag_percentiles_ms=[round(float(value) * 1e3, 4) for value in percentiles],
             loop_lag_p50_ms=lag[0], loop_lag_p99_ms=lag[1], loop_lag_max_ms=lag[2],
             lateness_p50_ms=late[0], lateness_p99_ms=late[1], lateness_max_ms=late[2],
             cpu_share=self._cpu_share, scrapes=scrapes, failed_scrapes=failed_scrapes,

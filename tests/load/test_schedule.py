@@ -87,7 +87,8 @@ def test_prompts_have_exactly_the_length_drawn_and_start_with_the_separator() ->
 
 def test_users_at_the_same_time_never_share_a_token_or_a_salt() -> None:
     schedule = planned(workload(
-        num_requests=64, arrivals={"kind": "closed", "users": 8}, prompt_tokens={"law": "uniform", "min": 8, "max": 200}))
+        num_requests=64, arrivals={"kind": "closed", "users": 8},
+        prompt_tokens={"law": "uniform", "min": 8, "max": 200}))
     assert schedule.isolation == "tokens"
     tokens: dict[int, set[int]] = {}
     salts: dict[int, set[int]] = {}
@@ -148,7 +149,7 @@ def test_cancel_share_is_the_share_of_requests_cut() -> None:
 
 
 def test_what_an_engine_cannot_do_is_said_before_work_starts() -> None:
-    with pytest.raises(UsageError, match="asks for verified prompts.*pabench probe build"):
+    with pytest.raises(UsageError, match=r"asks for verified prompts.*pabench probe build"):
         plan(workload(), 0, FACTS, None, "p")
     poor = EngineFacts("transformers", "m", 512, capabilities=frozenset({"stream"}))
     with pytest.raises(UsageError, match="needs n, sampling"):

@@ -18,7 +18,7 @@ def test_shipped_workloads_load_and_say_where_they_come_from(name: str) -> None:
 
 
 def test_unknown_workload_lists_the_known_ones() -> None:
-    with pytest.raises(UsageError, match="unknown workload 'shargpt'.*sharegpt-mini, smoke"):
+    with pytest.raises(UsageError, match=r"unknown workload 'shargpt'.*sharegpt-mini, smoke"):
         load_workload("shargpt")
 
 
@@ -51,7 +51,7 @@ def test_closed_arrivals_need_a_number_of_requests(tmp_path: Path) -> None:
 def test_a_broken_file_is_named(tmp_path: Path) -> None:
     path = tmp_path / "broken.toml"
     path.write_text("prompt = = 3")
-    with pytest.raises(UsageError, match="broken.toml: cannot be read as TOML"):
+    with pytest.raises(UsageError, match=r"broken.toml: cannot be read as TOML"):
         load_workload(path)
 
 

@@ -1,0 +1,220 @@
+"""Figures of hand-made records, each worked out by hand beside it."""
+
+from __future__ import annotations
+
+import io
+import re
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+from rich.console import Console
+
+from pabench.analysis import Run, WasteSplit, comparison_frame, comparison_table, find_runs, summarise
+from pabench.analysis.kv import live_tokens
+from pabench.analysis.validity import moved_by_lag
+from pabench.engines.base import EngineFacts
+from pabench.errors import UsageError
+from pabench.load.manifest import ClientHealth, new_manifest
+from pabench.load.records import OUTCOMES, REQUEST_SCHEMA, TELEMETRY_SCHEMA, RequestRecord
+from pabench.load.window import steady_window
+from pabench.telemetry.vocabulary import KVFacts, KVSample
+from tests.load.support import workload
+
+# Two users, two requests each; four tokens a request, 100 ms to the first and 100 ms between them.
+A = RequestRecord("a", 0, 0, intended_s=0.0, sent_s=0.01, first_s=0.11, last_s=0.41, end_s=0.42, outcome="ok",
+                  prompt_tokens=10, max_tokens=4, output_tokens=4, stream_tokens=4, verified_tokens=4, wrong_tokens=0,
+                  token_times_s=[0.11, 0.21, 0.31, 0.41], token_choices=[0] * 4)
+B = RequestRecord("b", 1, 1, intended_s=0.0, sent_s=0.02, first_s=0.22, last_s=0.42, end_s=0.42, outcome="ok",
+                  prompt_tokens=20, max_tokens=4, output_tokens=4, stream_tokens=4, verified_tokens=4, wrong_tokens=0,
+                  token_times_s=[0.22, 0.22, 0.42, 0.42], token_choices=[0] * 4)
+C = RequestRecord("c", 2, 0, intended_s=0.42, sent_s=0.42, first_s=0.52, last_s=0.82, end_s=0.82, outcome="wrong",
+                  prompt_tokens=10, max_tokens=4, output_tokens=4, stream_tokens=4, verified_tokens=1, wrong_tokens=3,
+                  token_times_s=[0.52, 0.62, 0.72, 0.82], token_choices=[0] * 4,
+                  diagnosis='{"text": "expected output 1"}')
+D = RequestRecord("d", 3, 1, intended_s=0.42, sent_s=0.42, end_s=0.9, outcome="error", error_kind="http",
+                  prompt_tokens=10, max_tokens=4)
+
+
+def frame(rows: list[RequestRecord]) -> pd.DataFrame:
+    return pa.Table.from_pylist([asdict(row) for row in rows], schema=REQUEST_SCHEMA).to_pandas()
+
+
+def made(records: list[RequestRecord], samples: list[KVSample] = [], **manifest_fields: object) -> Run:  # noqa: B006
+    facts = EngineFacts("reference", "m", 512, kv=KVFacts(block_size=10, num_blocks=10))
+    manifest = new_manifest(workload=workload(num_requests=4), seed=0, facts=facts, probe_preset="tiny", label="e",
+                            url="http://h")
+    fields: dict[str, object] = {
+        "status": "complete", "duration_s": 0.9, "window_s": steady_window(records),
+        "outcomes": {name: sum(r.outcome == name for r in records) for name in OUTCOMES},
+    }
+    telemetry = pa.Table.from_pylist([asdict(s) for s in samples], schema=TELEMETRY_SCHEMA).to_pandas()
+    return Run(Path("run"), manifest.model_copy(update=fields | manifest_fields), frame(records), telemetry)
+
+
+def test_latencies_by_hand() -> None:
+    summary = summarise(made([A, B, C, D]))
+    assert summary.ttft_ms is not None
+    assert summary.ttft_intended_ms is not None
+    assert summary.tpot_ms is not None
+    assert summary.itl_ms is not None
+    assert summary.e2e_ms is not None
+    assert summary.lateness_ms is not None
+    assert summary.normalised_latency_ms is not None
+    # Only A and B are ok: 0.11 - 0.01 and 0.22 - 0.02 from sent, 0.11 and 0.22 from intended.
+    assert summary.ttft_ms.count == 2
+    assert (summary.ttft_ms.mean, summary.ttft_ms.max) == (pytest.approx(150), pytest.approx(200))
+    assert summary.ttft_intended_ms.mean == pytest.approx(165)
+    # A: 0.3 / 3. B: 0.2 / 3.
+    assert summary.tpot_ms.mean == pytest.approx((100 + 200 / 3) / 2)
+    # A: three gaps of 100. B: two chunks of two: one gap of 200 spread over two tokens, and 0 inside the first chunk.
+    assert summary.itl_ms.count == 6
+    assert summary.itl_ms.mean == pytest.approx((300 + 200) / 6)
+    assert summary.itl_ms.max == pytest.approx(100)
+    # A: 0.41 - 0.01; B: 0.42 - 0.02. Four tokens each.
+    assert summary.e2e_ms.mean == pytest.approx(400)
+    assert summary.normalised_latency_ms.mean == pytest.approx(100)
+    assert summary.lateness_ms.max == pytest.approx(20)
+
+
+def test_window_and_throughput_by_hand() -> None:
+    # Both users have sent by 0.02 and the first token came at 0.11; the first user without work is 0, at 0.82.
+    summary = summarise(made([A, B, C, D]))
+    assert summary.window_s == (pytest.approx(0.11), pytest.approx(0.82))
+    # Tokens at 0.11 (included) to 0.82 (not): A 4, B 4, C 3. C's answer was wrong: none of its tokens is verified.
+    assert summary.throughput_tokens_per_s == pytest.approx(11 / 0.71)
+    assert summary.verified_tokens_per_s == pytest.approx(8 / 0.71)
+    assert summary.request_rate_per_s == pytest.approx(2 / 0.71)
+    assert (summary.output_tokens, summary.verified_tokens, summary.wrong_tokens) == (12, 9, 3)
+    assert summary.outcomes == {"ok": 2, "wrong": 1, "error": 1, "timeout": 0, "aborted": 0, "unsent": 0}
+    assert summary.diagnoses == ("c\nexpected output 1",)
+
+
+def test_an_open_window_leaves_ramp_and_drain_out() -> None:
+    records = [RequestRecord(str(i), i, None, intended_s=i * 1.0, sent_s=i * 1.0, first_s=i + 0.5, last_s=i + 2.0,
+                             end_s=i + 2.0, outcome="ok") for i in range(11)]
+    # From the median duration, 2 s, after the first start, to the last intended one, not to its end at 12 s.
+    assert steady_window(records) == (2.0, 10.0)
+    assert steady_window([]) is None
+
+
+def test_live_tokens_by_hand() -> None:
+    times = np.array([0.05, 0.11, 0.25, 0.415, 0.5, 0.6])
+    # Before a first token nothing; A: 10 + 1; A 10 + 2, B 20 + 2; A 10 + 4, B 20 + 2; nothing; C 10 + 1.
+    assert live_tokens(frame([A, B, C, D]), times).tolist() == [0, 11, 34, 36, 0, 11]
+
+
+def test_live_tokens_of_samples_with_and_without_the_shared_prompt() -> None:
+    both = RequestRecord("n", 0, 0, intended_s=0, sent_s=0, first_s=1.0, last_s=1.0, end_s=3.0, outcome="ok", n=2,
+                         prompt_tokens=50, token_times_s=[1.0, 1.0], token_choices=[0, 1])
+    at = np.array([2.0])
+    assert live_tokens(frame([both]), at).tolist() == [52]
+    assert live_tokens(frame([both]), at, share_prompt=False).tolist() == [102]
+
+
+def test_kv_figures_by_hand() -> None:
+    samples = [
+        KVSample(0.0, kv_usage=0.0, running=0, preemptions=5, prefix_queries=100, prefix_hits=10,
+                 token_states_tokens=0, reserved_tokens=0, internal_waste_tokens=0, external_waste_tokens=0),
+        KVSample(0.25, kv_usage=0.5, running=2, preemptions=6, prefix_queries=120, prefix_hits=25,
+                 token_states_tokens=34, reserved_tokens=6, internal_waste_tokens=10, external_waste_tokens=5),
+        KVSample(0.6, kv_usage=0.3, running=1, preemptions=8, prefix_queries=140, prefix_hits=30,
+                 token_states_tokens=11, reserved_tokens=9, internal_waste_tokens=10, external_waste_tokens=5),
+        KVSample(0.95, kv_usage=1.0, running=9, preemptions=8, prefix_queries=140, prefix_hits=30),
+    ]
+    summary = summarise(made([A, B, C, D], samples))
+    assert summary.peak_running == 9           # over the run
+    assert summary.mean_running == 1.5         # over the window: two scrapes
+    assert summary.kv_usage_mean == pytest.approx(0.4)
+    assert summary.kv_usage_max == 0.5
+    assert summary.preemptions == 3
+    assert summary.prefix_hit_rate == pytest.approx(20 / 40)
+    # Live 34 and 11 at the two scrapes; slots in use 50 and 30 of 100.
+    assert summary.effective_utilisation == pytest.approx(45 / 80)
+    assert summary.waste == WasteSplit(pytest.approx(0.225), pytest.approx(0.075), pytest.approx(0.10),
+                                       pytest.approx(0.05), pytest.approx(0.55))
+
+
+def test_what_an_engine_does_not_tell_is_none_and_not_zero() -> None:
+    summary = summarise(made([A, B], [KVSample(0.2), KVSample(0.3)]))
+    assert (summary.kv_usage_mean, summary.peak_running, summary.preemptions, summary.waste) == (None,) * 4
+    assert (summary.effective_utilisation, summary.prefix_hit_rate) == (None, None)
+    unchecked = RequestRecord("t", 0, 0, intended_s=0, sent_s=0, first_s=1.0, last_s=2.0, end_s=2.0, outcome="ok",
+                              stream_tokens=2, token_times_s=[1.0, 2.0], token_choices=[0, 0])
+    text = summarise(made([unchecked]))
+    assert (text.verified_tokens, text.verified_tokens_per_s, text.wrong_tokens) == (None, None, None)
+    assert text.output_tokens == 2  # counted in the stream where usage is not told
+
+
+def test_a_restarted_counter_counts_from_zero() -> None:
+    samples = [KVSample(0.1, preemptions=7), KVSample(0.2, preemptions=9), KVSample(0.3, preemptions=1)]
+    assert summarise(made([A, B], samples)).preemptions == 3
+
+
+@pytest.mark.parametrize(("fields", "reason"), [
+    ({"status": "interrupted"}, "the run is interrupted"),
+    ({"status": "failed", "failure": "the engine died"}, "the run is failed: the engine died"),
+    ({"window_s": None}, "no steady window"),
+    ({"client": ClientHealth(cpu_share=0.95)}, "used 95% of a core"),
+    ({"client": ClientHealth(scrapes=3, failed_scrapes=2)}, "2 of 5 scrapes failed"),
+    ({"client": ClientHealth(loop_lag_percentiles_ms=[50.0] * 101)}, "loop lag .* TTFT p50"),
+    ({"outcomes": {"ok": 1}}, "outcomes add up to 1, not to 2"),
+])
+def test_a_run_is_invalid_for_a_reason(fields: dict[str, object], reason: str) -> None:
+    one = RequestRecord("s", 1, 1, intended_s=0.0, sent_s=0.0, first_s=0.1, last_s=0.4, end_s=0.4, outcome="ok",
+                        token_times_s=[0.1, 0.2, 0.3, 0.4], token_choices=[0] * 4)
+    other = replace(one, request_id="t", index=0, user=0)
+    assert summarise(made([one, other])).validity.valid
+    validity = summarise(made([one, other], [], **fields)).validity
+    assert not validity.valid
+    assert any(re.search(reason, found) for found in validity.reasons)
+
+
+def test_lateness_beyond_its_share_is_invalid() -> None:
+    summary = summarise(made([A, B]))  # 10 and 20 ms late on TTFTs of 110 and 220 ms
+    assert any("late sending" in reason for reason in summary.validity.reasons)
+
+
+def test_unsent_work_is_invalid_unless_the_workload_planned_it() -> None:
+    def with_unsent(kind: str) -> tuple[str, ...]:
+        unsent = RequestRecord("u", 2, 0, intended_s=float("nan"), error_kind=kind)
+        return summarise(made([A, B, unsent])).validity.reasons
+
+    assert any("1 of 3 requests were never sent" in reason for reason in with_unsent("engine-died"))
+    assert not any("never sent" in reason for reason in with_unsent("duration"))
+
+
+def test_lag_that_is_alike_for_all_arrivals_moves_ttft_and_not_itl() -> None:
+    samples, lag = np.full(1000, 20.0), np.full(101, 3.0)
+    assert moved_by_lag(samples, lag, 0.5, ends=1) == pytest.approx(3)
+    assert moved_by_lag(samples, lag, 0.5, ends=2) == pytest.approx(0)
+    rare = np.concatenate([np.zeros(99), [50.0, 50.0]])
+    assert moved_by_lag(samples, rare, 0.5, ends=1) == pytest.approx(0)
+    assert moved_by_lag(samples, rare, 0.99, ends=1) > 5
+
+
+def test_tables_hold_a_row_a_run_and_show_hostile_text_as_text() -> None:
+    run = made([A, B, C, D])
+    run.manifest.label = "evil \x1b[31m[bold]label"
+    summaries = [summarise(run), summarise(made([A, B]))]
+    found = comparison_frame(summaries)
+    assert found["ok"].tolist() == [2, 2]
+    assert found["wrong_tokens"].tolist() == [3, 0]
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(comparison_table(summaries))
+    text = console.export_text()
+    assert "\x1b" not in text
+    assert "[bold]label" in text
+    assert "3 WRONG" in text
+
+
+def test_runs_are_found_below_a_folder(tmp_path: Path) -> None:
+    for name in ("b/one", "a", "a/deeper"):
+        (tmp_path / name).mkdir(parents=True, exist_ok=True)
+        (tmp_path / name / "manifest.json").touch()
+    assert find_runs(tmp_path) == [tmp_path / "a", tmp_path / "a/deeper", tmp_path / "b/one"]
+    with pytest.raises(UsageError, match="is no folder"):
+        find_runs(tmp_path / "nowhere")
