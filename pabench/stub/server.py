@@ -79,9 +79,9 @@ class Stub:
             error = {"message": str(refusal), "type": "stub", "param": None, "code": refusal.status}
             return _json({"error": error}, refusal.status)
         except _Died:
+            self._die()  # a process ends here, and all its sockets at once
             if http.transport is not None:
                 http.transport.abort()
-            self._die()
             return web.Response()
         finally:
             self.running -= 1

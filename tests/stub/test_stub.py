@@ -188,6 +188,9 @@ def test_as_a_process_it_serves_and_dies_on_demand(tmp_path):
                     await client.generate(GenerationRequest(RING.prompt, 5))
 
         asyncio.run(talk())
+        deadline_s = time.monotonic() + 5
+        while engine.alive and time.monotonic() < deadline_s:
+            time.sleep(0.01)
         assert engine.returncode == 70
 
 
