@@ -54,17 +54,23 @@ def build_engine(args: argparse.Namespace) -> Engine:
     )
     if config.max_model_len > longest:
         raise UsageError(f"--max-model-len is {config.max_model_len}, the model goes to {longest} tokens")
+    try:
+        torch.empty(0, device=args.device)
+    except (RuntimeError, AssertionError) as error:  # an unknown name, or a device that torch here cannot use
+        raise UsageError(f"--device {args.device!r} cannot be used: {str(error).splitlines()[0]}") from error
     return Engine.from_folder(args.model, config, dtype=DTYPES[args.dtype], device=args.device)
 
 
 def listen(host: str, port: int) -> socket.socket:
     """A bound socket, so that a port in use is known before the model is loaded."""
+    if not 0 <= port < 65536:
+        raise UsageError(f"cannot listen on port {port}, expected 0 (any free one) to 65535")
     try:
         family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         sock = socket.socket(family, kind, proto)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(address)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         raise UsageError(f"cannot listen on {host}:{port}: {error}") from error
     return sock
 
@@ -95,7 +101,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     args = parser().parse_args(argv)
     try:
-        torch.device(args.device)
         with listen(args.host, args.port) as sock:
             engine = build_engine(args)
             gc.freeze()  # the model and its tables live for ever: keep them out of collections
