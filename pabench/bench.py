@@ -25,7 +25,7 @@ from typing import Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from pabench import conformance
+from pabench.conformance.runner import run_suite
 from pabench.engines import EngineProcess, dialect
 from pabench.engines.doctor import examine
 from pabench.errors import (
@@ -179,7 +179,7 @@ def _run_engine(
     narrator.stage(f"starting {plan.label}")
     with _reach(plan, folder, model) as url:
         if suite.profile != "none":
-            result.conformance = conformance.run_suite(
+            result.conformance = run_suite(
                 url, out=folder / "conformance", profile=suite.profile, dialect=plan.dialect, probe=model,
                 seed=suite.seed, quiet=narrator.quiet,
             )
@@ -204,7 +204,8 @@ def _reach(plan: EnginePlan, folder: Path, model: Path) -> Iterator[str]:
         return
     filled = {"{python}": sys.executable, "{model}": str(model.resolve())}
     command = [_fill(word, filled) for word in plan.command]
-    with EngineProcess(command, url=plan.url, log=folder / "engine.log", env=plan.env,
+    env = {name: _fill(value, filled) for name, value in plan.env.items()}
+    with EngineProcess(command, url=plan.url, log=folder / "engine.log", env=env,
                        ready_timeout_s=plan.ready_timeout_s) as process:
         yield process.url
 

@@ -173,7 +173,7 @@ def conform(
 
     Example: pabench conform --url http://127.0.0.1:8000 --profile ci --out results/conform
     """
-    from pabench.conformance import run_suite
+    from pabench.conformance.runner import run_suite
 
     raise SystemExit(run_suite(
         url, out=out or _new_folder("conform"), profile=profile, dialect=dialect, probe=probe, ids=requirement or (),
@@ -190,7 +190,7 @@ def replay(
 
     Example: pabench replay results/conform/case-91c2.json --url http://127.0.0.1:8000
     """
-    from pabench.conformance import replay_case
+    from pabench.conformance.runner import replay_case
 
     raise SystemExit(replay_case(case, url=url, dialect=dialect, probe=probe, api_key=_api_key(api_key_env)))
 

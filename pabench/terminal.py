@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from pabench.analysis import RunSummary, find_runs, load_run, summarise, summary_table
+from pabench.analysis import RunSummary, find_runs, load_run, summarise, comparison_table
 from pabench.bench import EngineResult
 from pabench.engines.cleaning import clean
 from pabench.engines.doctor import Examination
@@ -55,7 +55,7 @@ def show_examination(examination: Examination, url: str) -> None:
 def show_summaries(summaries: Sequence[RunSummary]) -> None:
     """The final table, on stdout."""
     out = Console(highlight=False)
-    out.print(summary_table(summaries))
+    out.print(comparison_table(summaries))
     for summary in summaries:
         if not summary.validity.valid:
             out.print(f"INVALID {escape(clean(summary.label))}, {summary.load}: "

@@ -1,0 +1,161 @@
+"""What goes wrong for a user gives one clear line, the right exit code, and keeps what was measured."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pabench.analysis import load_run
+from pabench.engines import EngineProcess, free_port
+from tests.cli.conftest import Run
+
+
+def one_line(result: subprocess.CompletedProcess[str], code: int, *says: str) -> None:
+    assert result.returncode == code, (result.stdout, result.stderr)
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1, result.stderr
+    for text in says:
+        assert text in lines[0]
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("command", ["doctor", "run --workload smoke", "conform --out c"])
+def test_wrong_url(pabench: Run, command: str) -> None:
+    one_line(pabench(*command.split(), "--url", f"http://127.0.0.1:{free_port()}"), 2, "nothing answers")
+
+
+@pytest.mark.parametrize("command", ["doctor", "run --workload smoke", "conform --out c"])
+def test_no_url_at_all(pabench: Run, command: str) -> None:
+    one_line(pabench(*command.split(), "--url", "localhost"), 2, "localhost", "http://")
+
+
+def test_something_else_listens(pabench: Run) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        one_line(pabench("doctor", "--url", f"http://127.0.0.1:{server.getsockname()[1]}", "--timeout-s", "1"), 2)
+
+
+def test_unknown_workload(pabench: Run) -> None:
+    one_line(pabench("run", "--url", "http://127.0.0.1:9", "--workload", "nope"), 2, "nope", "sharegpt-mini")
+
+
+def test_unknown_suite(pabench: Run) -> None:
+    one_line(pabench("bench", "nope"), 2, "nope", "demo")
+
+
+def test_unknown_preset(pabench: Run) -> None:
+    one_line(pabench("probe", "build", "--preset", "nope"), 2, "nope", "gqa")
+
+
+def test_no_probe_in_the_folder(pabench: Run, tmp_path: Path) -> None:
+    one_line(pabench("probe", "check", tmp_path), 2, "holds no KV probe")
+
+
+def test_a_damaged_probe(pabench: Run, tiny_probe: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "damaged"
+    folder.mkdir()
+    for file in tiny_probe.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    (folder / "config.json").write_text("{}")
+    result = pabench("probe", "check", folder)
+    assert result.returncode == 1
+    assert "config.json differs" in result.stdout
+
+
+def test_a_folder_that_is_no_model(pabench: Run, tmp_path: Path) -> None:
+    one_line(pabench("serve", "--model", tmp_path), 2, "config.json")
+
+
+def test_nothing_to_report(pabench: Run, tmp_path: Path) -> None:
+    one_line(pabench("report", tmp_path), 2)
+
+
+@pytest.mark.parametrize("command", ["stub", "serve"])
+def test_port_in_use(pabench: Run, tiny_probe: Path, command: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        model = ["--model", str(tiny_probe)] if command == "serve" else []
+        one_line(pabench(command, *model, "--port", server.getsockname()[1]), 2, "in use")
+
+
+def test_the_key_is_not_in_the_environment(pabench: Run) -> None:
+    one_line(pabench("doctor", "--url", "http://127.0.0.1:9", "--api-key-env", "NO_SUCH_KEY"), 2, "NO_SUCH_KEY")
+
+
+def test_results_are_not_overwritten(pabench: Run, stub: EngineProcess) -> None:
+    arguments = ("run", "--url", stub.url, "--workload", "smoke", "--out", "run", "--quiet")
+    assert pabench(*arguments).returncode == 0
+    one_line(pabench(*arguments), 2, "already holds a run")
+
+
+def start_run(stub: EngineProcess, out: Path) -> subprocess.Popen[str]:
+    """A run of about 30 s, in the middle: some requests ended, some in flight."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pabench", "run", "--url", stub.url, "--workload", "sharegpt-mini", "--users", "8",
+         "--num-requests", "100", "--out", str(out), "--quiet"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline and not any(f.stat().st_size > 4096 for f in out.glob("*journal*")):
+        time.sleep(0.2)
+    time.sleep(2)
+    return process
+
+
+def test_ctrl_c_keeps_what_was_measured(stub: EngineProcess, tmp_path: Path) -> None:
+    process = start_run(stub, tmp_path / "run")
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130, errors
+    assert "interrupted" in errors
+    assert "Traceback" not in errors
+    run = load_run(tmp_path / "run")
+    assert run.manifest.status == "interrupted"
+    assert sum(run.manifest.outcomes.values()) == 100
+    assert run.manifest.outcomes["ok"] > 0
+    assert run.manifest.outcomes["unsent"] > 0
+
+
+def test_an_engine_that_dies_keeps_what_was_measured(stub: EngineProcess, tmp_path: Path) -> None:
+    process = start_run(stub, tmp_path / "run")
+    assert stub.pid is not None
+    os.kill(stub.pid, signal.SIGKILL)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 2, errors
+    assert len(errors.strip().splitlines()) == 1, errors
+    run = load_run(tmp_path / "run")
+    assert run.manifest.status == "failed"
+    assert run.manifest.outcomes["ok"] > 0
+    assert sum(run.manifest.outcomes.values()) == 100
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 KiB, where this user may mount one."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", folder], capture_output=True)
+    if mounted.returncode != 0:
+        pytest.skip("needs the right to mount a small file system; tests/load shows the same with a stand-in")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_a_full_disk(pabench: Run, stub: EngineProcess, small_disk: Path) -> None:
+    result = pabench("run", "--url", stub.url, "--workload", "sharegpt-mini", "--users", "16", "--num-requests", "64",
+                     "--out", small_disk / "run", "--quiet", timeout=120)
+    one_line(result, 2, "No space left")
+    one_line(pabench("probe", "build", "--preset", "tiny", "--out", small_disk / "probe"), 2, "No space left")
+
+
+def test_json_goes_to_stdout_and_nothing_else(pabench: Run, stub: EngineProcess) -> None:
+    result = pabench("doctor", "--url", stub.url, "--json")
+    assert result.returncode == 0
+    assert json.loads(result.stdout)["facts"]["dialect"]

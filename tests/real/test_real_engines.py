@@ -1,0 +1,69 @@
+"""Real engines serve the KV probe: conformance, then a load of which every token is verified.
+
+Everything is asked through the same command that a user has: `pabench bench tests/real/real.toml`.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+
+from pabench.analysis import RunSummary, load_run, summarise
+from pabench.conformance import Outcome, Results, load_results
+
+ROOT = Path(__file__).resolve().parents[2]
+SUITE = ROOT / "tests" / "real" / "real.toml"
+
+pytestmark = [pytest.mark.real, pytest.mark.timeout(2400)]
+
+
+@pytest.fixture(scope="module")
+def results() -> Path:
+    """The folder of one bench over all real engines. It stays behind, with its report, to be looked at."""
+    out = ROOT / "results" / f"{datetime.now():%Y%m%d-%H%M%S}-real"
+    subprocess.run([sys.executable, "-m", "pabench", "bench", str(SUITE), "--out", str(out)], cwd=ROOT, check=False)
+    assert (out / "report.html").exists(), "the bench left no report"
+    return out
+
+
+@pytest.fixture(scope="module")
+def conformance(results: Path) -> Callable[[str], Results]:
+    return lambda engine: load_results(results / engine / "conformance" / "verdicts.jsonl")
+
+
+@pytest.fixture(scope="module")
+def load(results: Path) -> Callable[[str], RunSummary]:
+    return lambda engine: summarise(load_run(results / engine / "64-users"))
+
+
+@pytest.mark.parametrize("engine", ["vllm", "vllm-160-blocks", "transformers-serve"])
+def test_every_token_of_the_load_is_verified(load: Callable[[str], RunSummary], engine: str) -> None:
+    summary = load(engine)
+    assert summary.outcomes["ok"] == 128
+    assert summary.wrong_tokens == 0
+    assert summary.verified_tokens == summary.output_tokens
+
+
+@pytest.mark.parametrize("engine", ["vllm", "vllm-160-blocks"])
+def test_vllm_conforms(conformance: Callable[[str], Results], engine: str) -> None:
+    rows = conformance(engine).rows
+    assert {row.outcome for row in rows} <= {Outcome.PASS, Outcome.UNSUPPORTED}
+    passed = {row.requirement for row in rows if row.outcome is Outcome.PASS}
+    assert {"http/ring-exact", "http/n-samples-isolated", "http/abort-frees", "http/no-starvation"} <= passed
+
+
+def test_a_tiny_pool_preempts_and_stays_exact(
+    load: Callable[[str], RunSummary], conformance: Callable[[str], Results]
+) -> None:
+    summary = load("vllm-160-blocks")
+    assert summary.preemptions is not None
+    assert summary.preemptions > 0
+    assert summary.kv_usage_max is not None
+    assert summary.kv_usage_max > 0.9
+    passed = {row.requirement for row in conformance("vllm-160-blocks").rows if row.outcome is Outcome.PASS}
+    assert "http/preemption-exact" in passed
