@@ -65,12 +65,15 @@ def listen(host: str, port: int) -> socket.socket:
     """A bound socket, so that a port in use is known before the model is loaded."""
     if not 0 <= port < 65536:
         raise UsageError(f"cannot listen on port {port}, expected 0 (any free one) to 65535")
+    sock = None
     try:
         family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         sock = socket.socket(family, kind, proto)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(address)
     except OSError as error:
+        if sock is not None:
+            sock.close()
         raise UsageError(f"cannot listen on {host}:{port}: {error}") from error
     return sock
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from pabench.errors import UsageError
 from pabench.probe import check_answer, draw_fork
 from reference_engine.allocator import IntegrityError
+from reference_engine.config import EngineConfig
+from reference_engine.engine import Engine
 from reference_engine.sequence import SamplingParams
 from tests.reference_engine.helpers import SPEC, assert_exact, assert_idle, drain, greedy, ids, rings
 
@@ -22,6 +25,16 @@ def test_rings_around_block_edges_together(make_engine, kv, block_size):
     for ring, request in zip(prompts, requests, strict=True):
         assert_exact(ring, ids(made[request.id][0]), 70)
     assert_idle(engine)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_rings_in_low_precision(tiny_probe, dtype):
+    engine = Engine.from_folder(tiny_probe, EngineConfig(max_model_len=512, check_integrity=True), dtype=dtype)
+    prompts = rings(15, 100, 230)
+    requests = [engine.add(ring.prompt, greedy(40)) for ring in prompts]
+    made = drain(engine)
+    for ring, request in zip(prompts, requests, strict=True):
+        assert_exact(ring, ids(made[request.id][0]), 40)
 
 
 def test_answers_do_not_depend_on_the_batch(make_engine):
