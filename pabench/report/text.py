@@ -29,11 +29,12 @@ def shortened(text: str, length: int) -> str:
 
 
 def label(text: str, length: int = 48) -> str:
-    """`text` for a place where plotly reads HTML: one line, cut, `<`, `>`, `&` and quotes escaped.
+    """`text` for a place where plotly reads HTML: one line, cut, `<`, `>` and `&` escaped.
 
-    Braces are written as entities too: plotly fills `%{…}` in hover texts before it reads entities.
+    Quotes are not: plotly knows no entity for them, and no label stands in an attribute. Braces are: plotly fills
+    `%{…}` in hover texts before it reads entities.
     """
-    return html.escape(shortened(text, length)).replace("{", "&#123;").replace("}", "&#125;")
+    return html.escape(shortened(text, length), quote=False).replace("{", "&#123;").replace("}", "&#125;")
 
 
 def number(value: float | None, digits: int = 3) -> str:

@@ -19,7 +19,7 @@ CAPACITY_TOKENS = 4096
 BLOCK_SIZE = 16
 
 # A name, an error or an answer of an engine that tries to run in the report.
-HOSTILE = "<img src=x onerror=\"document.title='pwned'\"></script><!-- %{x} ${1} \u202etxt"
+HOSTILE = "%{x}<img src=x onerror=\"document.title='pwned'\"></script><!-- ${1} \u202etxt"
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,6 @@ class Made:
     diagnosis: str = "A[5] = t3022 = request B, position 39"
     workload: str = "probe-rings"
     status: str = "complete"
-    loop_lag_ms: float = 0.1
     chunk: int = 1
     url: str = "http://127.0.0.1:8000"
     seed: int = 7
@@ -151,7 +150,7 @@ def _manifest(made: Made, records: list[RequestRecord]) -> Manifest:
         host=Host(cpu="Example CPU", cores=2, memory_bytes=8 << 30, platform="Linux", python="3.11.7"),
         versions={"pabench": "0.1.0", "numpy": "2.0.0"}, git_commit="0123abc", outcomes=outcomes, duration_s=end,
         window_s=(0.1 * end, 0.9 * end),
-        client=ClientHealth(loop_lag_p50_ms=0.05, loop_lag_p99_ms=made.loop_lag_ms, loop_lag_max_ms=made.loop_lag_ms,
+        client=ClientHealth(loop_lag_p50_ms=0.05, loop_lag_p99_ms=0.1, loop_lag_max_ms=0.2,
                             lateness_p50_ms=0.1, lateness_p99_ms=0.3, lateness_max_ms=0.4, cpu_share=0.1, scrapes=50),
     )
 
