@@ -257,7 +257,7 @@ class SuiteRun:
         self.engine_for(item).cancel()
         lives = self.session.still_lives()
         if isinstance(error, (EngineDied, EngineUnreachable)) or not (lives or isinstance(error, EngineTimeout)):
-            reason = str(error) if lives else f"{error}; afterwards: {self.session.gone}"
+            reason = failure.actual if lives else f"{failure.actual}; afterwards: {self.session.gone}"
             return Outcome.CRASH, "the engine stopped answering", Failure(failure.expected, reason, hint=failure.hint)
         if isinstance(error, EngineTimeout):
             return Outcome.TIMEOUT, str(error), failure

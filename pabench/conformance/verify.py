@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pabench.conformance.failure import Failure
 from pabench.engines.base import Choice, Completion, GenerationRequest
 from pabench.engines.cleaning import clean
-from pabench.probe import Diagnosis, Fork, ProbePrompt, ProbeSpec, check_answer, diagnose
+from pabench.probe import Diagnosis, Fork, ProbePrompt, ProbeSpec, Ring, check_answer, diagnose
 
 # Between the two branches of a fork that was met before, the logits differ by 2/3 of what they do elsewhere (two of
 # three matches agree), about 8 nats: a low temperature makes the choice certain, and keeps the first one even.
 FORK_TEMPERATURE = 0.25
+
+_ENOUGH = 3    # tokens in a row that tell a shift from chance
+_FURTHEST = 4  # tokens that a shift is looked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +67,8 @@ def _check_choice(
         found = diagnose(spec, ask.prompt, ids, block_size=block_size,
                          others=[other.prompt for other in others], names=[other.name for other in others])
         if found is not None:
-            return _diagnosed(found, name)
+            shifted = _shifted(ask.prompt, ids, found.index) if isinstance(ask.prompt, Ring) else ""
+            return replace(_diagnosed(found, name), **({"hint": shifted} if shifted else {}))
     if isinstance(ask.prompt, Fork) and (failure := _check_loyalty(ask.prompt, ids, name, block_size)):
         return failure
     if len(ids) != ask.tokens:
@@ -80,6 +84,20 @@ def _diagnosed(found: Diagnosis, name: str) -> Failure:
     output = f"{name}[{found.index}]"
     return Failure(lines["expected"].replace(f"output {found.index}", output, 1), f"{output} = {lines['actual']}",
                    lines["reads"], lines["hint"])
+
+
+def _shifted(ring: Ring, ids: Sequence[int], at: int) -> str:
+    """A hint where all goes on rightly from a wrong place: one read misplaced, or tokens lost or doubled; else ""."""
+    rest = list(ids[at : at + _ENOUGH])
+    if len(rest) < _ENOUGH:
+        return ""
+    expected = ring.expected(at + _ENOUGH + _FURTHEST)
+    for lost in range(1, _FURTHEST + 1):
+        if rest == expected[at + lost : at + lost + _ENOUGH]:
+            return f"the ring goes on {lost} further on: {lost} tokens were lost on their way, or one lookup missed"
+        if at >= lost and rest == expected[at - lost : at - lost + _ENOUGH]:
+            return f"the ring goes on {lost} further back: {lost} tokens were sent twice, or one lookup missed"
+    return ""
 
 
 def _check_loyalty(fork: Fork, ids: Sequence[int], name: str, block_size: int | None) -> Failure | None:
