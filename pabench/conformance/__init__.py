@@ -1,8 +1,22 @@
 """Conformance: requirements, verdicts, and the suite that comes to them.
 
-    registry      suites/requirements.toml, checked
-    verdicts      the ten verdicts, and the exit code of a run
-    results       verdicts.jsonl: header, rows, footer
+    registry       suites/requirements.toml, checked
+    verdicts       the ten verdicts, and the exit code of a run
+    results        verdicts.jsonl: header, rows, footer
+    profiles       smoke, ci, full: how much of everything
+    expectations   what is known to fail, or not to be run
+    session        one engine for the length of a run
+    engine         `engine`, what a test holds: bounded, recorded calls
+    prompts        rings and forks of given lengths
+    verify         from an answer to a failure
+    failure        the failure text
+    cases          case-….json, to send a failed case again
+    plugin         the pytest plugin: options, marker, fixtures
+    running        a run inside pytest: from tests to verdicts
+    live           what `pabench conform` shows
+    runner         run_suite and replay_case: the suite in a pytest of its own
+
+Importing this package, or the plugin, brings nothing heavy: every pytest run with pabench installed does it.
 """
 
 from pabench.conformance.registry import Registry, Requirement, load_registry

@@ -22,7 +22,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pabench.engines.base import CAPABILITIES
 from pabench.errors import UsageError
 from pabench.resources import data_dir
 
@@ -47,6 +46,9 @@ class Requirement:
     probe: bool = True
 
     def __post_init__(self) -> None:
+        # Here, since pytest imports this file in every run and the engines bring an HTTP client with them.
+        from pabench.engines.base import CAPABILITIES
+
         problems = []
         if not _ID.fullmatch(self.id):
             problems.append("the id is not kernel/…, alloc/… or http/… in lower case and hyphens")
