@@ -29,9 +29,15 @@ from pabench.conformance.runner import run_suite
 from pabench.engines import EngineProcess, dialect
 from pabench.engines.doctor import examine
 from pabench.errors import (
-    EXIT_INTERRUPTED, EXIT_NOT_CONFORMING, EXIT_OK, EngineDied, EngineError, PabenchError, UsageError,
+    EXIT_COULD_NOT_RUN,
+    EXIT_INTERRUPTED,
+    EXIT_NOT_CONFORMING,
+    EXIT_OK,
+    EngineDied,
+    EngineError,
+    UsageError,
 )
-from pabench.load import Manifest, Progress, Workload, load_workload, run_workload
+from pabench.load import Progress, Workload, load_workload, run_workload
 from pabench.probe import build_checkpoint, preset
 from pabench.resources import data_dir
 
@@ -99,18 +105,28 @@ class EngineResult:
     """What came of one engine."""
 
     label: str
-    conformance: int | None = None                      # exit code of the suite, None when it was left out
-    runs: list[Manifest] = field(default_factory=list)
-    failure: str | None = None                          # why it could not be run to its end
+    conformance: int | None = None                  # exit code of the suite, None when it was left out
+    runs: list[Path] = field(default_factory=list)  # folders, one a load, also of a load that was cut short
+    flawless: bool = True                           # every request of every load was answered, and rightly
+    failure: str | None = None                      # why it could not be run to its end
 
     @property
     def exit_code(self) -> int:
         """0 conforming and every answer right, 1 not, 2 could not run."""
         if self.failure is not None:
-            return PabenchError.exit_code
-        if self.conformance not in (None, EXIT_OK):
-            return int(self.conformance or EXIT_OK)
-        return EXIT_OK if all(run.flawless for run in self.runs) else EXIT_NOT_CONFORMING
+            return EXIT_COULD_NOT_RUN
+        if self.conformance:
+            return self.conformance
+        return EXIT_OK if self.flawless else EXIT_NOT_CONFORMING
+
+    @property
+    def verdict(self) -> str:
+        """In words."""
+        if self.failure is not None:
+            return f"could not be run to its end: {self.failure}"
+        conforming = {None: "conformance not asked", EXIT_OK: "conforming", EXIT_NOT_CONFORMING: "NOT conforming"}
+        answers = "every request answered as it should be" if self.flawless else "NOT every request answered rightly"
+        return f"{conforming.get(self.conformance, 'conformance could not be decided')}; {answers}"
 
 
 class Narrator(Protocol):
@@ -187,13 +203,15 @@ def _run_engine(
                 raise KeyboardInterrupt
         examination = asyncio.run(examine(url, dialect=plan.dialect, probe=model))
         for workload in suite.workloads():
+            result.runs.append(folder / folder_name(workload.load_text))
             with narrator.load(workload, plan.label) as progress:
-                run = folder / folder_name(workload.load_text)
-                result.runs.append(asyncio.run(run_workload(
-                    examination, workload, run, url=url, label=plan.label, seed=suite.seed, progress=progress,
-                )))
-            if result.runs[-1].failure is not None:
-                raise EngineDied(result.runs[-1].failure)
+                manifest = asyncio.run(run_workload(
+                    examination, workload, result.runs[-1], url=url, label=plan.label, seed=suite.seed,
+                    progress=progress,
+                ))
+            result.flawless &= manifest.flawless
+            if manifest.failure is not None:
+                raise EngineDied(manifest.failure)
 
 
 @contextmanager

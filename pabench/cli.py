@@ -12,14 +12,44 @@ import os
 import sys
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
+import typer.core
 
 from pabench import __version__
 from pabench.errors import EXIT_COULD_NOT_RUN, EXIT_INTERRUPTED, EXIT_NOT_CONFORMING, EXIT_OK, PabenchError, UsageError
 
+if TYPE_CHECKING:  # each command imports what it needs, so that `--help` is quick
+    from pabench.engines.doctor import Examination
+
+
+class _Commands(typer.core.TyperGroup):
+    """Every expected failure of a command is one line on stderr and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:  # typer carries its own copy of click, so its types have no public name
+        """Run the command that was asked for."""
+        try:
+            return super().invoke(ctx)
+        except PabenchError as error:
+            _fail(str(error), error.exit_code)
+        except KeyboardInterrupt:
+            _fail("interrupted; what was measured is kept", EXIT_INTERRUPTED)
+        except BrokenPipeError:
+            os._exit(EXIT_OK)  # the reader of our output went away: nothing left to tell it
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+                raise
+            _fail(f"cannot write {error.filename or 'a file'}: {error.strerror}", EXIT_COULD_NOT_RUN)
+
+
+def _fail(text: str, code: int) -> NoReturn:
+    print(f"pabench: {text}", file=sys.stderr)
+    raise SystemExit(code)
+
+
 app = typer.Typer(
+    cls=_Commands,
     help="Benchmark and conformance test suite for paged-attention LLM engines.",
     no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False,
 )
@@ -30,7 +60,7 @@ Url = Annotated[str, typer.Option("--url", help="Where the engine listens, e.g. 
 DialectName = Annotated[str | None, typer.Option("--dialect", help="Do not detect the dialect; take this one.")]
 ProbeName = Annotated[
     str | None,
-    typer.Option("--probe", help="Preset, or folder with a probe.json, of the probe that is served (found out by default)."),
+    typer.Option("--probe", help="Preset or folder of the KV probe that is served (found out by default)."),
 ]
 KeyVariable = Annotated[
     str | None,
@@ -40,26 +70,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a ta
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No live view.")]
 
 
-def main() -> NoReturn:
-    """Run the command line; every expected failure is one line on stderr and an exit code."""
-    try:
-        app()
-    except PabenchError as error:
-        _fail(str(error), error.exit_code)
-    except KeyboardInterrupt:
-        _fail("interrupted; what was measured is kept", EXIT_INTERRUPTED)
-    except BrokenPipeError:
-        os._exit(EXIT_OK)  # the reader of our output went away: nothing left to tell it
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
-            raise
-        _fail(f"cannot write {error.filename or 'a file'}: {error.strerror}", EXIT_COULD_NOT_RUN)
-    raise SystemExit(EXIT_OK)
-
-
-def _fail(text: str, code: int) -> NoReturn:
-    print(f"pabench: {text}", file=sys.stderr)
-    raise SystemExit(code)
+def main() -> None:
+    """Run the command line."""
+    app(prog_name="pabench")
 
 
 def _version(wanted: bool) -> None:
@@ -70,7 +83,7 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
 ) -> None:
     pass
 
@@ -79,7 +92,7 @@ def _options(
 def probe_build(
     preset: Annotated[str, typer.Option(help="tiny, gqa, mqa, mha, d80, d96, d256 or long.")] = "gqa",
     out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("probe"),
-    dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16: what the weights are stored as.")] = "float32",
+    dtype: Annotated[str, typer.Option(help="Of the stored weights: float32, float16 or bfloat16.")] = "float32",
 ) -> None:
     """Write the KV probe as a Hugging Face Llama folder that any engine can serve.
 
@@ -90,8 +103,8 @@ def probe_build(
 
     spec = named(preset)
     build_checkpoint(spec, out, dtype)
-    print(f"{out}: probe {spec.preset!r}, {spec.num_layers} layers, {spec.num_q_heads} query and {spec.num_kv_heads} KV "
-          f"heads, head_dim {spec.head_dim}, vocabulary {spec.vocab_size}, {dtype}")
+    print(f"{out}: probe {spec.preset!r}, {spec.num_layers} layers, {spec.num_q_heads} query heads, "
+          f"{spec.num_kv_heads} KV heads, head_dim {spec.head_dim}, vocabulary {spec.vocab_size}, {dtype}")
 
 
 @probe_app.command("check")
@@ -144,7 +157,8 @@ def stub(context: typer.Context) -> None:
 @app.command()
 def doctor(
     url: Url, dialect: DialectName = None, probe: ProbeName = None, api_key_env: KeyVariable = None,
-    timeout_s: Annotated[float, typer.Option(help="Longest wait for one answer, seconds.")] = 10.0, as_json: AsJson = False,
+    timeout_s: Annotated[float, typer.Option(help="Longest wait for one answer, seconds.")] = 10.0,
+    as_json: AsJson = False,
 ) -> None:
     """Tell what is at a URL: dialect, model, block size, capacity, prefix caching, metrics, is it the probe.
 
@@ -253,7 +267,7 @@ def report(
 
 @app.command()
 def bench(
-    suite: Annotated[str, typer.Argument(help="Name of a bench suite that ships with pabench, or a TOML file.")] = "demo",
+    suite: Annotated[str, typer.Argument(help="A bench suite: the name of one that ships, or a TOML file.")] = "demo",
     out: Annotated[Path | None, typer.Option(help="New results folder (results/<time>-<suite> by default).")] = None,
     as_json: AsJson = False, quiet: Quiet = False,
 ) -> None:
@@ -276,10 +290,13 @@ def bench(
     raise SystemExit(max(result.exit_code for result in results))
 
 
-def _examine(url: str, dialect: str | None, probe: str | None, key_variable: str | None, timeout_s: float = 10.0) -> Any:
+def _examine(
+    url: str, dialect: str | None, probe: str | None, key_variable: str | None, timeout_s: float = 10.0
+) -> Examination:
     from pabench.engines.doctor import examine
 
-    return asyncio.run(examine(url, dialect=dialect, probe=probe, timeout_s=timeout_s, api_key=_api_key(key_variable)))
+    key = _api_key(key_variable)
+    return asyncio.run(examine(url, dialect=dialect, probe=probe, timeout_s=timeout_s, api_key=key))
 
 
 def _api_key(variable: str | None) -> str | None:

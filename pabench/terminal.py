@@ -9,20 +9,18 @@ from pathlib import Path
 
 import orjson
 from rich.console import Console
-from rich.live import Live
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from pabench.analysis import RunSummary, find_runs, load_run, summarise, comparison_table
+from pabench.analysis import RunSummary, comparison_table, load_run, summarise
+from pabench.analysis.tables import UNKNOWN
 from pabench.bench import EngineResult
 from pabench.engines.cleaning import clean
 from pabench.engines.doctor import Examination
 from pabench.load import Progress as ProgressCallback
 from pabench.load import ProgressState, Workload
 from pabench.report import write_report
-
-_UNKNOWN = "–"
 
 
 def console(*, quiet: bool = False) -> Console:
@@ -41,10 +39,10 @@ def show_examination(examination: Examination, url: str) -> None:
         "block size": _tokens(kv.block_size if kv else None),
         "blocks": _number(kv.num_blocks if kv else None),
         "KV capacity": _tokens(kv.capacity_tokens if kv else None),
-        "prefix caching": {True: "on", False: "off", None: _UNKNOWN}[kv.prefix_caching if kv else None],
-        "can": ", ".join(sorted(facts.capabilities)) or _UNKNOWN,
+        "prefix caching": {True: "on", False: "off", None: UNKNOWN}[kv.prefix_caching if kv else None],
+        "can": ", ".join(sorted(facts.capabilities)) or UNKNOWN,
         "metrics": "\n".join(examination.metrics_found) or "none that pabench knows",
-        "notes": "\n".join(examination.notes) or _UNKNOWN,
+        "notes": "\n".join(examination.notes) or UNKNOWN,
     }
     table = Table(title=f"What is at {escape(url)}", title_justify="left", show_header=False)
     for name, value in rows.items():
@@ -100,11 +98,11 @@ def _now(state: ProgressState) -> str:
 
 
 def _tokens(count: int | None) -> str:
-    return _UNKNOWN if count is None else f"{count:,} tokens"
+    return UNKNOWN if count is None else f"{count:,} tokens"
 
 
 def _number(count: int | None) -> str:
-    return _UNKNOWN if count is None else f"{count:,}"
+    return UNKNOWN if count is None else f"{count:,}"
 
 
 def show_run(folder: Path, *, as_json: bool) -> None:
@@ -135,19 +133,17 @@ class TerminalNarrator:
 
 def finish_bench(results: Sequence[EngineResult], folder: Path, *, as_json: bool) -> None:
     """The end of a bench, also of one that was cut short: the report, the table, the verdicts."""
-    runs = find_runs(folder) if folder.exists() else []
+    runs = [run for result in results for run in result.runs]
     if not runs:
+        for result in results:
+            console().print(f"{escape(clean(result.label))}: {escape(clean(result.failure or 'not run to its end'))}")
         return
     write_report([folder], folder / "report.html")
-    summaries = [summarise(load_run(run)) for run in runs]
     if as_json:
-        print(summary_json(summaries))
+        print(summary_json([summarise(load_run(run)) for run in runs]))
         return
-    show_summaries(summaries)
+    show_summaries([summarise(load_run(result.runs[-1])) for result in results if result.runs])
     out = Console(highlight=False)
     for result in results:
-        conforming = {None: "conformance not asked", 0: "conforming", 1: "NOT conforming"}.get(
-            result.conformance, "conformance could not run")
-        verdict = result.failure or {0: "every answer verified", 1: "see above"}.get(result.exit_code, "could not run")
-        out.print(f"{escape(clean(result.label))}: {conforming}; {escape(clean(verdict))}")
-    out.print(f"report: {folder / 'report.html'}")
+        out.print(f"{escape(clean(result.label))}: {escape(clean(result.verdict))}")
+    out.print(f"all {len(runs)} runs: {folder / 'report.html'}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pandas as pd
 from rich.table import Table
@@ -10,6 +10,8 @@ from rich.text import Text
 
 from pabench.analysis.summary import Quantiles, RunSummary
 from pabench.engines.cleaning import clean
+
+UNKNOWN = "–"  # not told by this engine, which is not zero
 
 
 def comparison_frame(summaries: Sequence[RunSummary]) -> pd.DataFrame:
@@ -33,22 +35,16 @@ def comparison_frame(summaries: Sequence[RunSummary]) -> pd.DataFrame:
 
 
 def comparison_table(summaries: Sequence[RunSummary], title: str | None = None) -> Table:
-    """The same for people. Engine-supplied text is shown as text, never as markup or control characters."""
-    table = Table(title=title, title_justify="left", show_lines=False)
-    table.add_column("engine")
-    table.add_column("load")
-    for name in ("requests ok", "sequences\nfitted", "tokens/s", "TTFT ms\np50 / p99", "TPOT ms\np50 / p99",
-                 "KV used", "KV holding\ntokens", "verified\ntokens"):
-        table.add_column(name, justify="right")
-    table.add_column("verdict")
+    """The same for people: one row a figure, one column a run.
+
+    Engine-supplied text is shown as text, never as markup or control characters.
+    """
+    table = Table(title=title, title_justify="left")
+    table.add_column()
     for one in summaries:
-        table.add_row(
-            Text(clean(one.label)), Text(clean(one.load)), f"{one.outcomes.get('ok', 0)}/{sum(one.outcomes.values())}",
-            _number(one.peak_running, "{:.0f}"), _number(one.throughput_tokens_per_s, "{:.1f}"),
-            _pair(one.ttft_ms), _pair(one.tpot_ms),
-            _number(one.kv_usage_mean, "{:.0%}"), _number(one.effective_utilisation, "{:.0%}"),
-            _verified(one), _verdict(one),
-        )
+        table.add_column(Text(f"{clean(one.label)}\n{clean(one.load)}"), justify="right", overflow="fold")
+    for name, show in _ROWS:
+        table.add_row(name, *(show(one) for one in summaries))
     return table
 
 
@@ -56,23 +52,40 @@ def _of(found: Quantiles | None, name: str) -> float | None:
     return None if found is None else float(getattr(found, name))
 
 
-def _number(value: float | None, form: str) -> str:
-    return "-" if value is None else form.format(value)
+def _number(value: float | None, form: str) -> Text:
+    return Text(UNKNOWN if value is None else form.format(value))
 
 
-def _pair(found: Quantiles | None) -> str:
-    return "-" if found is None else f"{found.p50:.1f} / {found.p99:.1f}"
+def _pair(found: Quantiles | None) -> Text:
+    return Text(UNKNOWN if found is None else f"{found.p50:,.1f} / {found.p99:,.1f}")
 
 
 def _verified(one: RunSummary) -> Text:
     if one.verified_tokens is None:
-        return Text("-")
+        return Text(UNKNOWN)
+    share = f"{one.verified_tokens:,} of {one.verified_tokens + (one.wrong_tokens or 0):,}"
     if one.wrong_tokens:
-        return Text(f"{one.verified_tokens}, {one.wrong_tokens} WRONG", style="bold red")
-    return Text(str(one.verified_tokens))
+        return Text(f"{share}, {one.wrong_tokens:,} WRONG", style="bold red")
+    return Text(share, style="green")
 
 
 def _verdict(one: RunSummary) -> Text:
     bad = [f"{count} {name}" for name, count in one.outcomes.items() if name != "ok" and count]
     words = ["VALID" if one.validity.valid else "INVALID", *bad]
     return Text(", ".join(words), style="green" if one.validity.valid and not bad else "yellow")
+
+
+# Name of each row, and how to show it. Declared last: it names the functions above.
+_ROWS: tuple[tuple[str, Callable[[RunSummary], Text]], ...] = (
+    ("requests ok", lambda one: Text(f"{one.outcomes.get('ok', 0)} of {sum(one.outcomes.values())}")),
+    ("sequences held at once", lambda one: _number(one.peak_running, "{:.0f}")),
+    ("output tokens/s", lambda one: _number(one.throughput_tokens_per_s, "{:,.0f}")),
+    ("verified tokens/s", lambda one: _number(one.verified_tokens_per_s, "{:,.0f}")),
+    ("TTFT p50 / p99, ms", lambda one: _pair(one.ttft_ms)),
+    ("TPOT p50 / p99, ms", lambda one: _pair(one.tpot_ms)),
+    ("KV blocks in use, mean", lambda one: _number(one.kv_usage_mean, "{:.0%}")),
+    ("of these slots, with a live token", lambda one: _number(one.effective_utilisation, "{:.0%}")),
+    ("preemptions", lambda one: _number(one.preemptions, "{:.0f}")),
+    ("verified tokens", _verified),
+    ("verdict", _verdict),
+)

@@ -103,7 +103,7 @@ def test_every_promised_command_works_without_torch(empty_env: Path, stub: str, 
 def test_the_wheel_serves_where_torch_is(wheel: Path, tiny_probe: Path, tmp_path: Path) -> None:
     """The wheel's own files, with the libraries of the environment that runs the tests."""
     site = tmp_path / "site"
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", site, wheel], check=True)
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", site, wheel], check=True)
     command = [sys.executable, "-P", "-m", "pabench", "serve", "--model", str(tiny_probe), "--port", "{port}"]
     with EngineProcess(command, url="http://127.0.0.1:{port}", log=tmp_path / "serve.log",
                        env={"PYTHONPATH": str(site)}) as process:

@@ -54,7 +54,8 @@ def requirements(wheel: Path) -> list[str]:
 
 def pip(env: Path, *arguments: str) -> None:
     """Run pip of `env`; its failure ends the script with pip's own message."""
-    subprocess.run([env / "bin" / "python", "-m", "pip", "--quiet", "--disable-pip-version-check", *arguments], check=True)
+    python = env / "bin" / "python"
+    subprocess.run([python, "-m", "pip", "--quiet", "--disable-pip-version-check", *arguments], check=True)
 
 
 if __name__ == "__main__":
