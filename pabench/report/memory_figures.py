@@ -40,8 +40,10 @@ def memory_at_level(group: Group, level: float) -> list[Figure]:
     key = f"{group.index}-{group.levels.index(level)}"
     repeated = any(len(group.at(engine, level)) > 1 for engine, _ in last)
     figures = [_waste(last, key), _running(last, key, repeated)]
-    top = max((_peak(run) for _, run in last), default=0.0)
-    figures += [_timeline(engine, run, key, top, repeated) for engine, run in last]
+    lives = [live_tokens(run) for _, run in last]
+    top = max((_peak(run, live) for (_, run), (_, live) in zip(last, lives, strict=True)), default=0.0)
+    for (engine, run), live in zip(last, lives, strict=True):
+        figures.append(_timeline(engine, run, live, key, top, repeated))
     return [figure for figure in figures if figure is not None]
 
 
@@ -112,11 +114,13 @@ def _running(runs: Sequence[tuple[Engine, RunData]], key: str, repeated: bool) -
     return Figure(f"running-{key}", "Running sequences", caption, alt, body)
 
 
-def _timeline(engine: Engine, run: RunData, key: str, top: float, repeated: bool) -> Figure | None:
+def _timeline(
+    engine: Engine, run: RunData, lives: tuple[Floats, Floats], key: str, top: float, repeated: bool
+) -> Figure | None:
     """Slots in use (area) and live tokens (line) of one engine; the gap between them is waste."""
     capacity = run.capacity_tokens
     used_times, used = gauge(run, "kv_usage")
-    live_times, live = live_tokens(run)
+    live_times, live = lives
     if len(used_times) == 0 and len(live_times) == 0:
         return None
     shortened = max(len(used_times), len(live_times)) > MAX_SERIES_POINTS
@@ -159,9 +163,8 @@ def _area(engine: Engine, times: Floats, slots: Floats) -> go.Scatter:
     )
 
 
-def _peak(run: RunData) -> float:
+def _peak(run: RunData, live: Floats) -> float:
     """Highest value that the timeline of `run` shows."""
-    _, live = live_tokens(run)
     _, used = gauge(run, "kv_usage")
     peak = float(live.max()) if len(live) else 0.0
     if len(used) and run.capacity_tokens is not None:
