@@ -47,6 +47,7 @@ def state(sample: KVSample | None) -> str:
 @pytest.mark.parametrize("n", [1, 4], ids=["one-sample", "four-samples"])
 def test_abort_frees(engine: EngineUnderTest, n: int) -> None:
     """A long request whose client leaves after its first tokens: gone long before it would have ended."""
+    engine.need("running_metrics", "whether a request still runs shows in the gauges alone")
     if n > 1:
         engine.need("n", "several samples")
     baseline = engine.metrics_when_stable(idle, within_s=engine.profile.settle_s)
@@ -98,9 +99,10 @@ def test_abort_leaves_others_alone(engine: EngineUnderTest) -> None:
     for after in (1, 2, 0):
         engine.abort(GenerationRequest(rings[4].prompt, tokens), after)
     pending.verify()
-    sample = engine.metrics_when_stable(idle, within_s=engine.profile.settle_s)
-    if not idle(sample):
-        fail("idle after all have ended", state(sample))
+    if engine.can("running_metrics"):
+        sample = engine.metrics_when_stable(idle, within_s=engine.profile.settle_s)
+        if not idle(sample):
+            fail("idle after all have ended", state(sample))
 
 
 @pytest.mark.requirement("http/oversized-rejected-others-served")
@@ -183,10 +185,11 @@ def test_bad_input_then_healthy(engine: EngineUnderTest) -> None:
     tokens = min(4 * engine.edge, engine.longest // 2)
     engine.case = f"3 rings at once; greedy {tokens} tokens; malformed requests meanwhile"
     pending = engine.start([Ask(ring, tokens, f"bystander {i}") for i, ring in enumerate(bystanders)])
-    for what, body in _malformed(engine):
-        status, _ = engine.post_raw("/v1/completions", body)
-        if not 400 <= status < 500:
-            fail(f"{what} is refused with a 4xx status", f"HTTP {status}", hint="check input before it is queued")
+    statuses = {what: engine.post_raw("/v1/completions", body)[0] for what, body in _malformed(engine)}
+    wrong = [f"HTTP {status} for {what}" for what, status in statuses.items() if not 400 <= status < 500]
+    if wrong:
+        fail(f"each of {len(statuses)} malformed requests is refused with a 4xx status", "; ".join(wrong),
+             hint="check input before it is queued")
     pending.verify()
     engine.case = f"3 rings at once, after malformed requests; greedy {tokens} tokens"
     engine.ask([Ask(ring, tokens, f"request {i}") for i, ring in enumerate(after)])
@@ -197,12 +200,14 @@ def test_bad_input_then_healthy(engine: EngineUnderTest) -> None:
 
 
 def _malformed(engine: EngineUnderTest) -> list[tuple[str, bytes | dict[str, object]]]:
-    """What is wrong, and the body. Fields only where the engine has what they speak of."""
+    """What is wrong, and the body. Fields only where the engine has what they speak of.
+
+    A body without a prompt is not among them: OpenAI's own reference gives it a default.
+    """
     good: dict[str, object] = {"model": engine.facts.model, "prompt": "t300 t301 t302", "max_tokens": 4}
     bodies: list[tuple[str, bytes | dict[str, object]]] = [
         ("a body that is not JSON", b"{"),
         ("a body that is a JSON list", b"[]"),
-        ("a body without a prompt", {key: value for key, value in good.items() if key != "prompt"}),
         ("a prompt that is an object", good | {"prompt": {"text": "t300"}}),
         ("max_tokens \"many\"", good | {"max_tokens": "many"}),
         ("max_tokens -1", good | {"max_tokens": -1}),
