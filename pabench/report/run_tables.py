@@ -41,7 +41,7 @@ def key_table(engines: Sequence[Engine]) -> Table:
     """One row a run, the figures that people ask for first."""
     figures = [
         _plain("mean_running", "Sequences held, mean", ""),
-        _plain("peak_running", "most", "", count),
+        _plain("peak_running", "Sequences held, most", "", count),
         _plain("throughput_tokens_per_s", "Throughput", "tokens/s"),
         _plain("verified_tokens_per_s", "Verified", "tokens/s"),
         _of_quantiles("ttft_ms", "TTFT", "ttft", "p50"),

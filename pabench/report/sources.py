@@ -44,8 +44,10 @@ def read_sources(dirs: Sequence[Path]) -> Sources:
 
 
 def _read_runs(dirs: Sequence[Path], problems: list[str]) -> list[tuple[Path, RunData]]:
+    """Runs in the order of the folders given, and in the order of time within each."""
     found: dict[Path, RunData] = {}
     for top in dirs:
+        fresh: list[tuple[Path, RunData]] = []
         for folder in find_runs(top):
             if folder.resolve() in found:
                 continue
@@ -56,7 +58,8 @@ def _read_runs(dirs: Sequence[Path], problems: list[str]) -> list[tuple[Path, Ru
             except UsageError as error:
                 problems.append(f"{place}: {str(error).replace(str(folder), place)}")
                 continue
-            found[folder.resolve()] = data
+            fresh.append((folder.resolve(), data))
+        found |= dict(sorted(fresh, key=lambda pair: pair[1].manifest.started_at))
     return list(found.items())
 
 

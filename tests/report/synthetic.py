@@ -40,6 +40,7 @@ class Made:
     chunk: int = 1
     url: str = "http://127.0.0.1:8000"
     seed: int = 7
+    started_at: str = "2026-01-02T03:04:05+00:00"
 
 
 def write_run(folder: Path, made: Made) -> Path:
@@ -137,7 +138,7 @@ def _manifest(made: Made, records: list[RequestRecord]) -> Manifest:
                     kv_mode="contiguous" if made.reserve_tokens else "paged")
     return Manifest(
         status=made.status, command=["pabench", "run", "--url", made.url, "--label", made.label],  # type: ignore[arg-type]
-        started_at="2026-01-02T03:04:05+00:00", label=made.label, url=made.url,
+        started_at=made.started_at, label=made.label, url=made.url,
         workload=Workload(
             name=made.workload, description="Synthetic.", prompt="probe",
             prompt_tokens=UniformLaw(law="uniform", max=160), output_tokens=FixedLaw(law="fixed", tokens=64),

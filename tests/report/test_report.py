@@ -79,6 +79,13 @@ def test_a_run_named_twice_counts_once(results: Path) -> None:
     assert len(read_sources([results / "paged", results]).runs) == 7
 
 
+def test_engines_come_in_the_order_they_ran(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", Made("second", requests=10, started_at="2026-01-02T04:00:00+00:00"))
+    write_run(tmp_path / "b", Made("first", requests=10, started_at="2026-01-02T03:00:00+00:00"))
+    page = make_page(read_sources([tmp_path]))
+    assert [engine.name for engine in page.engines] == ["first", "second"]
+
+
 def test_a_conformance_result_finds_its_engine(results: Path, tmp_path: Path) -> None:
     by_place = {suite.place.split("/")[-2]: suite.label for suite in read_sources([results]).suites}
     assert by_place == {"paged": "reference paged", "contiguous": "reference contiguous"}
