@@ -186,10 +186,6 @@ def test_bad_input_then_healthy(engine: EngineUnderTest) -> None:
     engine.case = f"3 rings at once; greedy {tokens} tokens; malformed requests meanwhile"
     pending = engine.start([Ask(ring, tokens, f"bystander {i}") for i, ring in enumerate(bystanders)])
     statuses = {what: engine.post_raw("/v1/completions", body)[0] for what, body in _malformed(engine)}
-    wrong = [f"HTTP {status} for {what}" for what, status in statuses.items() if not 400 <= status < 500]
-    if wrong:
-        fail(f"each of {len(statuses)} malformed requests is refused with a 4xx status", "; ".join(wrong),
-             hint="check input before it is queued")
     pending.verify()
     engine.case = f"3 rings at once, after malformed requests; greedy {tokens} tokens"
     engine.ask([Ask(ring, tokens, f"request {i}") for i, ring in enumerate(after)])
@@ -197,6 +193,10 @@ def test_bad_input_then_healthy(engine: EngineUnderTest) -> None:
         sample = engine.metrics_when_stable(idle, within_s=engine.profile.settle_s)
         if not idle(sample):
             fail("idle after all have ended", state(sample), hint="does a refused request stay in the queue?")
+    wrong = [f"HTTP {status} for {what}" for what, status in statuses.items() if not 400 <= status < 500]
+    if wrong:
+        fail(f"each of {len(statuses)} malformed requests is refused with a 4xx status", "; ".join(wrong),
+             hint="check input before it is queued")
 
 
 def _malformed(engine: EngineUnderTest) -> list[tuple[str, bytes | dict[str, object]]]:
