@@ -60,6 +60,12 @@ def _pair(found: Quantiles | None) -> Text:
     return Text(UNKNOWN if found is None else f"{found.p50:,.1f} / {found.p99:,.1f}")
 
 
+def _held(one: RunSummary) -> Text:
+    if one.mean_running is None or one.peak_running is None:
+        return Text(UNKNOWN)
+    return Text(f"{one.mean_running:.1f} ({one.peak_running:.0f})")
+
+
 def _verified(one: RunSummary) -> Text:
     if one.verified_tokens is None:
         return Text(UNKNOWN)
@@ -78,7 +84,7 @@ def _verdict(one: RunSummary) -> Text:
 # Name of each row, and how to show it. Declared last: it names the functions above.
 _ROWS: tuple[tuple[str, Callable[[RunSummary], Text]], ...] = (
     ("requests ok", lambda one: Text(f"{one.outcomes.get('ok', 0)} of {sum(one.outcomes.values())}")),
-    ("sequences held at once", lambda one: _number(one.peak_running, "{:.0f}")),
+    ("sequences held, mean (peak)", _held),
     ("output tokens/s", lambda one: _number(one.throughput_tokens_per_s, "{:,.0f}")),
     ("verified tokens/s", lambda one: _number(one.verified_tokens_per_s, "{:,.0f}")),
     ("TTFT p50 / p99, ms", lambda one: _pair(one.ttft_ms)),
