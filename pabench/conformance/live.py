@@ -67,19 +67,19 @@ class Live:
 
     def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
         """Why the run ends early."""
-        self._progress.stop()
+        self._stop()
         reason = str(excinfo.value) if isinstance(excinfo.value, pytest.exit.Exception) else "interrupted"
         print(reason, file=sys.stderr)
 
     def pytest_internalerror(self, excrepr: object) -> None:
         """A fault of the suite."""
-        self._progress.stop()
+        self._stop()
         print(f"the suite failed: {excrepr}", file=sys.stderr)
 
     @pytest.hookimpl(tryfirst=True)
-    def pytest_sessionfinish(self) -> None:
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         """Table, failures, conclusion."""
-        self._progress.stop()
+        self._stop()
         if not self._run.verdicts:
             return
         for verdict in self._run.verdicts:
@@ -91,7 +91,15 @@ class Live:
         if self._run.smoke != "ok":
             self._console.print(Text(f"The harness check failed before all else, so read the failures with it in mind: "
                                      f"{self._run.smoke}", style=_OTHER))
-        self._console.print(_conclusion(self._run), soft_wrap=True)
+        conclusion = _conclusion(self._run)
+        if exitstatus == pytest.ExitCode.INTERRUPTED:
+            done = f"{len(self._run.verdicts)} of {len(session.items)} cases"
+            conclusion = Text(f"interrupted after {done}", style=_OTHER)
+        self._console.print(conclusion, soft_wrap=True)
+
+    def _stop(self) -> None:
+        if self._console.is_terminal:
+            self._progress.stop()
 
 
 def _console() -> Console:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -213,3 +214,21 @@ def test_another_model_is_unsupported_never_a_pass(tiny_probe: Path, tmp_path: P
     assert {row.outcome for row in results.rows if row.requirement == ids[0]} == {Outcome.UNSUPPORTED}
     assert {row.reason for row in results.rows if row.requirement == ids[0]} == {
         "the engine does not serve the KV probe, so its answers cannot be checked"}
+
+
+def test_an_interrupted_run_keeps_what_it_found(engine_url: str, tmp_path: Path) -> None:
+    code = ("import sys; from pathlib import Path; from pabench.conformance.runner import run_suite; "
+            f"sys.exit(run_suite({engine_url!r}, out=Path('out'), profile='smoke'))")
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stdout=subprocess.PIPE, text=True,
+                               start_new_session=True, env=os.environ | {"PYTHONPATH": str(mutant_hosts.ROOT)})
+    assert process.stdout is not None
+    first = process.stdout.readline()
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to parent and child
+    rest, _ = process.communicate(timeout=60)
+    assert first.startswith("PASS         http/ring-exact[kB-1]")
+    assert process.returncode == 130
+    assert "interrupted after" in rest
+    assert "conforming:" not in rest
+    results = load_results(tmp_path / "out")
+    assert (results.footer.status, results.footer.exit_code) == ("interrupted", 130)
+    assert len(results.rows) >= 1
