@@ -49,7 +49,7 @@ def hostile_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # not longer: while it is open, no other test can run an event loop of its own
 def browser() -> Iterator[Any]:
     """Headless Chromium. Without one the tests fail, unless PABENCH_NO_BROWSER=1 says that this is known."""
     if os.environ.get("PABENCH_NO_BROWSER") == "1":
