@@ -104,7 +104,7 @@ TextReader = Callable[[str], list[int]]
 
 
 class Dialect(Protocol):
-    """How one engine spells things. One small file each; no base class, helpers are shared functions."""
+    """How one engine spells things. One small file each; those that extend OpenAI's protocol extend its dialect."""
 
     name: str
     capabilities: frozenset[str]  # those the dialect always has; `doctor` finds the rest

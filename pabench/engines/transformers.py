@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import orjson
 
-from pabench.engines.answers import parse_answer, parse_stream_answer
-from pabench.engines.base import Completion, GenerationRequest, TextReader
-from pabench.engines.openai import COMPLETIONS_PATH, require_text
+from pabench.engines.base import GenerationRequest
+from pabench.engines.openai import COMPLETIONS_PATH, OpenAIDialect, require_text
 from pabench.errors import UsageError
-from pabench.telemetry.vocabulary import KVFacts, KVSample, MetricFamilies
+from pabench.telemetry.vocabulary import MetricFamilies
 
 _NO_EOS = -1  # an id that no token has
 
 
-class TransformersDialect:
+class TransformersDialect(OpenAIDialect):
     """The server of Hugging Face transformers 5.
 
     The length and the end of an answer go through `generation_config`, a JSON text, since `ignore_eos` is refused.
@@ -25,8 +24,6 @@ class TransformersDialect:
 
     name = "transformers"
     capabilities: frozenset[str] = frozenset({"ignore_eos", "stream", "usage"})
-    metrics_path: str | None = None
-    metric_names: frozenset[str] = frozenset()
 
     def build(self, request: GenerationRequest, model: str) -> tuple[str, dict[str, Any]]:
         """Path and JSON body of `request`. Raises UsageError for several samples and for logprobs."""
@@ -44,24 +41,6 @@ class TransformersDialect:
         if request.seed is not None:
             body["seed"] = request.seed
         return COMPLETIONS_PATH, body
-
-    def parse(self, status: int, body: bytes, read_text: TextReader | None = None) -> Completion:
-        """A whole answer."""
-        return parse_answer(status, body, read_text)
-
-    def parse_stream(
-        self, status: int, chunks: Sequence[tuple[float, bytes]], read_text: TextReader | None = None
-    ) -> Completion:
-        """A streamed answer, from (arrival time in seconds, bytes) as read."""
-        return parse_stream_answer(status, chunks, read_text)
-
-    def kv_facts(self, metrics: MetricFamilies) -> KVFacts:
-        """Nothing: the server has no metrics."""
-        return KVFacts()
-
-    def kv_sample(self, metrics: MetricFamilies, time_s: float) -> KVSample:
-        """Nothing but the time: the server has no metrics."""
-        return KVSample(time_s)
 
     def recognises(self, models: Mapping[str, Any], metrics: MetricFamilies, headers: Mapping[str, str]) -> bool:
         """By uvicorn answering with a request id of its own, and no metrics: it has no mark that is its alone."""

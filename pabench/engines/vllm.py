@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from pabench.engines.answers import parse_answer, parse_stream_answer
-from pabench.engines.base import Completion, GenerationRequest, TextReader
-from pabench.engines.openai import COMPLETIONS_PATH, EXTENDED_CAPABILITIES, extended_body, owners
+from pabench.engines.base import GenerationRequest
+from pabench.engines.openai import COMPLETIONS_PATH, EXTENDED_CAPABILITIES, OpenAIDialect, extended_body, owners
 from pabench.telemetry.mapping import MetricTable, bool_label, info_labels, int_label, read_kv_sample, source_of
 from pabench.telemetry.vocabulary import KVFacts, KVSample, MetricFamilies
 
@@ -25,7 +24,7 @@ METRICS: MetricTable = {
 }
 
 
-class VLLMDialect:
+class VLLMDialect(OpenAIDialect):
     """vLLM's OpenAI server."""
 
     name = "vllm"
@@ -36,16 +35,6 @@ class VLLMDialect:
     def build(self, request: GenerationRequest, model: str) -> tuple[str, dict[str, Any]]:
         """Path and JSON body of `request`."""
         return COMPLETIONS_PATH, extended_body(request, model)
-
-    def parse(self, status: int, body: bytes, read_text: TextReader | None = None) -> Completion:
-        """A whole answer."""
-        return parse_answer(status, body, read_text)
-
-    def parse_stream(
-        self, status: int, chunks: Sequence[tuple[float, bytes]], read_text: TextReader | None = None
-    ) -> Completion:
-        """A streamed answer, from (arrival time in seconds, bytes) as read."""
-        return parse_stream_answer(status, chunks, read_text)
 
     def kv_facts(self, metrics: MetricFamilies) -> KVFacts:
         """Geometry from the labels of `vllm:cache_config_info`.
