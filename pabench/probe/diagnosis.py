@@ -21,7 +21,7 @@ class Misread:
     index: int                          # output number, from 0
     expected: int
     actual: int
-    position: int                       # cache position that should have been read
+    position: int                       # cache position that should have been read: the prompt's, or a generated one
     heads: tuple[tuple[int, int], ...]  # those whose bit is wrong
 
 
@@ -104,21 +104,27 @@ def diagnose(
         slot=None if block_size is None else first.position % block_size,
         kind=kind, owner=owner, owner_position=owner_position, heads=heads, kv_heads=kv_heads, positions=positions,
         misreads=len(misreads), outputs=len(ids), block_size=block_size,
-        hint=_hint(spec, kind, kv_heads, positions, block_size, len(prompt.prompt), first),
+        hint=_hint(spec, kind, kv_heads, positions, block_size, len(prompt.prompt)),
     )
 
 
 def _misreads(spec: ProbeSpec, prompt: ProbePrompt, ids: Sequence[int]) -> Iterable[Misread]:
-    current = prompt.prompt[-1]
+    """Each bad read. A token that was read rightly before has a second slot by now, where it was generated: the first
+    slot has proved good, so the generated one is blamed.
+    """
+    generated: dict[tuple[int, int], int] = {}  # (token before, token) -> cache position of its latest copy
+    current, start = prompt.prompt[-1], len(prompt.prompt)
     for index, token in enumerate(ids):
         allowed = prompt.successors(current)
         if allowed and token not in allowed:
             expected = min(allowed, key=lambda wanted: (wanted ^ token).bit_count())
-            position = prompt.owner(expected)
+            position = generated.get((current, expected), prompt.owner(expected))
             assert position is not None, "a successor stands in its own prompt"
             wrong = expected ^ token
             heads = tuple(spec.head_of(bit) for bit in range(spec.bits) if wrong >> bit & 1)
             yield Misread(index, expected, token, position, heads)
+        elif allowed:
+            generated[current, token] = start + index
         current = token
 
 
@@ -139,7 +145,7 @@ def _whose(
 
 def _hint(
     spec: ProbeSpec, kind: str, kv_heads: tuple[tuple[int, int], ...], positions: tuple[int, ...],
-    block_size: int | None, prompt_len: int, first: Misread,
+    block_size: int | None, prompt_len: int,
 ) -> str:
     """The most specific pattern that fits all misreads."""
     layers = {layer for layer, _ in kv_heads}
@@ -147,14 +153,17 @@ def _hint(
     slots = {position % block_size for position in positions} if block_size else set()
     blocks = {position // block_size for position in positions} if block_size else set()
     patterns = (
-        (first.index + 1 >= prompt_len and kind != "foreign",
-         "right for a whole lap, wrong when generated tokens are looked up: check positions and slots in decode"),
         (kind == "foreign",
          "another request's data was read: block table, a block reused too early, or a write into a shared block"),
-        (len(layers) == 1 and spec.num_layers > 2,
+        (min(positions) >= prompt_len,
+         "the prompt's slots are right, generated ones are not: a shared block written without a copy, or positions "
+         "and slots of decode"),
+        (len(layers) == 1 and len(heads) > 1,
          f"only layer {min(layers, default=0)}: check the layer stride of the cache"),
-        (len(heads) == 1 and spec.num_kv_heads > 1,
+        (len(heads) == 1 and len(layers) > 1 and spec.num_kv_heads > 1,
          f"only KV head {min(heads, default=0)}: check the head stride, the group map and the head's scale"),
+        (len(kv_heads) == 1 and len(positions) == 1,
+         "one slot of one KV head: damaged, or overwritten in part, after it was written"),
         (len(blocks) > 1 and slots == {(block_size or 0) - 1},
          "only the last slot of blocks: an off-by-one at the block edge"),
         (len(blocks) > 1 and slots == {0}, "only the first slot of blocks: an off-by-one at the block edge"),

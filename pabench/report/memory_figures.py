@@ -138,6 +138,8 @@ def _timeline(
         trace.line.dash, trace.line.width = "solid", 2.0
         traces.append(trace)
         caption.append("Line: live tokens, from the client's record.")
+        if run.summary.preemptions:
+            caption.append("A preempted request counts as live though it holds no slots: the line can pass the area.")
         told.append(f"live tokens at most {count(float(live.max()))}")
     text = " ".join(caption) + _series_note(shortened, repeated)
     y = axis("slots (tokens)", zero=True)

@@ -93,6 +93,18 @@ def test_one_bad_read_is_one_misread() -> None:
     assert diagnose(SPEC, ring, ring.expected(100), block_size=16) is None
 
 
+def test_a_slot_that_was_read_rightly_before_is_not_blamed() -> None:
+    """In the second lap the ring's first slots have proved good: the generated copies are blamed."""
+    ring = Ring(tuple(range(300, 310)), 16)
+    ids = ring.expected(14)
+    ids[12] = ids[12] ^ 1024
+    found = diagnose(SPEC, ring, ids, block_size=4)
+    assert found is not None
+    assert found.position == len(ring.prompt) + 2
+    assert (found.block, found.slot) == (3, 3)
+    assert "generated ones are not" in found.hint
+
+
 @pytest.mark.parametrize(("build", "says"), [
     (lambda: Ring((300, 300), 16), "distinct"),
     (lambda: Ring((5,), 16), "ids from 272"),
