@@ -104,7 +104,7 @@ def diagnose(
         slot=None if block_size is None else first.position % block_size,
         kind=kind, owner=owner, owner_position=owner_position, heads=heads, kv_heads=kv_heads, positions=positions,
         misreads=len(misreads), outputs=len(ids), block_size=block_size,
-        hint=_hint(spec, kind, kv_heads, positions, block_size, len(prompt.prompt)),
+        hint=_hint(spec, kind, kv_heads, positions, block_size, len(prompt.prompt), len(misreads)),
     )
 
 
@@ -145,9 +145,9 @@ def _whose(
 
 def _hint(
     spec: ProbeSpec, kind: str, kv_heads: tuple[tuple[int, int], ...], positions: tuple[int, ...],
-    block_size: int | None, prompt_len: int,
+    block_size: int | None, prompt_len: int, misreads: int,
 ) -> str:
-    """The most specific pattern that fits all misreads."""
+    """The most specific pattern that fits all misreads. One misread alone is no pattern of layers, heads or slots."""
     layers = {layer for layer, _ in kv_heads}
     heads = {head for _, head in kv_heads}
     slots = {position % block_size for position in positions} if block_size else set()
@@ -158,9 +158,9 @@ def _hint(
         (min(positions) >= prompt_len,
          "the prompt's slots are right, generated ones are not: a shared block written without a copy, or positions "
          "and slots of decode"),
-        (len(layers) == 1 and len(heads) > 1,
+        (misreads > 1 and len(layers) == 1,
          f"only layer {min(layers, default=0)}: check the layer stride of the cache"),
-        (len(heads) == 1 and len(layers) > 1 and spec.num_kv_heads > 1,
+        (misreads > 1 and len(heads) == 1 and spec.num_kv_heads > 1,
          f"only KV head {min(heads, default=0)}: check the head stride, the group map and the head's scale"),
         (len(kv_heads) == 1 and len(positions) == 1,
          "one slot of one KV head: damaged, or overwritten in part, after it was written"),

@@ -105,6 +105,25 @@ def test_a_slot_that_was_read_rightly_before_is_not_blamed() -> None:
     assert "generated ones are not" in found.hint
 
 
+@pytest.mark.parametrize(("outputs", "bits", "says"), [
+    ([3], [SPEC.bit_of(2, 1)], "one slot of one KV head"),
+    ([3, 9], [SPEC.bit_of(2, 1), SPEC.bit_of(2, 3)], "only layer 2"),
+    ([3, 9], [SPEC.bit_of(1, 0), SPEC.bit_of(3, 1)], "only KV head 0"),
+    ([12, 28], [SPEC.bit_of(1, 0), SPEC.bit_of(3, 2)], "only the last slot"),   # positions 15 and 31
+    ([13, 29], [SPEC.bit_of(1, 0), SPEC.bit_of(3, 2)], "only the first slot"),  # positions 16 and 32
+    ([14, 20], [SPEC.bit_of(1, 0), SPEC.bit_of(3, 2)], "only block 1"),
+])
+def test_patterns_are_named(outputs: list[int], bits: list[int], says: str) -> None:
+    ring = draw_rings(SPEC, np.random.default_rng(4), [50])[0]
+    ids = ring.expected(40)
+    for output in outputs:
+        ids[output] ^= sum(1 << bit for bit in bits)
+    found = diagnose(SPEC, ring, ids, block_size=16)
+    assert found is not None
+    assert found.misreads == len(outputs)
+    assert found.hint.startswith(says)
+
+
 @pytest.mark.parametrize(("build", "says"), [
     (lambda: Ring((300, 300), 16), "distinct"),
     (lambda: Ring((5,), 16), "ids from 272"),
