@@ -5,8 +5,7 @@ it or a URL where it runs. Engines run one after another, so that they do not sh
 
     OUT/
       probe/                      the model they all serve
-      <engine>/engine.log
-      <engine>/conformance/       verdicts.jsonl and failed cases
+      <engine>/conformance/       verdicts.jsonl and failed cases; the engine's output beside it
       <engine>/<load>/            one run folder a load
       report.html
 """
@@ -192,15 +191,13 @@ def run_bench(suite: BenchSuite, out: Path, narrator: Narrator, results: list[En
 def _run_engine(
     suite: BenchSuite, plan: EnginePlan, folder: Path, model: Path, narrator: Narrator, result: EngineResult
 ) -> None:
-    narrator.stage(f"starting {plan.label}")
-    with _reach(plan, folder, model) as url:
-        if suite.profile != "none":
-            result.conformance = run_suite(
-                url, out=folder / "conformance", profile=suite.profile, dialect=plan.dialect, probe=model,
-                seed=suite.seed, quiet=narrator.quiet,
-            )
-            if result.conformance == EXIT_INTERRUPTED:
-                raise KeyboardInterrupt
+    """Conformance, then the loads, each in a fresh process: what the suite left behind is no part of the loads."""
+    if suite.profile != "none":
+        narrator.stage(f"starting {plan.label} for conformance")
+        with _reach(plan, folder / "conformance-engine.log", model) as url:
+            _conform(suite, plan, url, folder / "conformance", model, narrator, result)
+    narrator.stage(f"starting {plan.label} for the loads")
+    with _reach(plan, folder / "load-engine.log", model) as url:
         examination = asyncio.run(examine(url, dialect=plan.dialect, probe=model))
         for workload in suite.workloads():
             result.runs.append(folder / folder_name(workload.load_text))
@@ -214,8 +211,17 @@ def _run_engine(
                 raise EngineDied(manifest.failure)
 
 
+def _conform(
+    suite: BenchSuite, plan: EnginePlan, url: str, out: Path, model: Path, narrator: Narrator, result: EngineResult
+) -> None:
+    result.conformance = run_suite(url, out=out, profile=suite.profile, dialect=plan.dialect, probe=model,
+                                   seed=suite.seed, quiet=narrator.quiet)
+    if result.conformance == EXIT_INTERRUPTED:
+        raise KeyboardInterrupt
+
+
 @contextmanager
-def _reach(plan: EnginePlan, folder: Path, model: Path) -> Iterator[str]:
+def _reach(plan: EnginePlan, log: Path, model: Path) -> Iterator[str]:
     """The engine's URL; started here and stopped behind when the plan has a command."""
     if not plan.command:
         yield plan.url
@@ -223,7 +229,7 @@ def _reach(plan: EnginePlan, folder: Path, model: Path) -> Iterator[str]:
     filled = {"{python}": sys.executable, "{model}": str(model.resolve())}
     command = [_fill(word, filled) for word in plan.command]
     env = {name: _fill(value, filled) for name, value in plan.env.items()}
-    with EngineProcess(command, url=plan.url, log=folder / "engine.log", env=env,
+    with EngineProcess(command, url=plan.url, log=log, env=env,
                        ready_timeout_s=plan.ready_timeout_s) as process:
         yield process.url
 

@@ -58,6 +58,7 @@ class Exchange:
     fault: str | None = None
     fault_text: str | None = None
     num_events: int = 0             # server-sent events so far: about one a token
+    reused: bool = False            # whether it went out over a kept connection
 
     def fail(self, fault: str, text: str | None = None) -> None:
         """Note what broke it off."""
@@ -90,6 +91,7 @@ class LoadClient:
     async def __aenter__(self) -> LoadClient:
         trace = aiohttp.TraceConfig()
         trace.on_request_headers_sent.append(_note_sent)
+        trace.on_connection_reuseconn.append(_note_reuse)
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEPALIVE_S),
             headers=self._headers, timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),
@@ -114,7 +116,7 @@ class LoadClient:
         self.in_flight += 1
         try:
             async with asyncio.timeout(self._timeout_s):
-                await self._read(request, exchange)
+                await self._read_once(request, exchange)
         except TimeoutError:
             exchange.fail("timeout", f"no complete answer within {self._timeout_s:g} s")
         except asyncio.CancelledError:
@@ -131,6 +133,21 @@ class LoadClient:
         finally:
             exchange.end_s = clock()
             self.in_flight -= 1
+
+    async def _read_once(self, request: PreparedRequest, exchange: Exchange) -> None:
+        """Read the answer; ask again when an idle kept connection was closed just as it was taken.
+
+        That is no fault of the engine: it has closed what it may close, and has not read the request.
+        """
+        while True:
+            exchange.reused = False
+            try:
+                await self._read(request, exchange)
+            except _BROKEN:
+                if exchange.reused and exchange.status is None:
+                    continue
+                raise
+            return
 
     async def _read(self, request: PreparedRequest, exchange: Exchange) -> None:
         if self._session is None:
@@ -166,3 +183,11 @@ async def _note_sent(
     exchange = context.trace_request_ctx
     if isinstance(exchange, Exchange):
         exchange.sent_s = clock()
+
+
+async def _note_reuse(
+    session: aiohttp.ClientSession, context: SimpleNamespace, params: aiohttp.TraceConnectionReuseconnParams
+) -> None:
+    exchange = context.trace_request_ctx
+    if isinstance(exchange, Exchange):
+        exchange.reused = True

@@ -244,25 +244,6 @@ def _malformed(engine: EngineUnderTest) -> list[tuple[str, bytes | dict[str, obj
     return bodies
 
 
-@pytest.mark.requirement("http/empty-prompt-then-healthy")
-def test_empty_prompt_then_healthy(engine: EngineUnderTest) -> None:
-    """No prompt and empty ones, each alone in the engine: nothing else may fill the batch and hide the fault."""
-    model = engine.facts.model
-    bodies: dict[str, dict[str, object]] = {"no prompt": {}, "an empty text": {"prompt": ""}}
-    if engine.can("token_ids"):
-        bodies["no token ids"] = {"prompt": []}
-    ring = engine.rings([min(engine.edge + 3, engine.longest // 4)])[0][0]
-    tokens = min(engine.edge, engine.longest // 2)
-    for what, prompt in bodies.items():
-        engine.case = f"{what}, alone in the engine; then a ring, greedy {tokens} tokens"
-        status, body = engine.post_raw("/v1/completions", {"model": model, "max_tokens": 4, **prompt})
-        if status >= 500:
-            fail(f"{what} is answered or refused: a status below 500",
-                 f"HTTP {status}: {body[:300].decode('utf-8', 'replace')}",
-                 hint="a sequence without tokens reaches the model: refuse it, or begin it with BOS")
-        engine.ask([Ask(ring, tokens, f"after {what}")])
-
-
 @pytest.mark.requirement("http/no-starvation")
 def test_no_starvation(engine: EngineUnderTest) -> None:
     """Clients that come back as soon as they are served: whoever comes first has to end first, or nearly."""
@@ -294,3 +275,25 @@ def _most_overtaken(exchanges: list[Exchange]) -> tuple[str, int]:
               for name, sent, end in times}
     worst = max(counts, key=counts.__getitem__)
     return worst, counts[worst]
+
+
+@pytest.mark.requirement("http/empty-prompt-then-healthy")
+def test_empty_prompt_then_healthy(engine: EngineUnderTest) -> None:
+    """No prompt and empty ones, each alone in the engine: nothing else may fill the batch and hide the fault.
+
+    The last case of all: engines have ended on it.
+    """
+    model = engine.facts.model
+    bodies: dict[str, dict[str, object]] = {"no prompt": {}, "an empty text": {"prompt": ""}}
+    if engine.can("token_ids"):
+        bodies["no token ids"] = {"prompt": []}
+    ring = engine.rings([min(engine.edge + 3, engine.longest // 4)])[0][0]
+    tokens = min(engine.edge, engine.longest // 2)
+    for what, prompt in bodies.items():
+        engine.case = f"{what}, alone in the engine; then a ring, greedy {tokens} tokens"
+        status, body = engine.post_raw("/v1/completions", {"model": model, "max_tokens": 4, **prompt})
+        if status >= 500:
+            fail(f"{what} is answered or refused: a status below 500",
+                 f"HTTP {status}: {body[:300].decode('utf-8', 'replace')}",
+                 hint="a sequence without tokens reaches the model: refuse it, or begin it with BOS")
+        engine.ask([Ask(ring, tokens, f"after {what}")])

@@ -274,3 +274,25 @@ def test_warm_up_requests_are_sent_first_and_are_not_in_the_results(tmp_path: Pa
     assert ["warm" in str(name) for name in ids] == [True] * 3 + [False] * 4
     assert len(run.requests) == 4
     assert sorted(map(str, ids[3:])) == sorted(run.requests["request_id"])
+
+
+def test_a_kept_connection_that_closes_as_it_is_taken_is_no_fault_of_the_engine(tmp_path: Path) -> None:
+    """The second request over a connection finds it closed, every time: it goes out again over a fresh one."""
+    seen: dict[object, int] = {}
+    closed = 0
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        nonlocal closed
+        connection = request.transport
+        seen[connection] = seen.get(connection, 0) + 1
+        if seen[connection] > 1:
+            closed += 1
+            assert connection is not None
+            connection.close()
+            return web.Response()
+        ids = Codec.decode((await request.json())["prompt"])
+        return web.Response(body=stream(ids[3:11]))
+
+    run = against(tmp_path / "run", workload(arrivals={"kind": "closed", "users": 1}), handler)
+    only(run, "ok")
+    assert closed > 0
