@@ -133,17 +133,18 @@ class TerminalNarrator:
 
 def finish_bench(results: Sequence[EngineResult], folder: Path, *, as_json: bool) -> None:
     """The end of a bench, also of one that was cut short: the report, the table, the verdicts."""
-    runs = [run for result in results for run in result.runs]
-    if not runs:
-        for result in results:
-            console().print(f"{escape(clean(result.label))}: {escape(clean(result.failure or 'not run to its end'))}")
-        return
-    write_report([folder], folder / "report.html")
+    runs = [[summarise(load_run(run)) for run in result.runs if (run / "requests.parquet").exists()]
+            for result in results]
+    num_runs = sum(map(len, runs))
+    if num_runs:
+        write_report([folder], folder / "report.html")
     if as_json:
-        print(summary_json([summarise(load_run(run)) for run in runs]))
+        print(summary_json([summary for per_engine in runs for summary in per_engine]))
         return
-    show_summaries([summarise(load_run(result.runs[-1])) for result in results if result.runs])
+    if num_runs:
+        show_summaries([per_engine[-1] for per_engine in runs if per_engine])
     out = Console(highlight=False)
     for result in results:
         out.print(f"{escape(clean(result.label))}: {escape(clean(result.verdict))}")
-    out.print(f"all {len(runs)} runs: {folder / 'report.html'}")
+    if num_runs:
+        out.print(f"all {num_runs} runs: {folder / 'report.html'}")
