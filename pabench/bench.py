@@ -40,6 +40,9 @@ from pabench.load import Progress, Workload, load_workload, run_workload
 from pabench.probe import build_checkpoint, preset
 from pabench.resources import data_dir
 
+MODEL_FOLDER = "probe"
+CONFORMANCE_FOLDER = "conformance"
+
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -87,11 +90,13 @@ class BenchSuite(_Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> BenchSuite:
-        names = [folder_name(engine.label) for engine in self.engines]
-        if len(set(names)) != len(names):
-            raise ValueError(f"engine labels must differ: {', '.join(names)}")
         preset(self.probe)
-        self.workloads()
+        for what, names, taken in (
+            ("engine labels", [folder_name(engine.label) for engine in self.engines], {MODEL_FOLDER}),
+            ("loads", [folder_name(workload.load_text) for workload in self.workloads()], {CONFORMANCE_FOLDER}),
+        ):
+            if len(set(names) | taken) != len(names) + len(taken):
+                raise ValueError(f"{what} must differ from each other and from {taken}, as folder names: {names}")
         return self
 
     def workloads(self) -> list[Workload]:
@@ -106,7 +111,8 @@ class EngineResult:
     label: str
     conformance: int | None = None                  # exit code of the suite, None when it was left out
     runs: list[Path] = field(default_factory=list)  # folders, one a load, also of a load that was cut short
-    flawless: bool = True                           # every request of every load was answered, and rightly
+    flawless: bool = True                           # every request so far was answered, and rightly
+    finished: bool = False                          # all was asked that the bench suite asks
     failure: str | None = None                      # why it could not be run to its end
 
     @property
@@ -121,8 +127,8 @@ class EngineResult:
     @property
     def verdict(self) -> str:
         """In words."""
-        if self.failure is not None:
-            return f"could not be run to its end: {self.failure}"
+        if not self.finished:
+            return f"not run to its end: {self.failure or 'interrupted'}"
         conforming = {None: "conformance not asked", EXIT_OK: "conforming", EXIT_NOT_CONFORMING: "NOT conforming"}
         answers = "every request answered as it should be" if self.flawless else "NOT every request answered rightly"
         return f"{conforming.get(self.conformance, 'conformance could not be decided')}; {answers}"
@@ -171,11 +177,11 @@ def folder_name(label: str) -> str:
 
 
 def run_bench(suite: BenchSuite, out: Path, narrator: Narrator, results: list[EngineResult]) -> None:
-    """Run `suite` into the folder `out`, adding to `results`; one engine's failure does not stop the others.
+    """Run `suite` into the folder `out`, adding to `results`; an engine that cannot be run does not stop the others.
 
-    KeyboardInterrupt passes through after what was measured has been written.
+    KeyboardInterrupt, and RecordsUnwritable, pass through after what was measured has been written.
     """
-    model = out / "probe"
+    model = out / MODEL_FOLDER
     narrator.stage(f"building the {suite.probe} probe in {model}")
     build_checkpoint(preset(suite.probe), model, suite.probe_dtype)
     for plan in suite.engines:
@@ -183,7 +189,8 @@ def run_bench(suite: BenchSuite, out: Path, narrator: Narrator, results: list[En
         results.append(result)
         try:
             _run_engine(suite, plan, out / folder_name(plan.label), model, narrator, result)
-        except EngineError as error:
+            result.finished = True
+        except (EngineError, UsageError) as error:
             result.failure = str(error)
             narrator.stage(f"{plan.label}: {error}")
 
@@ -195,7 +202,7 @@ def _run_engine(
     if suite.profile != "none":
         narrator.stage(f"starting {plan.label} for conformance")
         with _reach(plan, folder / "conformance-engine.log", model) as url:
-            _conform(suite, plan, url, folder / "conformance", model, narrator, result)
+            _conform(suite, plan, url, folder / CONFORMANCE_FOLDER, model, narrator, result)
     narrator.stage(f"starting {plan.label} for the loads")
     with _reach(plan, folder / "load-engine.log", model) as url:
         examination = asyncio.run(examine(url, dialect=plan.dialect, probe=model))

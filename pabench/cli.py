@@ -9,6 +9,7 @@ import asyncio
 import errno
 import json
 import os
+import signal
 import sys
 from datetime import datetime
 from pathlib import Path
@@ -72,6 +73,8 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No live view.")]
 
 def main() -> None:
     """Run the command line."""
+    # A cancelled CI job sends TERM: end as on Ctrl-C, so that engines of ours are stopped and records written.
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     app(prog_name="pabench")
 
 
@@ -180,7 +183,7 @@ def conform(
     out: Annotated[Path | None, typer.Option(help="New folder for verdicts.jsonl and the failed cases.")] = None,
     requirement: Annotated[list[str] | None, typer.Option("--id", help="Only this requirement (repeatable).")] = None,
     expect: Annotated[Path | None, typer.Option(help="Expected failures and disabled requirements (TOML).")] = None,
-    seed: Annotated[int, typer.Option(help="Same seed, same prompts.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Same seed, same prompts.")] = 0,
     dialect: DialectName = None, probe: ProbeName = None, api_key_env: KeyVariable = None, quiet: Quiet = False,
 ) -> None:
     """Ask an engine every requirement: exit 0 conforming, 1 not conforming, 2 could not run.
@@ -219,7 +222,7 @@ def run(
     rate: Annotated[float | None, typer.Option(help="Open loop at this many requests a second.")] = None,
     num_requests: Annotated[int | None, typer.Option(help="How many requests in all.")] = None,
     duration_s: Annotated[float | None, typer.Option(help="Stop sending after this many seconds.")] = None,
-    seed: Annotated[int, typer.Option(help="Same seed, same prompts and schedule.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Same seed, same prompts and schedule.")] = 0,
     dialect: DialectName = None, probe: ProbeName = None, api_key_env: KeyVariable = None,
     as_json: AsJson = False, quiet: Quiet = False,
 ) -> None:
@@ -234,8 +237,9 @@ def run(
 
     plan = load_workload(workload, users=users, rate_per_s=rate, num_requests=num_requests, duration_s=duration_s)
     key = _api_key(api_key_env)
-    examination = _examine(url, dialect, probe, api_key_env)
     folder = out or _new_folder(plan.name)
+    _require_new(folder)
+    examination = _examine(url, dialect, probe, api_key_env)
     name = label or examination.facts.dialect
     try:
         with live_load(plan, name, quiet=quiet or as_json) as progress:
@@ -280,8 +284,7 @@ def bench(
 
     plan = load_suite(suite)
     folder = out or _new_folder(Path(suite).stem)
-    if folder.exists() and any(folder.iterdir()):
-        raise UsageError(f"{folder} is not empty: give a new folder with --out, so that no result is overwritten")
+    _require_new(folder)
     results: list[EngineResult] = []
     try:
         run_bench(plan, folder, TerminalNarrator(quiet=quiet or as_json), results)
@@ -306,6 +309,12 @@ def _api_key(variable: str | None) -> str | None:
     if variable not in os.environ:
         raise UsageError(f"--api-key-env names {variable!r}, which is not set in the environment")
     return os.environ[variable]
+
+
+def _require_new(folder: Path) -> None:
+    """Before any work: results are never overwritten, nor mixed with others."""
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise UsageError(f"{folder} is a file or holds something already: give a new folder with --out")
 
 
 def _new_folder(name: str) -> Path:

@@ -22,6 +22,8 @@ from pabench.load import Progress as ProgressCallback
 from pabench.load import ProgressState, Workload
 from pabench.report import write_report
 
+_WHOLE = 2000  # characters: our own sentence around an engine's last words is not cut
+
 
 def console(*, quiet: bool = False) -> Console:
     """Where live views go: stderr, so that stdout stays a script's."""
@@ -124,7 +126,7 @@ class TerminalNarrator:
 
     def stage(self, text: str) -> None:
         """A new part of the work begins."""
-        self._console.print(f"[bold]»[/bold] {escape(clean(text))}")
+        self._console.print(f"[bold]»[/bold] {escape(clean(text, _WHOLE))}")
 
     def load(self, workload: Workload, label: str) -> AbstractContextManager[ProgressCallback]:
         """Show one load while it runs."""
@@ -145,6 +147,6 @@ def finish_bench(results: Sequence[EngineResult], folder: Path, *, as_json: bool
         show_summaries([per_engine[-1] for per_engine in runs if per_engine])
     out = Console(highlight=False)
     for result in results:
-        out.print(f"{escape(clean(result.label))}: {escape(clean(result.verdict))}")
+        out.print(f"{escape(clean(result.label))}: {escape(clean(result.verdict, _WHOLE))}")
     if num_runs:
         out.print(f"all {num_runs} runs: {folder / 'report.html'}")

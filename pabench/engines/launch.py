@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import os
 import signal
 import socket
@@ -21,7 +22,6 @@ from pabench.errors import EngineDied, EngineTimeout, UsageError
 
 _POLL_S = 0.1
 _TERM_GRACE_S = 10.0
-_TAIL_LINES = 15
 _TAIL_BYTES = 20_000
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # never through a proxy
 
@@ -38,7 +38,7 @@ class EngineProcess:
     """An engine started for a with-block: a process group of its own, its output in `log`.
 
     `{port}` in `command` and `url` becomes one free port. `env` is added to this process's environment.
-    Entering waits for `/health`; raises EngineDied with the log's last lines, or EngineTimeout.
+    Entering waits for `/health`; raises EngineDied with the engine's last words, or EngineTimeout.
     """
 
     def __init__(
@@ -105,14 +105,14 @@ class EngineProcess:
         if self._output is not None:
             self._output.close()
 
-    def tail(self) -> str:
-        """The log's last lines, without characters that steer a terminal."""
+    def last_words(self) -> str:
+        """The last line that the engine wrote, without characters that steer a terminal: most often it says why."""
         try:
             data = self.log.read_bytes()[-_TAIL_BYTES:]
         except FileNotFoundError:
             return ""
-        lines = data.decode("utf-8", "replace").splitlines()[-_TAIL_LINES:]
-        return "\n".join(clean(line) for line in lines)
+        lines = [clean(line) for line in data.decode("utf-8", "replace").splitlines()]
+        return next((line for line in reversed(lines) if line), "it wrote nothing")
 
     def _start(self) -> None:
         self.log.parent.mkdir(parents=True, exist_ok=True)
@@ -139,23 +139,19 @@ class EngineProcess:
         deadline = time.monotonic() + self._ready_timeout_s
         while time.monotonic() < deadline:
             if not self.alive:
-                raise EngineDied(
-                    f"the engine ended with status {self.returncode} before it could serve; the last lines of "
-                    f"{self.log}:\n{self.tail()}"
-                )
+                raise EngineDied(f"the engine ended with status {self.returncode} before it could serve: "
+                                 f"{self.last_words()} (all it wrote: {self.log})")
             if self._answers_health():
                 return
             time.sleep(_POLL_S)
-        raise EngineTimeout(
-            f"the engine is not ready after {self._ready_timeout_s:g} s at {self.url}; the last lines of "
-            f"{self.log}:\n{self.tail()}"
-        )
+        raise EngineTimeout(f"the engine is not ready after {self._ready_timeout_s:g} s at {self.url}: "
+                            f"{self.last_words()} (all it wrote: {self.log})")
 
     def _answers_health(self) -> bool:
         try:
             with _DIRECT.open(f"{self.url}/health", timeout=5.0) as answer:
                 return bool(answer.status == 200)
-        except (OSError, ValueError):
+        except (OSError, ValueError, http.client.HTTPException):
             return False
 
     def _signal(self, number: int) -> None:

@@ -92,7 +92,7 @@ def test_the_key_is_not_in_the_environment(pabench: Run) -> None:
 def test_results_are_not_overwritten(pabench: Run, stub: EngineProcess) -> None:
     arguments = ("run", "--url", stub.url, "--workload", "smoke", "--out", "run", "--quiet")
     assert pabench(*arguments).returncode == 0
-    one_line(pabench(*arguments), 2, "already holds a run")
+    one_line(pabench(*arguments), 2, "holds something already")
 
 
 def start_run(stub: EngineProcess, out: Path) -> subprocess.Popen[str]:

@@ -31,7 +31,7 @@ def test_an_engine_is_ready_inside_the_block_and_gone_behind_it(tmp_path):
     assert not engine.alive
     assert not running(engine.pid)
     assert engine.returncode == 0
-    assert "stub engine at" in engine.tail()
+    assert "stub engine at" in engine.last_words()
     engine.stop()  # a second time does nothing
 
 
@@ -92,7 +92,7 @@ def test_the_environment_is_added_to(tmp_path):
     engine = EngineProcess(command, url=URL, log=tmp_path / "log", env={"PABENCH_X": "extra"}, ready_timeout_s=20)
     with pytest.raises(EngineDied):
         engine.__enter__()
-    assert engine.tail() == f"extra {os.environ['HOME']}"
+    assert engine.last_words() == f"extra {os.environ['HOME']}"
 
 
 def test_free_ports_are_free():
