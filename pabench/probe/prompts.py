@@ -78,10 +78,6 @@ class Ring:
         size = len(self.tokens)
         return [self.tokens[(start + i) % size] for i in range(count)]
 
-    def read_position(self, output: int) -> int:
-        """Cache position that output number `output` (from 0) is read from: the first that holds its token."""
-        return HEADER_TOKENS + (self._body_len + output) % len(self.tokens)
-
     def successors(self, token: int) -> tuple[int, ...]:
         """The one token that follows `token` in the ring, or none."""
         place = self.owner(token)
