@@ -119,7 +119,9 @@ def _tile(group: Group, measure: _Measure) -> Tile | None:
     if not numbers:
         return None
     scope = "best over all loads" if measure.peak or level is None else f"at {group.load_text(level)}"
-    factor, winner, claim = _compare(measure, [(e, v) for e, v, _ in found if v is not None])
+    told = [(engine, value) for engine, value, _ in found if value is not None]
+    believed = [(engine, value) for engine, value, good in found if value is not None and good]
+    factor, winner, claim = _compare(measure, believed if len(believed) > 1 else told)
     longest = max(numbers)
     bars = tuple(
         Bar(
