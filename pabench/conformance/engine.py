@@ -109,6 +109,7 @@ class EngineUnderTest:
         self.case = ""
         self.note = ""                      # shown beside a PASS: what was, and was not, exercised
         self.exchanges: list[Exchange] = []  # all requests of the case, in the order of sending
+        self.asked = False                   # whether anything at all was asked of the engine
         self.geometry = geometry or Geometry.of(session.facts)
         self._session = session
         self._pending: list[Pending] = []
@@ -254,6 +255,7 @@ class EngineUnderTest:
         names = [ask.name for ask in asks] or [""] * len(requests)
         exchanges = [Exchange(request, name) for request, name in zip(requests, names, strict=True)]
         self.exchanges += exchanges
+        self.asked |= bool(exchanges)
         return exchanges
 
     def _start(self, requests: Sequence[GenerationRequest], asks: Sequence[Ask], concurrency: int | None) -> Pending:
@@ -305,6 +307,7 @@ class EngineUnderTest:
 
     def _call(self, coroutine: Coroutine[Any, Any, T], exchanges: list[Exchange]) -> T:
         """Run one call; an error names its request."""
+        self.asked = True
         try:
             return self._session.loop.run(coroutine, self._session.profile.request_timeout_s)
         except EngineError as error:

@@ -246,7 +246,7 @@ class SuiteRun:
     def _classify(self, item: pytest.Item, error: BaseException | None) -> tuple[Outcome, str, Failure | None]:
         """Outcome, one line, and the failure where there is one."""
         if error is None:
-            return Outcome.PASS, self.engine_for(item).note, None
+            return self._passed(self.engine_for(item))
         if isinstance(error, pytest.skip.Exception):
             outcome, reason = item.stash.get(_BEFORE, (Outcome.UNSUPPORTED, str(error)))
             return outcome, reason, None
@@ -262,6 +262,13 @@ class SuiteRun:
         if isinstance(error, EngineTimeout):
             return Outcome.TIMEOUT, str(error), failure
         return Outcome.FAIL, failure.actual, failure
+
+    def _passed(self, engine: EngineUnderTest) -> tuple[Outcome, str, Failure | None]:
+        """A test that came to its end: no PASS without a question."""
+        if engine.asked:
+            return Outcome.PASS, engine.note, None
+        failure = Failure("", "the test asked the engine nothing", hint="the suite's own fault: please report it")
+        return Outcome.ERROR, failure.actual, failure
 
     def _write_failure(
         self, item: pytest.Item, requirement: Requirement, outcome: Outcome, failure: Failure
@@ -319,5 +326,5 @@ def _show(report: pytest.TestReport, verdict: Verdict) -> pytest.TestReport:
     elif verdict.outcome is Outcome.XPASS:
         report.outcome, report.longrepr = "failed", verdict.reason
     elif verdict.text:
-        report.longrepr = verdict.text
+        report.outcome, report.longrepr = "failed", verdict.text
     return report

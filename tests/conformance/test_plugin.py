@@ -32,6 +32,10 @@ def test_ring(engine):
 def test_of_mine_that_is_broken(engine):
     raise ValueError("the test's own fault")
 
+@pytest.mark.requirement("http/abort-frees", case="vacuous")
+def test_that_asks_nothing(engine):
+    engine.ask([])
+
 @pytest.mark.requirement("http/concurrent-isolation")
 def test_by_assert(engine):
     assert engine.profile.name == "full", "wrong profile"
@@ -62,7 +66,7 @@ def engine_url(tiny_probe: Path, tmp_path_factory: pytest.TempPathFactory) -> It
 def test_without_an_engine_requirements_are_skipped(tmp_path: Path) -> None:
     done = run_pytest(tmp_path, OWN_TESTS)
     assert done.returncode == 0, done.stdout
-    assert "3 skipped" in done.stdout
+    assert "4 skipped" in done.stdout
     assert "1 passed" in done.stdout
     assert "needs an engine: pass --pabench-url URL" in done.stdout
 
@@ -81,10 +85,11 @@ def test_tests_of_ones_own(engine_url: str, tmp_path: Path) -> None:
     results = load_results(tmp_path / "out")
     found = {row.name: row.outcome for row in results.rows}
     assert found == {"http/ring-exact[mine]": Outcome.PASS, "http/usage-exact": Outcome.ERROR,
-                     "http/concurrent-isolation": Outcome.FAIL}
+                     "http/abort-frees[vacuous]": Outcome.ERROR, "http/concurrent-isolation": Outcome.FAIL}
     assert "1 passed" in done.stdout or "2 passed" in done.stdout
-    error = next(row for row in results.rows if row.outcome is Outcome.ERROR)
-    assert "ValueError: the test's own fault" in error.text
+    errors = {row.requirement: row.text for row in results.rows if row.outcome is Outcome.ERROR}
+    assert "ValueError: the test's own fault" in errors["http/usage-exact"]
+    assert "the test asked the engine nothing" in errors["http/abort-frees"]
 
 
 def test_an_unknown_requirement_is_an_error(engine_url: str, tmp_path: Path) -> None:
@@ -143,7 +148,7 @@ reason = "no time"
     results = load_results(tmp_path / "out")
     assert {row.name: row.outcome for row in results.rows} == {
         "http/ring-exact[mine]": Outcome.XPASS, "http/concurrent-isolation": Outcome.XFAIL,
-        "http/usage-exact": Outcome.DISABLED}
+        "http/usage-exact": Outcome.DISABLED, "http/abort-frees[vacuous]": Outcome.ERROR}
     assert done.returncode == 1  # for the XPASS
     assert results.footer.exit_code == 1
 
