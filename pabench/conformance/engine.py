@@ -29,6 +29,7 @@ from pabench.probe import ProbeSpec, Ring, complement
 from pabench.telemetry.vocabulary import KVSample
 
 ASSUMED_BLOCK_SIZE = 16   # where the engine does not tell: edges of larger powers of two are among its multiples
+_SMALLEST_EDGE = 8        # tokens: shorter rings and forks say nothing
 _ASSUMED_CONTEXT = 2048
 _POLL_S = 0.05
 _NUDGE_AFTER_S = 0.4      # engines that update gauges once a step need a step to show that they are idle
@@ -131,8 +132,16 @@ class EngineUnderTest:
 
     @property
     def edge(self) -> int:
-        """Block size to choose lengths by: the engine's, or an assumed one."""
-        return self.block_size or ASSUMED_BLOCK_SIZE
+        """Block size to choose lengths by: the engine's, or an assumed one; so many tiny ones as make 8."""
+        block = self.block_size or ASSUMED_BLOCK_SIZE
+        return block * -(-_SMALLEST_EDGE // block)
+
+    @property
+    def block_text(self) -> str:
+        """The block size, and what lengths are chosen by where that is another, for `case`."""
+        if self.block_size is None:
+            return f"block {self.edge} (assumed: the engine does not tell)"
+        return f"block {self.block_size}" + ("" if self.edge == self.block_size else f", lengths by {self.edge}")
 
     @property
     def longest(self) -> int:
@@ -171,6 +180,13 @@ class EngineUnderTest:
         """
         rings = rings_of_prompt_lengths(self.spec, self.rng, prompt_lengths)
         return [rings, [complement(ring, self.spec) for ring in rings]]
+
+    def num_rings(self, wanted: int, length: int) -> int:
+        """How many rings of `length` prompt tokens to draw at once: `wanted`, or as many as the vocabulary has."""
+        count = min(wanted, len(self.spec.paired_ids) // length)
+        if count == 0:
+            unsupported(f"probe {self.spec.preset!r} has too few tokens for a ring of {length}: serve 'long'")
+        return count
 
     def plain_prompt(self, length: int) -> tuple[int, ...] | str:
         """A prompt for any model; what it is answered with is not checked."""

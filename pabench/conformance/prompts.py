@@ -39,6 +39,11 @@ def fork_of_prompt_length(spec: ProbeSpec, rng: np.random.Generator, length: int
     return fork
 
 
+def longest_fork(spec: ProbeSpec) -> int:
+    """Prompt tokens of the longest fork that `spec` has tokens for: half of its ring tokens."""
+    return len(spec.ring_ids) // 2
+
+
 def edge_lengths(block_size: int, multiples: Sequence[int], offset: int, longest: int) -> list[int]:
     """Prompt lengths kB + offset of at most `longest` tokens, k from `multiples`; the shortest fork fits all."""
     lengths = [k * block_size + offset for k in multiples]

@@ -14,8 +14,9 @@ from pabench.engines.base import Completion
 @pytest.mark.requirement("http/stream-equals-whole", case="short-joiners")
 def test_stream_equals_whole(engine: EngineUnderTest) -> None:
     """Each ring streamed and whole, all at once, while requests of a single token join and leave the batch."""
-    block, pairs = engine.edge, max(2, engine.profile.concurrency // 3)
+    block = engine.edge
     length, tokens = min(block + 3, engine.longest // 3), min(2 * block, engine.longest // 3)
+    pairs = engine.num_rings(max(2, engine.profile.concurrency // 3), 2 * length)
     rings = engine.rings([length] * (2 * pairs))[0]
     asks = []
     for i, ring in enumerate(rings[:pairs]):

@@ -6,7 +6,7 @@ import pytest
 
 from pabench.conformance.engine import EngineUnderTest, unsupported
 from pabench.conformance.failure import fail
-from pabench.conformance.prompts import edge_lengths, fork_of_prompt_length
+from pabench.conformance.prompts import edge_lengths, fork_of_prompt_length, longest_fork
 from pabench.conformance.verify import Ask
 
 
@@ -18,16 +18,20 @@ def test_ring_exact(engine: EngineUnderTest, offset: int) -> None:
     A ring reads every slot of its prompt once. A fork under greedy decoding reads a slot that was generated: the
     choice at its first output, at position kB + offset, is remembered nowhere else.
     """
-    lengths = edge_lengths(engine.edge, engine.profile.block_multiples, offset, (engine.longest - 8) // 2)
-    told = "" if engine.block_size else " (assumed: the engine does not tell)"
-    for crowd in engine.rings(lengths):
-        for ring in crowd:
-            length = len(ring.prompt)
-            engine.case = f"block {engine.edge}{told}; one ring of {length} prompt tokens; greedy, {length} tokens"
+    longest = min((engine.longest - 8) // 2, len(engine.spec.paired_ids))
+    lengths = edge_lengths(engine.edge, engine.profile.block_multiples, offset, longest)
+    if not lengths:
+        unsupported(f"{engine.block_text}: no ring that ends at the edge of a block can be read whole within "
+                    f"{engine.longest} tokens")
+    for length in lengths:
+        for (ring,) in engine.rings([length]):
+            engine.case = f"{engine.block_text}; one ring of {length} prompt tokens; greedy, {length} tokens"
             engine.ask([Ask(ring, length, "A")])
     for length in lengths:
+        if length > longest_fork(engine.spec):
+            break
         fork = fork_of_prompt_length(engine.spec, engine.rng, length)
-        engine.case = f"block {engine.edge}{told}; one fork of {length} prompt tokens; greedy, {length} tokens"
+        engine.case = f"{engine.block_text}; one fork of {length} prompt tokens; greedy, {length} tokens"
         engine.ask([Ask(fork, length, "A")])
 
 
@@ -38,7 +42,7 @@ def test_concurrent_isolation(engine: EngineUnderTest) -> None:
     longest = min((engine.longest - 8) // 2, 5 * block, len(engine.spec.paired_ids) // profile.rings)
     lengths = [int(length) for length in engine.rng.integers(8, longest, profile.rings)]
     tokens = [int(count) for count in engine.rng.integers(longest // 2, longest + 4, profile.rings)]
-    engine.case = (f"block {block}; {profile.rings} rings of {min(lengths)} to {max(lengths)} prompt tokens, "
+    engine.case = (f"{engine.block_text}; {profile.rings} rings of {min(lengths)} to {max(lengths)} prompt tokens, "
                    f"{profile.concurrency} at once; greedy {min(tokens)} to {max(tokens)} tokens")
     for crowd in engine.rings(lengths):
         asks = [Ask(ring, count, f"request {i}") for i, (ring, count) in enumerate(zip(crowd, tokens, strict=True))]
@@ -58,8 +62,8 @@ def test_preemption_exact(engine: EngineUnderTest) -> None:
     if before is None or before.preemptions is None:
         unsupported("the engine does not count preemptions")
     prompt_len = min(engine.edge + 5, engine.longest // 4)
-    total = min(engine.longest - 1, 220, max(prompt_len + 8, capacity // 3))
-    count = min(2 * capacity // total + 2, len(engine.spec.paired_ids) // prompt_len)
+    total = min(engine.longest - 1, max(prompt_len + 8, min(220, capacity // 3)))
+    count = engine.num_rings(2 * capacity // total + 2, prompt_len)
     engine.case = (f"pool of {capacity} slots; {count} rings of {prompt_len} prompt tokens at once; "
                    f"greedy {total - prompt_len} tokens")
     ring_crowd = engine.rings([prompt_len] * count)[int(engine.rng.integers(2))]

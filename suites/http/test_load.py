@@ -250,7 +250,7 @@ def test_no_starvation(engine: EngineUnderTest) -> None:
     profile = engine.profile
     clients, length, tokens = profile.concurrency * 2, min(engine.edge + 1, engine.longest // 4), engine.edge
     tokens = min(tokens, engine.longest // 2)
-    rings = engine.rings([length] * min(clients, len(engine.spec.paired_ids) // length))[0]
+    rings = engine.rings([length] * engine.num_rings(clients, length))[0]
     asks = [Ask(rings[i % len(rings)], tokens, f"request {i}") for i in range(clients * profile.rounds)]
     engine.case = f"{clients} clients, {profile.rounds} rounds; {length} prompt tokens, greedy {tokens} tokens"
     pending = engine.start(asks, concurrency=clients)
