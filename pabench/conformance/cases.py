@@ -43,7 +43,7 @@ def write_case(
     }
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f".{name}.tmp"
-    temporary.write_text(json.dumps(document, ensure_ascii=False, indent=1), encoding="utf-8")
+    temporary.write_text(json.dumps(document, ensure_ascii=False, indent=1), encoding="utf-8", errors="replace")
     temporary.replace(folder / name)
     return name
 

@@ -92,9 +92,10 @@ class Live:
             self._console.print(Text(f"The harness check failed before all else, so read the failures with it in mind: "
                                      f"{self._run.smoke}", style=_OTHER))
         conclusion = _conclusion(self._run)
-        if exitstatus == pytest.ExitCode.INTERRUPTED:
+        if exitstatus in (pytest.ExitCode.INTERRUPTED, pytest.ExitCode.INTERNAL_ERROR):
+            what = "interrupted" if exitstatus == pytest.ExitCode.INTERRUPTED else "could not run: the suite failed"
             done = f"{len(self._run.verdicts)} of {len(session.items)} cases"
-            conclusion = Text(f"interrupted after {done}", style=_OTHER)
+            conclusion = Text(f"{what} after {done}", style=_OTHER)
         self._console.print(conclusion, soft_wrap=True)
 
     def _stop(self) -> None:

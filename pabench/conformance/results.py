@@ -66,7 +66,8 @@ class ResultsWriter:
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("w", encoding="utf-8")
+        # An engine's text may hold half a surrogate pair, which UTF-8 cannot: it must not end the run.
+        self._file = path.open("w", encoding="utf-8", errors="replace")
         self._rows: list[Verdict] = []
 
     def header(self, header: Header) -> None:

@@ -16,6 +16,7 @@ from pabench.conformance.cases import load_case
 from pabench.conformance.expectations import load_expectations
 from pabench.conformance.profiles import load_profile
 from pabench.conformance.registry import load_registry
+from pabench.conformance.results import load_results
 from pabench.conformance.running import API_KEY_VARIABLE
 from pabench.engines import dialect as known_dialect
 from pabench.engines.client import base_url
@@ -24,6 +25,7 @@ from pabench.errors import (
     EXIT_INTERRUPTED,
     EXIT_NOT_CONFORMING,
     EXIT_OK,
+    UsageError,
 )
 from pabench.resources import data_dir
 
@@ -63,7 +65,20 @@ def run_suite(
     options += [word for requirement_id in ids for word in ("--pabench-id", requirement_id)]
     if expect is not None:
         options += ["--pabench-expect", str(expect.resolve())]
-    return _pytest(options, load_profile(profile).run_timeout_s, api_key, quiet)
+    code = _pytest(options, load_profile(profile).run_timeout_s, api_key, quiet)
+    return believed(code, out)
+
+
+def believed(code: int, out: Path) -> int:
+    """`code`, where verdicts.jsonl is whole and says so too: Python itself exits 1 when it fails."""
+    if code not in (EXIT_OK, EXIT_NOT_CONFORMING):
+        return code
+    try:
+        told = load_results(out).footer.exit_code
+    except UsageError as error:
+        print(f"could not run: {error}", file=sys.stderr)
+        return EXIT_COULD_NOT_RUN
+    return code if told == code else EXIT_COULD_NOT_RUN
 
 
 def replay_case(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import sys
 import time
 import zlib
 from collections.abc import Generator
@@ -42,6 +43,8 @@ from pabench.errors import (
 VERDICT = pytest.StashKey[Verdict]()
 _ENGINE = pytest.StashKey[EngineUnderTest]()
 _BEFORE = pytest.StashKey[tuple[Outcome, str]]()  # decided before the test body ran
+# How pytest ends when the suite itself did not fail.
+_ORDERLY = (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.INTERRUPTED)
 API_KEY_VARIABLE = "PABENCH_API_KEY"  # not an option: those show in the process list
 
 
@@ -176,13 +179,19 @@ class SuiteRun:
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
-        """Write the footer, close the engine; what could not be run never exits 0."""
+        """Write the footer, close the engine; what could not be run never exits 0 or 1, and has no footer."""
+        self.could_not_run |= exitstatus not in _ORDERLY
         interrupted = exitstatus == pytest.ExitCode.INTERRUPTED and not self.could_not_run
-        code = EXIT_COULD_NOT_RUN if self.could_not_run else exit_code(self.verdicts)
-        code = EXIT_INTERRUPTED if interrupted else code
+        code, status = (EXIT_INTERRUPTED, "interrupted") if interrupted else (exit_code(self.verdicts), "complete")
         if self._writer is not None:
-            with self._writer as writer:
-                writer.footer(code, time.monotonic() - self._start, "interrupted" if interrupted else "complete")
+            try:
+                with self._writer as writer:
+                    if not self.could_not_run:
+                        writer.footer(code, time.monotonic() - self._start, status)
+            except OSError as error:
+                self.could_not_run = True
+                print(f"could not run: cannot write to {self.out}: {error.strerror}", file=sys.stderr)
+        code = EXIT_COULD_NOT_RUN if self.could_not_run else code
         if self._session is not None:
             self._session.close()
         if all(requirement_id(item) is not None for item in session.items) or exitstatus == pytest.ExitCode.OK:

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from pabench.conformance import Outcome, load_results
-from pabench.conformance.runner import replay_case, run_suite
+from pabench.conformance.results import FILE_NAME, Header, ResultsWriter
+from pabench.conformance.runner import believed, replay_case, run_suite
 from pabench.engines import EngineProcess, free_port
 from pabench.errors import UsageError
 from tests.conformance import mutant_hosts
@@ -187,6 +188,37 @@ def test_after(engine):
     crash = next(row for row in results.rows if row.outcome is Outcome.CRASH)
     assert "under way: the deadly request (1 of 1; 20 prompt tokens, max_tokens 400)" in crash.text
     assert (done.returncode, results.footer.exit_code) == (1, 1)
+
+
+@pytest.mark.parametrize("broken", ["row", "footer"])
+def test_a_run_that_breaks_has_no_verdict(engine_url: str, tmp_path: Path, broken: str) -> None:
+    """A full disk, say, after a case that passed: neither conforming nor not."""
+    text = OWN_TESTS.partition("@pytest.mark.requirement(\"http/usage")[0] + f"""
+from pabench.conformance.results import ResultsWriter
+
+def full(self, *args):
+    raise OSError(28, "No space left on device")
+
+@pytest.mark.requirement("http/usage-exact")
+def test_last(engine):
+    engine.metrics()
+    ResultsWriter.{broken} = full
+"""
+    done = run_pytest(tmp_path, text, "--pabench-url", engine_url, "--pabench-out", "out")
+    assert done.returncode == 2, done.stdout
+    assert "No space left on device" in done.stdout + done.stderr
+    with pytest.raises(UsageError, match="has no footer: its run was cut short"):
+        load_results(tmp_path / "out")
+
+
+def test_only_a_whole_file_makes_an_exit_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Python exits 1 too when it fails: that is no verdict."""
+    assert believed(1, tmp_path) == 2
+    assert "cannot read the verdicts" in capsys.readouterr().err
+    with ResultsWriter(tmp_path / FILE_NAME) as writer:
+        writer.header(Header(1, "0", "smoke", 0, "", ""))
+        writer.footer(1, 0.0, "complete")
+    assert [believed(code, tmp_path) for code in (0, 1, 2, 130)] == [2, 1, 2, 130]
 
 
 def test_replay_asks_the_same_again(

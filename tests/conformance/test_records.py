@@ -123,6 +123,17 @@ def test_results_come_back(tmp_path: Path) -> None:
     assert (results.footer.counts, results.footer.exit_code) == ({"FAIL": 1, "PASS": 1}, 1)
 
 
+def test_half_a_surrogate_pair_ends_no_run(tmp_path: Path) -> None:
+    with ResultsWriter(tmp_path / FILE_NAME) as writer:
+        writer.header(Header(1, "0.1.0", "ci", 7, "2026-01-01T00:00:00+00:00", "http://x"))
+        writer.row(Verdict("http/a", "", "MUST", Outcome.FAIL, reason="a\ud800b"))
+        writer.footer(1, 2.5, "complete")
+    assert load_results(tmp_path).rows[0].reason == "a?b"
+    name = write_case(tmp_path, Case("http/a", "", "smoke", 3, Geometry(16, None, 512)), impl="x", text="\udfff",
+                      exchanges=[], circumstances={})
+    assert json.loads((tmp_path / name).read_text())["failure"] == "?"
+
+
 @pytest.mark.parametrize(("change", "complaint"), [
     (lambda lines: lines[:-1], "has no footer: its run was cut short after 2 rows"),
     (lambda lines: [*lines[:1], *lines[2:]], "holds 1 rows, its footer says 2"),
