@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from pabench.conformance.engine import EngineUnderTest, unsupported
@@ -11,7 +13,8 @@ from pabench.conformance.verify import FORK_TEMPERATURE, Ask
 from pabench.engines.base import GenerationRequest
 from pabench.probe import Fork, Ring
 
-_TRIES = 3  # until samples of a fork differ: all alike by chance with probability 2^-(n-1) each time
+# Samples of a fork are all alike by chance with probability 2^-(n-1): tried until that is below 2^-20.
+_DOUBLINGS = 20
 
 
 @pytest.mark.requirement("http/cold-equals-warm")
@@ -98,17 +101,17 @@ def test_n_samples_isolated(engine: EngineUnderTest, offset: int) -> None:
     if blocks < 1:
         unsupported(f"{engine.block_text}: samples of a prompt of a block do not fit into {engine.longest} tokens")
     length = blocks * block + offset
-    taken: set[int | None] = set()
-    for _ in range(_TRIES):
+    tries = math.ceil(_DOUBLINGS / (samples - 1))
+    for _ in range(tries):
         fork = fork_of_prompt_length(engine.spec, engine.rng, length)
         engine.case = (f"{engine.block_text}; a fork of {length} prompt tokens; n {samples}, {length} tokens, "
                        f"temperature {FORK_TEMPERATURE}")
         answer = engine.ask([Ask(fork, length, "A", n=samples, temperature=FORK_TEMPERATURE)])[0]
-        taken |= _branches(fork, [choice.token_ids or [] for choice in answer.choices])
-        if len(taken) == 2:
+        if len(_branches(fork, [choice.token_ids or [] for choice in answer.choices])) == 2:
             return
-    fail(f"{_TRIES} times {samples} samples take both branches of a fork of probability 1/2 each",
-         "all took the same", hint="is the temperature obeyed, and is each sample drawn for itself?")
+    fail(f"{samples} samples of one request take both branches of a fork of probability 1/2 each, in one of {tries} "
+         "requests", "in each request all took the same",
+         hint="is the temperature obeyed, and is each sample drawn for itself?")
 
 
 def _branches(fork: Fork, answers: list[list[int]]) -> set[int | None]:
