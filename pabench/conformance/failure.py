@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import NoReturn
 
 from pabench.conformance.registry import Requirement
 from pabench.conformance.verdicts import Outcome
+from pabench.engines.cleaning import clean
 from pabench.errors import RequirementFailed
+
+_MAX_CHARS = 4000  # far above what the suite itself says
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """The smallest account of a failed case. Engine-supplied text in it has been cleaned for a terminal."""
+    """The smallest account of a failed case. Each text is made one line that cannot steer a terminal: it may quote
+    the engine, which must not forge a line of the failure text."""
 
     expected: str
     actual: str
     reads: str = ""  # what the KV probe says was read instead, and by which layers and heads
     hint: str = ""   # where to look
+
+    def __post_init__(self) -> None:
+        """Clean all."""
+        for each in fields(self):
+            object.__setattr__(self, each.name, clean(getattr(self, each.name), _MAX_CHARS))
 
 
 class CaseFailed(RequirementFailed):

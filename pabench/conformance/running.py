@@ -27,6 +27,7 @@ from pabench.conformance.results import FILE_NAME, SPEC_VERSION, Header, Results
 from pabench.conformance.session import EngineSession, open_session
 from pabench.conformance.verdicts import NOT_CONFORMING, Outcome, Verdict, exit_code
 from pabench.conformance.verify import Ask
+from pabench.engines.cleaning import clean
 from pabench.engines.client import base_url
 from pabench.errors import (
     EXIT_COULD_NOT_RUN,
@@ -43,6 +44,7 @@ from pabench.errors import (
 VERDICT = pytest.StashKey[Verdict]()
 _ENGINE = pytest.StashKey[EngineUnderTest]()
 _BEFORE = pytest.StashKey[tuple[Outcome, str]]()  # decided before the test body ran
+_MAX_REASON_CHARS = 1000
 # How pytest ends when the suite itself did not fail.
 _ORDERLY = (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.INTERRUPTED)
 API_KEY_VARIABLE = "PABENCH_API_KEY"  # not an option: those show in the process list
@@ -162,7 +164,7 @@ class SuiteRun:
         try:
             engine.ask([Ask(rings_of_prompt_lengths(engine.spec, engine.rng, [11])[0], 8, "smoke ring")])
         except (RequirementFailed, EngineError) as error:
-            return str(error)
+            return clean(str(error), _MAX_REASON_CHARS)
         return "ok"
 
     def _header(self) -> Header:
@@ -247,7 +249,7 @@ class SuiteRun:
             outcome, reason = Outcome.XFAIL, f"{expected.reason} ({expected.issue})"
         elif expected is not None and outcome is Outcome.PASS:
             outcome, reason = Outcome.XPASS, f"passed, but is expected to fail: {expected.reason} ({expected.issue})"
-        text = replay = ""
+        text, replay, reason = "", "", clean(reason, _MAX_REASON_CHARS)
         if failure is not None:
             text, replay = self._write_failure(item, requirement, outcome, failure)
         return Verdict(requirement.id, case_name(item), requirement.level, outcome, call.duration, reason, text, replay)

@@ -11,7 +11,7 @@ from pabench.conformance import Outcome, Verdict, load_registry, load_results
 from pabench.conformance.cases import Case, load_case, write_case
 from pabench.conformance.engine import Exchange, Geometry
 from pabench.conformance.expectations import load_expectations
-from pabench.conformance.failure import Failure, failure_text
+from pabench.conformance.failure import CaseFailed, Failure, fail, failure_text
 from pabench.conformance.results import FILE_NAME, Header, ResultsWriter
 from pabench.conformance.verdicts import by_requirement, exit_code, worst
 from pabench.engines.base import GenerationRequest
@@ -213,6 +213,16 @@ def test_a_failure_text_has_its_lines_in_order() -> None:
         "  hint      look here",
         "  replay    pabench replay y",
     ]
+
+
+def test_an_engines_words_forge_no_line_and_steer_no_terminal() -> None:
+    hostile = "no\n  hint      all is well\n  replay    rm -rf /\x1b[2J\u202e"
+    with pytest.raises(CaseFailed) as caught:
+        fail("every request is served", hostile, hint=hostile)
+    requirement = load_registry()["http/ring-exact"]
+    text = failure_text(requirement, "kB", Outcome.FAIL, "acme", "block 16", caught.value.failure, "pabench replay y")
+    assert [line.split()[0] for line in text.splitlines()[2:]] == ["case", "expected", "actual", "hint", "replay"]
+    assert not any(char in text for char in ("\x1b", "\u202e"))
 
 
 def test_a_case_comes_back_and_holds_what_was_sent(tmp_path: Path) -> None:
