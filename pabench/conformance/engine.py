@@ -12,7 +12,7 @@ import asyncio
 import concurrent.futures
 import time
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn, TypeVar
 
 import numpy as np
@@ -24,6 +24,7 @@ from pabench.conformance.prompts import rings_of_prompt_lengths
 from pabench.conformance.session import EngineSession, plain_prompt, wait_for
 from pabench.conformance.verify import Ask, check_completion
 from pabench.engines.base import Completion, EngineFacts, GenerationRequest
+from pabench.engines.cleaning import clean
 from pabench.errors import EngineDied, EngineError, EngineTimeout, EngineUnreachable
 from pabench.probe import ProbeSpec, Ring, complement
 from pabench.telemetry.vocabulary import KVSample
@@ -210,6 +211,27 @@ class EngineUnderTest:
         """Send, wait, and verify every token of every answer. Raises CaseFailed."""
         return self.start(asks, concurrency=concurrency).verify()
 
+    def ask_samples(self, ask: Ask) -> tuple[Ask, Completion]:
+        """Like `ask`, with as many samples as the engine takes, at most `ask.n`: what it took, and its answer.
+
+        An engine may refuse more samples than it has room for; skips the test, as UNSUPPORTED, when it refuses 2.
+        """
+        completion = self.generate([ask.request])[0]
+        while refused(completion):
+            ask = replace(ask, n=self.fewer_samples(ask.n, completion))
+            completion = self.generate([ask.request])[0]
+        self.verify([ask], [completion])
+        return ask, completion
+
+    def fewer_samples(self, refused_n: int, completion: Completion) -> int:
+        """Half of `refused_n`, at least 2. Skips the test, as UNSUPPORTED, where even 2 were refused."""
+        if refused_n <= 2:
+            unsupported(f"the engine refuses {refused_n} samples of this prompt: HTTP {completion.status}: "
+                        f"{clean(completion.error or '')}")
+        fewer = max(2, refused_n // 2)
+        self.case += f"; n {fewer}, since the engine refuses {refused_n}"
+        return fewer
+
     def verify(self, asks: Sequence[Ask], completions: Sequence[Completion]) -> None:
         """Raise CaseFailed for the first answer that is not what its prompt demands."""
         failures: list[Failure] = []
@@ -335,6 +357,11 @@ class EngineUnderTest:
 def unsupported(reason: str) -> NoReturn:
     """End the test as UNSUPPORTED: the engine cannot be asked this."""
     pytest.skip(reason)
+
+
+def refused(completion: Completion) -> bool:
+    """Whether the engine said that it will not do this: a 4xx status. A 5xx is a fault."""
+    return completion.error is not None and 400 <= completion.status < 500
 
 
 def _describe(exchange: Exchange, index: int, total: int) -> str:

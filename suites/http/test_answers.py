@@ -42,7 +42,9 @@ def test_stream_of_samples(engine: EngineUnderTest) -> None:
     fork = fork_of_prompt_length(engine.spec, engine.rng, min(2 * engine.edge + 5, engine.longest // 3))
     ask = Ask(fork, len(fork.prompt), "A", n=samples, temperature=FORK_TEMPERATURE)
     engine.case = f"one stream of {samples} samples; {len(fork.prompt)} tokens each, temperature {FORK_TEMPERATURE}"
-    _check_end(ask, engine.ask([ask])[0])
+    ask, answer = engine.ask_samples(ask)
+    engine.note = f"n {ask.n}"
+    _check_end(ask, answer)
 
 
 def _check_end(ask: Ask, answer: Completion) -> None:
@@ -67,7 +69,10 @@ def test_usage_exact(engine: EngineUnderTest, stream: bool) -> None:
             engine.case = f"{length} prompt tokens, max_tokens {tokens}, n {n}, {'streamed' if stream else 'whole'}"
             # A ring leaves no choice at any temperature, and some engines refuse several samples without one.
             ask = Ask(ring, tokens, "A", n=n, stream=stream, temperature=0.0 if n == 1 else FORK_TEMPERATURE)
-            _check_usage(ask, engine.ask([ask])[0])
+            if n == 1:
+                _check_usage(ask, engine.ask([ask])[0])
+            else:
+                _check_usage(*engine.ask_samples(ask))
 
 
 def _check_usage(ask: Ask, answer: Completion) -> None:

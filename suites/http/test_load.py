@@ -6,10 +6,11 @@ import itertools
 import math
 import statistics
 import time
+from dataclasses import replace
 
 import pytest
 
-from pabench.conformance.engine import EngineUnderTest, Exchange, unsupported
+from pabench.conformance.engine import EngineUnderTest, Exchange, refused, unsupported
 from pabench.conformance.failure import fail
 from pabench.conformance.verify import Ask
 from pabench.engines.base import GenerationRequest
@@ -17,6 +18,7 @@ from pabench.probe import Ring
 from pabench.telemetry.vocabulary import KVSample
 
 _BEFORE_ABORT = (8, 64, 256)  # tokens of each sample
+_SHORTEST_ABORTED = 8         # tokens
 _ENOUGH_SAMPLES = 10
 _TELLING_S = 0.3  # a request that has less left to do than this might just have ended
 
@@ -62,6 +64,8 @@ def test_abort_frees(engine: EngineUnderTest, n: int) -> None:
     prompt = engine.plain_prompt(engine.edge + 3)
     share = (engine.geometry.capacity_tokens or engine.longest) // n  # so that nothing has to be preempted
     tokens = min(engine.longest, share) - engine.edge - 8
+    if tokens < _SHORTEST_ABORTED:
+        unsupported(f"{engine.block_text}: no room for an answer long enough to be aborted")
     engine.case = f"n {n}, max_tokens {tokens}; the client disconnects after its first tokens"
     left_s = _start_and_abort(engine, GenerationRequest(prompt, tokens, n=n, temperature=1.0 if n > 1 else 0.0))
     if left_s < _TELLING_S:
@@ -84,6 +88,9 @@ def _start_and_abort(engine: EngineUnderTest, request: GenerationRequest) -> flo
     pace_s, received = 0.0, 0
     for after in _BEFORE_ABORT:
         answer = engine.abort(request, min(after, request.max_tokens // 4) * request.n)
+        while request.n > 1 and refused(answer):
+            request = replace(request, n=engine.fewer_samples(request.n, answer))
+            answer = engine.abort(request, min(after, request.max_tokens // 4) * request.n)
         if answer.error is not None:
             fail("the request is served", f"HTTP {answer.status}: {answer.error[:200]}")
         times = [choice.token_times_s for choice in answer.choices if len(choice.token_times_s) > 1]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 
 from pabench.conformance.engine import EngineUnderTest, unsupported
@@ -101,15 +99,17 @@ def test_n_samples_isolated(engine: EngineUnderTest, offset: int) -> None:
     if blocks < 1:
         unsupported(f"{engine.block_text}: samples of a prompt of a block do not fit into {engine.longest} tokens")
     length = blocks * block + offset
-    tries = math.ceil(_DOUBLINGS / (samples - 1))
-    for _ in range(tries):
+    tried = 0
+    while tried * (samples - 1) < _DOUBLINGS:
         fork = fork_of_prompt_length(engine.spec, engine.rng, length)
         engine.case = (f"{engine.block_text}; a fork of {length} prompt tokens; n {samples}, {length} tokens, "
                        f"temperature {FORK_TEMPERATURE}")
-        answer = engine.ask([Ask(fork, length, "A", n=samples, temperature=FORK_TEMPERATURE)])[0]
+        ask, answer = engine.ask_samples(Ask(fork, length, "A", n=samples, temperature=FORK_TEMPERATURE))
+        samples, tried = ask.n, tried + 1
         if len(_branches(fork, [choice.token_ids or [] for choice in answer.choices])) == 2:
+            engine.note = f"n {samples}"
             return
-    fail(f"{samples} samples of one request take both branches of a fork of probability 1/2 each, in one of {tries} "
+    fail(f"{samples} samples of one request take both branches of a fork of probability 1/2 each, in one of {tried} "
          "requests", "in each request all took the same",
          hint="is the temperature obeyed, and is each sample drawn for itself?")
 

@@ -56,6 +56,29 @@ def test_sound_engines_conform(which: str, tiny_probe: Path, tmp_path: Path) -> 
     assert set(outcomes(results)) == set(load_registry())
 
 
+# Engines that rightly refuse so many samples as the profile asks for, or have no room for what is to be aborted.
+SMALL = {
+    "few sequences": ("--max-num-seqs", "4"),
+    "few reservations": ("--kv", "contiguous", "--num-blocks", "96"),
+    "few large blocks": ("--block-size", "128", "--num-blocks", "4"),
+}
+
+# Two samples of one block and a bit, as long again, take five blocks.
+NO_ROOM = {"http/abort-frees[four-samples]", "http/stream-equals-whole[samples]",
+           "http/n-samples-isolated[one-slot]", "http/n-samples-isolated[partial-block]"}
+
+
+@pytest.mark.parametrize("which", SMALL)
+def test_small_engines_fail_nothing(which: str, tiny_probe: Path, tmp_path: Path) -> None:
+    ids = ["http/n-samples-isolated", "http/stream-equals-whole", "http/usage-exact", "http/abort-frees"]
+    with mutant_hosts.engine(None, tiny_probe, tmp_path / "log", *SMALL[which]) as url:
+        code, results = ask(url, tmp_path / "out", *ids)
+    assert [row.text for row in results.rows if row.text] == []
+    assert code == 0
+    unsupported = {row.name for row in results.rows if row.outcome is Outcome.UNSUPPORTED}
+    assert unsupported == (NO_ROOM if which == "few large blocks" else set())
+
+
 def test_the_cache_that_mutants_break_is_sound(tiny_probe: Path, tmp_path: Path) -> None:
     broken = [HOST.load(name) for name in HOST.names()]
     ids = {each for mutant in broken if hasattr(mutant, "prefix_cache") for each in mutant.MUST_FAIL}

@@ -42,6 +42,9 @@ class PerfectEngine(EngineUnderTest):
         self.asked |= bool(asks)
         return [self._answer(ask) for ask in asks]
 
+    def ask_samples(self, ask: Ask) -> tuple[Ask, Completion]:
+        return ask, self.ask([ask])[0]
+
     def metrics(self) -> KVSample | None:
         self._preemptions += 1
         return KVSample(0.0, running=0, waiting=0, kv_usage=0.0, preemptions=self._preemptions)
