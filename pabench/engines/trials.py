@@ -1,7 +1,9 @@
 """What an engine can do, found by trying. Each trial is one or a few small requests, bounded in time.
 
-A trial yields capabilities; what it could not show becomes a note. Only an engine that leaves the first request without
-any answer, or dies, is an error.
+A trial yields capabilities; what it could not show becomes a note. An engine lacks what it refuses (a 4xx status), and
+what a sound answer does not show. One that fails on it (a 5xx status, a broken or empty answer, none at all) and whose
+dialect has it is broken, not unable: the capability stays, so that the fault is found where it is asked for. Only an
+engine that leaves the first request without any answer, or dies, is an error.
 """
 
 from __future__ import annotations
@@ -28,6 +30,10 @@ _SAYS_EOS = (SEP, _SALT, _FIRST, EOS, _FIRST)
 _PLAIN_TEXT = "One two three four five six seven eight nine ten"
 _NUM_TOKENS = 16
 _SEEDS = range(10)  # both branches of a fork show but once in 512
+
+
+class _Refused(EngineProtocol):
+    """A 4xx status: the engine will not."""
 
 
 @dataclass(slots=True)
@@ -116,18 +122,22 @@ class Trials:
         answer = await self._ask(self._request(prompt))
         choice = answer.choices[0] if answer.choices else None
         if choice is None:
-            return False
+            raise EngineProtocol("answered with nothing")
         told = answer.usage.completion_tokens if answer.usage is not None else None
         return (len(choice.token_times_s) if told is None else told) == _NUM_TOKENS
 
     async def _samples(self) -> bool:
         # Sampled: vLLM refuses several greedy samples.
         answer = await self._ask(replace(self._request(self._prompt()), n=2, temperature=1.0, seed=0, stream=False))
-        return [choice.index for choice in answer.choices] == [0, 1] and all(choice.text for choice in answer.choices)
+        if not answer.choices or not all(choice.text for choice in answer.choices):
+            raise EngineProtocol("answered with nothing, or with a sample that is empty")
+        return [choice.index for choice in answer.choices] == [0, 1]
 
     async def _logprobs(self) -> bool:
         answer = await self._ask(replace(self._request(self._prompt()), logprobs=True, stream=False))
-        return bool(answer.choices) and len(answer.choices[0].logprobs or ()) > 0
+        if not answer.choices:
+            raise EngineProtocol("answered with nothing")
+        return len(answer.choices[0].logprobs or ()) > 0
 
     async def _sampling(self) -> bool:
         """Different seeds differ, equal seeds agree. At a fork of the probe each branch has probability 1/2."""
@@ -143,7 +153,9 @@ class Trials:
         length = 1 if self.is_probe else 8
         request = replace(self._request(prompt, length), temperature=1.0, stream=False)
         answers = await asyncio.gather(*(self._ask(replace(request, seed=seed)) for seed in _SEEDS))
-        return [answer.choices[0].text if answer.choices else "" for answer in answers]
+        if not all(answer.choices for answer in answers):
+            raise EngineProtocol("answered with nothing")
+        return [answer.choices[0].text for answer in answers]
 
     async def _prefix_hits(self) -> float | None:
         metrics = await self.client.metrics()
@@ -158,7 +170,10 @@ class Trials:
             return  # the dialect has no words for it
         except (EngineProtocol, EngineTimeout) as error:
             self.notes.append(f"{name}: {clean(str(error))}")
-            return
+            if isinstance(error, _Refused) or name not in self.client.dialect.capabilities:
+                return
+            self.notes[-1] += f"; taken for a fault, since every engine of dialect {self.client.dialect.name} has it"
+            shown = True
         if shown:
             self.capabilities.add(name)
         elif len(self.notes) == num_notes:
@@ -171,8 +186,9 @@ class Trials:
         return GenerationRequest(prompt, max_tokens)
 
     async def _ask(self, request: GenerationRequest) -> Completion:
-        """The answer; raises EngineProtocol when the engine refused or failed."""
+        """The answer; raises _Refused when the engine refused, EngineProtocol when it failed."""
         answer = await self.client.generate(request)
         if answer.error is not None:
-            raise EngineProtocol(f"answered with status {answer.status}: {answer.error}")
+            kind = _Refused if 400 <= answer.status < 500 else EngineProtocol
+            raise kind(f"answered with status {answer.status}: {answer.error}")
         return answer

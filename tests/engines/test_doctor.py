@@ -145,6 +145,39 @@ def test_metrics_and_facts_of_vllm():
     assert (told["facts"]["kv"]["capacity_tokens"], told["probe"]) == (159 * 32, None)
 
 
+@pytest.mark.parametrize(("status", "has_it"), [(500, True), (503, True), (400, False), (422, False)])
+def test_an_engine_that_fails_on_samples_is_broken_and_one_that_refuses_them_unable(status, has_it):
+    ring = [2048 + (1 + i) % 12 for i in range(16)]
+
+    async def complete(request):
+        body = await request.json()
+        if body.get("n", 1) > 1:
+            return web.json_response({"error": {"message": "several samples"}}, status=status)
+        choice = {"index": 0, "text": "", "token_ids": ring, "finish_reason": "length"}
+        usage = {"prompt_tokens": 15, "completion_tokens": 16, "total_tokens": 31}
+        answer = {"choices": [choice | {"text": "x"}], "usage": usage}
+        return await streaming([event(answer)])(request) if body.get("stream") else web.json_response(answer)
+
+    found = examined_routes({"GET /v1/models": models(owned_by="vllm"), "POST /v1/completions": complete})
+    assert ("n" in found.facts.capabilities) is has_it
+    (note,) = [note for note in found.notes if note.startswith("n: ")]
+    assert f"answered with status {status}: several samples" in note
+    assert ("taken for a fault, since every engine of dialect vllm has it" in note) is has_it
+
+
+def test_one_sample_instead_of_two_is_a_sound_answer_without_the_feature():
+    answer = {"choices": [{"index": 0, "text": "x", "finish_reason": "length"}]}
+
+    async def complete(request):
+        body = await request.json()
+        return await streaming([event(answer)])(request) if body.get("stream") else web.json_response(answer)
+
+    routes = {"GET /v1/models": models(owned_by="vllm"), "POST /v1/completions": complete}
+    found = examined_routes(routes)
+    assert "n" not in found.facts.capabilities
+    assert "n: asked for and not given" in found.notes
+
+
 def test_texts_of_the_engine_cannot_steer_a_terminal():
     hostile = "evil\x1b]0;title\x07\u202e\n"
     found = examined_routes({"GET /v1/models": models(id=hostile, root=hostile),
