@@ -16,7 +16,7 @@ from pabench.conformance.cases import load_case
 from pabench.conformance.expectations import load_expectations
 from pabench.conformance.profiles import load_profile
 from pabench.conformance.registry import load_registry
-from pabench.conformance.results import load_results
+from pabench.conformance.results import FILE_NAME, load_results
 from pabench.conformance.running import API_KEY_VARIABLE
 from pabench.engines import dialect as known_dialect
 from pabench.engines.client import base_url
@@ -55,6 +55,10 @@ def run_suite(
     Returns 0 conforming, 1 not, 2 could not run, 130 interrupted. Raises UsageError for bad input, before anything
     is asked of the engine.
     """
+    if (out / FILE_NAME).exists():
+        raise UsageError(f"{out} already holds a {FILE_NAME}: name a new folder, or remove that one")
+    if seed < 0:
+        raise UsageError(f"the seed is {seed}, expected 0 or more")
     registry = load_registry()
     for requirement_id in ids:
         registry[requirement_id]

@@ -122,11 +122,19 @@ def test_nothing_at_the_url_is_exit_2(tmp_path: Path, capfd: pytest.CaptureFixtu
     ({"dialect": "klingon"}, "unknown dialect 'klingon'"),
     ({"expect": Path("none.toml")}, "cannot read the expectations in none.toml"),
     ({"url": "ftp://x"}, "not an engine's URL"),
+    ({"seed": -1}, "the seed is -1, expected 0 or more"),
 ])
 def test_bad_input_is_said_before_anything_runs(tmp_path: Path, change: dict[str, object], complaint: str) -> None:
     arguments: dict[str, object] = {"url": "http://127.0.0.1:1", "out": tmp_path / "out"} | change
     with pytest.raises(UsageError, match=complaint):
         run_suite(**arguments)  # type: ignore[arg-type]
+
+
+def test_verdicts_are_never_written_over(tmp_path: Path) -> None:
+    (tmp_path / FILE_NAME).write_text("kept")
+    with pytest.raises(UsageError, match=r"already holds a verdicts\.jsonl: name a new folder"):
+        run_suite("http://127.0.0.1:1", out=tmp_path)
+    assert (tmp_path / FILE_NAME).read_text() == "kept"
 
 
 def test_expected_failures(engine_url: str, tmp_path: Path) -> None:
