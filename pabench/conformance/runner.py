@@ -7,6 +7,7 @@ ends, at the latest after the profile's time for a whole run.
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -30,6 +31,7 @@ from pabench.errors import (
 from pabench.resources import data_dir
 
 _OUR_CODES = (EXIT_OK, EXIT_NOT_CONFORMING, EXIT_COULD_NOT_RUN, EXIT_INTERRUPTED)
+_INTERRUPTED_TOO_S = 2.0
 _INTERRUPT_GRACE_S = 30.0
 _NO_TESTS = 5  # of pytest
 
@@ -125,7 +127,7 @@ def _pytest(options: list[str], timeout_s: float, api_key: str | None, quiet: bo
         print(f"could not run: no end after {timeout_s:g} s, given up", file=sys.stderr)
         code = EXIT_COULD_NOT_RUN
     except KeyboardInterrupt:
-        process.wait(_INTERRUPT_GRACE_S)  # it was interrupted too, and writes down what it has
+        _let_end(process)
         code = EXIT_INTERRUPTED
     finally:
         process.kill()
@@ -133,6 +135,20 @@ def _pytest(options: list[str], timeout_s: float, api_key: str | None, quiet: bo
     if code == _NO_TESTS:
         print("could not run: the suite has no test for this", file=sys.stderr)
     return code if code in _OUR_CODES else EXIT_COULD_NOT_RUN
+
+
+def _let_end(process: subprocess.Popen[bytes]) -> None:
+    """Wait until an interrupted run has written down what it has, or its time for that is up.
+
+    A terminal interrupts both processes. `kill` only this one: then the other is told, which must not come first,
+    or the second interrupt would break the writing off.
+    """
+    for wait_s in (_INTERRUPTED_TOO_S, _INTERRUPT_GRACE_S):
+        try:
+            process.wait(wait_s)
+            return
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGINT)
 
 
 def _environment(api_key: str | None) -> dict[str, str]:

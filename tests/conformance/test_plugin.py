@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -261,14 +261,17 @@ def test_another_model_is_unsupported_never_a_pass(tiny_probe: Path, tmp_path: P
         "the engine does not serve the KV probe, so its answers cannot be checked"}
 
 
-def test_an_interrupted_run_keeps_what_it_found(engine_url: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("interrupt", [os.killpg, os.kill], ids=["by a terminal", "the parent alone"])
+def test_an_interrupted_run_keeps_what_it_found(
+    engine_url: str, tmp_path: Path, interrupt: Callable[[int, int], None]
+) -> None:
     code = ("import sys; from pathlib import Path; from pabench.conformance.runner import run_suite; "
             f"sys.exit(run_suite({engine_url!r}, out=Path('out'), profile='smoke'))")
     process = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stdout=subprocess.PIPE, text=True,
                                start_new_session=True, env=os.environ | {"PYTHONPATH": str(mutant_hosts.ROOT)})
     assert process.stdout is not None
     first = process.stdout.readline()
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to parent and child
+    interrupt(process.pid, signal.SIGINT)
     rest, _ = process.communicate(timeout=60)
     assert first.startswith("PASS         http/ring-exact[kB-1]")
     assert process.returncode == 130
