@@ -7,6 +7,7 @@ A whole answer that is not what the protocol promises raises EngineProtocol. Ins
 from __future__ import annotations
 
 import json
+import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from pabench.engines.sse import Event, read_events
 from pabench.errors import EngineProtocol
 
 _MAX_ERROR_CHARS = 2000
+_MAX_INT = 2**31   # of ids, indexes and counts: what the records hold
 
 
 def load_json(data: bytes) -> Any:
@@ -25,9 +27,20 @@ def load_json(data: bytes) -> Any:
         return orjson.loads(data)
     except orjson.JSONDecodeError:
         try:
-            return json.loads(data.decode("utf-8", "replace"))
+            return _encodable(json.loads(data.decode("utf-8", "replace")))
         except RecursionError as error:
             raise ValueError("JSON nested too deeply") from error
+
+
+def _encodable(value: Any) -> Any:
+    """`value` without halves of surrogate pairs, which JSON can spell and no file can hold."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()
+    if isinstance(value, list):
+        return [_encodable(item) for item in value]
+    if isinstance(value, dict):
+        return {_encodable(key): _encodable(item) for key, item in value.items()}
+    return value
 
 
 def error_text(answer: Any) -> str | None:
@@ -40,7 +53,7 @@ def error_text(answer: Any) -> str | None:
     if error is None:
         error = answer.get("detail")
     if isinstance(error, Mapping):
-        error = error.get("message") or orjson.dumps(error, default=str).decode()
+        error = error.get("message") or reprlib.repr(error)
     if error is None or error is False:
         return None
     return (error if isinstance(error, str) else repr(error))[:_MAX_ERROR_CHARS]
@@ -136,7 +149,7 @@ class _Reading:
         if not isinstance(choice, Mapping):
             raise EngineProtocol(f"expected an object in 'choices', got {choice!r:.80}")
         index = choice.get("index", 0)
-        if type(index) is not int:
+        if type(index) is not int or not 0 <= index < _MAX_INT:
             raise EngineProtocol(f"expected a whole number as choice index, got {index!r:.80}")
         reading = self._choices.get(index)
         if reading is None:
@@ -181,7 +194,7 @@ class _Reading:
 def _count(value: Any, name: str) -> int | None:
     if value is None:
         return None
-    if type(value) is not int or value < 0:
+    if type(value) is not int or not 0 <= value < _MAX_INT:
         raise EngineProtocol(f"expected a count as usage.{name}, got {value!r:.80}")
     return value
 
@@ -268,8 +281,8 @@ def _text_of(entry: Mapping[str, Any]) -> str:
 def _ids_of(values: Any) -> list[int] | None:
     if values is None:
         return None
-    if not isinstance(values, list) or not all(type(value) is int for value in values):
-        raise EngineProtocol(f"expected a list of whole numbers as token_ids, got {values!r:.80}")
+    if not isinstance(values, list) or not all(type(value) is int and 0 <= value < _MAX_INT for value in values):
+        raise EngineProtocol(f"expected a list of token ids as token_ids, got {values!r:.80}")
     return values
 
 

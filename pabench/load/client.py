@@ -25,6 +25,7 @@ clock = time.monotonic
 _READ_BUFFER_BYTES = 1 << 20    # aiohttp's 64 KiB would throttle long streams
 _MAX_ANSWER_BYTES = 256 << 20   # an engine that never stops must not fill the memory
 _KEEPALIVE_S = 2.0              # below what servers wait (5 s and more): none closes one as it is reused
+_STALE_S = 0.05                 # a connection that was closed before the request came breaks within this
 _OUR_FAULTS = {errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM}
 _BROKEN = (aiohttp.ClientPayloadError, aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, ConnectionError)
 
@@ -87,6 +88,7 @@ class LoadClient:
         self._session: aiohttp.ClientSession | None = None
         self.in_flight = 0
         self.num_events = 0   # over all requests so far
+        self.num_sent_again = 0   # over a fresh connection, the kept one being closed
 
     async def __aenter__(self) -> LoadClient:
         trace = aiohttp.TraceConfig()
@@ -135,19 +137,20 @@ class LoadClient:
             self.in_flight -= 1
 
     async def _read_once(self, request: PreparedRequest, exchange: Exchange) -> None:
-        """Read the answer; ask again when an idle kept connection was closed just as it was taken.
+        """Read the answer; send once more when a kept connection proves closed at once.
 
-        That is no fault of the engine: it has closed what it may close, and has not read the request.
+        A server may close an idle connection just as it is taken: it has not read the request then. One that breaks
+        later may have been read, so that is the engine's fault, and is kept.
         """
-        while True:
-            exchange.reused = False
-            try:
-                await self._read(request, exchange)
-            except _BROKEN:
-                if exchange.reused and exchange.status is None:
-                    continue
+        try:
+            await self._read(request, exchange)
+        except _BROKEN:
+            sent_s = exchange.sent_s
+            stale = exchange.reused and exchange.status is None
+            if not stale or sent_s is None or clock() - sent_s > _STALE_S:
                 raise
-            return
+            self.num_sent_again += 1
+            await self._read(request, exchange)
 
     async def _read(self, request: PreparedRequest, exchange: Exchange) -> None:
         if self._session is None:
@@ -181,7 +184,7 @@ async def _note_sent(
 ) -> None:
     """The connection is there and the bytes go out in this very step of the loop."""
     exchange = context.trace_request_ctx
-    if isinstance(exchange, Exchange):
+    if isinstance(exchange, Exchange) and exchange.sent_s is None:
         exchange.sent_s = clock()
 
 

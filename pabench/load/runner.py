@@ -95,6 +95,9 @@ async def run_workload(
         finally:
             run.journal_samples()
             journal.close()
+            if client.num_sent_again:
+                manifest.notes.append(f"{client.num_sent_again} requests were sent again: the engine had closed the "
+                                      "kept connection")
             _settle_run(out, manifest, run, scraper, schedule, spec)
             journal.remove()
     if journal.error is not None:

@@ -97,8 +97,9 @@ def _parse(
         if exchange.fault is not None:
             return Completion(status=exchange.status), None
         return dialect.parse(exchange.status, b"".join(exchange.pieces), read_text), None
-    except EngineProtocol as error:
-        return Completion(status=exchange.status), str(error)
+    except (EngineProtocol, TypeError, ValueError, OverflowError, RecursionError) as error:
+        # An engine can send anything at all: one such answer must not cost the records of the others.
+        return Completion(status=exchange.status), f"{type(error).__name__}: {error}"
 
 
 def _take_tokens(record: RequestRecord, answer: Completion) -> None:

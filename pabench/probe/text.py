@@ -9,7 +9,7 @@ from pabench.probe.spec import EOS, PAD, SEP, UNK
 
 SPECIAL_WORDS = {SEP: "<sep>", EOS: "<eos>", PAD: "<pad>", UNK: "<unk>"}
 _IDS = {word: token for token, word in SPECIAL_WORDS.items()}
-_WORD = re.compile(r"<sep>|<eos>|<pad>|<unk>|\bt(\d+)\b|\S+")
+_WORD = re.compile(r"<sep>|<eos>|<pad>|<unk>|\bt([0-9]{1,9})\b|\S+")
 
 
 class Codec:

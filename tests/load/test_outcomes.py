@@ -173,6 +173,32 @@ def test_a_200_without_tokens_is_never_a_success(tmp_path: Path, body: bytes, ki
     only(run, "error", kind)
 
 
+def event(**choice: object) -> bytes:
+    return b'data: {"choices": [' + json.dumps({"index": 0, "text": "t300 "} | choice).encode() + b"]}\n\n"
+
+
+@pytest.mark.parametrize("body", [
+    b'data: {"error": ' + b'{"a": ' * 300 + b"1" + b"}" * 300 + b"}\n\n",
+    event(finish_reason="\ud800"),
+    event(token_ids=[2**63]),
+    event(text="t99999999999999999999 ", finish_reason="length"),
+    event(index=2**70),
+    b'data: {"choices": [], "usage": {"completion_tokens": 9223372036854775808}}\n\n',
+])
+def test_one_hostile_answer_costs_no_record(tmp_path: Path, body: bytes) -> None:
+    asked = 0
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        nonlocal asked
+        asked += 1
+        ids = Codec.decode((await request.json())["prompt"])
+        return web.Response(body=body if asked == 1 else stream(ids[3:11]))
+
+    run = against(tmp_path / "run", workload(num_requests=3), answer)
+    assert len(run.requests) == 3
+    assert (run.requests["outcome"] == "ok").sum() == 2
+
+
 @pytest.mark.parametrize(("keep", "finish", "kind"), [(8, False, "truncated"), (5, True, "length")])
 def test_a_right_but_short_answer_is_not_ok(tmp_path: Path, keep: int, finish: bool, kind: str) -> None:
     async def answer(request: web.Request) -> web.StreamResponse:
@@ -296,3 +322,23 @@ def test_a_kept_connection_that_closes_as_it_is_taken_is_no_fault_of_the_engine(
     run = against(tmp_path / "run", workload(arrivals={"kind": "closed", "users": 1}), handler)
     only(run, "ok")
     assert closed > 0
+    assert f"{closed} requests were sent again" in " ".join(run.manifest.notes)
+
+
+def test_a_request_dropped_after_work_is_an_error(tmp_path: Path) -> None:
+    """Over a kept connection too: the engine had the request, and did not answer it."""
+    asked = 0
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        nonlocal asked
+        asked += 1
+        ids = Codec.decode((await request.json())["prompt"])
+        if asked % 2 == 0:
+            await asyncio.sleep(0.3)
+            assert request.transport is not None
+            request.transport.close()
+        return web.Response(body=stream(ids[3:11]))
+
+    run = against(tmp_path / "run", workload(num_requests=4, arrivals={"kind": "closed", "users": 1}), handler)
+    assert run.requests["outcome"].tolist() == ["ok", "error", "ok", "error"]
+    assert asked == 4
