@@ -24,9 +24,9 @@ def judge(
     client = manifest.client
     if client.cpu_share is not None and client.cpu_share > _MAX_CPU_SHARE:
         reasons.append(f"the client used {client.cpu_share:.0%} of a core: spread the load over several clients")
-    if client.scrapes and client.failed_scrapes / (client.scrapes + client.failed_scrapes) > _MAX_FAILED_SCRAPES:
-        reasons.append(f"{client.failed_scrapes} of {client.scrapes + client.failed_scrapes} scrapes failed or were "
-                       "left out: the KV figures have gaps")
+    tried = client.scrapes + client.failed_scrapes
+    if "kv_metrics" in manifest.engine.capabilities and client.failed_scrapes > _MAX_FAILED_SCRAPES * tried:
+        reasons.append(f"{client.failed_scrapes} of {tried} scrapes failed or were left out: the KV figures have gaps")
     return Validity(not reasons, tuple(reasons))
 
 

@@ -44,7 +44,8 @@ def frame(rows: list[RequestRecord]) -> pd.DataFrame:
 
 
 def made(records: list[RequestRecord], samples: list[KVSample] = [], **manifest_fields: object) -> Run:  # noqa: B006
-    facts = EngineFacts("reference", "m", 512, kv=KVFacts(block_size=10, num_blocks=10))
+    facts = EngineFacts("reference", "m", 512, kv=KVFacts(block_size=10, num_blocks=10),
+                        capabilities=frozenset({"kv_metrics"}))
     manifest = new_manifest(workload=workload(num_requests=4), seed=0, facts=facts, probe_preset="tiny", label="e",
                             url="http://h")
     fields: dict[str, object] = {
@@ -160,6 +161,7 @@ def test_a_restarted_counter_counts_from_zero() -> None:
     ({"window_s": None}, "no steady window"),
     ({"client": ClientHealth(cpu_share=0.95)}, "used 95% of a core"),
     ({"client": ClientHealth(scrapes=3, failed_scrapes=2)}, "2 of 5 scrapes failed"),
+    ({"client": ClientHealth(scrapes=0, failed_scrapes=7)}, "7 of 7 scrapes failed"),
     ({"client": ClientHealth(loop_lag_percentiles_ms=[50.0] * 101)}, "loop lag .* TTFT p50"),
     ({"outcomes": {"ok": 1}}, "outcomes add up to 1, not to 2"),
 ])
@@ -171,6 +173,15 @@ def test_a_run_is_invalid_for_a_reason(fields: dict[str, object], reason: str) -
     validity = summarise(made([one, other], [], **fields)).validity
     assert not validity.valid
     assert any(re.search(reason, found) for found in validity.reasons)
+
+
+def test_an_engine_without_kv_metrics_has_no_scrapes_to_miss() -> None:
+    run = made([replace(A, sent_s=0.0), replace(B, sent_s=0.0)])
+    bare = run.manifest.engine.model_copy(update={"capabilities": []})
+    run.manifest.client = ClientHealth(scrapes=0, failed_scrapes=7)
+    assert not summarise(run).validity.valid
+    run.manifest.engine = bare
+    assert summarise(run).validity.valid
 
 
 def test_lateness_beyond_its_share_is_invalid() -> None:
