@@ -54,9 +54,12 @@ def in_window(telemetry: pd.DataFrame, window: Window) -> pd.DataFrame:
 def effective_utilisation(
     requests: pd.DataFrame, telemetry: pd.DataFrame, window: Window, capacity_tokens: int | None
 ) -> float | None:
-    """Live tokens / slots in use, over the scrapes in the window that tell the use. None where it is not told."""
+    """Live tokens / slots in use, over the scrapes in the window that tell the use.
+
+    None where it is not told, or where no answer has token times to tell the live tokens from.
+    """
     told = in_window(telemetry, window).dropna(subset=["kv_usage"])
-    if capacity_tokens is None or told.empty or told["kv_usage"].sum() <= 0:
+    if capacity_tokens is None or told.empty or told["kv_usage"].sum() <= 0 or not requests["first_s"].notna().any():
         return None
     live = live_tokens(requests, told["time_s"].to_numpy(dtype=np.float64))
     return float(live.sum() / (told["kv_usage"].sum() * capacity_tokens))

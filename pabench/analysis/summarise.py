@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from pabench.analysis import kv, latency
 from pabench.analysis.runs import Run
@@ -37,10 +38,11 @@ def _throughput(requests: pd.DataFrame, window: tuple[float, float]) -> dict[str
     length_s = window[1] - window[0]
     checked = bool(requests["verified_tokens"].notna().any())
     right = requests[(requests["wrong_tokens"] == 0) & requests["verified_tokens"].notna()]
+    verified = right["verified_tokens"].to_numpy(dtype=np.float64)
     done = requests[(requests["outcome"] == "ok") & requests["end_s"].between(*window)]
     return {
-        "throughput_tokens_per_s": _per_s(_tokens_in(requests, window), length_s),
-        "verified_tokens_per_s": _per_s(_tokens_in(right, window), length_s) if checked else None,
+        "throughput_tokens_per_s": _per_s(_tokens_in(requests, window, latency.output_tokens(requests)), length_s),
+        "verified_tokens_per_s": _per_s(_tokens_in(right, window, verified), length_s) if checked else None,
         "request_rate_per_s": _per_s(len(done), length_s),
         "output_tokens": int(np.nansum(latency.output_tokens(requests))),
         "verified_tokens": int(requests["verified_tokens"].sum()) if checked else None,
@@ -78,9 +80,12 @@ def _cache(run: Run, window: tuple[float, float]) -> dict[str, Any]:
     }
 
 
-def _tokens_in(requests: pd.DataFrame, window: tuple[float, float]) -> int:
+def _tokens_in(requests: pd.DataFrame, window: tuple[float, float], totals: NDArray[np.float64]) -> int:
+    """Tokens that came inside the window. Those of an answer without token times, `totals` of it, came at its end."""
     times = latency.token_times(requests)
-    return int(np.count_nonzero((times >= window[0]) & (times < window[1])))
+    ends = requests["end_s"].to_numpy(dtype=np.float64)
+    whole = requests["first_s"].isna().to_numpy() & (ends >= window[0]) & (ends < window[1])
+    return int(np.count_nonzero((times >= window[0]) & (times < window[1])) + np.nansum(totals[whole]))
 
 
 def _per_s(count: float, length_s: float) -> float:

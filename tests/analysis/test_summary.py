@@ -150,6 +150,26 @@ def test_what_an_engine_does_not_tell_is_none_and_not_zero() -> None:
     assert text.output_tokens == 2  # counted in the stream where usage is not told
 
 
+def test_answers_without_token_times_count_at_their_ends_and_tell_no_live_tokens() -> None:
+    samples = [KVSample(0.2, kv_usage=0.5), KVSample(0.6, kv_usage=0.5)]
+    whole = [replace(one, first_s=None, last_s=None, token_times_s=[], token_choices=[]) for one in (A, B, C, D)]
+    summary = summarise(made(whole, samples, window_s=(0.0, 0.8)))
+    # A and B end inside the window with 4 tokens each, C outside it.
+    assert summary.throughput_tokens_per_s == pytest.approx(8 / 0.8)
+    assert summary.verified_tokens_per_s == pytest.approx(8 / 0.8)
+    assert (summary.effective_utilisation, summary.live_tokens_mean) == (None, None)
+    assert summary.kv_usage_mean == 0.5
+
+
+def test_end_to_end_is_to_the_last_token_and_to_the_end_only_without_token_times() -> None:
+    late_end = replace(A, end_s=0.9)
+    whole = replace(late_end, first_s=None, last_s=None, token_times_s=[], token_choices=[])
+    for one, expected_ms in ((late_end, 400), (whole, 890)):
+        found = summarise(made([one])).e2e_ms
+        assert found is not None
+        assert found.max == pytest.approx(expected_ms)
+
+
 def test_a_restarted_counter_counts_from_zero() -> None:
     samples = [KVSample(0.1, preemptions=7), KVSample(0.2, preemptions=9), KVSample(0.3, preemptions=1)]
     assert summarise(made([A, B], samples)).preemptions == 3
