@@ -21,7 +21,7 @@ from pabench.errors import UsageError
 from pabench.load.records import MANIFEST_FILE, SCHEMA_VERSION, write_atomic
 from pabench.load.workload import Workload
 
-_VERSIONS_OF = ("aiohttp", "numpy", "orjson", "pandas", "pyarrow", "pydantic", "uvloop")
+_VERSIONS_OF = ("aiohttp", "numpy", "orjson", "pandas", "pyarrow", "pydantic")
 
 
 class _Part(BaseModel):
