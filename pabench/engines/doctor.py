@@ -211,11 +211,14 @@ def _which_probe(given: ProbeSpec | None, root: str | None, came_back: bool, not
     """
     if given is not None:
         return given
-    if root is not None and (Path(root) / "probe.json").is_file():
+    if root is not None:
         try:
-            return load_spec(Path(root))
+            if (Path(root) / "probe.json").is_file():
+                return load_spec(Path(root))
         except UsageError as error:
             notes.append(clean(str(error)))
+        except OSError as error:  # another user's folder, or a name that no folder can have
+            notes.append(clean(f"the model's folder cannot be read: {error.strerror}: {root}"))
     if not came_back:
         return None
     notes.append(f"the probe's ring came back; which preset it is was not told: {_ASSUMED_PRESET!r} is assumed "

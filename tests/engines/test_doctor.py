@@ -83,6 +83,13 @@ def test_the_folder_that_the_engine_names_tells_the_preset(tiny_probe):
     assert any("did not come back" in note for note in found.notes)
 
 
+def test_a_model_folder_that_cannot_be_read_is_a_note_and_no_end():
+    """The file system refuses names of more than 255 bytes; another user's folder it refuses in the same way."""
+    found = examined_routes({"GET /v1/models": models(root="/" + "模" * 120), "POST /v1/completions": (400, "no")})
+    assert found.probe is None
+    assert any("folder cannot be read: File name too long: /模" in note for note in found.notes)
+
+
 def test_an_engine_without_streams_is_examined_whole():
     async def complete(request):
         return web.json_response({"choices": [{"index": 0, "text": "one two", "finish_reason": "length"}],
