@@ -18,18 +18,30 @@ from pabench.engines.sse import Event, read_events
 from pabench.errors import EngineProtocol
 
 _MAX_ERROR_CHARS = 2000
+_MAX_DEPTH = 100   # of an answer; deeper, Python's own recursion could end while it is read
 _MAX_INT = 2**31   # of ids, indexes and counts: what the records hold
 
 
 def load_json(data: bytes) -> Any:
     """JSON, fast; also with the NaN and Infinity that Python servers write. Raises ValueError."""
     try:
-        return orjson.loads(data)
+        value = orjson.loads(data)
     except orjson.JSONDecodeError:
         try:
-            return _encodable(json.loads(data.decode("utf-8", "replace")))
+            value = _encodable(json.loads(data.decode("utf-8", "replace")))
         except RecursionError as error:
             raise ValueError("JSON nested too deeply") from error
+    if data.count(b"[") + data.count(b"{") > _MAX_DEPTH and _is_deeper(value, _MAX_DEPTH):
+        raise ValueError("JSON nested too deeply")
+    return value
+
+
+def _is_deeper(value: Any, levels: int) -> bool:
+    """Whether lists and objects lie more than `levels` deep in `value`."""
+    if not isinstance(value, list | dict):
+        return False
+    items = value.values() if isinstance(value, dict) else value
+    return levels == 0 or any(_is_deeper(item, levels - 1) for item in items)
 
 
 def _encodable(value: Any) -> Any:

@@ -177,6 +177,23 @@ def test_nonsense_in_a_stream_is_an_error_and_not_a_crash(event):
     assert answer.choices[0].text.startswith("a")
 
 
+@pytest.mark.parametrize("depth", [110, 1000, 1020])  # orjson reads 1024 levels, and Python's repr fewer
+@pytest.mark.parametrize("head", [b'{"error": ', b'{"detail": ', b'{"choices": ', b'{"usage": '])
+def test_an_answer_nested_too_deeply_is_a_fault_of_protocol_and_keeps_the_tokens_before(head, depth):
+    body = head + b"[" * depth + b"1" + b"]" * depth + b"}"
+    with pytest.raises(EngineProtocol):
+        parse_answer(200, body)
+    assert parse_answer(500, body).error
+    answer = parse_stream_answer(200, [*sse(text("a"), done=False), (2.0, b"data: " + body + b"\n\n")])
+    assert answer.error
+    assert answer.choices[0].text == "a"
+
+
+def test_a_wide_answer_is_not_a_deep_one():
+    many = [[[index]] for index in range(500)]
+    assert stream(text("a", finish="stop", extra=many)).error is None
+
+
 def test_a_whole_answer_in_place_of_a_stream_is_a_fault_of_protocol():
     with pytest.raises(EngineProtocol, match="server-sent events"):
         parse_stream_answer(200, [(0.0, json.dumps(text("a", finish="stop")).encode())])
