@@ -124,7 +124,8 @@ def recover_run(folder: Path) -> Manifest:
         raise UsageError(f"{folder} was planned by pabench {manifest.versions.get('pabench')}, whose schedules differ "
                          "from this one's: recover it with that version")
     records = settle(schedule.requests, {e.index: e for e in exchanges}, 0.0, dialect=find_dialect(engine.dialect),
-                     spec=spec, block_size=None if kv is None else kv.block_size, unsent_kind="interrupt")
+                     spec=spec, block_size=None if kv is None else kv.block_size, unsent_kind="interrupt",
+                     fixed_length="ignore_eos" in engine.capabilities)
     if manifest.status == "running":
         manifest.status = "interrupted"
         manifest.notes.append("the client was killed: recovered from its journal, what was in flight counts as unsent")
@@ -150,7 +151,8 @@ def _settle_run(
     samples = [dataclasses.replace(sample, time_s=sample.time_s - start_s) for sample in scraper.samples]
     kv = manifest.engine.kv
     records = settle(schedule.requests, run.exchanges, start_s, dialect=find_dialect(manifest.engine.dialect),
-                     spec=spec, block_size=None if kv is None else kv.block_size, unsent_kind=run.unsent_kind)
+                     spec=spec, block_size=None if kv is None else kv.block_size, unsent_kind=run.unsent_kind,
+                     fixed_length="ignore_eos" in manifest.engine.capabilities)
     manifest.client = run.lag.health(records, scrapes=len(samples), failed_scrapes=scraper.failed + scraper.missed)
     if run.failure is not None:
         manifest.status, manifest.failure = "failed", run.failure

@@ -19,11 +19,12 @@ Verdict = tuple[str, str | None, str | None]  # outcome, error kind, error text
 
 def settle(
     scheduled: Sequence[ScheduledRequest], exchanges: Mapping[int, Exchange], start_s: float, *,
-    dialect: Dialect, spec: ProbeSpec | None, block_size: int | None, unsent_kind: str | None,
+    dialect: Dialect, spec: ProbeSpec | None, block_size: int | None, unsent_kind: str | None, fixed_length: bool,
 ) -> list[RequestRecord]:
     """A record for each scheduled request, in order. `exchanges` by index; those without one were never sent.
 
     `start_s`: the run's zero on the clock of the exchanges. `unsent_kind`: why requests were not sent.
+    `fixed_length`: the engine has "ignore_eos", so that an answer of another length than asked for is an error.
     """
     records = []
     wrong: dict[int, list[int]] = {}
@@ -32,7 +33,7 @@ def settle(
         if exchange is None:
             records.append(_unsent(request, unsent_kind))
             continue
-        record, wrong_choice = _settle_one(request, exchange, start_s, dialect)
+        record, wrong_choice = _settle_one(request, exchange, start_s, dialect, fixed_length)
         if wrong_choice is not None:
             wrong[request.index] = list(wrong_choice.token_ids or ())
         records.append(record)
@@ -65,7 +66,7 @@ def _unsent(request: ScheduledRequest, kind: str | None) -> RequestRecord:
 
 
 def _settle_one(
-    request: ScheduledRequest, exchange: Exchange, start_s: float, dialect: Dialect
+    request: ScheduledRequest, exchange: Exchange, start_s: float, dialect: Dialect, fixed_length: bool
 ) -> tuple[RequestRecord, Choice | None]:
     record = _blank(request, exchange.intended_s - start_s)
     record.sent_s = None if exchange.sent_s is None else exchange.sent_s - start_s
@@ -77,7 +78,7 @@ def _settle_one(
     if request.oracle is not None and exchange.status == 200:
         verification = verify_choices(request.oracle, answer.choices)
         record.verified_tokens, record.wrong_tokens = verification.verified, verification.wrong
-    outcome, kind, text = _judge(request, record, exchange, answer, protocol_error, verification)
+    outcome, kind, text = _judge(request, record, exchange, answer, protocol_error, verification, fixed_length)
     record.outcome, record.error_kind = outcome, kind
     record.error_text = None if text is None else clean(text)
     return record, None if verification is None else verification.wrong_choice
@@ -127,13 +128,13 @@ def _take_tokens(record: RequestRecord, answer: Completion) -> None:
 
 def _judge(
     request: ScheduledRequest, record: RequestRecord, exchange: Exchange, answer: Completion,
-    protocol_error: str | None, verification: Verification | None,
+    protocol_error: str | None, verification: Verification | None, fixed_length: bool,
 ) -> Verdict:
     """The one outcome. A fault of the wire comes first, then what the engine says, then what it should have said."""
     verdict = _judge_wire(exchange, answer, protocol_error)
     wrong = verification is not None and verification.wrong > 0
     if verdict is None:
-        verdict = ("wrong", None, None) if wrong else _judge_content(request, record, answer)
+        verdict = ("wrong", None, None) if wrong else _judge_content(request, record, answer, fixed_length)
     if wrong and verdict[0] == "aborted":
         return "wrong", verdict[1], None
     return verdict
@@ -156,15 +157,26 @@ def _judge_wire(exchange: Exchange, answer: Completion, protocol_error: str | No
     return None
 
 
-def _judge_content(request: ScheduledRequest, record: RequestRecord, answer: Completion) -> Verdict:
+def _judge_content(
+    request: ScheduledRequest, record: RequestRecord, answer: Completion, fixed_length: bool
+) -> Verdict:
     if record.stream_tokens == 0 and not record.output_tokens:
         return "error", "empty", "the answer ended without a token"
     if answer.truncated:
         return "error", "truncated", "the stream ended without a finish reason for every sample"
-    if request.oracle is not None:
-        asked = [request.request.max_tokens] * request.request.n
-        got = [len(choice.token_ids or ()) for choice in answer.choices]
-        if got != asked:
-            return "error", "length", (f"asked for {request.request.n} x {request.request.max_tokens} tokens, "
-                                       f"got {' + '.join(map(str, got)) or 'none'}")
+    n, length = request.request.n, request.request.max_tokens
+    if len(answer.choices) != n:
+        return "error", "length", f"asked for {n} samples, got {len(answer.choices)}"
+    got = _lengths(answer)
+    if (request.oracle is not None or fixed_length) and got is not None and got not in ([length] * n, [n * length]):
+        return "error", "length", f"asked for {n} x {length} tokens, got {' + '.join(map(str, got))}"
     return "ok", None, None
+
+
+def _lengths(answer: Completion) -> list[int] | None:
+    """Tokens of each sample by its ids, else of all together by usage; None where neither tells them."""
+    ids = [choice.token_ids for choice in answer.choices if choice.token_ids is not None]
+    if len(ids) == len(answer.choices):
+        return [len(one) for one in ids]
+    total = None if answer.usage is None else answer.usage.completion_tokens
+    return None if total is None else [total]

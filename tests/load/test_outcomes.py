@@ -13,11 +13,12 @@ import pytest
 from aiohttp import web
 
 from pabench.analysis import Run, load_run, summarise
+from pabench.engines.base import EngineFacts
 from pabench.errors import EngineUnreachable, UsageError
 from pabench.load import OUTCOMES, Manifest, Workload, run_workload
 from pabench.probe import Codec
 from pabench.stub import StubOptions, StubServer
-from tests.load.support import Examined, Handler, serving, workload
+from tests.load.support import CAPABILITIES, Examined, Handler, serving, workload
 
 FAST = {"ttft_ms": 5.0, "itl_ms": 1.0}
 
@@ -209,6 +210,41 @@ def test_a_right_but_short_answer_is_not_ok(tmp_path: Path, keep: int, finish: b
     only(run, "error", kind)
     assert run.requests["wrong_tokens"].tolist() == [0, 0]
     assert run.requests["verified_tokens"].tolist() == [keep, keep]
+
+
+def told(tokens: int, samples: int, usage: bool) -> bytes:
+    """A stream of so many samples of so many words each, in one chunk a word, usage at its end."""
+    events: list[dict[str, object]] = [
+        {"choices": [{"index": i, "text": "word ", "finish_reason": "stop" if j == tokens - 1 else None}]}
+        for i in range(samples) for j in range(tokens)]
+    if usage:
+        events.append({"choices": [], "usage": {"prompt_tokens": 12, "completion_tokens": tokens * samples}})
+    return b"".join(b"data: " + orjson.dumps(event) + b"\n\n" for event in events) + b"data: [DONE]\n\n"
+
+
+@pytest.mark.parametrize(("tokens", "samples", "usage", "capable", "outcome"), [
+    (8, 2, True, True, "ok"),
+    (3, 2, True, True, "error"),    # asked to go on, it stopped
+    (3, 2, True, False, "ok"),      # it cannot be asked to go on
+    (3, 2, False, True, "ok"),      # a chunk of text may hold several tokens: nobody can tell
+    (8, 1, True, False, "error"),   # the samples can always be counted
+    (16, 1, True, True, "error"),
+])
+def test_unverified_answers_are_held_to_what_was_asked(
+    tmp_path: Path, tokens: int, samples: int, usage: bool, capable: bool, outcome: str
+) -> None:
+    async def answer(_: web.Request) -> web.StreamResponse:
+        return web.Response(body=told(tokens, samples, usage))
+
+    capabilities = CAPABILITIES if capable else CAPABILITIES - {"ignore_eos"}
+    examined = Examined(EngineFacts("openai", "m", 4096, capabilities=capabilities), None)
+
+    async def go() -> Manifest:
+        async with serving(answer) as url:
+            load = workload(prompt="text", num_requests=2, n=2)
+            return await run_workload(examined, load, tmp_path / "run", url=url, label="x")
+
+    only(checked(tmp_path / "run", asyncio.run(go())), outcome, None if outcome == "ok" else "length")
 
 
 def test_planned_cuts_are_aborted_and_what_came_is_verified(tmp_path: Path) -> None:
