@@ -1,7 +1,8 @@
 """Prompts of a workload: rings that can be told apart, forks, or random words.
 
 Requests that run at the same time get disjoint tokens where the vocabulary allows, so that a foreign token names its
-owner. Where it does not, they get distinct salts: a foreign slot then reads as "not found".
+owner. Where it does not, they get distinct salts: a foreign slot then reads as "not found". Where there are not enough
+salts either, or open arrivals may have more in flight than was foreseen, neither is claimed.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ import numpy as np
 
 from pabench.errors import UsageError
 from pabench.probe import Fork, ProbeSpec, Ring, draw_fork
+
+# What tells a foreign token from a request's own: its id, its salt, nothing but chance, or (nothing verified) nothing.
+Isolation = Literal["tokens", "salts", "chance", "none"]
 
 MIN_PROMPT_TOKENS = {"probe": 5, "fork": 7, "text": 1}
 _RING_EXTRA = 3   # SEP, salt and the first token again
@@ -61,8 +65,20 @@ def lay_lanes(spec: ProbeSpec, ring_lengths: Sequence[int], users: Sequence[int]
         num_lanes = min(count, pool // width)
         if num_lanes >= 2:
             lane = tuple(i % num_lanes for i in range(count))
-            return Lanes(True, lane, tuple(k * width for k in range(num_lanes)), (width,) * num_lanes)
+            # Neighbours are disjoint in any case; of lanes used again, an engine that falls behind may run two.
+            return Lanes(num_lanes >= count, lane, tuple(k * width for k in range(num_lanes)), (width,) * num_lanes)
     return Lanes(False, (0,) * count, (0,), (pool,))
+
+
+def told_apart(spec: ProbeSpec, count: int, users: Sequence[int] | None, disjoint: bool) -> Isolation:
+    """How `count` probe prompts are told apart whatever the engine does; any number of open arrivals may be in flight.
+
+    `disjoint`: their tokens are, as `Lanes` says.
+    """
+    if disjoint:
+        return "tokens"
+    at_once = count if users is None else max(users) + 1
+    return "salts" if at_once <= len(spec.salt_ids) else "chance"
 
 
 def draw_salts(spec: ProbeSpec, rng: np.random.Generator, count: int, users: Sequence[int] | None) -> list[int]:
@@ -114,6 +130,3 @@ def draw_texts(
     if spec is not None:
         return [tuple(rng.choice(spec.ring_ids, size=tokens).tolist()) for tokens in prompt_tokens]
     return [" ".join(rng.choice(_WORDS, size=tokens).tolist()) for tokens in prompt_tokens]
-
-
-Isolation = Literal["tokens", "salts", "none"]

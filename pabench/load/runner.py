@@ -185,6 +185,9 @@ def _planning_notes(schedule: Schedule) -> list[str]:
                      "context")
     if schedule.isolation == "salts":
         notes.append("requests at the same time share tokens under distinct salts: a foreign slot reads as not found")
+    if schedule.isolation == "chance":
+        notes.append("requests at the same time may share tokens and salts: a foreign slot is told only where they "
+                     "differ")
     return notes
 
 

@@ -20,6 +20,7 @@ from pabench.load.prompts import (
     draw_fork_prompts,
     draw_probe_prompts,
     draw_texts,
+    told_apart,
 )
 from pabench.load.workload import Arrivals, ClosedArrivals, ConstantArrivals, Workload
 from pabench.probe import Codec, Fork, ProbeSpec, Ring
@@ -46,7 +47,7 @@ class Schedule:
 
     requests: tuple[ScheduledRequest, ...]
     warmups: tuple[ScheduledRequest, ...]
-    isolation: Isolation    # how a foreign token is told: by its id, by its salt, or not
+    isolation: Isolation    # how a foreign token is told from the request's own
     num_clipped: int        # requests made shorter than the workload says by the engine's context
 
     def queues(self) -> list[list[ScheduledRequest]]:
@@ -179,9 +180,10 @@ def _draw_prompts(
     if workload.prompt == "text" or spec is None:
         return draw_texts(spec, rng, prompt_tokens), "none"
     if workload.prompt == "fork":
-        return draw_fork_prompts(spec, rng, prompt_tokens, users), "salts"
+        forks = draw_fork_prompts(spec, rng, prompt_tokens, users)
+        return forks, told_apart(spec, len(forks), users, disjoint=False)
     rings, disjoint = draw_probe_prompts(spec, rng, prompt_tokens, users)
-    return rings, "tokens" if disjoint else "salts"
+    return rings, told_apart(spec, len(rings), users, disjoint)
 
 
 def _schedule_one(

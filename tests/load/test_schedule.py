@@ -118,6 +118,36 @@ def test_a_crowd_too_large_for_the_vocabulary_gets_distinct_salts() -> None:
     assert len({one.oracle.salt for one in schedule.requests if one.oracle is not None}) == 40
 
 
+@pytest.mark.parametrize(("count", "arrivals", "tokens", "isolation"), [
+    (18, {"kind": "poisson", "rate_per_s": 5}, 203, "tokens"),    # a lane of 200 tokens for each of them
+    (40, {"kind": "poisson", "rate_per_s": 5}, 203, "salts"),     # lanes are used again, salts are not
+    (400, {"kind": "constant", "rate_per_s": 5}, 203, "chance"),  # so are salts
+    (400, {"kind": "closed", "users": 10}, 203, "tokens"),        # ten users have lanes of their own however many
+    (400, {"kind": "closed", "users": 30}, 403, "salts"),
+    (400, {"kind": "closed", "users": 300}, 403, "chance"),
+])
+def test_isolation_is_claimed_only_where_it_holds_for_any_two_requests(
+    count: int, arrivals: dict[str, object], tokens: int, isolation: str
+) -> None:
+    lengths = {"law": "fixed", "tokens": tokens}
+    schedule = planned(workload(num_requests=count, arrivals=arrivals, prompt_tokens=lengths))
+    assert schedule.isolation == isolation
+    found = [(one.user if one.user is not None else one.index, one.oracle) for one in schedule.requests]
+    for name, uses in (("tokens", lambda ring: ring.tokens), ("salts", lambda ring: (ring.salt,))):
+        owners: dict[int, set[int]] = {}
+        for owner, ring in found:
+            for used in uses(ring):
+                owners.setdefault(used, set()).add(owner)
+        assert (max(map(len, owners.values())) == 1) or isolation != name
+
+
+def test_forks_for_more_users_than_salts_claim_none() -> None:
+    fields = {"prompt": "fork", "temperature": 1.0, "num_requests": 300,
+              "prompt_tokens": {"law": "fixed", "tokens": 25}}
+    assert planned(workload(**fields, arrivals={"kind": "closed", "users": 8})).isolation == "salts"
+    assert planned(workload(**fields, arrivals={"kind": "closed", "users": 300})).isolation == "chance"
+
+
 def test_no_prompt_repeats_and_warm_ups_have_their_own() -> None:
     schedule = planned(workload(num_requests=60, warmup_requests=8))
     prompts = [one.request.prompt for one in (*schedule.requests, *schedule.warmups)]
