@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pabench.conformance.engine import Exchange, Geometry
+from pabench.conformance.exchange import Exchange, Geometry
 from pabench.conformance.results import SPEC_VERSION
 from pabench.errors import UsageError
 

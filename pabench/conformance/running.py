@@ -20,6 +20,7 @@ from pabench.conformance.cases import Case, load_case, write_case
 from pabench.conformance.engine import EngineUnderTest
 from pabench.conformance.expectations import Expectations, load_expectations
 from pabench.conformance.failure import CaseFailed, Failure, failure_text
+from pabench.conformance.items import case_name, item_name, requirement_id
 from pabench.conformance.profiles import load_profile
 from pabench.conformance.prompts import rings_of_prompt_lengths
 from pabench.conformance.registry import Requirement, load_registry
@@ -126,10 +127,10 @@ class SuiteRun:
             if marked not in self.registry:
                 raise pytest.UsageError(f"{item.nodeid} is marked with {marked!r}, which is no requirement; "
                                         f"known: {', '.join(self.registry)}")
-            other = seen.setdefault(_name(item), item)
+            other = seen.setdefault(item_name(item), item)
             if other is not item:
-                raise pytest.UsageError(f"{item.nodeid} and {other.nodeid} are both {_name(item)}: give one a case, "
-                                        f"@pytest.mark.requirement({marked!r}, case=\"…\")")
+                raise pytest.UsageError(f"{item.nodeid} and {other.nodeid} are both {item_name(item)}: "
+                                        f"give one a case, @pytest.mark.requirement({marked!r}, case=\"…\")")
 
     def _wanted(self, item: pytest.Item) -> bool:
         if self.replayed is not None:
@@ -213,7 +214,7 @@ class SuiteRun:
             pytest.skip(decided[1])
 
     def _decide_before(self, item: pytest.Item, requirement: Requirement) -> tuple[Outcome, str] | None:
-        disabled = self.expectations.disabled_reason(_name(item), requirement.id)
+        disabled = self.expectations.disabled_reason(item_name(item), requirement.id)
         if disabled is not None:
             return Outcome.DISABLED, disabled
         if self.session.gone is not None:
@@ -244,7 +245,7 @@ class SuiteRun:
     def _verdict(self, item: pytest.Item, requirement: Requirement, call: pytest.CallInfo[None]) -> Verdict:
         error = call.excinfo.value if call.excinfo else None
         outcome, reason, failure = self._classify(item, error)
-        expected = self.expectations.expected_failure(_name(item), requirement.id, self._circumstances())
+        expected = self.expectations.expected_failure(item_name(item), requirement.id, self._circumstances())
         if expected is not None and outcome in NOT_CONFORMING:
             outcome, reason = Outcome.XFAIL, f"{expected.reason} ({expected.issue})"
         elif expected is not None and outcome is Outcome.PASS:
@@ -305,29 +306,6 @@ class SuiteRun:
     def _requirement(self, item: pytest.Item) -> Requirement | None:
         marked = requirement_id(item)
         return None if marked is None else self.registry[marked]
-
-
-def requirement_id(item: pytest.Item) -> str | None:
-    """The requirement that a test decides; None for an ordinary test."""
-    marker = item.get_closest_marker("requirement")
-    if marker is None:
-        return None
-    if len(marker.args) != 1 or not isinstance(marker.args[0], str) or set(marker.kwargs) - {"case"}:
-        raise pytest.UsageError(f"{item.nodeid}: write @pytest.mark.requirement(\"http/…\"), got {marker}")
-    return marker.args[0]
-
-
-def case_name(item: pytest.Item) -> str:
-    """The case that the marker names, or the parameters of the test as pytest names them, or both; else ""."""
-    marker = item.get_closest_marker("requirement")
-    callspec = getattr(item, "callspec", None)
-    parts = [marker.kwargs.get("case") if marker else None, None if callspec is None else callspec.id]
-    return "-".join(str(part) for part in parts if part)
-
-
-def _name(item: pytest.Item) -> str:
-    case = case_name(item)
-    return f"{requirement_id(item)}[{case}]" if case else str(requirement_id(item))
 
 
 def _show(report: pytest.TestReport, verdict: Verdict) -> pytest.TestReport:

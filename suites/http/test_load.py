@@ -10,7 +10,8 @@ from dataclasses import replace
 
 import pytest
 
-from pabench.conformance.engine import EngineUnderTest, Exchange, refused, unsupported
+from pabench.conformance.engine import EngineUnderTest, refused, unsupported
+from pabench.conformance.exchange import Exchange
 from pabench.conformance.failure import fail
 from pabench.conformance.verify import Ask
 from pabench.engines.base import GenerationRequest

@@ -9,7 +9,7 @@ import pytest
 
 from pabench.conformance import Outcome, Verdict, load_registry, load_results
 from pabench.conformance.cases import Case, load_case, write_case
-from pabench.conformance.engine import Exchange, Geometry
+from pabench.conformance.exchange import Exchange, Geometry
 from pabench.conformance.expectations import load_expectations
 from pabench.conformance.failure import CaseFailed, Failure, fail, failure_text
 from pabench.conformance.results import FILE_NAME, Header, ResultsWriter

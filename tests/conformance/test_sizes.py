@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pabench.conformance.engine import EngineUnderTest, Geometry
+from pabench.conformance.engine import EngineUnderTest
+from pabench.conformance.exchange import Geometry
 from pabench.conformance.profiles import PROFILES
 from pabench.conformance.session import EngineSession
 from pabench.conformance.verify import Ask
