@@ -117,8 +117,8 @@ class EngineResult:
 
     @property
     def exit_code(self) -> int:
-        """0 conforming and every answer right, 1 not, 2 could not run."""
-        if self.failure is not None:
+        """0 conforming and every answer right, 1 not, 2 could not run, or not to the end."""
+        if not self.finished:
             return EXIT_COULD_NOT_RUN
         if self.conformance:
             return self.conformance
