@@ -73,9 +73,15 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No live view.")]
 
 def main() -> None:
     """Run the command line."""
-    # A cancelled CI job sends TERM: end as on Ctrl-C, so that engines of ours are stopped and records written.
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    signal.signal(signal.SIGTERM, _end_as_on_ctrl_c)
     app(prog_name="pabench")
+
+
+def _end_as_on_ctrl_c(*_: object) -> None:
+    """A cancelled CI job sends TERM: engines of ours are to be stopped then, and records written."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what it runs in the background
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.raise_signal(signal.SIGINT)
 
 
 def _version(wanted: bool) -> None:

@@ -95,11 +95,11 @@ def test_results_are_not_overwritten(pabench: Run, stub: EngineProcess) -> None:
     one_line(pabench(*arguments), 2, "holds something already")
 
 
-def start_run(stub: EngineProcess, out: Path) -> subprocess.Popen[str]:
-    """A run of about 30 s, in the middle: some requests ended, some in flight."""
+def start_run(stub: EngineProcess, out: Path, *before: str) -> subprocess.Popen[str]:
+    """A run of about 30 s, in the middle: some requests ended, some in flight. `before`: words before the command."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "pabench", "run", "--url", stub.url, "--workload", "sharegpt-mini", "--users", "8",
-         "--num-requests", "100", "--out", str(out), "--quiet"],
+        [*before, sys.executable, "-m", "pabench", "run", "--url", stub.url, "--workload", "sharegpt-mini",
+         "--users", "8", "--num-requests", "100", "--out", str(out), "--quiet"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )
     deadline = time.monotonic() + 30
@@ -109,9 +109,16 @@ def start_run(stub: EngineProcess, out: Path) -> subprocess.Popen[str]:
     return process
 
 
-def test_ctrl_c_keeps_what_was_measured(stub: EngineProcess, tmp_path: Path) -> None:
-    process = start_run(stub, tmp_path / "run")
-    process.send_signal(signal.SIGINT)
+@pytest.mark.parametrize(("number", "before"), [
+    (signal.SIGINT, ()),
+    (signal.SIGTERM, ()),
+    (signal.SIGTERM, ("sh", "-c", "trap '' INT; exec \"$@\"", "sh")),  # as a shell runs what stands before an "&"
+], ids=["INT", "TERM", "TERM in the background"])
+def test_an_interrupted_run_keeps_what_was_measured(
+    stub: EngineProcess, tmp_path: Path, number: signal.Signals, before: tuple[str, ...]
+) -> None:
+    process = start_run(stub, tmp_path / "run", *before)
+    process.send_signal(number)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 130, errors
     assert "interrupted" in errors
