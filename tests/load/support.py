@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
+import orjson
 from aiohttp import web
 
+from pabench.analysis import Run, load_run
 from pabench.engines.base import EngineFacts
-from pabench.load import Workload
+from pabench.load import OUTCOMES, Manifest, Workload, run_workload
 from pabench.load.workload import parse_workload
 from pabench.probe import PRESETS, ProbeSpec
 
@@ -48,3 +52,37 @@ async def serving(handler: Handler, **server_options: float) -> AsyncIterator[st
         yield f"http://{host}:{port}"
     finally:
         await runner.cleanup()
+
+
+def checked(folder: Path, manifest: Manifest) -> Run:
+    """The run read back, its books balanced."""
+    run = load_run(folder)
+    assert run.manifest == manifest
+    assert set(manifest.outcomes) == set(OUTCOMES)
+    assert sum(manifest.outcomes.values()) == len(run.requests)
+    assert manifest.outcomes == {name: int((run.requests["outcome"] == name).sum()) for name in OUTCOMES}
+    return run
+
+
+def against(folder: Path, load: Workload, handler: Handler, **server_options: float) -> Run:
+    async def go() -> Manifest:
+        async with serving(handler, **server_options) as url:
+            return await run_workload(Examined(), load, folder, url=url, label="server")
+
+    return checked(folder, asyncio.run(go()))
+
+
+def only(run: Run, outcome: str, kind: str | None = None) -> None:
+    assert set(run.requests["outcome"]) == {outcome}
+    if kind is None:
+        assert run.requests["error_kind"].isna().all()
+    else:
+        assert set(run.requests["error_kind"]) == {kind}
+
+
+def stream(ids: list[int], finish: bool = True) -> bytes:
+    """A completions stream of these ids as the probe's words."""
+    events = [{"choices": [{"index": 0, "text": f"t{token} ", "finish_reason": None}]} for token in ids]
+    if finish:
+        events.append({"choices": [{"index": 0, "text": "", "finish_reason": "length"}]})
+    return b"".join(b"data: " + orjson.dumps(event) + b"\n\n" for event in events) + b"data: [DONE]\n\n"

@@ -12,25 +12,15 @@ import orjson
 import pytest
 from aiohttp import web
 
-from pabench.analysis import Run, load_run, summarise
+from pabench.analysis import Run, summarise
 from pabench.engines.base import EngineFacts
 from pabench.errors import EngineUnreachable, UsageError
-from pabench.load import OUTCOMES, Manifest, Workload, run_workload
+from pabench.load import Manifest, Workload, run_workload
 from pabench.probe import Codec
 from pabench.stub import StubOptions, StubServer
-from tests.load.support import CAPABILITIES, Examined, Handler, serving, workload
+from tests.load.support import CAPABILITIES, Examined, against, checked, only, serving, stream, workload
 
 FAST = {"ttft_ms": 5.0, "itl_ms": 1.0}
-
-
-def checked(folder: Path, manifest: Manifest) -> Run:
-    """The run read back, its books balanced."""
-    run = load_run(folder)
-    assert run.manifest == manifest
-    assert set(manifest.outcomes) == set(OUTCOMES)
-    assert sum(manifest.outcomes.values()) == len(run.requests)
-    assert manifest.outcomes == {name: int((run.requests["outcome"] == name).sum()) for name in OUTCOMES}
-    return run
 
 
 def against_stub(folder: Path, load: Workload, **options: float) -> Run:
@@ -39,22 +29,6 @@ def against_stub(folder: Path, load: Workload, **options: float) -> Run:
             return await run_workload(Examined(), load, folder, url=server.url, label="stub")
 
     return checked(folder, asyncio.run(go()))
-
-
-def against(folder: Path, load: Workload, handler: Handler, **server_options: float) -> Run:
-    async def go() -> Manifest:
-        async with serving(handler, **server_options) as url:
-            return await run_workload(Examined(), load, folder, url=url, label="server")
-
-    return checked(folder, asyncio.run(go()))
-
-
-def only(run: Run, outcome: str, kind: str | None = None) -> None:
-    assert set(run.requests["outcome"]) == {outcome}
-    if kind is None:
-        assert run.requests["error_kind"].isna().all()
-    else:
-        assert set(run.requests["error_kind"]) == {kind}
 
 
 def test_right_answers_are_ok_and_verified(tmp_path: Path) -> None:
@@ -148,14 +122,6 @@ def test_no_answer_at_all_is_a_timeout(tmp_path: Path) -> None:
     run = against(tmp_path / "run", workload(num_requests=2, timeout_s=0.2), silent)
     only(run, "timeout")
     assert run.requests["first_s"].isna().all()
-
-
-def stream(ids: list[int], finish: bool = True) -> bytes:
-    """A completions stream of these ids as the probe's words."""
-    events = [{"choices": [{"index": 0, "text": f"t{token} ", "finish_reason": None}]} for token in ids]
-    if finish:
-        events.append({"choices": [{"index": 0, "text": "", "finish_reason": "length"}]})
-    return b"".join(b"data: " + orjson.dumps(event) + b"\n\n" for event in events) + b"data: [DONE]\n\n"
 
 
 @pytest.mark.parametrize(("body", "kind"), [
@@ -336,45 +302,3 @@ def test_warm_up_requests_are_sent_first_and_are_not_in_the_results(tmp_path: Pa
     assert ["warm" in str(name) for name in ids] == [True] * 3 + [False] * 4
     assert len(run.requests) == 4
     assert sorted(map(str, ids[3:])) == sorted(run.requests["request_id"])
-
-
-def test_a_kept_connection_that_closes_as_it_is_taken_is_no_fault_of_the_engine(tmp_path: Path) -> None:
-    """The second request over a connection finds it closed, every time: it goes out again over a fresh one."""
-    seen: dict[object, int] = {}
-    closed = 0
-
-    async def handler(request: web.Request) -> web.StreamResponse:
-        nonlocal closed
-        connection = request.transport
-        seen[connection] = seen.get(connection, 0) + 1
-        if seen[connection] > 1:
-            closed += 1
-            assert connection is not None
-            connection.close()
-            return web.Response()
-        ids = Codec.decode((await request.json())["prompt"])
-        return web.Response(body=stream(ids[3:11]))
-
-    run = against(tmp_path / "run", workload(arrivals={"kind": "closed", "users": 1}), handler)
-    only(run, "ok")
-    assert closed > 0
-    assert f"{closed} requests were sent again" in " ".join(run.manifest.notes)
-
-
-def test_a_request_dropped_after_work_is_an_error(tmp_path: Path) -> None:
-    """Over a kept connection too: the engine had the request, and did not answer it."""
-    asked = 0
-
-    async def handler(request: web.Request) -> web.StreamResponse:
-        nonlocal asked
-        asked += 1
-        ids = Codec.decode((await request.json())["prompt"])
-        if asked % 2 == 0:
-            await asyncio.sleep(0.3)
-            assert request.transport is not None
-            request.transport.close()
-        return web.Response(body=stream(ids[3:11]))
-
-    run = against(tmp_path / "run", workload(num_requests=4, arrivals={"kind": "closed", "users": 1}), handler)
-    assert run.requests["outcome"].tolist() == ["ok", "error", "ok", "error"]
-    assert asked == 4

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import pytest
 from aiohttp import web
 
 from pabench.load.client import Exchange, LoadClient, PreparedRequest
-from tests.load.support import serving
+from pabench.probe import Codec
+from tests.load.support import against, only, serving, stream, workload
 
 
 @pytest.mark.parametrize(("closes", "num_read", "fault"), [({2}, 3, None), ({2, 3, 4}, 3, "reset")])
@@ -39,3 +41,45 @@ def test_a_second_sending_keeps_the_first_time_and_is_the_last(
     assert exchange.sent_s is not None
     assert exchange.end_s is not None
     assert exchange.end_s - exchange.sent_s >= 0.01
+
+
+def test_a_kept_connection_that_closes_as_it_is_taken_is_no_fault_of_the_engine(tmp_path: Path) -> None:
+    """The second request over a connection finds it closed, every time: it goes out again over a fresh one."""
+    seen: dict[object, int] = {}
+    closed = 0
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        nonlocal closed
+        connection = request.transport
+        seen[connection] = seen.get(connection, 0) + 1
+        if seen[connection] > 1:
+            closed += 1
+            assert connection is not None
+            connection.close()
+            return web.Response()
+        ids = Codec.decode((await request.json())["prompt"])
+        return web.Response(body=stream(ids[3:11]))
+
+    run = against(tmp_path / "run", workload(arrivals={"kind": "closed", "users": 1}), handler)
+    only(run, "ok")
+    assert closed > 0
+    assert f"{closed} requests were sent again" in " ".join(run.manifest.notes)
+
+
+def test_a_request_dropped_after_work_is_an_error(tmp_path: Path) -> None:
+    """Over a kept connection too: the engine had the request, and did not answer it."""
+    asked = 0
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        nonlocal asked
+        asked += 1
+        ids = Codec.decode((await request.json())["prompt"])
+        if asked % 2 == 0:
+            await asyncio.sleep(0.3)
+            assert request.transport is not None
+            request.transport.close()
+        return web.Response(body=stream(ids[3:11]))
+
+    run = against(tmp_path / "run", workload(num_requests=4, arrivals={"kind": "closed", "users": 1}), handler)
+    assert run.requests["outcome"].tolist() == ["ok", "error", "ok", "error"]
+    assert asked == 4
