@@ -16,10 +16,11 @@ import uvloop
 from aiohttp import web
 
 from pabench.errors import EXIT_INTERRUPTED, EXIT_OK, PabenchError, UsageError
-from reference_engine.async_engine import AsyncEngine
-from reference_engine.config import DTYPES, KV_MODES, EngineConfig, ModelConfig
+from reference_engine.config import DTYPES, KV_MODES, EngineConfig
 from reference_engine.engine import Engine
-from reference_engine.server import Server
+from reference_engine.model.config import ModelConfig
+from reference_engine.serving.async_engine import AsyncEngine
+from reference_engine.serving.server import Server
 
 
 def parser() -> argparse.ArgumentParser:

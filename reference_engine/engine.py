@@ -10,18 +10,19 @@ from typing import NamedTuple
 import torch
 
 from pabench.errors import UsageError
-from reference_engine.allocator import Allocator, PagedAllocator
 from reference_engine.config import EngineConfig
-from reference_engine.contiguous import ContiguousAllocator
-from reference_engine.kv_cache import KVPool
-from reference_engine.loader import load_model
-from reference_engine.metrics import EngineStats, Snapshot
-from reference_engine.model import LlamaModel
+from reference_engine.memory.allocator import Allocator
+from reference_engine.memory.contiguous import ContiguousAllocator
+from reference_engine.memory.paged import PagedAllocator
+from reference_engine.memory.pool import KVPool
+from reference_engine.model.loader import load_model
+from reference_engine.model.transformer import LlamaModel
 from reference_engine.runner import Runner
-from reference_engine.sampler import Sampler, choice_seed
-from reference_engine.scheduler import Scheduler, Step
-from reference_engine.sequence import Request, SamplingParams, Sequence, TokenLogprobs, TokenOutput
-from reference_engine.tokenizer import Tokenizer
+from reference_engine.sampling.sampler import Sampler, choice_seed
+from reference_engine.scheduling.scheduler import Scheduler, Step
+from reference_engine.scheduling.sequence import Request, SamplingParams, Sequence, TokenLogprobs, TokenOutput
+from reference_engine.serving.metrics import EngineStats, Snapshot
+from reference_engine.serving.tokenizer import Tokenizer
 
 
 class StepOutput(NamedTuple):

@@ -7,10 +7,10 @@ import torch
 from numpy.typing import NDArray
 from paged_kernels import plan_attention
 
-from reference_engine.allocator import Allocator, blocks_for
-from reference_engine.kv_cache import KVPool
-from reference_engine.model import LlamaModel, StepInput
-from reference_engine.scheduler import Step
+from reference_engine.memory.allocator import Allocator, blocks_for
+from reference_engine.memory.pool import KVPool
+from reference_engine.model.transformer import LlamaModel, StepInput
+from reference_engine.scheduling.scheduler import Step
 
 
 class Runner:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from paged_kernels import write_kv
 
-from reference_engine import model
+from reference_engine.model import transformer as model
 
 BUG = "flashinfer-append-noncontiguous"
 MUST_FAIL = ("http/ring-exact",)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from reference_engine.scheduler import Scheduler
-from reference_engine.sequence import Sequence, Status
+from reference_engine.scheduling.scheduler import Scheduler
+from reference_engine.scheduling.sequence import Sequence, Status
 
 BUG = "mistralrs-starvation"
 MUST_FAIL = ("http/no-starvation",)

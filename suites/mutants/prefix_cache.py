@@ -6,9 +6,9 @@ owns a reference on each until memory is short.
 
 from __future__ import annotations
 
-from reference_engine.allocator import PagedAllocator
-from reference_engine.scheduler import Scheduler, Step
-from reference_engine.sequence import Sequence
+from reference_engine.memory.paged import PagedAllocator
+from reference_engine.scheduling.scheduler import Scheduler, Step
+from reference_engine.scheduling.sequence import Sequence
 
 BUG = ""
 MUST_FAIL: tuple[str, ...] = ()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from reference_engine.answers import Answer
+from reference_engine.serving.answers import Answer
 
 BUG = "tgi-incomplete-stream"
 MUST_FAIL = ("http/usage-exact",)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from reference_engine.allocator import PagedAllocator
-from reference_engine.scheduler import Scheduler
-from reference_engine.sequence import Request, Status
+from reference_engine.memory.paged import PagedAllocator
+from reference_engine.scheduling.scheduler import Scheduler
+from reference_engine.scheduling.sequence import Request, Status
 
 BUG = "vllm-abort-frees-wrong-group"
 MUST_FAIL = ("http/abort-frees",)

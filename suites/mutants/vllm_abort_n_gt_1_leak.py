@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from reference_engine.scheduler import Scheduler
-from reference_engine.sequence import Request
+from reference_engine.scheduling.scheduler import Scheduler
+from reference_engine.scheduling.sequence import Request
 
 BUG = "vllm-abort-n-gt-1-leak"
 MUST_FAIL = ("http/abort-frees",)

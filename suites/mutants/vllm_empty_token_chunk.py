@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from reference_engine.engine import Engine
-from reference_engine.sequence import Request, SamplingParams
+from reference_engine.scheduling.sequence import Request, SamplingParams
 
 BUG = "vllm-empty-token-chunk"
 MUST_FAIL = ("http/empty-prompt-then-healthy",)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from reference_engine.engine import Engine
-from reference_engine.sampler import choice_seed
-from reference_engine.sequence import Request, Sequence
+from reference_engine.sampling.sampler import choice_seed
+from reference_engine.scheduling.sequence import Request, Sequence
 
 BUG = "vllm-n-gt-1-outputs-overwritten"
 MUST_FAIL = ("http/n-samples-isolated",)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from reference_engine.allocator import PagedAllocator
+from reference_engine.memory.paged import PagedAllocator
 
 BUG = "vllm-oversized-prompt-hang"
 MUST_FAIL = ("http/oversized-rejected-others-served",)

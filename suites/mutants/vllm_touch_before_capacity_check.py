@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from reference_engine.allocator import PagedAllocator
+from reference_engine.memory.paged import PagedAllocator
 
 BUG = "vllm-touch-before-capacity-check"
 MUST_FAIL = ("http/gauges-return-to-idle",)

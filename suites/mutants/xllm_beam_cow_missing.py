@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from reference_engine.allocator import PagedAllocator
+from reference_engine.memory.paged import PagedAllocator
 
 BUG = "xllm-beam-cow-missing"
 MUST_FAIL = ("http/n-samples-isolated",)

@@ -7,8 +7,8 @@ import torch
 
 from reference_engine.config import EngineConfig
 from reference_engine.engine import Engine
-from reference_engine.loader import load_model
-from reference_engine.tokenizer import Tokenizer
+from reference_engine.model.loader import load_model
+from reference_engine.serving.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from pabench.probe import PRESETS, check_answer, draw_rings
-from reference_engine.sequence import SamplingParams
+from reference_engine.scheduling.sequence import SamplingParams
 
 SPEC = PRESETS["tiny"]
 

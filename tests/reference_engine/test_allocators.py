@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reference_engine.allocator import IntegrityError, PagedAllocator, blocks_for
-from reference_engine.contiguous import ContiguousAllocator
+from reference_engine.memory.allocator import IntegrityError, blocks_for
+from reference_engine.memory.contiguous import ContiguousAllocator
+from reference_engine.memory.paged import PagedAllocator
 
 BLOCK = 4
 FINAL = 14  # tokens of a sequence in the end, at most

@@ -8,10 +8,10 @@ import torch
 
 from pabench.errors import UsageError
 from pabench.probe import check_answer, draw_fork
-from reference_engine.allocator import IntegrityError
 from reference_engine.config import EngineConfig
 from reference_engine.engine import Engine
-from reference_engine.sequence import SamplingParams
+from reference_engine.memory.allocator import IntegrityError
+from reference_engine.scheduling.sequence import SamplingParams
 from tests.reference_engine.helpers import SPEC, assert_exact, assert_idle, drain, greedy, ids, rings
 
 

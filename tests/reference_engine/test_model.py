@@ -10,14 +10,15 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from pabench.errors import UsageError
-from reference_engine.allocator import PagedAllocator
-from reference_engine.config import EngineConfig, ModelConfig, RopeConfig
+from reference_engine.config import EngineConfig
 from reference_engine.engine import Engine, build_allocator
-from reference_engine.kv_cache import KVPool
-from reference_engine.loader import load_model
+from reference_engine.memory.paged import PagedAllocator
+from reference_engine.memory.pool import KVPool
+from reference_engine.model.config import ModelConfig, RopeConfig
+from reference_engine.model.loader import load_model
 from reference_engine.runner import Runner
-from reference_engine.scheduler import Scheduler, Step
-from reference_engine.sequence import Request, SamplingParams, Sequence
+from reference_engine.scheduling.scheduler import Scheduler, Step
+from reference_engine.scheduling.sequence import Request, SamplingParams, Sequence
 
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
           "original_max_position_embeddings": 32}

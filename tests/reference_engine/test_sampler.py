@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from reference_engine.sampler import Sampler, choice_seed, uniforms
-from reference_engine.sequence import Request, SamplingParams, Sequence
+from reference_engine.sampling.sampler import Sampler, choice_seed, uniforms
+from reference_engine.scheduling.sequence import Request, SamplingParams, Sequence
 
 PROBS = [0.5, 0.25, 0.15, 0.1]
 

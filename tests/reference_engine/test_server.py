@@ -14,8 +14,8 @@ import pytest
 from aiohttp import web
 
 from pabench.probe import check_answer, draw_fork
-from reference_engine.async_engine import AsyncEngine
-from reference_engine.server import Server
+from reference_engine.serving.async_engine import AsyncEngine
+from reference_engine.serving.server import Server
 from tests.reference_engine.helpers import SPEC, assert_exact, rings
 
 

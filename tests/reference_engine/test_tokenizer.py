@@ -11,7 +11,7 @@ from tokenizers import Tokenizer as HFTokenizer
 from tokenizers import decoders, models, pre_tokenizers
 
 from pabench.errors import UsageError
-from reference_engine.tokenizer import TextStream, Tokenizer
+from reference_engine.serving.tokenizer import TextStream, Tokenizer
 
 
 def byte_level():

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer as HFTokenizer
 from tokenizers.decoders import DecodeStream
 
 from pabench.errors import UsageError
-from reference_engine.config import read_json
+from reference_engine.model.config import read_json
 
 
 class Tokenizer:

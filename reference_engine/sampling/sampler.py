@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from reference_engine.sequence import Sequence, TokenLogprobs
+from reference_engine.scheduling.sequence import Sequence, TokenLogprobs
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from paged_kernels import AttentionPlan, write_kv
 
 from pabench.errors import UsageError
-from reference_engine.config import ModelConfig
+from reference_engine.model.config import ModelConfig
 
 
 @dataclass(frozen=True, slots=True)

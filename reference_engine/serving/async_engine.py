@@ -15,8 +15,8 @@ from typing import TypeVarTuple, Unpack
 
 from pabench.errors import EngineDied
 from reference_engine.engine import Engine, StepOutput
-from reference_engine.metrics import Snapshot
-from reference_engine.sequence import Request
+from reference_engine.scheduling.sequence import Request
+from reference_engine.serving.metrics import Snapshot
 
 _Batch = list[StepOutput]
 _Args = TypeVarTuple("_Args")

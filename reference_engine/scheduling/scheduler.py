@@ -11,10 +11,10 @@ from __future__ import annotations
 import bisect
 from dataclasses import dataclass, field
 
-from reference_engine.allocator import Allocator, IntegrityError
 from reference_engine.config import EngineConfig
-from reference_engine.kv_cache import BlockCopy
-from reference_engine.sequence import Request, Sequence, Status
+from reference_engine.memory.allocator import Allocator, IntegrityError
+from reference_engine.memory.pool import BlockCopy
+from reference_engine.scheduling.sequence import Request, Sequence, Status
 
 
 @dataclass(slots=True)

@@ -13,11 +13,11 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from pabench.errors import EngineDied, UsageError
-from reference_engine import metrics
-from reference_engine.answers import Answer
-from reference_engine.async_engine import AsyncEngine
-from reference_engine.protocol import ApiError, Job, Parser
-from reference_engine.sequence import Request
+from reference_engine.scheduling.sequence import Request
+from reference_engine.serving import metrics
+from reference_engine.serving.answers import Answer
+from reference_engine.serving.async_engine import AsyncEngine
+from reference_engine.serving.protocol import ApiError, Job, Parser
 
 MAX_BODY_BYTES = 32 << 20
 

@@ -1,108 +1,19 @@
-"""Who owns which block: the seam that every allocator fulfils, and the paged one.
-
-An allocator knows sequences by an id, counts slots in blocks, and touches no KV memory: where contents must move it
-answers with the copies that the caller has to do before the next write.
-"""
+"""The paged allocator: blocks on demand, shared by reference count, copied on write."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
 
-from reference_engine.kv_cache import BlockCopy
-
-
-class IntegrityError(RuntimeError):
-    """An allocator's books do not add up. The text has all terms of the sum."""
-
-
-@dataclass(frozen=True, slots=True)
-class KVSplit:
-    """Where the slots of the pool are, exactly; each physical slot is counted once, however many sequences share it.
-
-    token_states    slots that hold the key and value of a token
-    reserved        owned, still empty, and to be used if the owning request runs to its max_tokens
-    internal_waste  owned, and never to be used by its owners
-    external_waste  not owned, and of no use: what remains of each free run after as many reservations as it holds
-                    (contiguous); 0 for paged, where any free block serves
-    free            not owned, `external_waste` included
-
-    Always token_states + reserved + internal_waste + free == num_blocks * block_size.
-    A slot shared by several sequences is written, or to be used, when that holds for one of them.
-    """
-
-    token_states: int
-    reserved: int
-    internal_waste: int
-    external_waste: int
-    free: int
-
-
-class Allocator(Protocol):
-    """The seam. A sequence's positions [0, num_tokens) have slots in its block table's blocks, in order.
-
-    Refusal is a value (False or None) and means: no memory now, nothing has changed. A broken promise of the caller
-    (an unknown id, an id twice, more tokens than announced) raises ValueError or KeyError, and changes nothing either.
-    """
-
-    num_blocks: int
-    block_size: int
-
-    @property
-    def num_free_blocks(self) -> int:
-        """Blocks without an owner."""
-        ...
-
-    def can_ever_hold(self, prompt_tokens: int, final_tokens: int, n: int) -> bool:
-        """Whether an empty pool holds n sequences of `final_tokens` that were forked behind a prompt."""
-        ...
-
-    def allocate(self, seq_id: int, num_tokens: int, final_tokens: int) -> bool:
-        """Give a new sequence slots for its first `num_tokens` >= 1; it will never ask for more than `final_tokens`."""
-        ...
-
-    def append(self, seq_id: int, num_tokens: int = 1) -> list[BlockCopy] | None:
-        """Make the next `num_tokens` slots of a sequence its own to write. Do the copies before writing."""
-        ...
-
-    def fork(self, parent_id: int, child_id: int) -> list[BlockCopy] | None:
-        """Give `child_id` the parent's contents. Do the copies before anything is written."""
-        ...
-
-    def free(self, seq_id: int) -> None:
-        """Give up all that a sequence holds."""
-        ...
-
-    def block_table(self, seq_id: int) -> Sequence[int]:
-        """Blocks of a sequence, first position first. Valid until the next call that changes the sequence."""
-        ...
-
-    def split(self, written: Mapping[int, int]) -> KVSplit:
-        """The exact split, given how many tokens of each sequence have their keys and values written."""
-        ...
-
-    def check_integrity(self) -> None:
-        """Raise IntegrityError unless the books add up."""
-        ...
-
-    def check_writable(self, seq_id: int, start: int, stop: int) -> None:
-        """Raise IntegrityError unless the sequence alone owns the slots of its positions [start, stop)."""
-        ...
-
-
-@dataclass(slots=True)
-class SequenceBlocks:
-    """What one sequence holds: `blocks` cover positions [0, num_tokens), and it will never need more than `final`."""
-
-    blocks: list[int]
-    num_tokens: int
-    final_tokens: int
-
-
-def blocks_for(num_tokens: int, block_size: int) -> int:
-    """Blocks that hold `num_tokens` slots."""
-    return -(-num_tokens // block_size)
+from reference_engine.memory.allocator import (
+    IntegrityError,
+    KVSplit,
+    SequenceBlocks,
+    blocks_for,
+    check_cover,
+    check_growth,
+    check_new,
+)
+from reference_engine.memory.pool import BlockCopy
 
 
 class PagedAllocator:
@@ -224,24 +135,3 @@ class PagedAllocator:
         if shared or stop > held.num_tokens:
             raise IntegrityError(f"sequence {seq_id} is about to write positions [{start}, {stop}) of its "
                                  f"{held.num_tokens}; shared (block, references): {shared}")
-
-
-def check_new(seqs: Mapping[int, SequenceBlocks], seq_id: int, num_tokens: int, final_tokens: int) -> None:
-    """Raise ValueError unless a sequence may come into being so."""
-    if seq_id in seqs:
-        raise ValueError(f"sequence {seq_id} already has blocks")
-    if not 1 <= num_tokens <= final_tokens:
-        raise ValueError(f"sequence {seq_id} asks for {num_tokens} tokens now and {final_tokens} in the end")
-
-
-def check_growth(held: SequenceBlocks, seq_id: int, num_tokens: int) -> None:
-    """Raise ValueError unless a sequence may grow so."""
-    if num_tokens < 1 or held.num_tokens + num_tokens > held.final_tokens:
-        raise ValueError(f"sequence {seq_id} has {held.num_tokens} tokens and asks for {num_tokens} more, "
-                         f"it announced {held.final_tokens} in the end")
-
-
-def check_cover(held: SequenceBlocks, seq_id: int, block_size: int) -> None:
-    """Raise IntegrityError unless a sequence's blocks are distinct and cover its tokens."""
-    if blocks_for(held.num_tokens, block_size) > len(held.blocks) or len(set(held.blocks)) != len(held.blocks):
-        raise IntegrityError(f"sequence {seq_id} has {held.num_tokens} tokens in blocks {held.blocks} of {block_size}")

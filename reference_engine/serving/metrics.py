@@ -21,9 +21,9 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from reference_engine.allocator import KVSplit
 from reference_engine.config import EngineConfig
-from reference_engine.sequence import Sequence
+from reference_engine.memory.allocator import KVSplit
+from reference_engine.scheduling.sequence import Sequence
 
 PREFIX = "pabench_ref:"
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from reference_engine.allocator import (
+from reference_engine.memory.allocator import (
     IntegrityError,
     KVSplit,
     SequenceBlocks,
@@ -17,7 +17,7 @@ from reference_engine.allocator import (
     check_growth,
     check_new,
 )
-from reference_engine.kv_cache import BlockCopy
+from reference_engine.memory.pool import BlockCopy
 
 
 class ContiguousAllocator:

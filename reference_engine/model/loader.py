@@ -8,8 +8,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from pabench.errors import UsageError
-from reference_engine.config import ModelConfig, read_json
-from reference_engine.model import LlamaModel
+from reference_engine.model.config import ModelConfig, read_json
+from reference_engine.model.transformer import LlamaModel
 
 _INDEX = "model.safetensors.index.json"
 

@@ -10,8 +10,8 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from pabench.errors import UsageError
-from reference_engine.sequence import SamplingParams
-from reference_engine.tokenizer import Tokenizer
+from reference_engine.scheduling.sequence import SamplingParams
+from reference_engine.serving.tokenizer import Tokenizer
 
 MAX_LOGPROBS = 20
 _DEFAULT_COMPLETION_TOKENS = 16

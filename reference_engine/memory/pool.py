@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 
 from pabench.errors import UsageError
-from reference_engine.config import ModelConfig
+from reference_engine.model.config import ModelConfig
 
 
 class BlockCopy(NamedTuple):

@@ -6,7 +6,7 @@ import itertools
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
-from reference_engine.tokenizer import TextStream
+from reference_engine.serving.tokenizer import TextStream
 
 _seq_ids = itertools.count()
 _request_ids = itertools.count()

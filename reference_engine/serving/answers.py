@@ -6,9 +6,9 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from reference_engine.protocol import Job
-from reference_engine.sequence import TokenOutput
-from reference_engine.tokenizer import Tokenizer
+from reference_engine.scheduling.sequence import TokenOutput
+from reference_engine.serving.protocol import Job
+from reference_engine.serving.tokenizer import Tokenizer
 
 
 @dataclass(slots=True)

@@ -1,0 +1,1 @@
+"""Who owns which block, and the memory itself."""

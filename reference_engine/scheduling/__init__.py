@@ -1,0 +1,1 @@
+"""What a client asked for, and who runs next."""
