@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pabench.errors import UsageError
@@ -164,8 +164,9 @@ def test_prediction_equals_consumption(reservation, num_blocks, prompt, more, n)
 
 
 @given(num_blocks=st.integers(1, 40), prompt=st.integers(1, 60), more=st.integers(0, 60), done=st.integers(0, 60))
+@example(num_blocks=8, prompt=4, more=3, done=1)
 def test_a_preempted_sequence_fits_into_the_empty_pool_again(num_blocks, prompt, more, done):
-    """A shorter output to come may round up further: 31 more behind 33 tokens are 65 slots, 32 behind 32 were 64."""
+    """A shorter output to come may end further: 4 behind 4 tokens reserve 8 slots, 3 behind 5 would reserve 9."""
     allocator, final = ContiguousAllocator(num_blocks, 1, 60, "pow2"), prompt + more
     if allocator.can_ever_hold(prompt, final, 1):
         assert allocator.allocate(0, min(prompt + done, final), final) == 0
