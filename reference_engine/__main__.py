@@ -16,7 +16,7 @@ import uvloop
 from aiohttp import web
 
 from pabench.errors import EXIT_INTERRUPTED, EXIT_OK, PabenchError, UsageError
-from reference_engine.config import DTYPES, KV_MODES, EngineConfig
+from reference_engine.config import CHOICES, DTYPES, EngineConfig
 from reference_engine.engine import Engine
 from reference_engine.model.config import ModelConfig
 from reference_engine.serving.async_engine import AsyncEngine
@@ -35,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--port", type=int, default=8000, help="port to listen on")
     p.add_argument("--dtype", choices=sorted(DTYPES), default="float32", help="of weights and KV cache")
     p.add_argument("--device", default="cpu", help="torch device")
-    p.add_argument("--kv", choices=KV_MODES, default="paged", help="how sequences get KV memory")
+    p.add_argument("--kv", choices=CHOICES["kv"], default="paged", help="how sequences get KV memory")
     p.add_argument("--block-size", type=int, default=16, help="slots (tokens) in a block")
     p.add_argument("--num-blocks", type=int, default=2048, help="blocks in the KV cache, allocated once")
     p.add_argument("--max-num-seqs", type=int, default=64, help="sequences that run at once")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import secrets
 import time
 from pathlib import Path
@@ -19,8 +20,9 @@ from reference_engine.model.loader import load_model
 from reference_engine.model.transformer import LlamaModel
 from reference_engine.runner import Runner
 from reference_engine.sampling.sampler import Sampler, choice_seed
-from reference_engine.scheduling.scheduler import Scheduler, Step
+from reference_engine.scheduling.scheduler import Scheduler
 from reference_engine.scheduling.sequence import Request, SamplingParams, Sequence, TokenLogprobs, TokenOutput
+from reference_engine.scheduling.step import Step
 from reference_engine.serving.metrics import EngineStats, Snapshot
 from reference_engine.serving.tokenizer import Tokenizer
 
@@ -35,8 +37,8 @@ class StepOutput(NamedTuple):
 def build_allocator(config: EngineConfig) -> Allocator:
     """The allocator that the config names."""
     if config.kv == "contiguous":
-        return ContiguousAllocator(config.num_blocks, config.block_size, config.max_model_len)
-    return PagedAllocator(config.num_blocks, config.block_size)
+        return ContiguousAllocator(config.num_blocks, config.block_size, config.max_model_len, config.reservation)
+    return PagedAllocator(config.num_blocks, config.block_size, prefix_caching=config.prefix_caching)
 
 
 class Engine:
@@ -47,10 +49,19 @@ class Engine:
         self.allocator = build_allocator(config)
         self.pool = KVPool(model.config, config.num_blocks, config.block_size, model.dtype, model.device)
         self.scheduler = Scheduler(config, self.allocator)
-        self.runner = Runner(model, self.pool, self.allocator)
+        self.runner = Runner(model, self.pool, self.allocator, host_pool=self._host_pool(model))
         self.sampler = Sampler(model.config.eos_token_ids)
         self.stats = EngineStats()
         self.vocab_size = model.config.vocab_size
+
+    def _host_pool(self, model: LlamaModel) -> KVPool | None:
+        """Where swapped blocks lie."""
+        if self.config.preemption != "swap":
+            return None
+        return KVPool(
+            model.config, self.config.num_swap_blocks, self.config.block_size, self.pool.tensor.dtype,
+            torch.device("cpu"),
+        )
 
     @classmethod
     def from_folder(
@@ -60,27 +71,40 @@ class Engine:
         model = load_model(folder, dtype, torch.device(device), config.max_model_len)
         return cls(model, Tokenizer(folder), config)
 
-    def add(self, prompt: tuple[int, ...], params: SamplingParams, *, arrival_s: float | None = None) -> Request:
+    def add(
+        self, prompt: tuple[int, ...], params: SamplingParams, *, arrival_s: float | None = None, priority: int = 0,
+        cache_salt: str | None = None,
+    ) -> Request:
         """Queue a request. Raises UsageError, and queues nothing, when it is empty or could never be served."""
-        request = self.prepare(prompt, params, arrival_s=arrival_s)
+        request = self.prepare(prompt, params, arrival_s=arrival_s, priority=priority, cache_salt=cache_salt)
         self.enqueue(request)
         return request
 
-    def prepare(self, prompt: tuple[int, ...], params: SamplingParams, *, arrival_s: float | None = None) -> Request:
+    def prepare(
+        self, prompt: tuple[int, ...], params: SamplingParams, *, arrival_s: float | None = None, priority: int = 0,
+        cache_salt: str | None = None,
+    ) -> Request:
         """Check a request without queueing it. Touches no state of the engine, so any thread may call it."""
         if not prompt:
             raise UsageError("the prompt has no tokens, expected at least one")
         if (bad := next((t for t in prompt if not 0 <= t < self.vocab_size), None)) is not None:
             raise UsageError(f"the prompt holds token id {bad}, this model has ids 0 to {self.vocab_size - 1}")
-        if reason := self.scheduler.reason_never_to_fit(len(prompt), params.max_tokens, params.n):
+        if reason := self.scheduler.reason_never_to_fit(
+            len(prompt), params.max_tokens, params.num_branches, beams=params.beam_width > 0
+        ):
             raise UsageError(reason)
-        seed = secrets.randbits(64) if params.seed is None else params.seed
-        return Request(prompt, params, seed, time.monotonic() if arrival_s is None else arrival_s)
+        return Request(
+            prompt, params,
+            seed=secrets.randbits(64) if params.seed is None else params.seed,
+            arrival_s=time.monotonic() if arrival_s is None else arrival_s,
+            priority=priority if self.config.policy == "priority" else 0,
+            cache_salt=cache_salt,
+        )
 
     def enqueue(self, request: Request) -> None:
         """Queue a request that `prepare` has checked."""
         first = self._new_sequence(request, 0)
-        first.forks_due = request.params.n - 1
+        first.forks_due = request.params.num_branches - 1
         self.scheduler.add(request)
 
     def _new_sequence(self, request: Request, index: int) -> Sequence:
@@ -99,23 +123,17 @@ class Engine:
         return self.scheduler.has_unfinished
 
     def step(self) -> list[StepOutput]:
-        """One forward pass; the tokens it made, at most one of each sequence."""
+        """One forward pass, and the tokens that it made."""
         step = self.scheduler.schedule()
         if not step.sequences:
             return []
         if self.config.check_integrity:
             self._check_writes(step)
-        logits = self.runner.run(step)
-        ready = self._mark_computed(step)
-        rows, seqs = self._fork(ready)
-        if len(seqs) > len(ready):
-            logits = logits[rows]
-        sampled = self.sampler.sample(logits, seqs)
-        now = time.monotonic()
-        outputs = [
-            StepOutput(seq.request, self._take(seq, token, logprobs, now))
-            for seq, token, logprobs in zip(seqs, sampled.token_ids, sampled.logprobs, strict=True)
-        ]
+        num_logits = [self._num_logits(seq, num_new) for seq, num_new in zip(step.sequences, step.num_new, strict=True)]
+        logits = self.runner.run(step, num_logits)
+        self.scheduler.complete(step)
+        rows, seqs = self._rows_to_sample(step, num_logits, logits)
+        outputs = self._sample(logits if rows == list(range(len(logits))) else logits[rows], seqs) if seqs else []
         if self.config.check_integrity:
             self.scheduler.check_integrity()
         return outputs
@@ -124,28 +142,62 @@ class Engine:
         for seq, num_new in zip(step.sequences, step.num_new, strict=True):
             self.allocator.check_writable(seq.id, seq.num_computed, seq.num_computed + num_new)
 
-    def _mark_computed(self, step: Step) -> list[Sequence]:
-        """Book what the step has written. Returns the sequences that get a token."""
-        for seq, num_new in zip(step.sequences, step.num_new, strict=True):
-            seq.num_computed += num_new
-        return [seq for seq in step.sequences if seq.num_computed == len(seq.tokens)]
+    def _num_logits(self, seq: Sequence, num_new: int) -> int:
+        """How many of a sequence's new positions have something to say: the last, and those of a prompt to be told."""
+        end = seq.num_computed + num_new
+        told = len(seq.request.prompt_logprobs)  # the entry of position p comes from the logits of p - 1
+        if seq.request.params.prompt_logprobs is not None and told < seq.num_prompt_tokens:
+            return max(end - max(seq.num_computed, told - 1), 0)
+        return int(end == seq.num_tokens)
 
-    def _fork(self, ready: list[Sequence]) -> tuple[list[int], list[Sequence]]:
-        """Fork what is due behind a prompt. Returns (row of the logits, sequence) of every token to sample."""
+    def _rows_to_sample(
+        self, step: Step, num_logits: list[int], logits: torch.Tensor
+    ) -> tuple[list[int], list[Sequence]]:
+        """(row of the logits, sequence) of every token to sample. Forks what is due behind a prompt."""
         rows, seqs = [], []
-        for row, seq in enumerate(ready):
-            family = [seq]
-            for index in range(1, 1 + seq.forks_due):
-                child = self._new_sequence(seq.request, index)
-                self.pool.copy_blocks(self.scheduler.fork(seq, child))
-                family.append(child)
-            rows += [row] * len(family)
-            seqs += family
+        end = 0
+        for seq, count in zip(step.sequences, num_logits, strict=True):
+            end += count
+            if seq.request.params.prompt_logprobs is not None and count:
+                self._tell_prompt(seq, logits[end - count : end])
+            if seq.num_computed == seq.num_tokens:
+                family = [seq, *self._fork_due(seq)] if seq.forks_due else [seq]
+                rows += [end - 1] * len(family)
+                seqs += family
         return rows, seqs
+
+    def _tell_prompt(self, seq: Sequence, logits: torch.Tensor) -> None:
+        """Log-probabilities of the prompt's tokens behind the last len(logits) computed positions."""
+        told, first = seq.request.prompt_logprobs, seq.num_computed - len(logits)
+        if not told:
+            told.append(None)
+        asked = [p for p in range(first, seq.num_computed) if len(told) <= p + 1 < seq.num_prompt_tokens]
+        if asked:
+            tokens = torch.tensor([seq.tokens[p + 1] for p in asked], device=logits.device)
+            rows = logits[asked[0] - first : asked[-1] - first + 1]
+            told += self.sampler.logprobs(rows, tokens, [seq.request.params.prompt_logprobs] * len(asked))
+
+    def _fork_due(self, parent: Sequence) -> list[Sequence]:
+        """The other choices of a request, whose prompt `parent` has computed."""
+        children = []
+        for index in range(1, 1 + parent.forks_due):
+            child = self._new_sequence(parent.request, index)
+            self.pool.copy_blocks(self.scheduler.fork_due(parent, child))
+            children.append(child)
+        return children
+
+    def _sample(self, logits: torch.Tensor, seqs: list[Sequence]) -> list[StepOutput]:
+        """A token for each row."""
+        sampled = self.sampler.sample(logits, seqs)
+        now = time.monotonic()
+        return [
+            StepOutput(seq.request, self._take(seq, token, logprobs, now))
+            for seq, token, logprobs in zip(seqs, sampled.token_ids, sampled.logprobs, strict=True)
+        ]
 
     def _take(self, seq: Sequence, token: int, logprobs: TokenLogprobs | None, now: float) -> TokenOutput:
         """Append a token to its sequence; end the sequence if that was its last."""
-        seq.tokens.append(token)
+        seq.append(token)
         self.stats.count_token(seq, now)
         text, finish, stop = self._judge(seq, token)
         if finish is not None:
@@ -155,17 +207,18 @@ class Engine:
 
     def _judge(self, seq: Sequence, token: int) -> tuple[str, str | None, int | str | None]:
         """(text, finish reason, stop reason) of a token just appended."""
-        params, made = seq.request.params, seq.num_output_tokens
+        params, made, stream = seq.request.params, seq.num_output_tokens, seq.text
+        assert stream is not None
         may_stop = made >= params.min_tokens
-        text, stop = seq.text.push(token, may_stop=may_stop)
+        text, stop = stream.push(token, may_stop=may_stop)
         if stop is not None:
             return text, "stop", stop
         if may_stop and token in params.stop_token_ids:
-            return text + seq.text.flush(), "stop", token
+            return text + stream.flush(), "stop", token
         if may_stop and not params.ignore_eos and token in self.sampler.eos_token_ids:
-            return text + seq.text.flush(), "stop", None
+            return text + stream.flush(), "stop", None
         if made >= params.max_tokens:
-            return text + seq.text.flush(), "length", None
+            return text + stream.flush(), "length", None
         return text, None, None
 
     def snapshot(self) -> Snapshot:
@@ -173,7 +226,7 @@ class Engine:
         return Snapshot(
             num_running=len(self.scheduler.running),
             num_waiting=len(self.scheduler.waiting),
-            num_preemptions=self.scheduler.num_preemptions,
+            scheduler=copy.copy(self.scheduler.stats),
             kv_usage=1 - self.allocator.num_free_blocks / self.allocator.num_blocks,
             split=self.allocator.split(self.scheduler.written()),
             stats=self.stats.copy(),

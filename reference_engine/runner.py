@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence as SequenceOf
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -10,21 +12,37 @@ from paged_kernels import plan_attention
 from reference_engine.memory.allocator import Allocator, blocks_for
 from reference_engine.memory.pool import KVPool
 from reference_engine.model.transformer import LlamaModel, StepInput
-from reference_engine.scheduling.scheduler import Step
+from reference_engine.scheduling.step import Step
 
 
 class Runner:
-    """One forward pass a step over all its sequences."""
+    """One forward pass a step over all its sequences. `host_pool` is where swapped blocks lie."""
 
-    def __init__(self, model: LlamaModel, pool: KVPool, allocator: Allocator, *, backend: str = "torch") -> None:
-        self.model, self.pool, self.allocator, self.backend = model, pool, allocator, backend
+    def __init__(
+        self, model: LlamaModel, pool: KVPool, allocator: Allocator, *, host_pool: KVPool | None = None,
+        backend: str = "torch",
+    ) -> None:
+        self.model, self.pool, self.host_pool, self.allocator = model, pool, host_pool, allocator
+        self.backend = backend
 
-    def run(self, step: Step) -> torch.Tensor:
-        """Logits [n, vocab_size] float32 of the n sequences whose last token is in the step, in the step's order."""
-        self.pool.copy_blocks(step.copies)
-        return self.model.forward(self.prepare(step), self.pool.tensor)
+    def run(self, step: Step, num_logits: SequenceOf[int]) -> torch.Tensor:
+        """Logits [sum(num_logits), vocab_size] float32: of each sequence those of its last num_logits[i] new tokens."""
+        self.move(step)
+        return self.model.forward(self.prepare(step, num_logits), self.pool.tensor)
 
-    def prepare(self, step: Step) -> StepInput:
+    def move(self, step: Step) -> None:
+        """Do the step's copies."""
+        for kind, copies in step.moves:
+            if kind == "copy":
+                self.pool.copy_blocks(copies)
+            elif self.host_pool is None:
+                raise RuntimeError(f"a step moves blocks ({kind}), but there is no host memory to swap with")
+            elif kind == "out":
+                self.host_pool.copy_from(self.pool, copies)
+            else:
+                self.pool.copy_from(self.host_pool, copies)
+
+    def prepare(self, step: Step, num_logits: SequenceOf[int]) -> StepInput:
         """The step's batch as tensors."""
         block_size = self.allocator.block_size
         starts = np.array([seq.num_computed for seq in step.sequences], dtype=np.int64)
@@ -33,7 +51,6 @@ class Runner:
         query_start_loc = np.concatenate([[0], counts.cumsum()])
         tables = np.zeros((len(starts), blocks_for(int(contexts.max()), block_size)), dtype=np.int64)
         token_ids: list[int] = []
-        logit_rows = []
         for i, (seq, context) in enumerate(zip(step.sequences, contexts.tolist(), strict=True)):
             used = blocks_for(context, block_size)
             tables[i, :used] = self.allocator.block_table(seq.id)[:used]
@@ -41,8 +58,7 @@ class Runner:
                 token_ids.append(seq.tokens[seq.num_computed])
             else:
                 token_ids += seq.tokens[seq.num_computed : context]
-            if context == len(seq.tokens):
-                logit_rows.append(query_start_loc[i + 1] - 1)
+                token_ids += step.drafts.get(seq.id, ())
         owner = np.repeat(np.arange(len(starts)), counts)  # which sequence each token belongs to
         positions = starts[owner] + np.arange(len(owner)) - query_start_loc[owner]
         slots = tables[owner, positions // block_size] * block_size + positions % block_size
@@ -52,8 +68,15 @@ class Runner:
         )
         return StepInput(
             self._tensor(np.array(token_ids, dtype=np.int64)), self._tensor(positions), self._tensor(slots),
-            self._tensor(np.array(logit_rows, dtype=np.int64)), plan,
+            self._tensor(_last_rows(query_start_loc[1:], num_logits)), plan,
         )
 
     def _tensor(self, array: NDArray[np.int64]) -> torch.Tensor:
         return torch.from_numpy(array).to(self.model.device)
+
+
+def _last_rows(ends: NDArray[np.int64], counts: SequenceOf[int]) -> NDArray[np.int64]:
+    """Rows [end - count, end) of each sequence, one after another."""
+    wanted = np.asarray(counts, dtype=np.int64)
+    first = np.repeat(ends - wanted.cumsum(), wanted)
+    return first + np.arange(len(first))

@@ -1,4 +1,4 @@
-"""Who owns which block: the seam that every allocator fulfils, and the paged one.
+"""Who owns which block: the seam that every allocator fulfils.
 
 An allocator knows sequences by an id, counts slots in blocks, and touches no KV memory: where contents must move it
 answers with the copies that the caller has to do before the next write.
@@ -58,12 +58,28 @@ class Allocator(Protocol):
         """Whether an empty pool holds n sequences of `final_tokens` that were forked behind a prompt."""
         ...
 
-    def allocate(self, seq_id: int, num_tokens: int, final_tokens: int) -> bool:
-        """Give a new sequence slots for its first `num_tokens` >= 1; it will never ask for more than `final_tokens`."""
+    def allocate(self, seq_id: int, num_tokens: int, final_tokens: int, keys: Sequence[bytes] = ()) -> int | None:
+        """Give a new sequence slots for its first `num_tokens` >= 1; it will never ask for more than `final_tokens`.
+
+        `keys` name its full blocks for the prefix cache. Returns how many of its first tokens have their keys and
+        values in place already: always fewer than num_tokens, 0 without a prefix cache.
+        """
         ...
 
     def append(self, seq_id: int, num_tokens: int = 1) -> list[BlockCopy] | None:
         """Make the next `num_tokens` slots of a sequence its own to write. Do the copies before writing."""
+        ...
+
+    def truncate(self, seq_id: int, num_tokens: int) -> None:
+        """Give back all slots but the first `num_tokens` >= 1."""
+        ...
+
+    def publish(self, seq_id: int, keys: Sequence[bytes]) -> None:
+        """The first len(keys) blocks hold computed tokens, and may be found under these keys from now on."""
+        ...
+
+    def slide(self, seq_id: int, position: int) -> None:
+        """No position below `position` is read or written again. Blocks wholly below become a HOLE in the table."""
         ...
 
     def fork(self, parent_id: int, child_id: int) -> list[BlockCopy] | None:
@@ -76,6 +92,10 @@ class Allocator(Protocol):
 
     def block_table(self, seq_id: int) -> Sequence[int]:
         """Blocks of a sequence, first position first. Valid until the next call that changes the sequence."""
+        ...
+
+    def reset_prefix_cache(self) -> None:
+        """Forget every published block. What sequences hold stays theirs."""
         ...
 
     def split(self, written: Mapping[int, int]) -> KVSplit:
@@ -91,6 +111,9 @@ class Allocator(Protocol):
         ...
 
 
+HOLE = -1  # in a block table: a block that was given up behind a sliding window
+
+
 @dataclass(slots=True)
 class SequenceBlocks:
     """What one sequence holds: `blocks` cover positions [0, num_tokens), and it will never need more than `final`."""
@@ -98,6 +121,8 @@ class SequenceBlocks:
     blocks: list[int]
     num_tokens: int
     final_tokens: int
+    num_holes: int = 0      # leading blocks that were given up
+    num_published: int = 0  # leading blocks that the prefix cache knows
 
 
 def blocks_for(num_tokens: int, block_size: int) -> int:
@@ -120,7 +145,15 @@ def check_growth(held: SequenceBlocks, seq_id: int, num_tokens: int) -> None:
                          f"it announced {held.final_tokens} in the end")
 
 
+def check_truncation(held: SequenceBlocks, seq_id: int, num_tokens: int) -> None:
+    """Raise ValueError unless a sequence may shrink so."""
+    if not 1 <= num_tokens <= held.num_tokens:
+        raise ValueError(f"sequence {seq_id} has {held.num_tokens} tokens and cannot be cut to {num_tokens}")
+
+
 def check_cover(held: SequenceBlocks, seq_id: int, block_size: int) -> None:
     """Raise IntegrityError unless a sequence's blocks are distinct and cover its tokens."""
-    if blocks_for(held.num_tokens, block_size) > len(held.blocks) or len(set(held.blocks)) != len(held.blocks):
-        raise IntegrityError(f"sequence {seq_id} has {held.num_tokens} tokens in blocks {held.blocks} of {block_size}")
+    live = held.blocks[held.num_holes :]
+    if blocks_for(held.num_tokens, block_size) > len(held.blocks) or len(set(live)) != len(live) or HOLE in live:
+        raise IntegrityError(f"sequence {seq_id} has {held.num_tokens} tokens in blocks {held.blocks} of {block_size}, "
+                             f"the first {held.num_holes} given up")

@@ -1,10 +1,11 @@
-"""The paged allocator: blocks on demand, shared by reference count, copied on write."""
+"""The paged allocator: blocks on demand, shared by reference count, copied on write, cached by prefix."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
 from reference_engine.memory.allocator import (
+    HOLE,
     IntegrityError,
     KVSplit,
     SequenceBlocks,
@@ -12,39 +13,52 @@ from reference_engine.memory.allocator import (
     check_cover,
     check_growth,
     check_new,
+    check_truncation,
 )
 from reference_engine.memory.pool import BlockCopy
+from reference_engine.memory.prefix_cache import PrefixCache
 
 
 class PagedAllocator:
-    """Blocks on demand from one free list, with reference counts. Fork shares all blocks; the first write into a
-    shared partial block copies it.
+    """Fork shares all blocks; the first write into a shared partial block copies it.
+
+    A block is in one of three places: owned (by as many sequences as it has references), idle in the prefix cache, or
+    free. Idle blocks count as free: they are evicted when the free ones are used up.
     """
 
-    def __init__(self, num_blocks: int, block_size: int) -> None:
+    def __init__(self, num_blocks: int, block_size: int, *, prefix_caching: bool = False) -> None:
         self.num_blocks, self.block_size = num_blocks, block_size
         self._free = list(range(num_blocks - 1, -1, -1))  # a stack: the block freed last is warm
         self._refs = [0] * num_blocks
         self._seqs: dict[int, SequenceBlocks] = {}
+        self._cache = PrefixCache() if prefix_caching else None
 
     @property
     def num_free_blocks(self) -> int:
         """See Allocator."""
-        return len(self._free)
+        return len(self._free) + (self._cache.num_idle if self._cache else 0)
 
     def can_ever_hold(self, prompt_tokens: int, final_tokens: int, n: int) -> bool:
         """See Allocator. Full blocks of the prompt are shared, each sequence ends with its own copy of the rest."""
         shared = prompt_tokens // self.block_size
         return shared + n * (blocks_for(final_tokens, self.block_size) - shared) <= self.num_blocks
 
-    def allocate(self, seq_id: int, num_tokens: int, final_tokens: int) -> bool:
-        """See Allocator."""
+    def allocate(self, seq_id: int, num_tokens: int, final_tokens: int, keys: Sequence[bytes] = ()) -> int | None:
+        """See Allocator. Never finds the last token: at least that one must be computed, to know what follows it."""
         check_new(self._seqs, seq_id, num_tokens, final_tokens)
-        need = blocks_for(num_tokens, self.block_size)
-        if need > len(self._free):
-            return False
-        self._seqs[seq_id] = SequenceBlocks([self._take() for _ in range(need)], num_tokens, final_tokens)
-        return True
+        hits: list[int] = []
+        idle = 0
+        if self._cache is not None:
+            hits = self._cache.find(keys[: (num_tokens - 1) // self.block_size])
+            idle = sum(map(self._cache.is_idle, hits))
+        missing = blocks_for(num_tokens, self.block_size) - len(hits)
+        if missing > self.num_free_blocks - idle:
+            return None
+        for block in hits:  # before anything is taken: taking may evict
+            self._share(block)
+        blocks = hits + [self._take() for _ in range(missing)]
+        self._seqs[seq_id] = SequenceBlocks(blocks, num_tokens, final_tokens, num_published=len(hits))
+        return len(hits) * self.block_size
 
     def append(self, seq_id: int, num_tokens: int = 1) -> list[BlockCopy] | None:
         """See Allocator."""
@@ -52,7 +66,7 @@ class PagedAllocator:
         check_growth(held, seq_id, num_tokens)
         copy_last = self._must_copy_last(held)
         grow = blocks_for(held.num_tokens + num_tokens, self.block_size) - len(held.blocks)
-        if grow + copy_last > len(self._free):
+        if grow + copy_last > self.num_free_blocks:
             return None
         copies = []
         if copy_last:
@@ -69,69 +83,116 @@ class PagedAllocator:
         """Copy on write: whether the next token goes into a block that another sequence holds too."""
         return held.num_tokens % self.block_size != 0 and self._refs[held.blocks[-1]] > 1
 
+    def truncate(self, seq_id: int, num_tokens: int) -> None:
+        """See Allocator."""
+        held = self._seqs[seq_id]
+        check_truncation(held, seq_id, num_tokens)
+        held.num_tokens = num_tokens
+        for _ in range(len(held.blocks) - blocks_for(num_tokens, self.block_size)):
+            self._drop(held.blocks.pop())
+
+    def publish(self, seq_id: int, keys: Sequence[bytes]) -> None:
+        """See Allocator."""
+        if self._cache is None:
+            return
+        held = self._seqs[seq_id]
+        for at in range(held.num_published, len(keys)):
+            if held.blocks[at] != HOLE:
+                self._cache.add(held.blocks[at], keys[at])
+        held.num_published = max(held.num_published, len(keys))
+
+    def slide(self, seq_id: int, position: int) -> None:
+        """See Allocator."""
+        held = self._seqs[seq_id]
+        for at in range(held.num_holes, min(position, held.num_tokens) // self.block_size):
+            self._drop(held.blocks[at])
+            held.blocks[at] = HOLE
+            held.num_holes = at + 1
+
     def fork(self, parent_id: int, child_id: int) -> list[BlockCopy] | None:
         """See Allocator. Never refused, and copies nothing yet."""
         parent = self._seqs[parent_id]
         check_new(self._seqs, child_id, parent.num_tokens, parent.final_tokens)
-        for block in parent.blocks:
+        for block in parent.blocks[parent.num_holes :]:
             self._refs[block] += 1
-        self._seqs[child_id] = SequenceBlocks(list(parent.blocks), parent.num_tokens, parent.final_tokens)
+        self._seqs[child_id] = SequenceBlocks(
+            list(parent.blocks), parent.num_tokens, parent.final_tokens, parent.num_holes, parent.num_published
+        )
         return []
 
     def free(self, seq_id: int) -> None:
-        """See Allocator."""
-        for block in reversed(self._seqs.pop(seq_id).blocks):
-            self._drop(block)
+        """See Allocator. The last block goes first, so that of an idle prefix the end is evicted before the start."""
+        held = self._seqs.pop(seq_id)
+        for at in range(len(held.blocks) - 1, held.num_holes - 1, -1):
+            self._drop(held.blocks[at])
 
     def block_table(self, seq_id: int) -> Sequence[int]:
         """See Allocator."""
         return self._seqs[seq_id].blocks
 
+    def reset_prefix_cache(self) -> None:
+        """See Allocator."""
+        if self._cache is not None:
+            self._free += self._cache.clear()
+
     def _take(self) -> int:
-        block = self._free.pop()
+        """A block of one's own, where one is known to be there."""
+        block = self._free.pop() if self._free or self._cache is None else self._cache.evict()
         self._refs[block] = 1
         return block
 
+    def _share(self, block: int) -> None:
+        """One more owner of a block that the prefix cache knows."""
+        if self._refs[block] == 0 and self._cache is not None:
+            self._cache.claim(block)
+        self._refs[block] += 1
+
     def _drop(self, block: int) -> None:
+        """One owner less."""
         self._refs[block] -= 1
-        if self._refs[block] == 0:
+        if self._refs[block] == 0 and not (self._cache is not None and self._cache.keep(block)):
             self._free.append(block)
 
     def split(self, written: Mapping[int, int]) -> KVSplit:
         """See Allocator."""
+        size = self.block_size
         filled: dict[int, int] = {}  # block -> slots written in it
         usable: dict[int, int] = {}  # block -> slots written in it in the end
         for seq_id, held in self._seqs.items():
-            for i, block in enumerate(held.blocks):
-                start = i * self.block_size
-                filled[block] = max(filled.get(block, 0), min(written[seq_id] - start, self.block_size))
-                usable[block] = max(usable.get(block, 0), min(held.final_tokens - start, self.block_size))
+            for at in range(held.num_holes, len(held.blocks)):
+                block, start = held.blocks[at], at * size
+                filled[block] = max(filled.get(block, 0), min(written[seq_id] - start, size))
+                usable[block] = max(usable.get(block, 0), min(held.final_tokens - start, size))
         states, final = sum(filled.values()), sum(usable.values())
-        owned = len(filled) * self.block_size
-        return KVSplit(states, final - states, owned - final, 0, len(self._free) * self.block_size)
+        owned = len(filled) * size
+        return KVSplit(states, final - states, owned - final, 0, self.num_free_blocks * size)
 
     def check_integrity(self) -> None:
         """See Allocator."""
         holders = [0] * self.num_blocks
         for seq_id, held in self._seqs.items():
             check_cover(held, seq_id, self.block_size)
-            for block in held.blocks:
+            for block in held.blocks[held.num_holes :]:
                 holders[block] += 1
         owned = sum(1 for count in holders if count)
+        idle = self._cache.num_idle if self._cache else 0
         duplicates = len(self._free) - len(set(self._free))
         both = [block for block in self._free if holders[block]]
-        if len(self._free) + owned != self.num_blocks or duplicates or both:
-            raise IntegrityError(f"{len(self._free)} free ({duplicates} listed twice, also owned: {both}) + {owned} "
-                                 f"owned != {self.num_blocks} blocks; {len(self._seqs)} sequences")
+        if len(self._free) + idle + owned != self.num_blocks or duplicates or both:
+            raise IntegrityError(f"{len(self._free)} free ({duplicates} listed twice, also owned: {both}) + {idle} "
+                                 f"idle + {owned} owned != {self.num_blocks} blocks; {len(self._seqs)} sequences")
         wrong = [(b, self._refs[b], holders[b]) for b in range(self.num_blocks) if self._refs[b] != holders[b]]
         if wrong:
             raise IntegrityError(f"(block, references, holders) do not agree: {wrong[:8]}")
+        if self._cache is not None:
+            self._cache.check_integrity(holders)
 
     def check_writable(self, seq_id: int, start: int, stop: int) -> None:
         """See Allocator."""
         held = self._seqs[seq_id]
         blocks = held.blocks[start // self.block_size : blocks_for(stop, self.block_size)]
-        shared = [(block, self._refs[block]) for block in blocks if self._refs[block] != 1]
+        shared = [(block, 0 if block == HOLE else self._refs[block]) for block in blocks]
+        shared = [(block, references) for block, references in shared if references != 1]
         if shared or stop > held.num_tokens:
             raise IntegrityError(f"sequence {seq_id} is about to write positions [{start}, {stop}) of its "
-                                 f"{held.num_tokens}; shared (block, references): {shared}")
+                                 f"{held.num_tokens}; not its own (block, references): {shared}")

@@ -51,27 +51,37 @@ class Sampler:
     def __init__(self, eos_token_ids: frozenset[int]) -> None:
         self.eos_token_ids = eos_token_ids
 
-    def sample(self, logits: torch.Tensor, seqs: SequenceOf[Sequence]) -> Sampled:
-        """logits: [len(seqs), vocab_size] float32, row i for the next token of seqs[i]."""
-        chooser = self._forbid_early_ends(logits, seqs)
+    def sample(
+        self, logits: torch.Tensor, seqs: SequenceOf[Sequence], ahead: SequenceOf[int] | None = None
+    ) -> Sampled:
+        """logits: [len(seqs), vocab_size] float32, row i for the next token of seqs[i].
+
+        ahead[i]: how many draft tokens row i stands behind the sequence's last one; None: none anywhere. A token drawn
+        depends on its place alone, so it is the same whether drafts came before it or not.
+        """
+        chooser = self._forbid_early_ends(logits, seqs, ahead)
         tokens = chooser.argmax(dim=-1)
         random = [i for i, seq in enumerate(seqs) if seq.request.params.temperature > 0]
         if random:
-            tokens[random] = self._draw(chooser[random], [seqs[i] for i in random])
-        return Sampled(tokens.tolist(), self._logprobs(logits, tokens, seqs))
+            places = [seqs[i].num_tokens + (ahead[i] if ahead else 0) for i in random]
+            tokens[random] = self._draw(chooser[random], [seqs[i] for i in random], places)
+        wanted = [seq.request.params.logprobs for seq in seqs]
+        return Sampled(tokens.tolist(), self.logprobs(logits, tokens, wanted))
 
-    def _forbid_early_ends(self, logits: torch.Tensor, seqs: SequenceOf[Sequence]) -> torch.Tensor:
+    def _forbid_early_ends(
+        self, logits: torch.Tensor, seqs: SequenceOf[Sequence], ahead: SequenceOf[int] | None
+    ) -> torch.Tensor:
         """No stop token before min_tokens."""
         changed = None
         for i, seq in enumerate(seqs):
             params = seq.request.params
-            if seq.num_output_tokens < params.min_tokens:
+            if params.min_tokens and seq.num_output_tokens + (ahead[i] if ahead else 0) < params.min_tokens:
                 ends = params.stop_token_ids | (frozenset() if params.ignore_eos else self.eos_token_ids)
                 changed = logits.clone() if changed is None else changed
                 changed[i, [token for token in ends if token < logits.shape[1]]] = -torch.inf
         return logits if changed is None else changed
 
-    def _draw(self, logits: torch.Tensor, seqs: SequenceOf[Sequence]) -> torch.Tensor:
+    def _draw(self, logits: torch.Tensor, seqs: SequenceOf[Sequence], places: SequenceOf[int]) -> torch.Tensor:
         """Tokens [n] drawn from softmax(logits / temperature), cut to top_k, then to top_p."""
         params = [seq.request.params for seq in seqs]
         device = logits.device
@@ -81,24 +91,24 @@ class Sampler:
         if cut:
             probs[cut] = _cut(probs[cut], [params[i].top_k for i in cut], [params[i].top_p for i in cut])
         mass = probs.cumsum(dim=-1)
-        u = torch.from_numpy(uniforms([s.seed for s in seqs], [len(s.tokens) for s in seqs])).to(device)
+        u = torch.from_numpy(uniforms([s.seed for s in seqs], places)).to(device)
         # The first token whose cumulative mass exceeds the mark: one of zero probability never does so first.
         return torch.searchsorted(mass, (u * mass[:, -1])[:, None], right=True)[:, 0]
 
-    def _logprobs(
-        self, logits: torch.Tensor, tokens: torch.Tensor, seqs: SequenceOf[Sequence]
+    def logprobs(
+        self, logits: torch.Tensor, tokens: torch.Tensor, wanted: SequenceOf[int | None]
     ) -> list[TokenLogprobs | None]:
-        out: list[TokenLogprobs | None] = [None] * len(seqs)
-        wanted = [(i, seq.request.params.logprobs) for i, seq in enumerate(seqs)]
-        rows = [i for i, k in wanted if k is not None]
+        """Log-probabilities of `tokens` [n] by `logits` [n, vocab_size], each with wanted[i] likeliest (None: off)."""
+        out: list[TokenLogprobs | None] = [None] * len(wanted)
+        rows = [i for i, k in enumerate(wanted) if k is not None]
         if not rows:
             return out
-        most = max(k for _, k in wanted if k is not None)
+        most = max(k for k in wanted if k is not None)
         logprobs = torch.log_softmax(logits[rows], dim=-1)
         chosen = logprobs.gather(1, tokens[rows][:, None])[:, 0].tolist()
         top_values, top_ids = (x.tolist() for x in logprobs.topk(min(most, logits.shape[1]), dim=-1))
         for at, row in enumerate(rows):
-            k = seqs[row].request.params.logprobs
+            k = wanted[row]
             out[row] = TokenLogprobs(chosen[at], tuple(zip(top_ids[at][:k], top_values[at][:k], strict=True)))
         return out
 

@@ -1,46 +1,53 @@
-"""Continuous batching: who runs in the next step, and who waits.
+"""Continuous batching: who runs in the next step, who waits, and who gives way when blocks run out.
 
-First come, first served. A step holds one token of each decoding sequence, then as much of the unfinished prompts,
-then as much of newly admitted ones, as `max_num_batched_tokens` allows. When a decoding sequence needs a block and none
-is free, the last to arrive is preempted: it gives up its blocks and later computes its tokens, the generated ones
-too, as if all were prompt. The first to arrive is therefore never preempted while others run, and always ends.
+A step holds one token of each decoding sequence, then as much of the unfinished prompts, then as much of newly
+admitted ones, as `max_num_batched_tokens` allows. Both queues stand in one order, by priority and arrival.
+When a decoding sequence needs a block and none is free, the last in order is preempted: it gives up its blocks, and
+either computes its tokens again later, the generated ones too, as if all were prompt (recompute), or gets its blocks
+back from host memory (swap). The first in order is therefore never preempted while others run, and always ends.
 """
 
 from __future__ import annotations
 
 import bisect
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from reference_engine.config import EngineConfig
 from reference_engine.memory.allocator import Allocator, IntegrityError
 from reference_engine.memory.pool import BlockCopy
+from reference_engine.memory.prefix_cache import extend_keys, root_key
+from reference_engine.memory.swap import SwapSpace
 from reference_engine.scheduling.sequence import Request, Sequence, Status
+from reference_engine.scheduling.step import Step
 
 
 @dataclass(slots=True)
-class Step:
-    """What one forward pass computes: `num_new[i]` >= 1 next tokens of `sequences[i]`, after the copies."""
+class SchedulerStats:
+    """What the scheduler has done since it started. Tokens and blocks, each time they were."""
 
-    sequences: list[Sequence] = field(default_factory=list)
-    num_new: list[int] = field(default_factory=list)
-    copies: list[BlockCopy] = field(default_factory=list)
-
-    def add(self, seq: Sequence, num_new: int) -> None:
-        """Take a sequence in."""
-        self.sequences.append(seq)
-        self.num_new.append(num_new)
+    preemptions: int = 0
+    swapped_out_blocks: int = 0
+    swapped_in_blocks: int = 0
+    recomputed_tokens: int = 0  # computed once more after a preemption
+    prefix_queries: int = 0     # prompt tokens looked up in the prefix cache, once a request
+    prefix_hits: int = 0
 
 
 class Scheduler:
-    """Queues of waiting and running sequences, both in order of arrival."""
+    """Queues of waiting and running sequences, both in order. `window`: what the model's attention looks back."""
 
-    def __init__(self, config: EngineConfig, allocator: Allocator) -> None:
-        self.config, self.allocator = config, allocator
+    def __init__(self, config: EngineConfig, allocator: Allocator, *, window: int | None = None) -> None:
+        self.config, self.allocator, self.window = config, allocator, window
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
-        self.num_preemptions = 0
+        self.swap = SwapSpace(config.num_swap_blocks, allocator) if config.preemption == "swap" else None
+        self.stats = SchedulerStats()
+        self._caches_prefixes = config.caches_prefixes
+        self._width = 0  # of the running sequences together
 
-    def reason_never_to_fit(self, prompt_tokens: int, max_tokens: int, n: int) -> str | None:
+    # Requests come and go.
+
+    def reason_never_to_fit(self, prompt_tokens: int, max_tokens: int, n: int, *, beams: bool = False) -> str | None:
         """Why a request could never be served, or None when an idle engine could. Such a one must not queue."""
         total = prompt_tokens + max_tokens
         if total > self.config.max_model_len:
@@ -48,7 +55,8 @@ class Scheduler:
                     f"{prompt_tokens} prompt + {max_tokens} output tokens")
         if n > self.config.max_num_seqs:
             return f"n is {n}, this engine runs at most {self.config.max_num_seqs} sequences at once"
-        if not self.allocator.can_ever_hold(prompt_tokens, total - 1, n):
+        # Beams wait for each other, and one that was preempted comes back with blocks of its own: count nothing shared.
+        if not self.allocator.can_ever_hold(0 if beams else prompt_tokens, total - 1, n):
             return (f"n = {n} sequences of {prompt_tokens} prompt + {max_tokens} output tokens do not fit into the KV "
                     f"cache of {self.allocator.num_blocks} blocks of {self.allocator.block_size} tokens")
         return None
@@ -67,91 +75,7 @@ class Scheduler:
 
     def _enqueue(self, seq: Sequence) -> None:
         seq.status = Status.WAITING
-        bisect.insort(self.waiting, seq, key=lambda s: s.order)
-
-    def schedule(self) -> Step:
-        """Choose the next step. Empty only when nothing is left to do."""
-        step = Step()
-        preempted = self._schedule_decodes(step)
-        budget = self.config.max_num_batched_tokens - len(step.sequences)
-        budget = self._schedule_prefills(step, budget)
-        if not preempted:  # admitting at once would only take the blocks that were just freed
-            self._admit(step, budget)
-        return step
-
-    def _schedule_decodes(self, step: Step) -> bool:
-        """One token of each sequence that has computed all but its last. Returns whether any was preempted."""
-        before = self.num_preemptions
-        at = 0
-        while at < len(self.running):  # preempting shortens the list from its end
-            seq = self.running[at]
-            if len(seq.tokens) - seq.num_computed == 1:
-                copies = self._grow(seq)
-                if copies is None:
-                    break  # seq itself was the last to arrive
-                step.add(seq, 1)
-                step.copies += copies
-            at += 1
-        return self.num_preemptions > before
-
-    def _grow(self, seq: Sequence) -> list[BlockCopy] | None:
-        """A slot for the last token, at the cost of those who came last. None: `seq` is preempted itself."""
-        if seq.num_slots == len(seq.tokens):
-            return []
-        while (copies := self.allocator.append(seq.id)) is None:
-            victim = self._victim()
-            self.preempt(victim)
-            if victim is seq:
-                return None
-        seq.num_slots += 1
-        return copies
-
-    def _victim(self) -> Sequence:
-        """Who gives way when memory is out."""
-        return self.running[-1]
-
-    def preempt(self, seq: Sequence) -> None:
-        """Take a running sequence's blocks; it waits, and will compute all its tokens again."""
-        self._release(seq)
-        self.num_preemptions += 1
-        self._enqueue(seq)
-
-    def _schedule_prefills(self, step: Step, budget: int) -> int:
-        """Go on with prompts that were begun. Returns what is left of the budget."""
-        for seq in self.running:
-            missing = len(seq.tokens) - seq.num_computed
-            if missing > 1 and budget > 0:
-                step.add(seq, min(missing, budget))
-                budget -= step.num_new[-1]
-        return budget
-
-    def _admit(self, step: Step, budget: int) -> None:
-        """Let waiting sequences in, in order, until one does not fit."""
-        width = sum(seq.width for seq in self.running)
-        while self.waiting and budget > 0:
-            seq = self.waiting[0]
-            if width + seq.width > self.config.max_num_seqs:
-                return
-            if not self.allocator.allocate(seq.id, len(seq.tokens), seq.request.final_tokens):
-                return
-            self.waiting.pop(0)
-            seq.status, seq.num_slots = Status.RUNNING, len(seq.tokens)
-            bisect.insort(self.running, seq, key=lambda s: s.order)
-            width += seq.width
-            step.add(seq, min(len(seq.tokens), budget))
-            budget -= step.num_new[-1]
-
-    def fork(self, parent: Sequence, child: Sequence) -> list[BlockCopy]:
-        """Start `child` from what `parent` has computed; do the copies at once. Out of memory, the child waits."""
-        copies = self.allocator.fork(parent.id, child.id)
-        parent.forks_due -= 1
-        if copies is None:
-            self._enqueue(child)
-            return []
-        child.status = Status.RUNNING
-        child.num_computed, child.num_slots = parent.num_computed, parent.num_slots
-        bisect.insort(self.running, child, key=lambda s: s.order)
-        return copies
+        bisect.insort(self.waiting, seq, key=_order)
 
     def finish(self, seq: Sequence) -> None:
         """End a sequence, wherever it is, and free what it holds. Ending it twice does nothing."""
@@ -159,13 +83,9 @@ class Scheduler:
             self._release(seq)
         elif seq.status is Status.WAITING:
             self.waiting.remove(seq)
+            if seq.is_swapped and self.swap is not None:
+                self.swap.discard(seq.id)
         seq.status = Status.FINISHED
-
-    def _release(self, seq: Sequence) -> None:
-        """Take a sequence from the running ones and free its blocks."""
-        self.running.remove(seq)
-        self.allocator.free(seq.id)
-        seq.num_computed = seq.num_slots = 0
 
     def abort(self, request: Request) -> None:
         """End all unfinished sequences of a request."""
@@ -178,6 +98,232 @@ class Scheduler:
         """Whether any sequence runs or waits."""
         return bool(self.waiting or self.running)
 
+    # A step is made, and booked when it is done.
+
+    def schedule(self) -> Step:
+        """Choose the next step. Empty only when nothing is left to do."""
+        step = Step()
+        self._fill(step)
+        while not step.sequences and self.running:
+            # Each of the running ones waits for memory, or (a beam) for one that does. The last gives way.
+            self._preempt(self.running[-1], step)
+            self._fill(step)
+        if not step.sequences and self.waiting:
+            raise IntegrityError(f"nothing runs, yet sequence {self.waiting[0].id} with {self.waiting[0].num_tokens} "
+                                 f"tokens does not fit into {self.allocator.num_free_blocks} free of "
+                                 f"{self.allocator.num_blocks} blocks")
+        return step
+
+    def _fill(self, step: Step) -> None:
+        budget = self.config.max_num_batched_tokens
+        if not self.config.chunked_prefill:
+            self._admit(step, budget)
+            if step.sequences:
+                return
+        preemptions = self.stats.preemptions
+        prefilling, stalled = self._schedule_decodes(step)
+        budget -= sum(step.num_new) + sum(step.draft_room.values())
+        budget = self._schedule_prefills(step, prefilling, budget)
+        # Whom to admit now would only take the blocks that were just freed, or that someone waits for.
+        if (self.stats.preemptions == preemptions and not stalled) or not step.sequences:
+            self._admit(step, budget)
+
+    def _schedule_decodes(self, step: Step) -> tuple[list[Sequence], bool]:
+        """One token of each sequence that has computed all but its last.
+
+        Returns the sequences whose prompts are unfinished, and whether anyone lacks a slot and waits for it.
+        """
+        prefilling, stalled = [], False
+        running, sequences, num_new = self.running, step.sequences, step.num_new
+        lookahead = self.config.lookahead
+        at = 0
+        while at < len(running):  # preempting shortens the list from its end
+            seq = running[at]
+            at += 1
+            missing = seq.num_tokens - seq.num_computed
+            if missing > 1:
+                prefilling.append(seq)
+            elif missing == 1:
+                if seq.num_slots < seq.num_tokens and not self._grow(seq, step):
+                    stalled = True  # or preempted itself: then it was the last
+                    continue
+                sequences.append(seq)
+                num_new.append(1)
+                if lookahead:
+                    self._look_ahead(seq, step)
+        return prefilling, stalled
+
+    def _grow(self, seq: Sequence, step: Step) -> bool:
+        """Slots for the next token and the rest of its block, at the cost of those who come last."""
+        size = self.allocator.block_size
+        target = min(-(-seq.num_tokens // size) * size, seq.final_tokens)
+        while (copies := self.allocator.append(seq.id, target - seq.num_slots)) is None:
+            if self.config.preemption == "wait":
+                return False
+            victim = self._victim()
+            self._preempt(victim, step)
+            if victim is seq:
+                return False
+        seq.num_slots = target
+        step.move("copy", copies)
+        return True
+
+    def _look_ahead(self, seq: Sequence, step: Step) -> None:
+        """Slots for draft tokens too, where there are any: nobody is preempted for a guess."""
+        left = self.config.max_num_batched_tokens - self.config.max_num_seqs - sum(step.draft_room.values())
+        want = min(self.config.lookahead, seq.final_tokens - seq.num_tokens, left)
+        lacking = seq.num_tokens + want - seq.num_slots
+        if lacking > 0:
+            copies = self.allocator.append(seq.id, lacking)
+            if copies is None:
+                want -= lacking
+            else:
+                seq.num_slots += lacking
+                step.move("copy", copies)
+        if want > 0:
+            step.draft_room[seq.id] = want
+
+    def _victim(self) -> Sequence:
+        """Who gives way when memory is out."""
+        return self.running[-1]
+
+    def _preempt(self, seq: Sequence, step: Step) -> None:
+        """Take a running sequence's blocks; it waits until there is room again."""
+        self.stats.preemptions += 1
+        if self.swap is not None and seq.num_computed > 0:
+            copies = self.swap.swap_out(seq.id, seq.num_computed)
+            if copies is not None:
+                step.move("out", copies)
+                self.stats.swapped_out_blocks += len(copies)
+                seq.is_swapped = True
+                self._leave(seq)
+                self._enqueue(seq)
+                return
+        seq.num_lost = max(seq.num_lost, seq.num_computed)
+        self._release(seq)
+        self._enqueue(seq)
+
+    def _schedule_prefills(self, step: Step, prefilling: list[Sequence], budget: int) -> int:
+        """Go on with prompts that were begun. Returns what is left of the budget."""
+        for seq in prefilling:
+            if budget > 0:
+                step.add(seq, min(seq.num_tokens - seq.num_computed, budget))
+                budget -= step.num_new[-1]
+        return budget
+
+    def _admit(self, step: Step, budget: int) -> None:
+        """Let waiting sequences in, in order, until one does not fit."""
+        static = self.config.batching == "static"
+        if static and self.running:
+            return
+        while self.waiting and (budget > 0 or static):
+            seq = self.waiting[0]
+            if self._width + seq.width > self.config.max_num_seqs and self.running:
+                return
+            if not self.config.chunked_prefill and seq.num_tokens > budget:
+                return
+            if not self._give_blocks(seq, step):
+                return
+            self.waiting.pop(0)
+            seq.status, seq.num_slots = Status.RUNNING, seq.num_tokens
+            bisect.insort(self.running, seq, key=_order)
+            self._width += seq.width
+            num_new = min(seq.num_tokens - seq.num_computed, budget)
+            if num_new > 0:
+                step.add(seq, num_new)
+                budget -= num_new
+
+    def _give_blocks(self, seq: Sequence, step: Step) -> bool:
+        """Slots for all tokens of a waiting sequence, and what it has computed already. False: not now."""
+        keys: list[bytes] = []
+        if self._caches_prefixes and seq.request.may_read_cache:
+            self._extend_keys(seq, seq.num_tokens)
+            keys = seq.keys
+        if seq.is_swapped and self.swap is not None:
+            back = self.swap.swap_in(seq.id, seq.num_tokens, seq.final_tokens, keys)
+            if back is None:
+                return False
+            cached, copies = back
+            step.move("in", copies)
+            self.stats.swapped_in_blocks += len(copies)
+            seq.is_swapped, seq.num_computed = False, max(seq.num_computed, cached)
+        else:
+            found = self.allocator.allocate(seq.id, seq.num_tokens, seq.final_tokens, keys)
+            if found is None:
+                return False
+            seq.num_computed = cached = found
+            self._count_admission(seq, cached, looked=bool(keys))
+        seq.num_published = cached // self.allocator.block_size
+        return True
+
+    def _count_admission(self, seq: Sequence, cached: int, *, looked: bool) -> None:
+        if seq.num_lost:
+            self.stats.recomputed_tokens += max(seq.num_lost - cached, 0)
+            seq.num_lost = 0
+        elif seq.index == 0:
+            seq.request.num_cached_tokens = cached
+            self.stats.prefix_queries += seq.num_tokens if looked else 0
+            self.stats.prefix_hits += cached
+
+    def _extend_keys(self, seq: Sequence, num_tokens: int) -> None:
+        """Make seq.keys cover the full blocks of its first `num_tokens` tokens."""
+        root = root_key(seq.request.cache_salt or "")
+        extend_keys(seq.keys, root, seq.tokens, num_tokens, self.allocator.block_size)
+
+    def complete(self, step: Step) -> None:
+        """Book what a step has written. Blocks that it filled may be found from now on; the window moves on."""
+        size = self.allocator.block_size
+        for seq, num_new in zip(step.sequences, step.num_new, strict=True):
+            seq.num_computed += num_new
+            if self._caches_prefixes and (seq.num_published + 1) * size <= seq.num_computed:
+                # With accepted drafts more may be computed than `tokens` holds yet: the rest is published next time.
+                full = min(seq.num_computed, seq.num_tokens) // size
+                self._extend_keys(seq, full * size)
+                self.allocator.publish(seq.id, seq.keys[:full])
+                seq.num_published = full
+            if self.window is not None:
+                self.allocator.slide(seq.id, seq.num_computed - self.window + 1)
+
+    def roll_back(self, seq: Sequence) -> None:
+        """Give back the blocks that were taken for draft tokens and are not needed for the next one."""
+        size = self.allocator.block_size
+        needed = min(-(-seq.num_tokens // size) * size, seq.final_tokens)
+        if seq.num_slots > needed:
+            self.allocator.truncate(seq.id, needed)
+            seq.num_slots = needed
+
+    def fork(self, parent: Sequence, child: Sequence) -> list[BlockCopy]:
+        """Start `child` from what `parent` has computed; do the copies at once. Out of memory, the child waits."""
+        self.allocator.truncate(parent.id, parent.num_computed)  # what it may write now is no longer its alone
+        parent.num_slots = parent.num_computed
+        copies = self.allocator.fork(parent.id, child.id)
+        if copies is None:
+            self._enqueue(child)
+            return []
+        child.status = Status.RUNNING
+        child.num_computed, child.num_slots = parent.num_computed, parent.num_slots
+        child.keys, child.num_published = list(parent.keys), parent.num_published
+        bisect.insort(self.running, child, key=_order)
+        self._width += child.width
+        return copies
+
+    def fork_due(self, parent: Sequence, child: Sequence) -> list[BlockCopy]:
+        """Fork one of the children that `parent` has computed the prompt for, and that it stood for until now."""
+        parent.forks_due -= 1
+        self._width -= 1
+        return self.fork(parent, child)
+
+    def _leave(self, seq: Sequence) -> None:
+        self.running.remove(seq)
+        self._width -= seq.width
+        seq.num_slots = seq.num_published = 0
+
+    def _release(self, seq: Sequence) -> None:
+        """Take a sequence from the running ones and free its blocks."""
+        self._leave(seq)
+        self.allocator.free(seq.id)
+        seq.num_computed = 0
+
     def written(self) -> dict[int, int]:
         """Sequence id -> tokens whose keys and values are written, of all that hold blocks."""
         return {seq.id: seq.num_computed for seq in self.running}
@@ -185,11 +331,21 @@ class Scheduler:
     def check_integrity(self) -> None:
         """Raise IntegrityError unless queues and allocator agree."""
         self.allocator.check_integrity()
+        if self.swap is not None:
+            self.swap.check_integrity()
         for seq in self.running:
             blocks = len(self.allocator.block_table(seq.id))
             if not seq.num_computed <= seq.num_slots <= blocks * self.allocator.block_size:
                 raise IntegrityError(f"sequence {seq.id} has computed {seq.num_computed} tokens in {seq.num_slots} "
                                      f"slots of {blocks} blocks")
-        orders = [[seq.order for seq in queue] for queue in (self.waiting, self.running)]
-        if any(order != sorted(order) for order in orders):
-            raise IntegrityError(f"queues are out of order: waiting {orders[0]}, running {orders[1]}")
+        for name, queue in (("waiting", self.waiting), ("running", self.running)):
+            orders = [seq.order for seq in queue]
+            if orders != sorted(orders):
+                raise IntegrityError(f"the {name} sequences are out of order: {orders}")
+        if self._width != sum(seq.width for seq in self.running):
+            raise IntegrityError(f"the running sequences count {self._width}, they are {len(self.running)} of widths "
+                                 f"{[seq.width for seq in self.running]}")
+
+
+def _order(seq: Sequence) -> tuple[int, int, int]:
+    return seq.order

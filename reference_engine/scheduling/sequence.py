@@ -8,6 +8,8 @@ from enum import Enum, auto
 
 from reference_engine.serving.tokenizer import TextStream
 
+TokenIds = tuple[int, ...] | range  # a simulation knows only how many there are
+
 _seq_ids = itertools.count()
 _request_ids = itertools.count()
 
@@ -23,11 +25,20 @@ class SamplingParams:
     top_k: int = 0
     seed: int | None = None
     logprobs: int | None = None  # how many alternatives to tell beside the chosen token
+    prompt_logprobs: int | None = None  # the same for each token of the prompt
     stop: tuple[str, ...] = ()
     stop_token_ids: frozenset[int] = frozenset()
     include_stop_str_in_output: bool = False
     ignore_eos: bool = False
     min_tokens: int = 0
+    beam_width: int = 0  # 0: no beam search. The n best of so many beams answer
+    length_penalty: float = 1.0  # a beam scores cumulative log-probability / length ** length_penalty
+    early_stopping: bool = False  # end as soon as beam_width beams have ended, though an open one might beat them
+
+    @property
+    def num_branches(self) -> int:
+        """Sequences that grow at once behind the prompt."""
+        return self.beam_width or self.n
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,26 +64,35 @@ class TokenOutput:
 class Status(Enum):
     """Where a sequence is."""
 
-    WAITING = auto()   # holds no blocks
+    WAITING = auto()   # holds no blocks (on the device: it may be swapped out)
     RUNNING = auto()   # holds blocks
     FINISHED = auto()
 
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """One prompt with its sampling parameters; answered by `params.n` sequences."""
+    """One prompt with its sampling parameters; answered by `params.num_branches` sequences."""
 
-    prompt: tuple[int, ...]
+    prompt: TokenIds
     params: SamplingParams
     seed: int                     # of the request: params.seed, or drawn
     arrival_s: float              # monotonic
+    priority: int = 0             # lower goes first, where the policy looks at it
+    cache_salt: str | None = None  # requests share cached blocks only with those of the same salt
     id: int = field(default_factory=lambda: next(_request_ids))
     sequences: list[Sequence] = field(default_factory=list)  # not finished yet
+    num_cached_tokens: int = 0    # of the prompt, found in the prefix cache when it was first admitted
+    prompt_logprobs: list[TokenLogprobs | None] = field(default_factory=list)  # entry 0 is None: nothing comes before
 
     @property
     def final_tokens(self) -> int:
         """Slots that one sequence needs in the end: the last token is never fed back."""
         return len(self.prompt) + self.params.max_tokens - 1
+
+    @property
+    def may_read_cache(self) -> bool:
+        """Whether cached blocks will do: log-probabilities of the prompt need all of it computed."""
+        return self.params.prompt_logprobs is None
 
 
 @dataclass(slots=True, eq=False)
@@ -85,19 +105,31 @@ class Sequence:
     request: Request
     index: int
     tokens: list[int]
-    seed: int                # of this choice
-    text: TextStream
+    seed: int                 # of this choice
+    text: TextStream | None = None
     forks_due: int = 0
+    num_tokens: int = 0       # length of `tokens`, which a simulation does not have
     num_computed: int = 0
-    num_slots: int = 0       # slots it holds, those of its first tokens
+    num_slots: int = 0        # slots it may write, those of its first tokens
+    final_tokens: int = 0     # slots it needs in the end
     status: Status = Status.WAITING
+    is_swapped: bool = False  # its KV lies in host memory
+    num_lost: int = 0         # tokens whose KV it gave up when it was preempted
+    keys: list[bytes] = field(default_factory=list)  # prefix cache keys of its full blocks, as far as they were needed
+    num_published: int = 0    # blocks that the prefix cache knows
     last_token_s: float = 0.0  # monotonic, when the last token was made; 0.0 before the first
     id: int = field(default_factory=lambda: next(_seq_ids))
+    order: tuple[int, int, int] = field(init=False)  # who goes first: by priority, then by arrival, then by choice
 
-    @property
-    def order(self) -> tuple[int, int]:
-        """First come, first served: by request, then by choice."""
-        return self.request.id, self.index
+    def __post_init__(self) -> None:
+        self.num_tokens = self.num_tokens or len(self.tokens)
+        self.final_tokens = self.request.final_tokens
+        self.order = (self.request.priority, self.request.id, self.index)
+
+    def append(self, token: int) -> None:
+        """One more token."""
+        self.tokens.append(token)
+        self.num_tokens += 1
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -107,7 +139,7 @@ class Sequence:
     @property
     def num_output_tokens(self) -> int:
         """Tokens generated so far."""
-        return len(self.tokens) - len(self.request.prompt)
+        return self.num_tokens - len(self.request.prompt)
 
     @property
     def width(self) -> int:

@@ -23,6 +23,7 @@ from prometheus_client.registry import Collector
 
 from reference_engine.config import EngineConfig
 from reference_engine.memory.allocator import KVSplit
+from reference_engine.scheduling.scheduler import SchedulerStats
 from reference_engine.scheduling.sequence import Sequence
 
 PREFIX = "pabench_ref:"
@@ -64,8 +65,6 @@ class EngineStats:
 
     prompt_tokens: int = 0
     generation_tokens: int = 0
-    prefix_cache_queries: int = 0
-    prefix_cache_hits: int = 0
     time_to_first_token: Histogram = field(default_factory=lambda: Histogram(_TTFT_BOUNDS_S))
     inter_token_latency: Histogram = field(default_factory=lambda: Histogram(_ITL_BOUNDS_S))
 
@@ -90,7 +89,7 @@ class Snapshot:
 
     num_running: int
     num_waiting: int
-    num_preemptions: int
+    scheduler: SchedulerStats
     kv_usage: float
     split: KVSplit
     stats: EngineStats
@@ -115,11 +114,11 @@ class _SnapshotCollector(Collector):
         for name, text, value in gauges:
             yield GaugeMetricFamily(PREFIX + name, text, value=value)
         counters = (
-            ("num_preemptions", "Sequences that gave up their blocks", s.num_preemptions),
+            ("num_preemptions", "Sequences that gave up their blocks", s.scheduler.preemptions),
             ("prompt_tokens", "Prompt tokens of requests that got their first token", stats.prompt_tokens),
             ("generation_tokens", "Tokens generated", stats.generation_tokens),
-            ("prefix_cache_queries", "Prompt tokens looked up in the prefix cache", stats.prefix_cache_queries),
-            ("prefix_cache_hits", "Prompt tokens found in the prefix cache", stats.prefix_cache_hits),
+            ("prefix_cache_queries", "Prompt tokens looked up in the prefix cache", s.scheduler.prefix_queries),
+            ("prefix_cache_hits", "Prompt tokens found in the prefix cache", s.scheduler.prefix_hits),
         )
         for name, text, value in counters:
             yield CounterMetricFamily(PREFIX + name, text, value=value)
@@ -128,7 +127,7 @@ class _SnapshotCollector(Collector):
         c = self._config
         yield InfoMetricFamily(PREFIX + "cache_config", "Geometry of the KV cache", value={
             "block_size": str(c.block_size), "num_blocks": str(c.num_blocks), "kv_mode": c.kv,
-            "max_model_len": str(c.max_model_len), "enable_prefix_caching": "False",
+            "max_model_len": str(c.max_model_len), "enable_prefix_caching": str(c.caches_prefixes),
         })
 
 
