@@ -144,7 +144,7 @@ class Scheduler:
             if missing > 1:
                 prefilling.append(seq)
             elif missing == 1:
-                if seq.num_slots < seq.num_tokens and not self._grow(seq, step):
+                if seq.num_slots < seq.num_tokens and not self.grow(seq, step):
                     stalled = True  # or preempted itself: then it was the last
                     continue
                 sequences.append(seq)
@@ -153,7 +153,7 @@ class Scheduler:
                     self._look_ahead(seq, step)
         return prefilling, stalled
 
-    def _grow(self, seq: Sequence, step: Step) -> bool:
+    def grow(self, seq: Sequence, step: Step) -> bool:
         """Slots for the next token and the rest of its block, at the cost of those who come last."""
         size = self.allocator.block_size
         target = min(-(-seq.num_tokens // size) * size, seq.final_tokens)
