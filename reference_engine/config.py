@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from pabench.errors import UsageError
+from reference_engine.memory.buddy import chunk_blocks
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -71,9 +72,11 @@ class EngineConfig:
         if not self.chunked_prefill and self.max_num_batched_tokens < self.max_model_len:
             found.append(f"max_num_batched_tokens {self.max_num_batched_tokens} is below max_model_len "
                          f"{self.max_model_len}: without chunked prefill a step must hold the longest prompt")
-        if self.kv == "contiguous" and self.reservation == "max" and self.blocks_per_reservation > self.num_blocks:
+        chunk = chunk_blocks(self.blocks_per_reservation)
+        if self.kv == "contiguous" and self.reservation == "max" and chunk > self.num_blocks:
             found.append(f"{self.num_blocks} blocks of {self.block_size} hold no reservation of max_model_len "
-                         f"{self.max_model_len} tokens: raise --num-blocks or lower --max-model-len")
+                         f"{self.max_model_len} tokens, a chunk of {chunk} blocks: raise --num-blocks or lower "
+                         "--max-model-len")
         if (self.speculation == "draft") != (self.draft_model is not None):
             found.append(f"speculation is {self.speculation!r} and the draft model is {self.draft_model}: "
                          "\"draft\" needs a model, and nothing else does")

@@ -24,8 +24,8 @@ class KVSplit:
     token_states    slots that hold the key and value of a token
     reserved        owned, still empty, and to be used if the owning request runs to its max_tokens
     internal_waste  owned, and never to be used by its owners
-    external_waste  not owned, and of no use: what remains of each free run after as many reservations as it holds
-                    (contiguous); 0 for paged, where any free block serves
+    external_waste  not owned, and of no use: the rest of each chunk behind its reservation, and what would remain of
+                    the free chunks after as many reservations as fit (contiguous); 0 for paged, any free block serves
     free            not owned, `external_waste` included
 
     Always token_states + reserved + internal_waste + free == num_blocks * block_size.
