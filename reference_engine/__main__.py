@@ -18,7 +18,7 @@ from aiohttp import web
 from pabench.errors import EXIT_INTERRUPTED, EXIT_OK, PabenchError, UsageError
 from reference_engine.config import CHOICES, DTYPES, EngineConfig
 from reference_engine.engine import Engine
-from reference_engine.model.config import ModelConfig
+from reference_engine.model.families import read_model_config
 from reference_engine.serving.async_engine import AsyncEngine
 from reference_engine.serving.server import Server
 
@@ -47,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
 
 def build_engine(args: argparse.Namespace) -> Engine:
     """Load the model and allocate the cache. Raises UsageError for what cannot be."""
-    longest = ModelConfig.from_folder(args.model).max_position_embeddings
+    longest = read_model_config(args.model).max_position_embeddings
     config = EngineConfig(
         max_model_len=args.max_model_len or longest, kv=args.kv, block_size=args.block_size,
         num_blocks=args.num_blocks, max_num_seqs=args.max_num_seqs,

@@ -15,9 +15,9 @@ from reference_engine.config import EngineConfig
 from reference_engine.memory.allocator import Allocator
 from reference_engine.memory.contiguous import ContiguousAllocator
 from reference_engine.memory.paged import PagedAllocator
-from reference_engine.memory.pool import KVPool
+from reference_engine.memory.pool import KVPool, kv_dtype
 from reference_engine.model.loader import load_model
-from reference_engine.model.transformer import LlamaModel
+from reference_engine.model.transformer import Transformer
 from reference_engine.runner import Runner
 from reference_engine.sampling.sampler import Sampler, choice_seed
 from reference_engine.scheduling.scheduler import Scheduler
@@ -44,17 +44,18 @@ def build_allocator(config: EngineConfig) -> Allocator:
 class Engine:
     """Scheduler, model, sampler and text, one step at a time."""
 
-    def __init__(self, model: LlamaModel, tokenizer: Tokenizer, config: EngineConfig) -> None:
+    def __init__(self, model: Transformer, tokenizer: Tokenizer, config: EngineConfig) -> None:
         self.config, self.tokenizer = config, tokenizer
         self.allocator = build_allocator(config)
-        self.pool = KVPool(model.config, config.num_blocks, config.block_size, model.dtype, model.device)
+        storage = kv_dtype(config.kv_dtype, model.dtype)
+        self.pool = KVPool(model.config, config.num_blocks, config.block_size, storage, model.device)
         self.scheduler = Scheduler(config, self.allocator)
         self.runner = Runner(model, self.pool, self.allocator, host_pool=self._host_pool(model))
         self.sampler = Sampler(model.config.eos_token_ids)
         self.stats = EngineStats()
         self.vocab_size = model.config.vocab_size
 
-    def _host_pool(self, model: LlamaModel) -> KVPool | None:
+    def _host_pool(self, model: Transformer) -> KVPool | None:
         """Where swapped blocks lie."""
         if self.config.preemption != "swap":
             return None
@@ -68,7 +69,7 @@ class Engine:
         cls, folder: Path, config: EngineConfig, *, dtype: torch.dtype = torch.float32, device: str = "cpu"
     ) -> Engine:
         """An engine for a Hugging Face folder."""
-        model = load_model(folder, dtype, torch.device(device), config.max_model_len)
+        model = load_model(folder, dtype, torch.device(device), config.max_model_len, config.weight_dtype)
         return cls(model, Tokenizer(folder), config)
 
     def add(

@@ -11,7 +11,7 @@ from paged_kernels import plan_attention
 
 from reference_engine.memory.allocator import Allocator, blocks_for
 from reference_engine.memory.pool import KVPool
-from reference_engine.model.transformer import LlamaModel, StepInput
+from reference_engine.model.transformer import StepInput, Transformer
 from reference_engine.scheduling.step import Step
 
 
@@ -19,7 +19,7 @@ class Runner:
     """One forward pass a step over all its sequences. `host_pool` is where swapped blocks lie."""
 
     def __init__(
-        self, model: LlamaModel, pool: KVPool, allocator: Allocator, *, host_pool: KVPool | None = None,
+        self, model: Transformer, pool: KVPool, allocator: Allocator, *, host_pool: KVPool | None = None,
         backend: str = "torch",
     ) -> None:
         self.model, self.pool, self.host_pool, self.allocator = model, pool, host_pool, allocator
@@ -28,7 +28,7 @@ class Runner:
     def run(self, step: Step, num_logits: SequenceOf[int]) -> torch.Tensor:
         """Logits [sum(num_logits), vocab_size] float32: of each sequence those of its last num_logits[i] new tokens."""
         self.move(step)
-        return self.model.forward(self.prepare(step, num_logits), self.pool.tensor)
+        return self.model.forward(self.prepare(step, num_logits), self.pool.layers)
 
     def move(self, step: Step) -> None:
         """Do the step's copies."""

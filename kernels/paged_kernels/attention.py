@@ -1,8 +1,8 @@
-"""The seam: attention over a KV cache in blocks, and the write into it.
+"""The seam: attention over a KV cache in blocks.
 
-One canonical layout, for keys and values alike:
+One canonical layout, for keys and values alike (`paged_kernels.cache.KVCache`):
 
-    key_cache, value_cache   [num_blocks, block_size, num_kv_heads, head_dim], contiguous
+    cache.key, cache.value   [num_blocks, block_size, num_kv_heads, head_dim], contiguous
     slot                     block * block_size + offset in the block
     block_tables             [num_seqs, max_blocks] int: block b of sequence s holds its positions
                              [b * block_size, (b + 1) * block_size)
@@ -11,8 +11,9 @@ One canonical layout, for keys and values alike:
                              [query_start_loc[s], query_start_loc[s + 1]), its last positions
 
 A sequence has at least one query row, and the keys and values of its rows are already written: query row j of n
-stands at position context_len - n + j and attends to the positions up to and including its own. Slots that are not
-live, and table entries past the context, are never read: they may hold anything, NaN too.
+stands at position p = context_len - n + j and attends to the positions up to and including its own. With a window W
+it attends to [p - W + 1, p] alone; with a soft cap c the score s becomes c * tanh(s / c). Slots that no row attends
+to, and table entries past the context or wholly behind the window, are never read: they may hold anything, NaN too.
 
 A plan holds what depends on the batch alone, so that a model builds it once a step and uses it in each layer.
 """
@@ -24,6 +25,7 @@ from typing import Protocol
 
 import torch
 
+from paged_kernels.cache import KVCache
 from paged_kernels.torch_backend import TorchPlan
 
 
@@ -31,7 +33,13 @@ class AttentionPlan(Protocol):
     """What one step's attention needs to know about its batch, for all layers."""
 
     def attend(
-        self, query: torch.Tensor, key_cache: torch.Tensor, value_cache: torch.Tensor, scale: float
+        self,
+        query: torch.Tensor,
+        cache: KVCache,
+        *,
+        scale: float,
+        window: int | None = None,
+        soft_cap: float | None = None,
     ) -> torch.Tensor:
         """Attention of query [num_tokens, num_q_heads, head_dim]; the result has its shape and dtype."""
         ...
@@ -63,33 +71,19 @@ def plan_attention(
 
 def paged_attention(
     query: torch.Tensor,
-    key_cache: torch.Tensor,
-    value_cache: torch.Tensor,
+    cache: KVCache,
     block_tables: torch.Tensor,
     context_lens: torch.Tensor,
     query_start_loc: torch.Tensor,
     scale: float,
     *,
+    window: int | None = None,
+    soft_cap: float | None = None,
     backend: str = "torch",
 ) -> torch.Tensor:
     """Causal attention of query [num_tokens, num_q_heads, head_dim] over the paged cache; same shape and dtype out.
 
     num_q_heads is a multiple of num_kv_heads: query head h reads KV head h // (num_q_heads // num_kv_heads).
     """
-    plan = plan_attention(block_tables, context_lens, query_start_loc, key_cache.shape[1], backend=backend)
-    return plan.attend(query, key_cache, value_cache, scale)
-
-
-def write_kv(
-    key: torch.Tensor,
-    value: torch.Tensor,
-    key_cache: torch.Tensor,
-    value_cache: torch.Tensor,
-    slot_mapping: torch.Tensor,
-) -> None:
-    """Write key and value [num_tokens, num_kv_heads, head_dim] into the slots slot_mapping [num_tokens] int64.
-
-    Slots of one call are distinct. No other slot is touched.
-    """
-    for new, cache in ((key, key_cache), (value, value_cache)):
-        cache.view(-1, *cache.shape[2:]).index_copy_(0, slot_mapping, new)
+    plan = plan_attention(block_tables, context_lens, query_start_loc, cache.key.shape[1], backend=backend)
+    return plan.attend(query, cache, scale=scale, window=window, soft_cap=soft_cap)

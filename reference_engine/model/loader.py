@@ -8,20 +8,29 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from pabench.errors import UsageError
-from reference_engine.model.config import ModelConfig, read_json
-from reference_engine.model.transformer import LlamaModel
+from reference_engine.model.config import read_json
+from reference_engine.model.families import read_model_config
+from reference_engine.model.transformer import Transformer
 
 _INDEX = "model.safetensors.index.json"
+# Tensors that change nothing: a tied lm_head is the embedding, and the frequencies follow from config.json.
+_HARMLESS = ("lm_head.weight", ".rotary_emb.inv_freq")
 
 
-def load_model(folder: Path, dtype: torch.dtype, device: torch.device, max_model_len: int) -> LlamaModel:
-    """The model of a folder, its weights converted to `dtype`. Raises UsageError where anything is missing."""
-    config = ModelConfig.from_folder(folder)
-    model = LlamaModel(config, dtype, device, max_model_len)
-    missing = model.weight_names()
+def load_model(
+    folder: Path, dtype: torch.dtype, device: torch.device, max_model_len: int, weight_dtype: str = "auto"
+) -> Transformer:
+    """The model of a folder, its weights converted to `dtype`, those of the layers' products to int8 if asked for.
+
+    Raises UsageError where a tensor is missing, and where one is there that the model would not use: a checkpoint that
+    holds more than its config.json says is another model.
+    """
+    model = Transformer(read_model_config(folder), dtype, device, max_model_len)
+    missing, unknown = model.weight_names(), set[str]()
     for shard in _shards(folder):
         try:
             with safe_open(str(shard), framework="pt") as tensors:
+                unknown.update(name for name in set(tensors.keys()) - missing if not name.endswith(_HARMLESS))
                 names = sorted(missing.intersection(tensors.keys()))
                 for name in names:
                     model.load_weight(name, tensors.get_tensor(name))
@@ -29,9 +38,17 @@ def load_model(folder: Path, dtype: torch.dtype, device: torch.device, max_model
         except (OSError, SafetensorError) as error:
             raise UsageError(f"{shard} cannot be read as safetensors: {error}") from error
     if missing:
-        some = ", ".join(sorted(missing)[:3])
-        raise UsageError(f"{folder} lacks {len(missing)} tensors that its config.json asks for, such as {some}")
+        raise UsageError(f"{folder} lacks {len(missing)} tensors that its config.json asks for, such as "
+                         f"{_some(missing)}")
+    if unknown:
+        raise UsageError(f"{folder} holds {len(unknown)} tensors that its config.json does not ask for, such as "
+                         f"{_some(unknown)}")
+    model.finish_loading(weight_dtype)
     return model
+
+
+def _some(names: set[str]) -> str:
+    return ", ".join(sorted(names)[:3])
 
 
 def _shards(folder: Path) -> list[Path]:

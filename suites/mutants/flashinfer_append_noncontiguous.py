@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from paged_kernels import write_kv
+from paged_kernels import KVCache, write_kv
 
 from reference_engine.model import transformer as model
 
@@ -12,16 +12,10 @@ MUST_FAIL = ("http/ring-exact",)
 ENGINE_ARGS: tuple[str, ...] = ()
 
 
-def _write_kv(
-    key: torch.Tensor,
-    value: torch.Tensor,
-    key_cache: torch.Tensor,
-    value_cache: torch.Tensor,
-    slot_mapping: torch.Tensor,
-) -> None:
-    write_kv(key, value, key_cache, value_cache, slot_mapping)
-    last = slot_mapping[slot_mapping % key_cache.shape[1] == key_cache.shape[1] - 1]
-    key_cache.view(-1, *key_cache.shape[2:])[last, -1] = 0
+def _write_kv(key: torch.Tensor, value: torch.Tensor, cache: KVCache, slot_mapping: torch.Tensor) -> None:
+    write_kv(key, value, cache, slot_mapping)
+    last = slot_mapping[slot_mapping % cache.key.shape[1] == cache.key.shape[1] - 1]
+    cache.key.view(-1, *cache.key.shape[2:])[last, -1] = 0
 
 
 def apply() -> None:

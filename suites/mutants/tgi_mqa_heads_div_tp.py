@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from paged_kernels import KVCache
 from paged_kernels.torch_backend import TorchPlan
 
 BUG = "tgi-mqa-heads-div-tp"
@@ -14,11 +17,9 @@ def apply() -> None:
     """Shift the map of groups by a head."""
     attend = TorchPlan.attend
 
-    def attend_shifted(
-        self: TorchPlan, query: torch.Tensor, key_cache: torch.Tensor, value_cache: torch.Tensor, scale: float
-    ) -> torch.Tensor:
-        if key_cache.shape[2] == 1:
-            return attend(self, query, key_cache, value_cache, scale)
-        return attend(self, query.roll(1, dims=1), key_cache, value_cache, scale).roll(-1, dims=1)
+    def attend_shifted(self: TorchPlan, query: torch.Tensor, cache: KVCache, **how: Any) -> torch.Tensor:
+        if cache.key.shape[2] == 1:
+            return attend(self, query, cache, **how)
+        return attend(self, query.roll(1, dims=1), cache, **how).roll(-1, dims=1)
 
     TorchPlan.attend = attend_shifted  # type: ignore[method-assign]
