@@ -240,5 +240,5 @@ def test_the_engine_notices_a_write_into_a_shared_block(make_engine):
     engine.allocator._must_copy_last = lambda held: False
     (ring,) = rings(20)
     engine.add(ring.prompt, greedy(10, n=2))
-    with pytest.raises(IntegrityError, match="shared"):
+    with pytest.raises(IntegrityError, match="not its own"):
         drain(engine)
