@@ -60,8 +60,7 @@ class EngineConfig:
             f"{name} is {getattr(self, name)!r}, expected one of {', '.join(choices)}"
             for name, choices in CHOICES.items() if getattr(self, name) not in choices
         ]
-        problems += [complaint for complaint in self._contradictions() if not problems]
-        if problems:
+        if problems := problems or self._contradictions():
             raise UsageError("; ".join(problems))
 
     def _contradictions(self) -> list[str]:

@@ -49,7 +49,7 @@ class Engine:
         self.allocator = build_allocator(config)
         storage = kv_dtype(config.kv_dtype, model.dtype)
         self.pool = KVPool(model.config, config.num_blocks, config.block_size, storage, model.device)
-        self.scheduler = Scheduler(config, self.allocator)
+        self.scheduler = Scheduler(config, self.allocator, window=model.config.uniform_window)
         self.runner = Runner(model, self.pool, self.allocator, host_pool=self._host_pool(model))
         self.sampler = Sampler(model.config.eos_token_ids)
         self.stats = EngineStats()

@@ -11,18 +11,18 @@ import json
 import pytest
 import torch
 import transformers
-from paged_kernels import plan_attention
 
 from pabench.errors import UsageError
-from reference_engine.memory.pool import KVPool
+from reference_engine.config import EngineConfig
+from reference_engine.engine import Engine
+from reference_engine.model.config import LayerConfig
 from reference_engine.model.families import FAMILIES, read_model_config
 from reference_engine.model.loader import load_model
-from reference_engine.model.transformer import StepInput
+from reference_engine.serving.tokenizer import Tokenizer
+from tests.reference_engine.checkpoints import MAX_LEN, SIZES, Feeder, prompts_of, random_model
+from tests.reference_engine.helpers import drain, greedy, ids
 
-BLOCK_SIZE, NUM_BLOCKS, MAX_LEN, VOCAB = 8, 64, 128, 199
-SIZES = {"vocab_size": VOCAB, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3,
-         "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256, "initializer_range": 0.2,
-         "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+CPU = torch.device("cpu")
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
           "original_max_position_embeddings": 32}
 YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}
@@ -79,72 +79,6 @@ CASES = {
         "rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}}),
     "phi3-longrope": ("Phi3", {"rope_parameters": LONGROPE, "original_max_position_embeddings": 128}),
 }
-
-
-def random_model(folder, family, changes, dtype=torch.float32):
-    """A checkpoint of the family in `folder` with random weights, norms and biases too; and transformers' model of it."""
-    torch.manual_seed(0)
-    name = "Gemma3TextConfig" if family == "Gemma3" else f"{family}Config"
-    config = getattr(transformers, name)(**SIZES | changes, attn_implementation="eager")
-    model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
-    for name, tensor in model.named_parameters():
-        if name.endswith("bias") or "norm" in name:
-            torch.nn.init.normal_(tensor, mean=float("norm" in name and "Gemma" not in family), std=0.3)
-    model = model.to(dtype)
-    model.save_pretrained(folder)
-    return model
-
-
-class Feeder:
-    """Runs one batch of sequences through our model, chunk by chunk, on a poisoned pool."""
-
-    def __init__(self, model, prompts, kv_dtype=None):
-        self.model, self.prompts, self.done = model, prompts, [0] * len(prompts)
-        self.pool = KVPool(model.config, NUM_BLOCKS, BLOCK_SIZE, kv_dtype or model.dtype, torch.device("cpu"))
-        for tensor in (self.pool.tensor, self.pool.scales):
-            if tensor is not None and tensor.dtype != torch.int8:
-                tensor.fill_(torch.nan)
-        free = torch.randperm(NUM_BLOCKS, generator=torch.Generator().manual_seed(5)).tolist()
-        self.tables = torch.full((len(prompts), MAX_LEN // BLOCK_SIZE), -1)
-        for table, prompt in zip(self.tables, prompts, strict=True):
-            for block in range(-(-len(prompt) // BLOCK_SIZE)):
-                table[block] = free.pop()
-
-    def slot(self, seq, position):
-        return int(self.tables[seq, position // BLOCK_SIZE]) * BLOCK_SIZE + position % BLOCK_SIZE
-
-    def step(self, size):
-        """Feed up to `size` tokens of each prompt: {prompt: (position of its last token fed, its logits)}."""
-        seqs = [i for i, prompt in enumerate(self.prompts) if self.done[i] < len(prompt)]
-        rows, context, starts = [], [], [0]
-        for i in seqs:
-            self.slide(i)
-            stop = min(self.done[i] + size, len(self.prompts[i]))
-            rows += [(self.prompts[i][p], p, self.slot(i, p)) for p in range(self.done[i], stop)]
-            context.append(stop)
-            starts.append(len(rows))
-            self.done[i] = stop
-        tokens, positions, slots = torch.tensor(rows).unbind(1)
-        starts = torch.tensor(starts)
-        plan = plan_attention(self.tables[seqs], torch.tensor(context), starts, BLOCK_SIZE)
-        logits = self.model.forward(StepInput(tokens, positions, slots, starts[1:] - 1, plan), self.pool.layers)
-        return {i: (self.done[i] - 1, row) for i, row in zip(seqs, logits, strict=True)}
-
-    def slide(self, seq):
-        """Drop and poison the blocks that no later position can see."""
-        window = self.model.config.uniform_window
-        for block in range(0 if window is None else max(0, self.done[seq] - window + 1) // BLOCK_SIZE):
-            if (dead := int(self.tables[seq, block])) >= 0:
-                assert self.pool.tensor.dtype != torch.int8
-                self.pool.tensor[:, :, dead] = torch.nan
-                self.tables[seq, block] = -1
-
-
-def prompts_of(*lengths):
-    rng = torch.Generator().manual_seed(1)
-    return [torch.randint(3, VOCAB, (n,), generator=rng).tolist() for n in lengths]
-
-
 CHUNKS = [16, 1, 1, 1, 7, 1, 1, 1, 1, 1, 21, 1, 1, 100]
 
 
@@ -156,7 +90,7 @@ def test_every_family_has_a_case():
 def test_logits_equal_transformers(tmp_path, case):
     theirs = random_model(tmp_path, *CASES[case])
     prompts = prompts_of(70, 33, 16, 1)
-    feeder = Feeder(load_model(tmp_path, torch.float32, torch.device("cpu"), MAX_LEN), prompts)
+    feeder = Feeder(load_model(tmp_path, torch.float32, CPU, MAX_LEN), prompts)
     with torch.inference_mode():
         reference = [theirs(torch.tensor([prompt])).logits[0] for prompt in prompts]
     for size in CHUNKS:
@@ -172,8 +106,139 @@ def test_low_precision_is_as_near_to_float32_as_transformers(tmp_path, case, dty
     """Both serve the same rounded weights; the reference is transformers in float32 on those weights."""
     theirs = random_model(tmp_path, *CASES[case], dtype=dtype)
     (prompt,) = prompts_of(60)
-    ours = Feeder(load_model(tmp_path, dtype, torch.device("cpu"), MAX_LEN), [prompt]).step(100)[0][1]
+    ours = Feeder(load_model(tmp_path, dtype, CPU, MAX_LEN), [prompt]).step(100)[0][1]
     with torch.inference_mode():
         low = theirs(torch.tensor([prompt])).logits[0, -1].float()
         exact = theirs.float()(torch.tensor([prompt])).logits[0, -1]
     assert (ours - exact).abs().max() <= 2 * (low - exact).abs().max() + 1e-3
+
+
+@pytest.mark.parametrize("case", ["llama-gqa", "mistral-window", "qwen2-window-everywhere", "gemma3", "phi3"])
+def test_the_engine_says_what_transformers_generates(tmp_path, tiny_probe, case):
+    """Through scheduler and allocator, in a pool too small for all at once."""
+    theirs = random_model(tmp_path, *CASES[case])
+    model = load_model(tmp_path, torch.float32, CPU, MAX_LEN)
+    config = EngineConfig(max_model_len=MAX_LEN, block_size=8, num_blocks=20, max_num_batched_tokens=20,
+                          max_num_seqs=4, check_integrity=True)
+    engine = Engine(model, Tokenizer(tiny_probe), config)
+    prompts = prompts_of(50, 7, 16, 33)
+    requests = [engine.add(tuple(prompt), greedy(30)) for prompt in prompts]
+    made = drain(engine)
+    for prompt, request in zip(prompts, requests, strict=True):
+        assert_greedy(theirs, prompt, ids(made[request.id][0]))
+
+
+def assert_greedy(theirs, prompt, answer):
+    """Each token is the best under transformers, or within what two float32 programs may differ by."""
+    assert len(answer) == 30
+    with torch.inference_mode():
+        logits = theirs(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
+    said = logits.gather(1, torch.tensor(answer)[:, None])[:, 0]
+    assert (said >= logits.max(-1).values - 1e-3).all()
+
+
+def config_folder(tmp_path, **config):
+    tmp_path.mkdir(exist_ok=True)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    return tmp_path
+
+
+OLD_STYLE = {
+    "llama3": ("Llama", {"rope_theta": 5e5, "rope_scaling": {k: v for k, v in LLAMA3.items() if k != "rope_theta"}}),
+    "no-rope-keys": ("Llama", {}),
+    "mistral": ("Mistral", {"rope_theta": 1e6, "sliding_window": 32, "head_dim": 16}),
+    "qwen2": ("Qwen2", {"rope_theta": 1e6, "use_sliding_window": False, "sliding_window": 64, "max_window_layers": 2}),
+    "qwen2-yarn": ("Qwen2", {"rope_theta": 1e6, "use_sliding_window": True, "sliding_window": 9, "max_window_layers": 1,
+                             "rope_scaling": {k: v for k, v in YARN.items() if k != "rope_theta"}}),
+    "smollm3": ("SmolLM3", {"rope_theta": 5e6}),
+    "gemma2": ("Gemma2", GEMMA | {"rope_theta": 1e4, "sliding_window": 16, "attn_logit_softcapping": 50.0,
+                                  "final_logit_softcapping": 30.0}),
+    "gemma3": ("Gemma3", GEMMA | {"rope_theta": 1e6, "rope_local_base_freq": 2e4, "sliding_window": 16,
+                                  "sliding_window_pattern": 2, "final_logit_softcapping": None,
+                                  "rope_scaling": {"rope_type": "linear", "factor": 8.0}}),
+    "phi3": ("Phi3", {"rope_theta": 1e4, "partial_rotary_factor": 0.5, "original_max_position_embeddings": 64,
+                      "rope_scaling": {"type": "longrope", "short_factor": [1.5] * 4, "long_factor": [4.0] * 4}}),
+}
+
+
+@pytest.mark.parametrize("case", OLD_STYLE)
+def test_configs_of_earlier_transformers_are_read_as_transformers_reads_them(tmp_path, case):
+    """What transformers makes of an old config.json, written in its new form, comes down to the same model."""
+    family, changes = OLD_STYLE[case]
+    act = "gelu_pytorch_tanh" if "Gemma" in family else "silu"
+    old = SIZES | {"rms_norm_eps": 1e-5, "hidden_act": act, "architectures": [f"{family}ForCausalLM"]} | changes
+    name = "Gemma3TextConfig" if family == "Gemma3" else f"{family}Config"
+    getattr(transformers, name)(**json.loads(json.dumps(old))).save_pretrained(tmp_path / "new")
+    assert read_model_config(config_folder(tmp_path / "old", **old)) == read_model_config(tmp_path / "new")
+
+
+@pytest.mark.parametrize(("case", "window"), [
+    ("llama-gqa", None), ("mistral-window", 19), ("mistral-no-window", None), ("qwen2-window", None),
+    ("qwen2-window-everywhere", 17), ("gemma3", None), ("phi3-window-gqa", 21),
+])
+def test_a_window_is_uniform_where_every_layer_has_it(tmp_path, case, window):
+    random_model(tmp_path, *CASES[case])
+    assert read_model_config(tmp_path).uniform_window == window
+
+
+def test_layers_of_smollm3_without_positions(tmp_path):
+    random_model(tmp_path, *CASES["smollm3"])
+    assert [layer.rope for layer in read_model_config(tmp_path).layers] == [0, 0, 0, None, 0]
+
+
+def test_layers_of_gemma3_alternate_windows_and_ropes(tmp_path):
+    random_model(tmp_path, *CASES["gemma3"])
+    config = read_model_config(tmp_path)
+    assert config.layers == (*[LayerConfig(13, 1)] * 5, LayerConfig(None, 0), LayerConfig(13, 1))
+    assert [rope.theta for rope in config.ropes] == [1e6, 1e4]
+
+
+BASE = SIZES | {"rms_norm_eps": 1e-6, "hidden_act": "silu"}
+
+
+@pytest.mark.parametrize(("family", "fields", "message"), [
+    ("Llama", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "'dynamic' is not supported"),
+    ("Llama", {"rope_scaling": {"type": "spiral"}}, "'spiral' is not supported"),
+    ("Llama", {"rope_scaling": {"type": "linear", "factor": 2.0, "twist": 3}}, "unknown parameters twist"),
+    ("Llama", {"rope_parameters": {"full_attention": {}}}, "unknown parameters full_attention"),
+    ("Llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+    ("Llama", {"rope_theta": -1.0}, "make no sense"),
+    ("Llama", {"head_dim": 15}, "turns 15 of 15"),
+    ("Llama", {"hidden_act": "relu2"}, "'relu2'"),
+    ("Llama", {"rope_interleaved": True}, "rope_interleaved True"),
+    ("Llama", {"max_position_embeddings": None}, "incomplete or malformed"),
+    ("Mistral", {}, "incomplete.*sliding_window"),
+    ("Mistral", {"sliding_window": 0}, "window of layer 0 is 0"),
+    ("Mistral", {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}, "mixed layer_types"),
+    ("Qwen2", {"use_sliding_window": True}, "incomplete.*sliding_window"),
+    ("Qwen2", {"layer_types": ["sliding_attention"] * 3}, "sets no sliding_window"),
+    ("Qwen2", {"layer_types": ["linear_attention"] * 3}, "expected sliding_attention or full_attention"),
+    ("Qwen2", {"layer_types": ["full_attention"]}, "for each layer"),
+    ("Qwen3", {}, "incomplete.*head_dim"),
+    ("Gemma2", GEMMA | {"sliding_window": 8}, "incomplete.*softcapping"),
+    ("Gemma3", GEMMA | {"sliding_window": 8, "attn_logit_softcapping": 50.0}, "no soft cap in attention"),
+    ("Gemma3", GEMMA | {"sliding_window": 8, "rope_parameters": {"rope_type": "default"}}, "expected full_attention"),
+    ("Gemma3", GEMMA | {"sliding_window": 8, "use_bidirectional_attention": True}, "use_bidirectional_attention"),
+    ("Phi3", {"rope_scaling": {"type": "longrope", "long_factor": [1.0] * 8}}, "incomplete.*short_factor"),
+    ("Phi3", {"partial_rotary_factor": 0.1}, "turns 1 of 16"),
+])
+def test_what_would_change_the_maths_is_refused(tmp_path, family, fields, message):
+    folder = config_folder(tmp_path, **BASE | {"architectures": [f"{family}ForCausalLM"]} | fields)
+    with pytest.raises(UsageError, match=message):
+        read_model_config(folder)
+
+
+def test_longrope_serves_its_original_context_and_refuses_more(tmp_path):
+    random_model(tmp_path, *CASES["phi3-longrope"])
+    load_model(tmp_path, torch.float32, CPU, 128)
+    with pytest.raises(UsageError, match="original context of 128 tokens, got 129"):
+        load_model(tmp_path, torch.float32, CPU, 129)
+
+
+def test_a_checkpoint_with_more_than_its_config_says_is_refused(tmp_path):
+    """Qwen 2's biases under a config.json that says Llama."""
+    random_model(tmp_path, *CASES["qwen2"])
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"architectures": ["LlamaForCausalLM"]}))
+    with pytest.raises(UsageError, match=r"9 tensors that its config\.json does not ask for, such as .*k_proj\.bias"):
+        load_model(tmp_path, torch.float32, CPU, 64)
