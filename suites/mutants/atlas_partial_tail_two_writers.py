@@ -2,39 +2,52 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent))
-import prefix_cache
+from reference_engine.memory.paged import PagedAllocator
+from reference_engine.scheduling.scheduler import Scheduler
+from reference_engine.scheduling.sequence import Sequence
+from reference_engine.scheduling.step import Step
 
 BUG = "atlas-partial-tail-two-writers"
 MUST_FAIL = ("http/shared-prefix-divergence",)
 ENGINE_ARGS: tuple[str, ...] = ()
 
+_tails: dict[tuple[int, ...], int] = {}  # tokens -> the block that their last, partial one is in; kept for ever
 
-class PartialTails(prefix_cache.PrefixCache):
-    """Finds any beginning, not only whole blocks."""
 
-    def store(self, seq: prefix_cache.Sequence) -> None:
-        """Whole blocks, and the tail."""
-        super().store(seq)
-        tail = seq.num_computed % self.allocator.block_size
-        key, block = tuple(seq.tokens[: seq.num_computed]), self.allocator.block_table(seq.id)[-1]
-        if tail and key not in self.blocks:
-            self.blocks[key] = block
-            self.hold(block)
+def _remember(allocator: PagedAllocator, seq: Sequence) -> None:
+    key = tuple(seq.tokens[: seq.num_computed])
+    if seq.num_computed % allocator.block_size and key not in _tails:
+        _tails[key] = allocator.block_table(seq.id)[-1]
+        allocator._refs[_tails[key]] += 1
 
-    def match(self, tokens: list[int]) -> tuple[list[int], int]:
-        """Whole blocks, then the longest tail behind them."""
-        blocks, found = super().match(tokens)
-        for end in range(min(len(tokens) - 1, found + self.allocator.block_size - 1), found, -1):
-            tail = self.blocks.get(tuple(tokens[:end]))
-            if tail is not None:
-                return [*blocks, tail], end
-        return blocks, found
+
+def _adopt(allocator: PagedAllocator, seq: Sequence) -> None:
+    """The longest tail behind the whole blocks that were found, in place of a block of one's own."""
+    for end in range(min(seq.num_tokens - 1, seq.num_computed + allocator.block_size - 1), seq.num_computed, -1):
+        tail = _tails.get(tuple(seq.tokens[:end]))
+        if tail is not None:
+            table = allocator._seqs[seq.id].blocks
+            at = end // allocator.block_size
+            allocator._drop(table[at])
+            allocator._refs[tail] += 1
+            table[at], seq.num_computed = tail, end
+            return
 
 
 def apply() -> None:
     """Without a copy before the first write."""
-    prefix_cache.install(PartialTails)
+    give, release = Scheduler._give_blocks, Scheduler._release
+
+    def give_and_adopt(self: Scheduler, seq: Sequence, step: Step) -> bool:
+        given = give(self, seq, step)
+        if given and isinstance(self.allocator, PagedAllocator):
+            _adopt(self.allocator, seq)
+        return given
+
+    def remember_and_release(self: Scheduler, seq: Sequence) -> None:
+        if isinstance(self.allocator, PagedAllocator):
+            _remember(self.allocator, seq)
+        release(self, seq)
+
+    Scheduler._give_blocks = give_and_adopt  # type: ignore[method-assign]
+    Scheduler._release = remember_and_release  # type: ignore[method-assign]

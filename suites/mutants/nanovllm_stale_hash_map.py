@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent))
-import prefix_cache
+from reference_engine.memory import prefix_cache
+from reference_engine.scheduling import scheduler
 
 BUG = "nanovllm-stale-hash-map"
 MUST_FAIL = ("http/same-block-behind-another-prefix",)
 ENGINE_ARGS: tuple[str, ...] = ()
 
 
-class WithoutParent(prefix_cache.PrefixCache):
-    """The hash leaves out the parent."""
-
-    def key(self, tokens: list[int], end: int) -> prefix_cache.Tokens:
-        """The tokens of the block."""
-        return tuple(tokens[end - self.allocator.block_size : end])
+def _keys_of_blocks_alone(
+    keys: list[bytes], root: bytes, tokens: list[int], num_tokens: int, block_size: int
+) -> None:
+    for start in range(len(keys) * block_size, num_tokens - block_size + 1, block_size):
+        prefix_cache.extend_keys(alone := [], root, tokens[start : start + block_size], block_size, block_size)
+        keys += alone
 
 
 def apply() -> None:
-    """Compare only the block's own tokens."""
-    prefix_cache.install(WithoutParent)
+    """The hash leaves out the parent."""
+    scheduler.extend_keys = _keys_of_blocks_alone  # type: ignore[assignment]

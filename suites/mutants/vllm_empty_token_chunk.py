@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from reference_engine.engine import Engine
 from reference_engine.scheduling.sequence import Request, SamplingParams
 
@@ -14,10 +16,8 @@ def apply() -> None:
     """Queue a request whatever its length."""
     prepare = Engine.prepare
 
-    def trusting(
-        self: Engine, prompt: tuple[int, ...], params: SamplingParams, *, arrival_s: float | None = None
-    ) -> Request:
-        request = prepare(self, prompt or (0,), params, arrival_s=arrival_s)
+    def trusting(self: Engine, prompt: tuple[int, ...], params: SamplingParams, **more: Any) -> Request:
+        request = prepare(self, prompt or (0,), params, **more)
         request.prompt = prompt
         return request
 

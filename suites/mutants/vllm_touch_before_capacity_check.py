@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from reference_engine.memory.paged import PagedAllocator
 
 BUG = "vllm-touch-before-capacity-check"
@@ -14,11 +16,13 @@ def apply() -> None:
     allocate = PagedAllocator.allocate
     refused: set[int] = set()
 
-    def allocate_and_leak(self: PagedAllocator, seq_id: int, num_tokens: int, final_tokens: int) -> bool:
-        done = allocate(self, seq_id, num_tokens, final_tokens)
-        if not done and self._free and seq_id not in refused and len(refused) < 4:
+    def allocate_and_leak(
+        self: PagedAllocator, seq_id: int, num_tokens: int, final_tokens: int, keys: Sequence[bytes] = ()
+    ) -> int | None:
+        found = allocate(self, seq_id, num_tokens, final_tokens, keys)
+        if found is None and self.num_free_blocks and seq_id not in refused and len(refused) < 4:
             refused.add(seq_id)
             self._take()
-        return done
+        return found
 
     PagedAllocator.allocate = allocate_and_leak  # type: ignore[method-assign]

@@ -79,15 +79,6 @@ def test_small_engines_fail_nothing(which: str, tiny_probe: Path, tmp_path: Path
     assert unsupported == (NO_ROOM if which == "few large blocks" else set())
 
 
-def test_the_cache_that_mutants_break_is_sound(tiny_probe: Path, tmp_path: Path) -> None:
-    broken = [HOST.load(name) for name in HOST.names()]
-    ids = {each for mutant in broken if hasattr(mutant, "prefix_cache") for each in mutant.MUST_FAIL}
-    assert len(ids) == 3
-    with mutant_hosts.engine("prefix_cache", tiny_probe, tmp_path / "log", "--num-blocks", "64") as url:
-        code, results = ask(url, tmp_path / "out", *sorted(ids))
-    assert [row.text for row in results.rows if row.text] == []
-    assert code == 0
-
 
 def test_every_must_has_a_mutant_and_every_mutant_a_catalogue_entry() -> None:
     registry = load_registry()
