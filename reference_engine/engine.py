@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 
 from pabench.errors import UsageError
+from reference_engine.block_trace import BlockTrace
 from reference_engine.config import EngineConfig
 from reference_engine.memory.allocator import Allocator
 from reference_engine.memory.contiguous import ContiguousAllocator
@@ -19,6 +20,7 @@ from reference_engine.memory.pool import KVPool, kv_dtype
 from reference_engine.model.loader import load_model
 from reference_engine.model.transformer import Transformer
 from reference_engine.runner import Runner
+from reference_engine.sampling.beam import BeamSearch, reason_not_to_search
 from reference_engine.sampling.sampler import Sampler, choice_seed
 from reference_engine.scheduling.scheduler import Scheduler
 from reference_engine.scheduling.sequence import Request, SamplingParams, Sequence, TokenLogprobs, TokenOutput
@@ -52,7 +54,9 @@ class Engine:
         self.scheduler = Scheduler(config, self.allocator, window=model.config.uniform_window)
         self.runner = Runner(model, self.pool, self.allocator, host_pool=self._host_pool(model))
         self.sampler = Sampler(model.config.eos_token_ids)
+        self.beams = BeamSearch(self.scheduler, self.pool, tokenizer, self.sampler.eos_token_ids)
         self.stats = EngineStats()
+        self.trace: BlockTrace | None = None  # of who owns which block, where one is wanted
         self.vocab_size = model.config.vocab_size
 
     def _host_pool(self, model: Transformer) -> KVPool | None:
@@ -90,9 +94,9 @@ class Engine:
             raise UsageError("the prompt has no tokens, expected at least one")
         if (bad := next((t for t in prompt if not 0 <= t < self.vocab_size), None)) is not None:
             raise UsageError(f"the prompt holds token id {bad}, this model has ids 0 to {self.vocab_size - 1}")
-        if reason := self.scheduler.reason_never_to_fit(
-            len(prompt), params.max_tokens, params.num_branches, beams=params.beam_width > 0
-        ):
+        if reason := self.scheduler.reason_never_to_fit(len(prompt), params.max_tokens, params.num_branches):
+            raise UsageError(reason)
+        if reason := reason_not_to_search(params, self.vocab_size, self.sampler.eos_token_ids):
             raise UsageError(reason)
         return Request(
             prompt, params,
@@ -117,6 +121,8 @@ class Engine:
     def abort(self, request: Request) -> None:
         """End a request and free what it holds; it gives no more output."""
         self.scheduler.abort(request)
+        if self.trace is not None:
+            self.trace.look()
 
     @property
     def has_work(self) -> bool:
@@ -135,8 +141,11 @@ class Engine:
         self.scheduler.complete(step)
         rows, seqs = self._rows_to_sample(step, num_logits, logits)
         outputs = self._sample(logits if rows == list(range(len(logits))) else logits[rows], seqs) if seqs else []
+        outputs += self._advance_beams()
         if self.config.check_integrity:
             self.scheduler.check_integrity()
+        if self.trace is not None:
+            self.trace.end_step()
         return outputs
 
     def _check_writes(self, step: Step) -> None:
@@ -161,7 +170,9 @@ class Engine:
             end += count
             if seq.request.params.prompt_logprobs is not None and count:
                 self._tell_prompt(seq, logits[end - count : end])
-            if seq.num_computed == seq.num_tokens:
+            if seq.num_computed == seq.num_tokens and seq.request.params.beam_width:
+                self.beams.offer(seq, logits[end - 1])
+            elif seq.num_computed == seq.num_tokens:
                 family = [seq, *self._fork_due(seq)] if seq.forks_due else [seq]
                 rows += [end - 1] * len(family)
                 seqs += family
@@ -195,6 +206,14 @@ class Engine:
             StepOutput(seq.request, self._take(seq, token, logprobs, now))
             for seq, token, logprobs in zip(seqs, sampled.token_ids, sampled.logprobs, strict=True)
         ]
+
+    def _advance_beams(self) -> list[StepOutput]:
+        """Whole answers of the requests whose beam search this step has ended."""
+        ended = self.beams.advance()
+        now = time.monotonic()
+        for request, outputs in ended:
+            self.stats.count_answer(request, len(outputs), now)
+        return [StepOutput(request, output) for request, outputs in ended for output in outputs]
 
     def _take(self, seq: Sequence, token: int, logprobs: TokenLogprobs | None, now: float) -> TokenOutput:
         """Append a token to its sequence; end the sequence if that was its last."""

@@ -47,16 +47,15 @@ class Scheduler:
 
     # Requests come and go.
 
-    def reason_never_to_fit(self, prompt_tokens: int, max_tokens: int, n: int, *, beams: bool = False) -> str | None:
+    def reason_never_to_fit(self, prompt_tokens: int, max_tokens: int, n: int) -> str | None:
         """Why a request could never be served, or None when an idle engine could. Such a one must not queue."""
         total = prompt_tokens + max_tokens
         if total > self.config.max_model_len:
             return (f"this model's maximum context length is {self.config.max_model_len} tokens, the request asks for "
                     f"{prompt_tokens} prompt + {max_tokens} output tokens")
         if n > self.config.max_num_seqs:
-            return f"n is {n}, this engine runs at most {self.config.max_num_seqs} sequences at once"
-        # Beams wait for each other, and one that was preempted comes back with blocks of its own: count nothing shared.
-        if not self.allocator.can_ever_hold(0 if beams else prompt_tokens, total - 1, n):
+            return f"n (or beam_width) is {n}, this engine runs at most {self.config.max_num_seqs} sequences at once"
+        if not self.allocator.can_ever_hold(prompt_tokens, total - 1, n):
             return (f"n = {n} sequences of {prompt_tokens} prompt + {max_tokens} output tokens do not fit into the KV "
                     f"cache of {self.allocator.num_blocks} blocks of {self.allocator.block_size} tokens")
         return None
@@ -105,7 +104,8 @@ class Scheduler:
         step = Step()
         self._fill(step)
         while not step.sequences and self.running:
-            # Each of the running ones waits for memory, or (a beam) for one that does. The last gives way.
+            # Each of the running ones waits for memory, or (a beam) for one that does. The last gives way. In the end
+            # the first that has something to compute is alone, and fits.
             self._preempt(self.running[-1], step)
             self._fill(step)
         if not step.sequences and self.waiting:
@@ -149,7 +149,7 @@ class Scheduler:
                     continue
                 sequences.append(seq)
                 num_new.append(1)
-                if lookahead:
+                if lookahead and not seq.request.params.beam_width:
                     self._look_ahead(seq, step)
         return prefilling, stalled
 
@@ -216,15 +216,18 @@ class Scheduler:
         static = self.config.batching == "static"
         if static and self.running:
             return
-        while self.waiting and (budget > 0 or static):
-            seq = self.waiting[0]
+        while budget > 0 or static:
+            # A beam that has made its offer wants nothing until the other beams have made theirs.
+            seq = next((seq for seq in self.waiting if seq.offer is None), None)
+            if seq is None:
+                return
             if self._width + seq.width > self.config.max_num_seqs and self.running:
                 return
             if not self.config.chunked_prefill and seq.num_tokens > budget:
                 return
             if not self._give_blocks(seq, step):
                 return
-            self.waiting.pop(0)
+            self.waiting.remove(seq)
             seq.status, seq.num_slots = Status.RUNNING, seq.num_tokens
             bisect.insort(self.running, seq, key=_order)
             self._width += seq.width
@@ -293,10 +296,15 @@ class Scheduler:
             seq.num_slots = needed
 
     def fork(self, parent: Sequence, child: Sequence) -> list[BlockCopy]:
-        """Start `child` from what `parent` has computed; do the copies at once. Out of memory, the child waits."""
-        self.allocator.truncate(parent.id, parent.num_computed)  # what it may write now is no longer its alone
-        parent.num_slots = parent.num_computed
-        copies = self.allocator.fork(parent.id, child.id)
+        """Start `child` from what `parent` has computed; do the copies at once.
+
+        Where memory or seats are out, or the parent itself waits, the child waits and computes all anew.
+        """
+        copies = None
+        if parent.status is Status.RUNNING and self._width + child.width <= self.config.max_num_seqs:
+            self.allocator.truncate(parent.id, parent.num_computed)  # what it may write now is no longer its alone
+            parent.num_slots = parent.num_computed
+            copies = self.allocator.fork(parent.id, child.id)
         if copies is None:
             self._enqueue(child)
             return []

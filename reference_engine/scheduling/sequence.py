@@ -69,6 +69,17 @@ class Status(Enum):
     FINISHED = auto()
 
 
+@dataclass(frozen=True, slots=True)
+class Hypothesis:
+    """A beam that has ended. `score` is its cumulative log-probability / number of tokens ** length_penalty."""
+
+    tokens: list[int]  # generated, the ending one included
+    logprobs: list[TokenLogprobs]  # of each, where they were asked for
+    score: float
+    finish_reason: str
+    stop_reason: int | None
+
+
 @dataclass(slots=True, eq=False)
 class Request:
     """One prompt with its sampling parameters; answered by `params.num_branches` sequences."""
@@ -83,6 +94,7 @@ class Request:
     sequences: list[Sequence] = field(default_factory=list)  # not finished yet
     num_cached_tokens: int = 0    # of the prompt, found in the prefix cache when it was first admitted
     prompt_logprobs: list[TokenLogprobs | None] = field(default_factory=list)  # entry 0 is None: nothing comes before
+    hypotheses: list[Hypothesis] = field(default_factory=list)  # beams that have ended, best first
 
     @property
     def final_tokens(self) -> int:
@@ -117,6 +129,9 @@ class Sequence:
     num_lost: int = 0         # tokens whose KV it gave up when it was preempted
     keys: list[bytes] = field(default_factory=list)  # prefix cache keys of its full blocks, as far as they were needed
     num_published: int = 0    # blocks that the prefix cache knows
+    cum_logprob: float = 0.0  # of a beam
+    logprobs: list[TokenLogprobs] = field(default_factory=list)  # of a beam's output, where they were asked for
+    offer: tuple[tuple[int, float], ...] | None = None  # a beam's next tokens and log-probabilities, likeliest first
     last_token_s: float = 0.0  # monotonic, when the last token was made; 0.0 before the first
     id: int = field(default_factory=lambda: next(_seq_ids))
     order: tuple[int, int, int] = field(init=False)  # who goes first: by priority, then by arrival, then by choice

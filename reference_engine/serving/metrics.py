@@ -24,7 +24,7 @@ from prometheus_client.registry import Collector
 from reference_engine.config import EngineConfig
 from reference_engine.memory.allocator import KVSplit
 from reference_engine.scheduling.scheduler import SchedulerStats
-from reference_engine.scheduling.sequence import Sequence
+from reference_engine.scheduling.sequence import Request, Sequence
 
 PREFIX = "pabench_ref:"
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -77,6 +77,12 @@ class EngineStats:
             self.prompt_tokens += seq.num_prompt_tokens
             self.time_to_first_token.observe(now_s - seq.request.arrival_s)
         seq.last_token_s = now_s
+
+    def count_answer(self, request: Request, num_tokens: int, now_s: float) -> None:
+        """All tokens of a request that answers at once, at its end."""
+        self.generation_tokens += num_tokens
+        self.prompt_tokens += len(request.prompt)
+        self.time_to_first_token.observe(now_s - request.arrival_s)
 
     def copy(self) -> EngineStats:
         """An independent copy."""
