@@ -73,8 +73,9 @@ class Engine:
         cls, folder: Path, config: EngineConfig, *, dtype: torch.dtype = torch.float32, device: str = "cpu"
     ) -> Engine:
         """An engine for a Hugging Face folder."""
-        model = load_model(folder, dtype, torch.device(device), config.max_model_len, config.weight_dtype)
-        return cls(model, Tokenizer(folder), config)
+        tokenizer = Tokenizer(folder)  # first: what is wrong with it is known before any weight is read
+        return cls(load_model(folder, dtype, torch.device(device), config.max_model_len, config.weight_dtype),
+                   tokenizer, config)
 
     def add(
         self, prompt: tuple[int, ...], params: SamplingParams, *, arrival_s: float | None = None, priority: int = 0,
@@ -120,6 +121,7 @@ class Engine:
 
     def abort(self, request: Request) -> None:
         """End a request and free what it holds; it gives no more output."""
+        self.stats.count_abort(request)
         self.scheduler.abort(request)
         if self.trace is not None:
             self.trace.look()
@@ -134,6 +136,7 @@ class Engine:
         step = self.scheduler.schedule()
         if not step.sequences:
             return []
+        self.stats.count_admissions(step.admitted)
         if self.config.check_integrity:
             self._check_writes(step)
         num_logits = [self._num_logits(seq, num_new) for seq, num_new in zip(step.sequences, step.num_new, strict=True)]
@@ -223,6 +226,7 @@ class Engine:
         if finish is not None:
             seq.request.sequences.remove(seq)
             self.scheduler.finish(seq)
+            self.stats.count_finish(seq.request, finish, now)
         return TokenOutput(seq.index, token, text, logprobs, finish, stop)
 
     def _judge(self, seq: Sequence, token: int) -> tuple[str, str | None, int | str | None]:
@@ -246,6 +250,8 @@ class Engine:
         return Snapshot(
             num_running=len(self.scheduler.running),
             num_waiting=len(self.scheduler.waiting),
+            num_swapped=sum(seq.is_swapped for seq in self.scheduler.waiting),
+            num_host_blocks=self.scheduler.swap.num_used_blocks if self.scheduler.swap is not None else 0,
             scheduler=copy.copy(self.scheduler.stats),
             kv_usage=1 - self.allocator.num_free_blocks / self.allocator.num_blocks,
             split=self.allocator.split(self.scheduler.written()),

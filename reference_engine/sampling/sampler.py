@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from reference_engine.sampling.adjust import adjust
 from reference_engine.scheduling.sequence import Sequence, TokenLogprobs
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -59,7 +60,7 @@ class Sampler:
         ahead[i]: how many draft tokens row i stands behind the sequence's last one; None: none anywhere. A token drawn
         depends on its place alone, so it is the same whether drafts came before it or not.
         """
-        chooser = self._forbid_early_ends(logits, seqs, ahead)
+        chooser = self._adjust(logits, seqs, ahead)
         tokens = chooser.argmax(dim=-1)
         random = [i for i, seq in enumerate(seqs) if seq.request.params.temperature > 0]
         if random:
@@ -68,25 +69,29 @@ class Sampler:
         wanted = [seq.request.params.logprobs for seq in seqs]
         return Sampled(tokens.tolist(), self.logprobs(logits, tokens, wanted))
 
-    def _forbid_early_ends(
+    def _adjust(
         self, logits: torch.Tensor, seqs: SequenceOf[Sequence], ahead: SequenceOf[int] | None
     ) -> torch.Tensor:
-        """No stop token before min_tokens."""
-        changed = None
-        for i, seq in enumerate(seqs):
-            params = seq.request.params
-            if params.min_tokens and seq.num_output_tokens + (ahead[i] if ahead else 0) < params.min_tokens:
-                ends = params.stop_token_ids | (frozenset() if params.ignore_eos else self.eos_token_ids)
-                changed = logits.clone() if changed is None else changed
-                changed[i, [token for token in ends if token < logits.shape[1]]] = -torch.inf
-        return logits if changed is None else changed
+        """The logits to choose by: those given, or a copy with what some requests ask for."""
+        rows = [i for i, seq in enumerate(seqs) if seq.request.params.adjusts_logits]
+        if not rows:
+            return logits
+        changed = logits.clone()
+        for i in rows:
+            adjust(changed[i], seqs[i], ahead[i] if ahead else 0, self.eos_token_ids)
+        return changed
 
     def _draw(self, logits: torch.Tensor, seqs: SequenceOf[Sequence], places: SequenceOf[int]) -> torch.Tensor:
-        """Tokens [n] drawn from softmax(logits / temperature), cut to top_k, then to top_p."""
+        """Tokens [n] drawn from softmax(logits / temperature), cut to min_p, to top_k, then to top_p."""
         params = [seq.request.params for seq in seqs]
         device = logits.device
         temperatures = torch.tensor([p.temperature for p in params], dtype=torch.float64, device=device)
         probs = torch.softmax(logits.double() / temperatures[:, None], dim=-1)
+        floored = [i for i, p in enumerate(params) if p.min_p > 0]
+        if floored:
+            floor = torch.tensor([params[i].min_p for i in floored], dtype=probs.dtype, device=device)[:, None]
+            likely = probs[floored]
+            probs[floored] = likely * (likely >= floor * likely.amax(dim=-1, keepdim=True))
         cut = [i for i, p in enumerate(params) if p.top_p < 1 or p.top_k > 0]
         if cut:
             probs[cut] = _cut(probs[cut], [params[i].top_k for i in cut], [params[i].top_p for i in cut])
@@ -105,11 +110,13 @@ class Sampler:
             return out
         most = max(k for k in wanted if k is not None)
         logprobs = torch.log_softmax(logits[rows], dim=-1)
-        chosen = logprobs.gather(1, tokens[rows][:, None])[:, 0].tolist()
+        at_chosen = logprobs.gather(1, tokens[rows][:, None])
+        chosen, ranks = at_chosen[:, 0].tolist(), ((logprobs > at_chosen).sum(dim=-1) + 1).tolist()
         top_values, top_ids = (x.tolist() for x in logprobs.topk(min(most, logits.shape[1]), dim=-1))
         for at, row in enumerate(rows):
             k = wanted[row]
-            out[row] = TokenLogprobs(chosen[at], tuple(zip(top_ids[at][:k], top_values[at][:k], strict=True)))
+            top = tuple(zip(top_ids[at][:k], top_values[at][:k], strict=True))
+            out[row] = TokenLogprobs(chosen[at], top, ranks[at])
         return out
 
 

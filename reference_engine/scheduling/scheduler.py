@@ -255,16 +255,17 @@ class Scheduler:
             if found is None:
                 return False
             seq.num_computed = cached = found
-            self._count_admission(seq, cached, looked=bool(keys))
+            self._count_admission(seq, cached, step, looked=bool(keys))
         seq.num_published = cached // self.allocator.block_size
         return True
 
-    def _count_admission(self, seq: Sequence, cached: int, *, looked: bool) -> None:
+    def _count_admission(self, seq: Sequence, cached: int, step: Step, *, looked: bool) -> None:
         if seq.num_lost:
             self.stats.recomputed_tokens += max(seq.num_lost - cached, 0)
             seq.num_lost = 0
         elif seq.index == 0:
             seq.request.num_cached_tokens = cached
+            step.admitted.append(seq.request)
             self.stats.prefix_queries += seq.num_tokens if looked else 0
             self.stats.prefix_hits += cached
 

@@ -34,6 +34,22 @@ class SamplingParams:
     beam_width: int = 0  # 0: no beam search. The n best of so many beams answer
     length_penalty: float = 1.0  # a beam scores cumulative log-probability / length ** length_penalty
     early_stopping: bool = False  # end as soon as beam_width beams have ended, though an open one might beat them
+    presence_penalty: float = 0.0    # off the logit of each token that the output holds
+    frequency_penalty: float = 0.0   # off the logit, times how often the output holds the token
+    repetition_penalty: float = 1.0  # divides a positive logit, multiplies a negative one, of tokens seen before
+    min_p: float = 0.0               # drawn tokens are at least so likely, as a share of the likeliest
+    logit_bias: tuple[tuple[int, float], ...] = ()  # (token id, what is added to its logit)
+    allowed_token_ids: frozenset[int] | None = None  # None: all
+    adjusts_logits: bool = field(init=False)  # whether anything but the model has a say in its logits
+
+    def __post_init__(self) -> None:
+        adjusts = self.penalises or self.min_tokens > 0 or self.logit_bias or self.allowed_token_ids is not None
+        object.__setattr__(self, "adjusts_logits", bool(adjusts))
+
+    @property
+    def penalises(self) -> bool:
+        """Whether a token's chance depends on those before it in other ways than through the model."""
+        return (self.presence_penalty, self.frequency_penalty, self.repetition_penalty) != (0.0, 0.0, 1.0)
 
     @property
     def num_branches(self) -> int:
@@ -47,6 +63,7 @@ class TokenLogprobs:
 
     chosen: float
     top: tuple[tuple[int, float], ...]  # (token id, log-probability), likeliest first
+    rank: int = 1                       # of the chosen token: 1 + how many are likelier
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
 
 from reference_engine.memory.pool import BlockCopy
-from reference_engine.scheduling.sequence import Sequence
+from reference_engine.scheduling.sequence import Request, Sequence
 
 
 @dataclass(slots=True)
@@ -21,6 +21,7 @@ class Step:
     moves: list[tuple[str, list[BlockCopy]]] = field(default_factory=list)
     draft_room: dict[int, int] = field(default_factory=dict)     # sequence id -> draft tokens that there are slots for
     drafts: dict[int, list[int]] = field(default_factory=dict)   # sequence id -> draft tokens to verify
+    admitted: list[Request] = field(default_factory=list)        # for the first time
 
     def add(self, seq: Sequence, num_new: int) -> None:
         """Take a sequence in."""

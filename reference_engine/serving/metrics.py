@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import bisect
 import copy
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, fields
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import (
@@ -33,6 +34,9 @@ _TTFT_BOUNDS_S = (
 )
 _ITL_BOUNDS_S = (
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 10.0,
+)
+_REQUEST_BOUNDS_S = (
+    0.01, 0.03, 0.1, 0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0,
 )
 
 
@@ -65,8 +69,28 @@ class EngineStats:
 
     prompt_tokens: int = 0
     generation_tokens: int = 0
+    draft_tokens: int = 0           # guessed by speculation, and verified
+    accepted_draft_tokens: int = 0  # those of them that the model would have made too
+    finished: dict[str, int] = field(default_factory=lambda: {"stop": 0, "length": 0, "abort": 0})  # choices, by reason
     time_to_first_token: Histogram = field(default_factory=lambda: Histogram(_TTFT_BOUNDS_S))
     inter_token_latency: Histogram = field(default_factory=lambda: Histogram(_ITL_BOUNDS_S))
+    e2e_latency: Histogram = field(default_factory=lambda: Histogram(_REQUEST_BOUNDS_S))
+    queue_time: Histogram = field(default_factory=lambda: Histogram(_TTFT_BOUNDS_S))
+
+    def count_admissions(self, requests: Iterable[Request]) -> None:
+        """Requests that a step has let in for the first time."""
+        for request in requests:
+            self.queue_time.observe(time.monotonic() - request.arrival_s)
+
+    def count_finish(self, request: Request, reason: str, now_s: float) -> None:
+        """A choice that has ended, and has left its request; the last one ends the request."""
+        self.finished[reason] += 1
+        if not request.sequences:
+            self.e2e_latency.observe(now_s - request.arrival_s)
+
+    def count_abort(self, request: Request) -> None:
+        """Choices that are cut off, about to leave their request."""
+        self.finished["abort"] += len(request.sequences)
 
     def count_token(self, seq: Sequence, now_s: float) -> None:
         """One generated token; a request's first one counts its prompt too."""
@@ -95,6 +119,8 @@ class Snapshot:
 
     num_running: int
     num_waiting: int
+    num_swapped: int      # of the waiting ones: their keys and values lie in host memory
+    num_host_blocks: int  # in use
     scheduler: SchedulerStats
     kv_usage: float
     split: KVSplit
@@ -107,34 +133,62 @@ class _SnapshotCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """All families, in the order they are shown."""
-        s, stats = self._snapshot, self._snapshot.stats
-        gauges = (
-            ("num_requests_running", "Sequences in the running batch", s.num_running),
-            ("num_requests_waiting", "Sequences that wait for memory or a place", s.num_waiting),
-            ("kv_cache_usage", "Share of the blocks that are owned, 0 to 1", s.kv_usage),
-            ("kv_token_state_slots", "Slots that hold a token's key and value", s.split.token_states),
-            ("kv_reserved_slots", "Owned slots that their request is yet to fill", s.split.reserved),
-            ("kv_internal_waste_slots", "Owned slots that will never be used", s.split.internal_waste),
-            ("kv_external_waste_slots", "Free slots that no reservation can use", s.split.external_waste),
-        )
-        for name, text, value in gauges:
+        s = self._snapshot
+        for name, text, value in _gauges(s):
             yield GaugeMetricFamily(PREFIX + name, text, value=value)
-        counters = (
-            ("num_preemptions", "Sequences that gave up their blocks", s.scheduler.preemptions),
-            ("prompt_tokens", "Prompt tokens of requests that got their first token", stats.prompt_tokens),
-            ("generation_tokens", "Tokens generated", stats.generation_tokens),
-            ("prefix_cache_queries", "Prompt tokens looked up in the prefix cache", s.scheduler.prefix_queries),
-            ("prefix_cache_hits", "Prompt tokens found in the prefix cache", s.scheduler.prefix_hits),
-        )
-        for name, text, value in counters:
+        for name, text, value in _counters(s.scheduler, s.stats):
             yield CounterMetricFamily(PREFIX + name, text, value=value)
-        yield stats.time_to_first_token.family(PREFIX + "time_to_first_token_seconds", "Arrival to first token")
-        yield stats.inter_token_latency.family(PREFIX + "inter_token_latency_seconds", "Gap between two tokens")
-        c = self._config
-        yield InfoMetricFamily(PREFIX + "cache_config", "Geometry of the KV cache", value={
-            "block_size": str(c.block_size), "num_blocks": str(c.num_blocks), "kv_mode": c.kv,
-            "max_model_len": str(c.max_model_len), "enable_prefix_caching": str(c.caches_prefixes),
-        })
+        finished = CounterMetricFamily(PREFIX + "request_success", "Choices ended", labels=["finished_reason"])
+        for reason, count in s.stats.finished.items():
+            finished.add_metric([reason], count)
+        yield finished
+        for name, text, histogram in _histograms(s.stats):
+            yield histogram.family(PREFIX + name, text)
+        yield InfoMetricFamily(PREFIX + "cache_config", "Every switch of the engine", value=_labels(self._config))
+
+
+def _gauges(s: Snapshot) -> tuple[tuple[str, str, float], ...]:
+    return (
+        ("num_requests_running", "Sequences in the running batch", s.num_running),
+        ("num_requests_waiting", "Sequences that wait for memory or a place", s.num_waiting),
+        ("num_requests_swapped", "Waiting sequences whose keys and values lie in host memory", s.num_swapped),
+        ("swapped_blocks", "Host blocks in use", s.num_host_blocks),
+        ("kv_cache_usage", "Share of the blocks that are owned, 0 to 1", s.kv_usage),
+        ("kv_free_slots", "Slots that nobody owns", s.split.free),
+        ("kv_token_state_slots", "Slots that hold a token's key and value", s.split.token_states),
+        ("kv_reserved_slots", "Owned slots that their request is yet to fill", s.split.reserved),
+        ("kv_internal_waste_slots", "Owned slots that will never be used", s.split.internal_waste),
+        ("kv_external_waste_slots", "Free slots that no reservation can use", s.split.external_waste),
+    )
+
+
+def _counters(scheduler: SchedulerStats, stats: EngineStats) -> tuple[tuple[str, str, int], ...]:
+    return (
+        ("num_preemptions", "Sequences that gave up their blocks", scheduler.preemptions),
+        ("swapped_out_blocks", "Blocks copied to host memory", scheduler.swapped_out_blocks),
+        ("swapped_in_blocks", "Blocks copied back from host memory", scheduler.swapped_in_blocks),
+        ("recomputed_tokens", "Tokens computed again after a preemption", scheduler.recomputed_tokens),
+        ("prompt_tokens", "Prompt tokens of requests that got their first token", stats.prompt_tokens),
+        ("generation_tokens", "Tokens generated", stats.generation_tokens),
+        ("prefix_cache_queries", "Prompt tokens looked up in the prefix cache", scheduler.prefix_queries),
+        ("prefix_cache_hits", "Prompt tokens found in the prefix cache", scheduler.prefix_hits),
+        ("spec_decode_num_draft_tokens", "Draft tokens verified", stats.draft_tokens),
+        ("spec_decode_num_accepted_tokens", "Draft tokens accepted", stats.accepted_draft_tokens),
+    )
+
+
+def _histograms(stats: EngineStats) -> tuple[tuple[str, str, Histogram], ...]:
+    return (
+        ("time_to_first_token_seconds", "Arrival to first token", stats.time_to_first_token),
+        ("inter_token_latency_seconds", "Gap between two tokens", stats.inter_token_latency),
+        ("e2e_request_latency_seconds", "Arrival to the last token of a request", stats.e2e_latency),
+        ("request_queue_time_seconds", "Arrival to the first step with the request", stats.queue_time),
+    )
+
+
+def _labels(config: EngineConfig) -> dict[str, str]:
+    labels = {f.name: str(getattr(config, f.name)) for f in fields(config)}
+    return labels | {"kv_mode": config.kv, "enable_prefix_caching": str(config.caches_prefixes)}
 
 
 def render(snapshot: Snapshot, config: EngineConfig) -> bytes:

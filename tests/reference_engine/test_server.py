@@ -347,7 +347,7 @@ def test_models_health_and_metrics(with_server):
         assert "# TYPE pabench_ref:num_preemptions_total counter" in text
         info = next(line for line in text.splitlines() if line.startswith("pabench_ref:cache_config_info{"))
         for label in ('block_size="16"', 'num_blocks="256"', 'kv_mode="paged"', 'max_model_len="512"',
-                      'enable_prefix_caching="False"'):
+                      'enable_prefix_caching="True"'):
             assert label in info
 
     with_server(scenario)

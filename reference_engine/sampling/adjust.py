@@ -1,0 +1,44 @@
+"""What a request may change in its logits before a token is chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as SequenceOf
+
+import torch
+
+from reference_engine.scheduling.sequence import SamplingParams, Sequence
+
+
+def adjust(row: torch.Tensor, seq: Sequence, ahead: int, eos_token_ids: frozenset[int]) -> None:
+    """Apply to `row` [vocab_size], in place, what the request of `seq` asks for. Token ids beyond the row are nothing.
+
+    ahead: draft tokens between the sequence's last one and this row. Penalties count `seq.tokens` alone, so a sequence
+    with penalties must not have any.
+    """
+    params = seq.request.params
+    if params.allowed_token_ids is not None:
+        forbidden = torch.ones(len(row), dtype=torch.bool, device=row.device)
+        forbidden[_within(row, params.allowed_token_ids)] = False
+        row[forbidden] = -torch.inf
+    if seq.num_output_tokens + ahead < params.min_tokens:
+        ends = params.stop_token_ids | (frozenset() if params.ignore_eos else eos_token_ids)
+        row[_within(row, ends)] = -torch.inf
+    for token, bias in params.logit_bias:
+        row[token] += bias
+    if params.penalises:
+        _penalise(row, seq.tokens, seq.num_prompt_tokens, params)
+
+
+def _penalise(row: torch.Tensor, tokens: SequenceOf[int], num_prompt_tokens: int, params: SamplingParams) -> None:
+    """Repetition looks at prompt and output, presence and frequency at the output alone."""
+    seen = torch.tensor(tokens, device=row.device)
+    if params.repetition_penalty != 1:
+        ids = torch.tensor(sorted(set(tokens)), device=row.device)
+        logits = row[ids]
+        row[ids] = torch.where(logits > 0, logits / params.repetition_penalty, logits * params.repetition_penalty)
+    counts = torch.bincount(seen[num_prompt_tokens:], minlength=len(row))
+    row -= params.frequency_penalty * counts + params.presence_penalty * (counts > 0)
+
+
+def _within(row: torch.Tensor, token_ids: frozenset[int]) -> list[int]:
+    return [token for token in token_ids if token < len(row)]
