@@ -16,6 +16,7 @@ import uvloop
 from aiohttp import web
 
 from pabench.errors import EXIT_INTERRUPTED, EXIT_OK, PabenchError, UsageError
+from reference_engine.block_trace import BlockTrace, check_new_file
 from reference_engine.config import CHOICES, DTYPES, EngineConfig
 from reference_engine.engine import Engine
 from reference_engine.model.families import read_model_config
@@ -41,6 +42,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--max-num-seqs", type=int, default=64, help="sequences that run at once")
     p.add_argument("--max-model-len", type=int, help="longest prompt plus output, tokens; default: the model's own")
     p.add_argument("--max-num-batched-tokens", type=int, default=2048, help="tokens in one step")
+    p.add_argument("--trace", type=Path, help="new file that records which sequence owns which block at each step")
     p.add_argument("--check-integrity", action="store_true", help="check all books after every step (slow)")
     return p
 
@@ -98,6 +100,8 @@ async def serve(engine: Engine, sock: socket.socket, served_model: str, model_ro
         raise UsageError(f"cannot listen: {error}") from error
     finally:
         runtime.stop()
+        if engine.trace is not None:
+            engine.trace.close()
         await runner.cleanup()
 
 
@@ -106,7 +110,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     try:
         with listen(args.host, args.port) as sock:
+            if args.trace is not None:
+                check_new_file(args.trace)
             engine = build_engine(args)
+            if args.trace is not None:
+                engine.trace = BlockTrace(args.trace, engine.scheduler)
             gc.freeze()  # the model and its tables live for ever: keep them out of collections
             uvloop.run(serve(engine, sock, args.served_model_name or args.model.resolve().name, args.model.resolve()))
     except PabenchError as error:

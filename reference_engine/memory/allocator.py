@@ -6,7 +6,7 @@ answers with the copies that the caller has to do before the next write.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -52,6 +52,11 @@ class Allocator(Protocol):
     @property
     def num_free_blocks(self) -> int:
         """Blocks without an owner."""
+        ...
+
+    @property
+    def idle_blocks(self) -> Set[int]:
+        """Those of the free blocks that the prefix cache keeps. Valid until the next call."""
         ...
 
     def can_ever_hold(self, prompt_tokens: int, final_tokens: int, n: int) -> bool:

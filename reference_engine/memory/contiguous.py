@@ -7,7 +7,7 @@ blocks of one slot all counts are the paper's.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 
 from pabench.errors import UsageError
 from reference_engine.memory.allocator import (
@@ -60,6 +60,11 @@ class ContiguousAllocator:
     def num_free_blocks(self) -> int:
         """See Allocator. The rest of a chunk behind its run is included."""
         return self.num_blocks - self._num_owned
+
+    @property
+    def idle_blocks(self) -> Set[int]:
+        """See Allocator."""
+        return frozenset()
 
     def _run_blocks(self, num_tokens: int, final_tokens: int) -> int:
         """Blocks of the run that a new sequence reserves."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 
 from reference_engine.memory.allocator import (
     HOLE,
@@ -37,6 +37,11 @@ class PagedAllocator:
     def num_free_blocks(self) -> int:
         """See Allocator."""
         return len(self._free) + (self._cache.num_idle if self._cache else 0)
+
+    @property
+    def idle_blocks(self) -> Set[int]:
+        """See Allocator."""
+        return self._cache.idle if self._cache is not None else frozenset()
 
     def can_ever_hold(self, prompt_tokens: int, final_tokens: int, n: int) -> bool:
         """See Allocator. Full blocks of the prompt are shared, each sequence ends with its own copy of the rest."""

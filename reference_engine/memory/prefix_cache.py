@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from array import array
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from hashlib import blake2b
 
 from reference_engine.memory.allocator import IntegrityError
@@ -45,6 +45,11 @@ class PrefixCache:
     def num_idle(self) -> int:
         """Blocks kept without an owner."""
         return len(self._idle)
+
+    @property
+    def idle(self) -> Set[int]:
+        """The blocks kept without an owner."""
+        return self._idle.keys()
 
     def find(self, keys: Sequence[bytes]) -> list[int]:
         """Blocks for the longest known beginning of `keys`."""
