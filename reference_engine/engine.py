@@ -20,6 +20,7 @@ from reference_engine.memory.pool import KVPool, kv_dtype
 from reference_engine.model.loader import load_model
 from reference_engine.model.transformer import Transformer
 from reference_engine.runner import Runner
+from reference_engine.sampling.beam import BeamSearch, reason_not_to_search
 from reference_engine.sampling.sampler import Sampler, choice_seed
 from reference_engine.scheduling.scheduler import Scheduler
 from reference_engine.scheduling.sequence import Request, SamplingParams, Sequence, TokenLogprobs, TokenOutput
@@ -53,6 +54,7 @@ class Engine:
         self.scheduler = Scheduler(config, self.allocator, window=model.config.uniform_window)
         self.runner = Runner(model, self.pool, self.allocator, host_pool=self._host_pool(model))
         self.sampler = Sampler(model.config.eos_token_ids)
+        self.beams = BeamSearch(self.scheduler, self.pool, tokenizer, self.sampler.eos_token_ids)
         self.stats = EngineStats()
         self.trace: BlockTrace | None = None  # of who owns which block, where one is wanted
         self.vocab_size = model.config.vocab_size
@@ -71,8 +73,9 @@ class Engine:
         cls, folder: Path, config: EngineConfig, *, dtype: torch.dtype = torch.float32, device: str = "cpu"
     ) -> Engine:
         """An engine for a Hugging Face folder."""
-        model = load_model(folder, dtype, torch.device(device), config.max_model_len, config.weight_dtype)
-        return cls(model, Tokenizer(folder), config)
+        tokenizer = Tokenizer(folder)  # first: what is wrong with it is known before any weight is read
+        return cls(load_model(folder, dtype, torch.device(device), config.max_model_len, config.weight_dtype),
+                   tokenizer, config)
 
     def add(
         self, prompt: tuple[int, ...], params: SamplingParams, *, arrival_s: float | None = None, priority: int = 0,
@@ -92,9 +95,9 @@ class Engine:
             raise UsageError("the prompt has no tokens, expected at least one")
         if (bad := next((t for t in prompt if not 0 <= t < self.vocab_size), None)) is not None:
             raise UsageError(f"the prompt holds token id {bad}, this model has ids 0 to {self.vocab_size - 1}")
-        if reason := self.scheduler.reason_never_to_fit(
-            len(prompt), params.max_tokens, params.num_branches, beams=params.beam_width > 0
-        ):
+        if reason := self.scheduler.reason_never_to_fit(len(prompt), params.max_tokens, params.num_branches):
+            raise UsageError(reason)
+        if reason := reason_not_to_search(params, self.vocab_size, self.sampler.eos_token_ids):
             raise UsageError(reason)
         return Request(
             prompt, params,
@@ -118,6 +121,7 @@ class Engine:
 
     def abort(self, request: Request) -> None:
         """End a request and free what it holds; it gives no more output."""
+        self.stats.count_abort(request)
         self.scheduler.abort(request)
         if self.trace is not None:
             self.trace.look()
@@ -132,6 +136,7 @@ class Engine:
         step = self.scheduler.schedule()
         if not step.sequences:
             return []
+        self.stats.count_admissions(step.admitted)
         if self.config.check_integrity:
             self._check_writes(step)
         num_logits = [self._num_logits(seq, num_new) for seq, num_new in zip(step.sequences, step.num_new, strict=True)]
@@ -139,6 +144,7 @@ class Engine:
         self.scheduler.complete(step)
         rows, seqs = self._rows_to_sample(step, num_logits, logits)
         outputs = self._sample(logits if rows == list(range(len(logits))) else logits[rows], seqs) if seqs else []
+        outputs += self._advance_beams()
         if self.config.check_integrity:
             self.scheduler.check_integrity()
         if self.trace is not None:
@@ -167,7 +173,9 @@ class Engine:
             end += count
             if seq.request.params.prompt_logprobs is not None and count:
                 self._tell_prompt(seq, logits[end - count : end])
-            if seq.num_computed == seq.num_tokens:
+            if seq.num_computed == seq.num_tokens and seq.request.params.beam_width:
+                self.beams.offer(seq, logits[end - 1])
+            elif seq.num_computed == seq.num_tokens:
                 family = [seq, *self._fork_due(seq)] if seq.forks_due else [seq]
                 rows += [end - 1] * len(family)
                 seqs += family
@@ -202,6 +210,14 @@ class Engine:
             for seq, token, logprobs in zip(seqs, sampled.token_ids, sampled.logprobs, strict=True)
         ]
 
+    def _advance_beams(self) -> list[StepOutput]:
+        """Whole answers of the requests whose beam search this step has ended."""
+        ended = self.beams.advance()
+        now = time.monotonic()
+        for request, outputs in ended:
+            self.stats.count_answer(request, len(outputs), now)
+        return [StepOutput(request, output) for request, outputs in ended for output in outputs]
+
     def _take(self, seq: Sequence, token: int, logprobs: TokenLogprobs | None, now: float) -> TokenOutput:
         """Append a token to its sequence; end the sequence if that was its last."""
         seq.append(token)
@@ -210,6 +226,7 @@ class Engine:
         if finish is not None:
             seq.request.sequences.remove(seq)
             self.scheduler.finish(seq)
+            self.stats.count_finish(seq.request, finish, now)
         return TokenOutput(seq.index, token, text, logprobs, finish, stop)
 
     def _judge(self, seq: Sequence, token: int) -> tuple[str, str | None, int | str | None]:
@@ -233,6 +250,8 @@ class Engine:
         return Snapshot(
             num_running=len(self.scheduler.running),
             num_waiting=len(self.scheduler.waiting),
+            num_swapped=sum(seq.is_swapped for seq in self.scheduler.waiting),
+            num_host_blocks=self.scheduler.swap.num_used_blocks if self.scheduler.swap is not None else 0,
             scheduler=copy.copy(self.scheduler.stats),
             kv_usage=1 - self.allocator.num_free_blocks / self.allocator.num_blocks,
             split=self.allocator.split(self.scheduler.written()),
