@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-from reference_engine.memory.paged import PagedAllocator
 from reference_engine.memory.prefix_cache import PrefixCache
 
 BUG = "vllm-recycled-block-marked-computed"
 MUST_FAIL = ("http/cold-equals-warm",)
-ENGINE_ARGS = ("--num-blocks", "64")
-
-
-def _share(self: PagedAllocator, block: int) -> None:
-    """Out of the free list, if nobody else has taken it by now."""
-    if block in self._free:
-        self._free.remove(block)
-    self._refs[block] += 1
+ENGINE_ARGS = ("--num-blocks", "24", "--max-model-len", "256")
 
 
 def apply() -> None:
-    """A block that loses its last owner is free at once, and its key stays where it was."""
-    PrefixCache.keep = lambda self, block: False  # type: ignore[method-assign]
-    PagedAllocator._share = _share  # type: ignore[method-assign]
+    """Recycling leaves the key where it was."""
+    PrefixCache._forget = lambda self, block: None  # type: ignore[method-assign]
