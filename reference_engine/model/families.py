@@ -18,6 +18,7 @@ Json = dict[str, Any]
 
 _ACTIVATIONS = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 _SLIDING, _FULL = "sliding_attention", "full_attention"
+_MANY_KV_HEADS: Json = {"num_key_value_heads": None}  # before there was GQA: as many as query heads
 _MUST_BE_OFF = ("use_bidirectional_attention", "rope_interleaved", "is_encoder_decoder", "add_cross_attention",
                 "dual_chunk_attention_config")
 
@@ -46,7 +47,7 @@ def read_model_config(folder: Path) -> ModelConfig:
 
 
 def _llama(config: Json) -> ModelConfig:
-    bias = config.get("attention_bias", False)
+    bias, config = config.get("attention_bias", False), _MANY_KV_HEADS | config
     return _model(config, qkv_bias=bias, o_bias=bias, mlp_bias=config.get("mlp_bias", False))
 
 
@@ -121,7 +122,7 @@ def _phi3(config: Json) -> ModelConfig:
         params["original_max_position_embeddings"] = original
     params.setdefault("partial_rotary_factor", config.get("partial_rotary_factor"))
     return _model(
-        config, layers=[LayerConfig(config.get("sliding_window"))] * config["num_hidden_layers"],
+        _MANY_KV_HEADS | config, layers=[LayerConfig(config.get("sliding_window"))] * config["num_hidden_layers"],
         ropes=[RopeConfig.from_json(params, config["max_position_embeddings"])], fused_checkpoint=True,
     )
 
@@ -164,7 +165,7 @@ def _model(
         hidden_size=hidden,
         intermediate_size=config["intermediate_size"],
         num_q_heads=heads,
-        num_kv_heads=config.get("num_key_value_heads") or heads,
+        num_kv_heads=config["num_key_value_heads"] or heads,
         head_dim=config.get("head_dim") or hidden // heads,
         max_position_embeddings=config["max_position_embeddings"],
         layers=tuple(layers or [LayerConfig()] * config["num_hidden_layers"]),

@@ -208,6 +208,7 @@ BASE = SIZES | {"rms_norm_eps": 1e-6, "hidden_act": "silu"}
     ("Llama", {"rope_interleaved": True}, "rope_interleaved True"),
     ("Llama", {"max_position_embeddings": None}, "incomplete or malformed"),
     ("Mistral", {}, "incomplete.*sliding_window"),
+    ("Mistral", {"sliding_window": None, "num_key_value_heads": ...}, "incomplete.*num_key_value_heads"),
     ("Mistral", {"sliding_window": 0}, "window of layer 0 is 0"),
     ("Mistral", {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}, "mixed layer_types"),
     ("Qwen2", {"use_sliding_window": True}, "incomplete.*sliding_window"),
@@ -223,9 +224,17 @@ BASE = SIZES | {"rms_norm_eps": 1e-6, "hidden_act": "silu"}
     ("Phi3", {"partial_rotary_factor": 0.1}, "turns 1 of 16"),
 ])
 def test_what_would_change_the_maths_is_refused(tmp_path, family, fields, message):
-    folder = config_folder(tmp_path, **BASE | {"architectures": [f"{family}ForCausalLM"]} | fields)
+    config = BASE | {"architectures": [f"{family}ForCausalLM"]} | fields
+    folder = config_folder(tmp_path, **{name: value for name, value in config.items() if value is not ...})
     with pytest.raises(UsageError, match=message):
         read_model_config(folder)
+
+
+@pytest.mark.parametrize("family", ["Llama", "Phi3"])
+def test_families_older_than_gqa_have_a_kv_head_for_each_query_head(tmp_path, family):
+    fields = {k: v for k, v in BASE.items() if k != "num_key_value_heads"}
+    config = read_model_config(config_folder(tmp_path, **fields, architectures=[f"{family}ForCausalLM"]))
+    assert config.num_kv_heads == config.num_q_heads == 4
 
 
 def test_longrope_serves_its_original_context_and_refuses_more(tmp_path):
