@@ -141,13 +141,28 @@ def serve(context: typer.Context) -> None:
 
     Example: pabench serve --model probe --kv paged --block-size 16 --num-blocks 256 --max-num-seqs 64 --port 8000
     """
+    _become_engine("reference_engine", context.args)
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+)
+def simulate(context: typer.Context) -> None:
+    """Simulate the reference engine's scheduler and KV memory on a request trace (needs the extra `engine`).
+
+    Example: pabench simulate --trace AzureLLMInferenceTrace_conv.csv --kv paged --num-slots 62912
+    """
+    _become_engine("reference_engine.simulation", context.args)
+
+
+def _become_engine(module: str, arguments: list[str]) -> NoReturn:
+    """The tool never imports the engine: it becomes it."""
     from importlib.util import find_spec
 
     if find_spec("reference_engine") is None or find_spec("torch") is None:
         raise UsageError("the reference engine needs torch: install it with `pip install 'pabench[engine]'`")
     sys.stdout.flush()
-    # The tool never imports the engine: it becomes it.
-    os.execv(sys.executable, [sys.executable, "-m", "reference_engine", *context.args])
+    os.execv(sys.executable, [sys.executable, "-m", module, *arguments])
 
 
 @app.command(

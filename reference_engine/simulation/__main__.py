@@ -117,23 +117,23 @@ def simulate(simulator: Simulator, *, quiet: bool) -> Outcome:
         nonlocal stopped
         stopped = True
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, stop)
+    handlers = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     bar = Progress(TextColumn("simulating"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn(),
                    TextColumn("virtual {task.fields[virtual]}"), console=Console(stderr=True), transient=True,
                    disable=quiet or not sys.stderr.isatty(), auto_refresh=False)
     start = shown = time.perf_counter()
     going = True
-    with bar:
-        task = bar.add_task("", total=len(simulator.workload), virtual="0 s")
-        while going and not stopped:
-            for _ in range(100):
+    try:
+        with bar:
+            task = bar.add_task("", total=len(simulator.workload), virtual="0 s")
+            while going and not stopped:
                 going = simulator.advance()
-                if not going or stopped:
-                    break
-            if time.perf_counter() - shown > 0.2:
-                shown = time.perf_counter()
-                bar.update(task, completed=simulator.num_done, virtual=f"{simulator.now:,.0f} s", refresh=True)
+                if time.perf_counter() - shown > 0.2:
+                    shown = time.perf_counter()
+                    bar.update(task, completed=simulator.num_done, virtual=f"{simulator.now:,.0f} s", refresh=True)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
     return simulator.outcome(time.perf_counter() - start, interrupted=going)
 
 
@@ -159,7 +159,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.json:
         print(report.decode())
     else:
-        console = Console(highlight=False)
+        console = Console(highlight=False, emoji=False)
         for part in outcome_table(outcome, simulator.config):
             console.print(part)
     return EXIT_INTERRUPTED if outcome.interrupted else EXIT_OK

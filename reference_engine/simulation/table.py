@@ -48,15 +48,14 @@ def _counts(outcome: Outcome, config: EngineConfig) -> Table:
 
 
 def _memory(outcome: Outcome) -> Table:
-    table = Table(title="KV slots, % of the pool over virtual time; external waste is a part of what is free",
-                  title_justify="left")
-    for name in ("while", "seconds", "batch", "tokens", "reserved", "internal", "free", "external"):
+    table = Table(title="Mean batch, and KV slots in % of the pool (free has external in it)", title_justify="left")
+    for name in ("while", "batch", "tokens", "reserved", "internal", "free", "external"):
         table.add_column(name, justify="left" if name == "while" else "right", no_wrap=True)
     for name, means in (("busy", outcome.tally.means()), ("some wait", outcome.tally.means(only_waiting=True))):
         if means is None:
-            table.add_row(name, *[NONE] * 7)
+            table.add_row(name, *[NONE] * 6)
             continue
-        table.add_row(name, f"{means['seconds']:,.1f}", f"{means['batch']:.2f}", *(
+        table.add_row(name, f"{means['batch']:.2f}", *(
             f"{means[part]:.1f}" for part in ("token_states", "reserved", "internal_waste", "free", "external_waste")))
     return table
 

@@ -71,7 +71,7 @@ def test_every_promised_command_works_without_torch(empty_env: Path, stub: str, 
 
     helped = pabench(empty_env, "--help", cwd=tmp_path)
     assert helped.returncode == 0
-    for command in ("probe", "serve", "stub", "doctor", "conform", "run", "report", "bench"):
+    for command in ("probe", "serve", "simulate", "stub", "doctor", "conform", "run", "report", "bench"):
         assert command in helped.stdout
 
     built = pabench(empty_env, "probe", "build", "--preset", "tiny", "--out", "probe", cwd=tmp_path)
@@ -95,9 +95,10 @@ def test_every_promised_command_works_without_torch(empty_env: Path, stub: str, 
     assert reported.returncode == 0, reported.stderr
     assert "http/ring-exact" in (tmp_path / "report.html").read_text()
 
-    served = pabench(empty_env, "serve", "--model", "probe", cwd=tmp_path)
-    assert served.returncode == 2
-    assert "pabench[engine]" in served.stderr
+    for command in (("serve", "--model", "probe"), ("simulate", "--synthetic", "exp:9", "exp:9", "--limit", "5")):
+        refused = pabench(empty_env, *command, cwd=tmp_path)
+        assert refused.returncode == 2
+        assert "pabench[engine]" in refused.stderr
 
 
 def test_the_wheel_serves_where_torch_is(wheel: Path, tiny_probe: Path, tmp_path: Path) -> None:
