@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import secrets
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,14 +17,15 @@ from reference_engine.config import EngineConfig
 from reference_engine.memory.allocator import Allocator
 from reference_engine.memory.contiguous import ContiguousAllocator
 from reference_engine.memory.paged import PagedAllocator
-from reference_engine.memory.pool import KVPool, kv_dtype
+from reference_engine.memory.pool import BlockCopy, KVPool, kv_dtype
 from reference_engine.model.loader import load_model
 from reference_engine.model.transformer import Transformer
 from reference_engine.runner import Runner
 from reference_engine.sampling.beam import BeamSearch, reason_not_to_search
 from reference_engine.sampling.sampler import Sampler, choice_seed
+from reference_engine.sampling.speculative import DraftProposer, NgramProposer, Proposer, load_draft_model
 from reference_engine.scheduling.scheduler import Scheduler
-from reference_engine.scheduling.sequence import Request, SamplingParams, Sequence, TokenLogprobs, TokenOutput
+from reference_engine.scheduling.sequence import Request, SamplingParams, Sequence, Status, TokenLogprobs, TokenOutput
 from reference_engine.scheduling.step import Step
 from reference_engine.serving.metrics import EngineStats, Snapshot
 from reference_engine.serving.tokenizer import Tokenizer
@@ -49,24 +51,43 @@ class Engine:
     def __init__(self, model: Transformer, tokenizer: Tokenizer, config: EngineConfig) -> None:
         self.config, self.tokenizer = config, tokenizer
         self.allocator = build_allocator(config)
-        storage = kv_dtype(config.kv_dtype, model.dtype)
-        self.pool = KVPool(model.config, config.num_blocks, config.block_size, storage, model.device)
-        self.scheduler = Scheduler(config, self.allocator, window=model.config.uniform_window)
-        self.runner = Runner(model, self.pool, self.allocator, host_pool=self._host_pool(model))
+        self.runner = self._build_runner(model)
+        self.pool = self.runner.pool
         self.sampler = Sampler(model.config.eos_token_ids)
-        self.beams = BeamSearch(self.scheduler, self.pool, tokenizer, self.sampler.eos_token_ids)
+        self.proposer = self._build_proposer(model)
+        self.scheduler = Scheduler(config, self.allocator, window=self._window())
+        self.beams = BeamSearch(self.scheduler, self._copy_blocks, tokenizer, self.sampler.eos_token_ids)
         self.stats = EngineStats()
         self.trace: BlockTrace | None = None  # of who owns which block, where one is wanted
         self.vocab_size = model.config.vocab_size
 
-    def _host_pool(self, model: Transformer) -> KVPool | None:
-        """Where swapped blocks lie."""
-        if self.config.preemption != "swap":
+    def _build_runner(self, model: Transformer) -> Runner:
+        """A model with its KV pool, and another where swapped blocks lie, if there is swapping."""
+        c, dtype = self.config, kv_dtype(self.config.kv_dtype, model.dtype)
+        pool = KVPool(model.config, c.num_blocks, c.block_size, dtype, model.device)
+        host_pool = None
+        if c.preemption == "swap":
+            host_pool = KVPool(model.config, c.num_swap_blocks, c.block_size, dtype, torch.device("cpu"))
+        return Runner(model, pool, self.allocator, host_pool=host_pool)
+
+    def _build_proposer(self, model: Transformer) -> Proposer | None:
+        c = self.config
+        if c.speculation == "ngram":
+            return NgramProposer()
+        if c.draft_model is None:
             return None
-        return KVPool(
-            model.config, self.config.num_swap_blocks, self.config.block_size, self.pool.tensor.dtype,
-            torch.device("cpu"),
-        )
+        draft = load_draft_model(c.draft_model, model, c.max_model_len, c.weight_dtype)
+        return DraftProposer(self._build_runner(draft), self.sampler)
+
+    @property
+    def _runners(self) -> list[Runner]:
+        """One of each model. All pools lie under the same block tables."""
+        return [self.runner, self.proposer.runner] if isinstance(self.proposer, DraftProposer) else [self.runner]
+
+    def _window(self) -> int | None:
+        """What every layer of every model looks back at most; None: some look back at everything."""
+        windows = [runner.model.config.uniform_window for runner in self._runners]
+        return max((w for w in windows if w is not None), default=None) if None not in windows else None
 
     @classmethod
     def from_folder(
@@ -137,14 +158,22 @@ class Engine:
         if not step.sequences:
             return []
         self.stats.count_admissions(step.admitted)
+        if self.proposer is not None:
+            self.proposer.propose(step)
+            self.stats.count_drafts(step.drafts)
         if self.config.check_integrity:
             self._check_writes(step)
-        num_logits = [self._num_logits(seq, num_new) for seq, num_new in zip(step.sequences, step.num_new, strict=True)]
+        num_logits = [self._num_logits(seq, count) for seq, count in zip(step.sequences, step.num_rows, strict=True)]
         logits = self.runner.run(step, num_logits)
         self.scheduler.complete(step)
         rows, seqs = self._rows_to_sample(step, num_logits, logits)
-        outputs = self._sample(logits if rows == list(range(len(logits))) else logits[rows], seqs) if seqs else []
+        if rows != list(range(len(logits))):
+            logits = logits[rows]
+        outputs = self._sample(logits, seqs, step.drafts) if seqs else []
         outputs += self._advance_beams()
+        for seq in step.sequences:
+            if seq.id in step.draft_room and seq.status is Status.RUNNING:
+                self.scheduler.roll_back(seq)
         if self.config.check_integrity:
             self.scheduler.check_integrity()
         if self.trace is not None:
@@ -152,22 +181,28 @@ class Engine:
         return outputs
 
     def _check_writes(self, step: Step) -> None:
-        for seq, num_new in zip(step.sequences, step.num_new, strict=True):
-            self.allocator.check_writable(seq.id, seq.num_computed, seq.num_computed + num_new)
+        for seq, count in zip(step.sequences, step.num_rows, strict=True):
+            self.allocator.check_writable(seq.id, seq.num_computed, seq.num_computed + count)
 
-    def _num_logits(self, seq: Sequence, num_new: int) -> int:
-        """How many of a sequence's new positions have something to say: the last, and those of a prompt to be told."""
-        end = seq.num_computed + num_new
+    def _num_logits(self, seq: Sequence, count: int) -> int:
+        """How many of a sequence's next `count` positions have something to say: those of a prompt to be told, or
+        those from its last token on.
+        """
+        end = seq.num_computed + count
         told = len(seq.request.prompt_logprobs)  # the entry of position p comes from the logits of p - 1
         if seq.request.params.prompt_logprobs is not None and told < seq.num_prompt_tokens:
             return max(end - max(seq.num_computed, told - 1), 0)
-        return int(end == seq.num_tokens)
+        return max(end - seq.num_tokens + 1, 0)
 
     def _rows_to_sample(
         self, step: Step, num_logits: list[int], logits: torch.Tensor
     ) -> tuple[list[int], list[Sequence]]:
-        """(row of the logits, sequence) of every token to sample. Forks what is due behind a prompt."""
-        rows, seqs = [], []
+        """(row of the logits, sequence) of every token to sample, those behind drafts after the one before the drafts.
+
+        Forks what is due behind a prompt.
+        """
+        rows: list[int] = []
+        seqs: list[Sequence] = []
         end = 0
         for seq, count in zip(step.sequences, num_logits, strict=True):
             end += count
@@ -176,8 +211,9 @@ class Engine:
             if seq.num_computed == seq.num_tokens and seq.request.params.beam_width:
                 self.beams.offer(seq, logits[end - 1])
             elif seq.num_computed == seq.num_tokens:
-                family = [seq, *self._fork_due(seq)] if seq.forks_due else [seq]
-                rows += [end - 1] * len(family)
+                tried = len(step.drafts.get(seq.id, ()))
+                family = [seq, *self._fork_due(seq)] if seq.forks_due else [seq] * (1 + tried)
+                rows += range(end - 1 - tried, end) if tried else [end - 1] * len(family)
                 seqs += family
         return rows, seqs
 
@@ -197,18 +233,35 @@ class Engine:
         children = []
         for index in range(1, 1 + parent.forks_due):
             child = self._new_sequence(parent.request, index)
-            self.pool.copy_blocks(self.scheduler.fork_due(parent, child))
+            self._copy_blocks(self.scheduler.fork_due(parent, child))
             children.append(child)
         return children
 
-    def _sample(self, logits: torch.Tensor, seqs: list[Sequence]) -> list[StepOutput]:
-        """A token for each row."""
-        sampled = self.sampler.sample(logits, seqs)
-        now = time.monotonic()
-        return [
-            StepOutput(seq.request, self._take(seq, token, logprobs, now))
-            for seq, token, logprobs in zip(seqs, sampled.token_ids, sampled.logprobs, strict=True)
-        ]
+    def _copy_blocks(self, copies: list[BlockCopy]) -> None:
+        """Copies that cannot wait for the next step."""
+        for runner in self._runners:
+            runner.pool.copy_blocks(copies)
+
+    def _sample(
+        self, logits: torch.Tensor, seqs: list[Sequence], drafts: Mapping[int, list[int]]
+    ) -> list[StepOutput]:
+        """A token for each row that stands behind no draft, or behind drafts that are all accepted."""
+        ahead = [0] * len(seqs)  # the drafts that a row stands behind
+        for i in range(1, len(seqs) if drafts else 0):
+            ahead[i] = ahead[i - 1] + 1 if seqs[i] is seqs[i - 1] else 0
+        sampled = self.sampler.sample(logits, seqs, ahead)
+        now, accepted = time.monotonic(), False
+        outputs = []
+        for seq, behind, token, logprobs in zip(seqs, ahead, sampled.token_ids, sampled.logprobs, strict=True):
+            if behind and not accepted:
+                continue
+            seq.num_computed += behind > 0
+            guesses = drafts.get(seq.id, ())
+            agrees = behind < len(guesses) and guesses[behind] == token
+            self.stats.accepted_draft_tokens += agrees
+            outputs.append(StepOutput(seq.request, self._take(seq, token, logprobs, now)))
+            accepted = agrees and seq.status is Status.RUNNING
+        return outputs
 
     def _advance_beams(self) -> list[StepOutput]:
         """Whole answers of the requests whose beam search this step has ended."""

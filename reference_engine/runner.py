@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence as SequenceOf
 
 import numpy as np
@@ -12,6 +13,7 @@ from paged_kernels import plan_attention
 from reference_engine.memory.allocator import Allocator, blocks_for
 from reference_engine.memory.pool import KVPool
 from reference_engine.model.transformer import StepInput, Transformer
+from reference_engine.scheduling.sequence import Sequence
 from reference_engine.scheduling.step import Step
 
 
@@ -28,7 +30,18 @@ class Runner:
     def run(self, step: Step, num_logits: SequenceOf[int]) -> torch.Tensor:
         """Logits [sum(num_logits), vocab_size] float32: of each sequence those of its last num_logits[i] new tokens."""
         self.move(step)
-        return self.model.forward(self.prepare(step, num_logits), self.pool.layers)
+        texts = [
+            seq.tokens[seq.num_computed : seq.num_computed + num_new] + step.drafts.get(seq.id, [])
+            for seq, num_new in zip(step.sequences, step.num_new, strict=True)
+        ]
+        return self.compute(step.sequences, [seq.num_computed for seq in step.sequences], texts, num_logits)
+
+    def compute(
+        self, seqs: SequenceOf[Sequence], starts: SequenceOf[int], texts: SequenceOf[list[int]],
+        num_logits: SequenceOf[int],
+    ) -> torch.Tensor:
+        """Logits, as `run` gives them, of one pass over the tokens texts[i] from position starts[i] of seqs[i] on."""
+        return self.model.forward(self.prepare(seqs, starts, texts, num_logits), self.pool.layers)
 
     def move(self, step: Step) -> None:
         """Do the step's copies."""
@@ -42,32 +55,30 @@ class Runner:
             else:
                 self.pool.copy_from(self.host_pool, copies)
 
-    def prepare(self, step: Step, num_logits: SequenceOf[int]) -> StepInput:
-        """The step's batch as tensors."""
+    def prepare(
+        self, seqs: SequenceOf[Sequence], starts: SequenceOf[int], texts: SequenceOf[list[int]],
+        num_logits: SequenceOf[int],
+    ) -> StepInput:
+        """The batch of `compute` as tensors."""
         block_size = self.allocator.block_size
-        starts = np.array([seq.num_computed for seq in step.sequences], dtype=np.int64)
-        counts = np.array(step.num_new, dtype=np.int64)
-        contexts = starts + counts
+        first = np.array(starts, dtype=np.int64)
+        counts = np.array([len(text) for text in texts], dtype=np.int64)
+        contexts = first + counts
         query_start_loc = np.concatenate([[0], counts.cumsum()])
-        tables = np.zeros((len(starts), blocks_for(int(contexts.max()), block_size)), dtype=np.int64)
-        token_ids: list[int] = []
-        for i, (seq, context) in enumerate(zip(step.sequences, contexts.tolist(), strict=True)):
+        tables = np.zeros((len(seqs), blocks_for(int(contexts.max()), block_size)), dtype=np.int64)
+        for i, (seq, context) in enumerate(zip(seqs, contexts.tolist(), strict=True)):
             used = blocks_for(context, block_size)
             tables[i, :used] = self.allocator.block_table(seq.id)[:used]
-            if step.num_new[i] == 1:
-                token_ids.append(seq.tokens[seq.num_computed])
-            else:
-                token_ids += seq.tokens[seq.num_computed : context]
-                token_ids += step.drafts.get(seq.id, ())
-        owner = np.repeat(np.arange(len(starts)), counts)  # which sequence each token belongs to
-        positions = starts[owner] + np.arange(len(owner)) - query_start_loc[owner]
+        token_ids = np.fromiter(itertools.chain.from_iterable(texts), dtype=np.int64, count=int(query_start_loc[-1]))
+        owner = np.repeat(np.arange(len(seqs)), counts)  # which sequence each token belongs to
+        positions = first[owner] + np.arange(len(owner)) - query_start_loc[owner]
         slots = tables[owner, positions // block_size] * block_size + positions % block_size
         plan = plan_attention(
             self._tensor(tables), self._tensor(contexts), self._tensor(query_start_loc), block_size,
             backend=self.backend,
         )
         return StepInput(
-            self._tensor(np.array(token_ids, dtype=np.int64)), self._tensor(positions), self._tensor(slots),
+            self._tensor(token_ids), self._tensor(positions), self._tensor(slots),
             self._tensor(_last_rows(query_start_loc[1:], num_logits)), plan,
         )
 

@@ -10,11 +10,12 @@ What ends, how it scores and when the search is over is as in Hugging Face's gen
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 
-from reference_engine.memory.pool import KVPool
+from reference_engine.memory.pool import BlockCopy
 from reference_engine.scheduling.scheduler import Scheduler
 from reference_engine.scheduling.sequence import (
     Hypothesis,
@@ -122,9 +123,10 @@ class BeamSearch:
     """The beams of all requests: gathers offers, and turns choices into forks and ends."""
 
     def __init__(
-        self, scheduler: Scheduler, pool: KVPool, tokenizer: Tokenizer, eos_token_ids: frozenset[int]
+        self, scheduler: Scheduler, copy_blocks: Callable[[list[BlockCopy]], None], tokenizer: Tokenizer,
+        eos_token_ids: frozenset[int],
     ) -> None:
-        self._scheduler, self._pool, self._tokenizer = scheduler, pool, tokenizer
+        self._scheduler, self._copy_blocks, self._tokenizer = scheduler, copy_blocks, tokenizer
         self._eos_token_ids = eos_token_ids
         self._new: list[tuple[Sequence, torch.Tensor]] = []
 
@@ -187,7 +189,7 @@ class BeamSearch:
         child = Sequence(request, index, list(parent.tokens), parent.seed, logprobs=list(parent.logprobs))
         request.sequences.append(child)
         fork = self._scheduler.fork_due if parent.forks_due else self._scheduler.fork
-        self._pool.copy_blocks(fork(parent, child))
+        self._copy_blocks(fork(parent, child))
         return child
 
     def _answers(self, request: Request) -> list[TokenOutput]:

@@ -55,7 +55,14 @@ class Sampler:
     def sample(
         self, logits: torch.Tensor, seqs: SequenceOf[Sequence], ahead: SequenceOf[int] | None = None
     ) -> Sampled:
-        """logits: [len(seqs), vocab_size] float32, row i for the next token of seqs[i].
+        """logits: [len(seqs), vocab_size] float32, row i for the next token of seqs[i]. `ahead`: see `choose`."""
+        tokens = self.choose(logits, seqs, ahead)
+        return Sampled(tokens.tolist(), self.logprobs(logits, tokens, [seq.request.params.logprobs for seq in seqs]))
+
+    def choose(
+        self, logits: torch.Tensor, seqs: SequenceOf[Sequence], ahead: SequenceOf[int] | None = None
+    ) -> torch.Tensor:
+        """The tokens alone, [len(seqs)] int64.
 
         ahead[i]: how many draft tokens row i stands behind the sequence's last one; None: none anywhere. A token drawn
         depends on its place alone, so it is the same whether drafts came before it or not.
@@ -66,8 +73,7 @@ class Sampler:
         if random:
             places = [seqs[i].num_tokens + (ahead[i] if ahead else 0) for i in random]
             tokens[random] = self._draw(chooser[random], [seqs[i] for i in random], places)
-        wanted = [seq.request.params.logprobs for seq in seqs]
-        return Sampled(tokens.tolist(), self.logprobs(logits, tokens, wanted))
+        return tokens
 
     def _adjust(
         self, logits: torch.Tensor, seqs: SequenceOf[Sequence], ahead: SequenceOf[int] | None

@@ -250,11 +250,12 @@ class Scheduler:
             step.move("in", copies)
             self.stats.swapped_in_blocks += len(copies)
             seq.is_swapped, seq.num_computed = False, max(seq.num_computed, cached)
+            seq.num_drafted = max(seq.num_drafted, cached)
         else:
             found = self.allocator.allocate(seq.id, seq.num_tokens, seq.final_tokens, keys)
             if found is None:
                 return False
-            seq.num_computed = cached = found
+            seq.num_computed = seq.num_drafted = cached = found
             self._count_admission(seq, cached, step, looked=bool(keys))
         seq.num_published = cached // self.allocator.block_size
         return True
@@ -290,6 +291,7 @@ class Scheduler:
 
     def roll_back(self, seq: Sequence) -> None:
         """Give back the blocks that were taken for draft tokens and are not needed for the next one."""
+        seq.num_drafted = min(seq.num_drafted, seq.num_computed)
         size = self.allocator.block_size
         needed = min(-(-seq.num_tokens // size) * size, seq.final_tokens)
         if seq.num_slots > needed:
@@ -311,6 +313,7 @@ class Scheduler:
             return []
         child.status = Status.RUNNING
         child.num_computed, child.num_slots = parent.num_computed, parent.num_slots
+        child.num_drafted = parent.num_drafted
         child.keys, child.num_published = list(parent.keys), parent.num_published
         bisect.insort(self.running, child, key=_order)
         self._width += child.width
@@ -331,7 +334,7 @@ class Scheduler:
         """Take a sequence from the running ones and free its blocks."""
         self._leave(seq)
         self.allocator.free(seq.id)
-        seq.num_computed = 0
+        seq.num_computed = seq.num_drafted = 0
 
     def written(self) -> dict[int, int]:
         """Sequence id -> tokens whose keys and values are written, of all that hold blocks."""

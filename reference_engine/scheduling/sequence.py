@@ -6,6 +6,7 @@ import itertools
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
+from reference_engine.sampling.ngram import NgramIndex
 from reference_engine.serving.tokenizer import TextStream
 
 TokenIds = tuple[int, ...] | range  # a simulation knows only how many there are
@@ -139,6 +140,7 @@ class Sequence:
     forks_due: int = 0
     num_tokens: int = 0       # length of `tokens`, which a simulation does not have
     num_computed: int = 0
+    num_drafted: int = 0      # those before it have their KV written in the draft model's pool too, where there is one
     num_slots: int = 0        # slots it may write, those of its first tokens
     final_tokens: int = 0     # slots it needs in the end
     status: Status = Status.WAITING
@@ -149,6 +151,7 @@ class Sequence:
     cum_logprob: float = 0.0  # of a beam
     logprobs: list[TokenLogprobs] = field(default_factory=list)  # of a beam's output, where they were asked for
     offer: tuple[tuple[int, float], ...] | None = None  # a beam's next tokens and log-probabilities, likeliest first
+    ngrams: NgramIndex | None = None  # of its tokens, once drafts were asked of them
     last_token_s: float = 0.0  # monotonic, when the last token was made; 0.0 before the first
     id: int = field(default_factory=lambda: next(_seq_ids))
     order: tuple[int, int, int] = field(init=False)  # who goes first: by priority, then by arrival, then by choice

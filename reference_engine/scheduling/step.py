@@ -28,6 +28,14 @@ class Step:
         self.sequences.append(seq)
         self.num_new.append(num_new)
 
+    @property
+    def num_rows(self) -> list[int]:
+        """Tokens that the pass computes of each sequence: the new ones, and the drafts behind them."""
+        if not self.drafts:
+            return self.num_new
+        pairs = zip(self.sequences, self.num_new, strict=True)
+        return [num_new + len(self.drafts.get(seq.id, ())) for seq, num_new in pairs]
+
     def move(self, kind: str, copies: SequenceOf[BlockCopy]) -> None:
         """Copies to do before the pass; consecutive ones of a kind are done as if at once."""
         if not copies:

@@ -69,6 +69,7 @@ class EngineStats:
 
     prompt_tokens: int = 0
     generation_tokens: int = 0
+    draft_rounds: int = 0           # steps in which a sequence had draft tokens, each sequence counted
     draft_tokens: int = 0           # guessed by speculation, and verified
     accepted_draft_tokens: int = 0  # those of them that the model would have made too
     finished: dict[str, int] = field(default_factory=lambda: {"stop": 0, "length": 0, "abort": 0})  # choices, by reason
@@ -107,6 +108,16 @@ class EngineStats:
         self.generation_tokens += num_tokens
         self.prompt_tokens += len(request.prompt)
         self.time_to_first_token.observe(now_s - request.arrival_s)
+
+    def count_drafts(self, drafts: dict[int, list[int]]) -> None:
+        """The draft tokens of a step, by sequence id."""
+        self.draft_rounds += len(drafts)
+        self.draft_tokens += sum(map(len, drafts.values()))
+
+    @property
+    def acceptance_length(self) -> float:
+        """Tokens that a round with drafts gives on average, with the one that the model adds itself; 1.0 for none."""
+        return 1 + self.accepted_draft_tokens / max(self.draft_rounds, 1)
 
     def copy(self) -> EngineStats:
         """An independent copy."""
