@@ -7,6 +7,8 @@ its own first one again, since a masked weight of zero times a NaN value would s
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -115,15 +117,38 @@ class TorchPlan:
         return _DecodeGroup(rows, slots.flatten(), mask[:, None, None, :], width)
 
 
+_local = threading.local()  # what a gather is written into: new memory for each would cost more than the gather
+
+
+def _workspace(role: str, rows: int, width: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Scratch memory [rows, width], this thread's, valid until it is asked for again in the same role."""
+    key = f"{role} {dtype} {device}"
+    kept: torch.Tensor | None = getattr(_local, key, None)
+    if kept is None or kept.numel() < rows * width:
+        kept = torch.empty(rows * width * 3 // 2, dtype=dtype, device=device)  # contexts grow a token a step
+        setattr(_local, key, kept)
+    return kept[: rows * width].view(rows, width)
+
+
 def _gather(
-    stored: torch.Tensor, scale: torch.Tensor | None, slots: torch.Tensor, dtype: torch.dtype
+    role: str, stored: torch.Tensor, scale: torch.Tensor | None, slots: torch.Tensor, dtype: torch.dtype
 ) -> torch.Tensor:
-    """Real values [len(slots), num_kv_heads, head_dim] of the slots. One row a slot: a plain copy of adjacent bytes."""
+    """Real values [len(slots), num_kv_heads, head_dim] of the slots, valid until the next gather in this role.
+
+    One row a slot: a plain copy of adjacent bytes.
+    """
     heads, head_dim = stored.shape[2:]
-    rows = stored.view(-1, heads * head_dim).index_select(0, slots).view(-1, heads, head_dim)
+    rows = _workspace(role, len(slots), heads * head_dim, stored.dtype, stored.device)
+    torch.index_select(stored.view(-1, heads * head_dim), 0, slots, out=rows)
+    rows = rows.view(-1, heads, head_dim)
     if scale is None:
         return rows.to(dtype)
     return dequantise(rows, scale.view(-1, heads).index_select(0, slots), dtype)
+
+
+def _halves(cache: KVCache) -> Iterator[tuple[str, torch.Tensor, torch.Tensor | None]]:
+    yield "key", cache.key, cache.key_scale
+    yield "value", cache.value, cache.value_scale
 
 
 def _attend_decodes(
@@ -134,8 +159,8 @@ def _attend_decodes(
     # The query heads of one KV head stand where attention has its query positions: no copy of K and V per head.
     q = query.index_select(0, group.rows).view(n, num_kv_heads, num_q_heads // num_kv_heads, head_dim)
     k, v = (
-        _gather(stored, scales, group.slots, query.dtype).view(n, group.width, num_kv_heads, -1).transpose(1, 2)
-        for stored, scales in ((cache.key, cache.key_scale), (cache.value, cache.value_scale))
+        _gather(role, stored, scales, group.slots, query.dtype).view(n, group.width, num_kv_heads, -1).transpose(1, 2)
+        for role, stored, scales in _halves(cache)
     )  # [n, num_kv_heads, width, head_dim]
     return _softmax_attention(q, k, v, group.mask, scale, soft_cap).reshape(n, num_q_heads, head_dim)
 
@@ -148,8 +173,8 @@ def _attend_prefill(
     groups = rows.shape[1] // num_kv_heads
     q = rows.view(len(rows), num_kv_heads, groups, -1).permute(1, 2, 0, 3)  # [num_kv_heads, group, query_len, head_dim]
     k, v = (
-        _gather(stored, scales, prefill.slots, query.dtype).transpose(0, 1)[:, None].expand(-1, groups, -1, -1)
-        for stored, scales in ((cache.key, cache.key_scale), (cache.value, cache.value_scale))
+        _gather(role, stored, scales, prefill.slots, query.dtype).transpose(0, 1)[:, None].expand(-1, groups, -1, -1)
+        for role, stored, scales in _halves(cache)
     )  # [num_kv_heads, group, width, head_dim]
     out = _softmax_attention(q, k, v, prefill.mask, scale, soft_cap)
     return out.permute(2, 0, 1, 3).reshape(rows.shape)
