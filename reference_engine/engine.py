@@ -17,13 +17,13 @@ from reference_engine.config import EngineConfig
 from reference_engine.memory.allocator import Allocator
 from reference_engine.memory.contiguous import ContiguousAllocator
 from reference_engine.memory.paged import PagedAllocator
-from reference_engine.memory.pool import BlockCopy, KVPool, kv_dtype
+from reference_engine.memory.pool import BlockCopy
 from reference_engine.model.loader import load_model
 from reference_engine.model.transformer import Transformer
 from reference_engine.runner import Runner
 from reference_engine.sampling.beam import BeamSearch, reason_not_to_search
 from reference_engine.sampling.sampler import Sampler, choice_seed
-from reference_engine.sampling.speculative import DraftProposer, NgramProposer, Proposer, load_draft_model
+from reference_engine.sampling.speculative import DraftProposer, build_proposer
 from reference_engine.scheduling.scheduler import Scheduler
 from reference_engine.scheduling.sequence import Request, SamplingParams, Sequence, Status, TokenLogprobs, TokenOutput
 from reference_engine.scheduling.step import Step
@@ -51,33 +51,15 @@ class Engine:
     def __init__(self, model: Transformer, tokenizer: Tokenizer, config: EngineConfig) -> None:
         self.config, self.tokenizer = config, tokenizer
         self.allocator = build_allocator(config)
-        self.runner = self._build_runner(model)
+        self.runner = Runner.build(model, config, self.allocator)
         self.pool = self.runner.pool
         self.sampler = Sampler(model.config.eos_token_ids)
-        self.proposer = self._build_proposer(model)
+        self.proposer = build_proposer(config, model, self.allocator, self.sampler)
         self.scheduler = Scheduler(config, self.allocator, window=self._window())
         self.beams = BeamSearch(self.scheduler, self._copy_blocks, tokenizer, self.sampler.eos_token_ids)
         self.stats = EngineStats()
         self.trace: BlockTrace | None = None  # of who owns which block, where one is wanted
         self.vocab_size = model.config.vocab_size
-
-    def _build_runner(self, model: Transformer) -> Runner:
-        """A model with its KV pool, and another where swapped blocks lie, if there is swapping."""
-        c, dtype = self.config, kv_dtype(self.config.kv_dtype, model.dtype)
-        pool = KVPool(model.config, c.num_blocks, c.block_size, dtype, model.device)
-        host_pool = None
-        if c.preemption == "swap":
-            host_pool = KVPool(model.config, c.num_swap_blocks, c.block_size, dtype, torch.device("cpu"))
-        return Runner(model, pool, self.allocator, host_pool=host_pool)
-
-    def _build_proposer(self, model: Transformer) -> Proposer | None:
-        c = self.config
-        if c.speculation == "ngram":
-            return NgramProposer()
-        if c.draft_model is None:
-            return None
-        draft = load_draft_model(c.draft_model, model, c.max_model_len, c.weight_dtype)
-        return DraftProposer(self._build_runner(draft), self.sampler)
 
     @property
     def _runners(self) -> list[Runner]:
@@ -246,18 +228,18 @@ class Engine:
         self, logits: torch.Tensor, seqs: list[Sequence], drafts: Mapping[int, list[int]]
     ) -> list[StepOutput]:
         """A token for each row that stands behind no draft, or behind drafts that are all accepted."""
-        ahead = [0] * len(seqs)  # the drafts that a row stands behind
+        behind: list[list[int]] = [[]] * len(seqs)  # the drafts that a row stands behind
         for i in range(1, len(seqs) if drafts else 0):
-            ahead[i] = ahead[i - 1] + 1 if seqs[i] is seqs[i - 1] else 0
-        sampled = self.sampler.sample(logits, seqs, ahead)
+            if seqs[i] is seqs[i - 1]:
+                behind[i] = drafts[seqs[i].id][: len(behind[i - 1]) + 1]
+        sampled = self.sampler.sample(logits, seqs, behind if drafts else None)
         now, accepted = time.monotonic(), False
         outputs = []
-        for seq, behind, token, logprobs in zip(seqs, ahead, sampled.token_ids, sampled.logprobs, strict=True):
-            if behind and not accepted:
+        for seq, before, token, logprobs in zip(seqs, behind, sampled.token_ids, sampled.logprobs, strict=True):
+            if before and not accepted:
                 continue
-            seq.num_computed += behind > 0
-            guesses = drafts.get(seq.id, ())
-            agrees = behind < len(guesses) and guesses[behind] == token
+            seq.num_computed += bool(before)
+            agrees = drafts.get(seq.id, [])[len(before) : len(before) + 1] == [token]
             self.stats.accepted_draft_tokens += agrees
             outputs.append(StepOutput(seq.request, self._take(seq, token, logprobs, now)))
             accepted = agrees and seq.status is Status.RUNNING

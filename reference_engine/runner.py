@@ -10,8 +10,9 @@ import torch
 from numpy.typing import NDArray
 from paged_kernels import plan_attention
 
+from reference_engine.config import EngineConfig
 from reference_engine.memory.allocator import Allocator, blocks_for
-from reference_engine.memory.pool import KVPool
+from reference_engine.memory.pool import KVPool, kv_dtype
 from reference_engine.model.transformer import StepInput, Transformer
 from reference_engine.scheduling.sequence import Sequence
 from reference_engine.scheduling.step import Step
@@ -26,6 +27,16 @@ class Runner:
     ) -> None:
         self.model, self.pool, self.host_pool, self.allocator = model, pool, host_pool, allocator
         self.backend = backend
+
+    @classmethod
+    def build(cls, model: Transformer, config: EngineConfig, allocator: Allocator) -> Runner:
+        """With a new KV pool, and one in host memory if the config swaps."""
+        dtype = kv_dtype(config.kv_dtype, model.dtype)
+        pool = KVPool(model.config, config.num_blocks, config.block_size, dtype, model.device)
+        host_pool = None
+        if config.preemption == "swap":
+            host_pool = KVPool(model.config, config.num_swap_blocks, config.block_size, dtype, torch.device("cpu"))
+        return cls(model, pool, allocator, host_pool=host_pool)
 
     def run(self, step: Step, num_logits: SequenceOf[int]) -> torch.Tensor:
         """Logits [sum(num_logits), vocab_size] float32: of each sequence those of its last num_logits[i] new tokens."""

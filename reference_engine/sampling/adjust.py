@@ -9,24 +9,23 @@ import torch
 from reference_engine.scheduling.sequence import SamplingParams, Sequence
 
 
-def adjust(row: torch.Tensor, seq: Sequence, ahead: int, eos_token_ids: frozenset[int]) -> None:
+def adjust(row: torch.Tensor, seq: Sequence, drafts: list[int], eos_token_ids: frozenset[int]) -> None:
     """Apply to `row` [vocab_size], in place, what the request of `seq` asks for. Token ids beyond the row are nothing.
 
-    ahead: draft tokens between the sequence's last one and this row. Penalties count `seq.tokens` alone, so a sequence
-    with penalties must not have any.
+    drafts: the draft tokens between the sequence's last one and this row.
     """
     params = seq.request.params
     if params.allowed_token_ids is not None:
         forbidden = torch.ones(len(row), dtype=torch.bool, device=row.device)
         forbidden[_within(row, params.allowed_token_ids)] = False
         row[forbidden] = -torch.inf
-    if seq.num_output_tokens + ahead < params.min_tokens:
+    if seq.num_output_tokens + len(drafts) < params.min_tokens:
         ends = params.stop_token_ids | (frozenset() if params.ignore_eos else eos_token_ids)
         row[_within(row, ends)] = -torch.inf
     for token, bias in params.logit_bias:
         row[token] += bias
     if params.penalises:
-        _penalise(row, seq.tokens, seq.num_prompt_tokens, params)
+        _penalise(row, seq.tokens + drafts, seq.num_prompt_tokens, params)
 
 
 def _penalise(row: torch.Tensor, tokens: SequenceOf[int], num_prompt_tokens: int, params: SamplingParams) -> None:

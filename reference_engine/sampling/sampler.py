@@ -53,30 +53,30 @@ class Sampler:
         self.eos_token_ids = eos_token_ids
 
     def sample(
-        self, logits: torch.Tensor, seqs: SequenceOf[Sequence], ahead: SequenceOf[int] | None = None
+        self, logits: torch.Tensor, seqs: SequenceOf[Sequence], drafts: SequenceOf[list[int]] | None = None
     ) -> Sampled:
-        """logits: [len(seqs), vocab_size] float32, row i for the next token of seqs[i]. `ahead`: see `choose`."""
-        tokens = self.choose(logits, seqs, ahead)
+        """logits: [len(seqs), vocab_size] float32, row i for the next token of seqs[i]. `drafts`: see `choose`."""
+        tokens = self.choose(logits, seqs, drafts)
         return Sampled(tokens.tolist(), self.logprobs(logits, tokens, [seq.request.params.logprobs for seq in seqs]))
 
     def choose(
-        self, logits: torch.Tensor, seqs: SequenceOf[Sequence], ahead: SequenceOf[int] | None = None
+        self, logits: torch.Tensor, seqs: SequenceOf[Sequence], drafts: SequenceOf[list[int]] | None = None
     ) -> torch.Tensor:
         """The tokens alone, [len(seqs)] int64.
 
-        ahead[i]: how many draft tokens row i stands behind the sequence's last one; None: none anywhere. A token drawn
-        depends on its place alone, so it is the same whether drafts came before it or not.
+        drafts[i]: the draft tokens between the sequence's last one and row i; None: none anywhere. What is chosen is
+        what would be if they were the sequence's own: it depends on the text and on the place alone.
         """
-        chooser = self._adjust(logits, seqs, ahead)
+        chooser = self._adjust(logits, seqs, drafts)
         tokens = chooser.argmax(dim=-1)
         random = [i for i, seq in enumerate(seqs) if seq.request.params.temperature > 0]
         if random:
-            places = [seqs[i].num_tokens + (ahead[i] if ahead else 0) for i in random]
+            places = [seqs[i].num_tokens + (len(drafts[i]) if drafts else 0) for i in random]
             tokens[random] = self._draw(chooser[random], [seqs[i] for i in random], places)
         return tokens
 
     def _adjust(
-        self, logits: torch.Tensor, seqs: SequenceOf[Sequence], ahead: SequenceOf[int] | None
+        self, logits: torch.Tensor, seqs: SequenceOf[Sequence], drafts: SequenceOf[list[int]] | None
     ) -> torch.Tensor:
         """The logits to choose by: those given, or a copy with what some requests ask for."""
         rows = [i for i, seq in enumerate(seqs) if seq.request.params.adjusts_logits]
@@ -84,7 +84,7 @@ class Sampler:
             return logits
         changed = logits.clone()
         for i in rows:
-            adjust(changed[i], seqs[i], ahead[i] if ahead else 0, self.eos_token_ids)
+            adjust(changed[i], seqs[i], drafts[i] if drafts else [], self.eos_token_ids)
         return changed
 
     def _draw(self, logits: torch.Tensor, seqs: SequenceOf[Sequence], places: SequenceOf[int]) -> torch.Tensor:

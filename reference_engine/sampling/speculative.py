@@ -14,6 +14,8 @@ from typing import Protocol
 import torch
 
 from pabench.errors import UsageError
+from reference_engine.config import EngineConfig
+from reference_engine.memory.allocator import Allocator
 from reference_engine.model.families import read_model_config
 from reference_engine.model.loader import load_model
 from reference_engine.model.transformer import Transformer
@@ -63,10 +65,10 @@ class DraftProposer:
         guessing = [seq for seq in step.sequences if seq.id in step.draft_room]
         logits = self._catch_up(step)
         while guessing:
-            ahead = [len(step.drafts.setdefault(seq.id, [])) for seq in guessing]
-            tokens = self.sampler.choose(logits, guessing, ahead).tolist()
-            for seq, token in zip(guessing, tokens, strict=True):
-                step.drafts[seq.id].append(token)
+            drafts = [step.drafts.setdefault(seq.id, []) for seq in guessing]
+            tokens = self.sampler.choose(logits, guessing, drafts).tolist()
+            for mine, token in zip(drafts, tokens, strict=True):
+                mine.append(token)
             guessing = [seq for seq in guessing if len(step.drafts[seq.id]) < step.draft_room[seq.id]]
             if guessing:
                 logits = self._compute(guessing, [[step.drafts[seq.id][-1]] for seq in guessing], [1] * len(guessing))
@@ -89,8 +91,19 @@ class DraftProposer:
         return logits
 
 
-def load_draft_model(folder: Path, target: Transformer, max_model_len: int, weight_dtype: str) -> Transformer:
-    """The draft model of a folder, where `target` is. Raises UsageError, before it loads, unless it fits the target."""
+def build_proposer(
+    config: EngineConfig, target: Transformer, allocator: Allocator, sampler: Sampler
+) -> Proposer | None:
+    """The proposer that the config names, None for none. Raises UsageError for a draft model that does not fit."""
+    if config.speculation == "ngram":
+        return NgramProposer()
+    if config.draft_model is None:
+        return None
+    draft = _load_draft_model(config.draft_model, target, config.max_model_len, config.weight_dtype)
+    return DraftProposer(Runner.build(draft, config, allocator), sampler)
+
+
+def _load_draft_model(folder: Path, target: Transformer, max_model_len: int, weight_dtype: str) -> Transformer:
     config = read_model_config(folder)
     if config.vocab_size != target.config.vocab_size:
         raise UsageError(f"the draft model {folder} has {config.vocab_size} token ids, the model has "
