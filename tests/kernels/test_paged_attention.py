@@ -87,9 +87,10 @@ def test_prefills_chunks_and_decodes_in_one_batch_equal_dense(block_size):
     Case([1, 16, 33, 40, 129, 2], [1, 16, 17, 1, 2, 2], block_size=block_size).assert_equal()
 
 
+@pytest.mark.parametrize(("kv_heads", "group"), [(4, 1), (2, 2), (1, 4)], ids=["mha", "gqa", "mqa"])
 @pytest.mark.parametrize("head_dim", [64, 80, 96, 112, 128, 256])
-def test_head_dims(head_dim):
-    Case([17, 48], [1, 48], head_dim=head_dim).assert_equal()
+def test_head_dims(head_dim, kv_heads, group):
+    Case([17, 48, 30], [1, 48, 7], head_dim=head_dim, kv_heads=kv_heads, group=group).assert_equal()
 
 
 @pytest.mark.parametrize("soft_cap", [None, 0.7])

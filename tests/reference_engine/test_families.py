@@ -44,6 +44,8 @@ CASES = {
     "llama-yarn": ("Llama", {"rope_parameters": YARN}),
     "llama-yarn-details": ("Llama", {"rope_parameters": YARN | {
         "beta_fast": 8, "beta_slow": 2, "truncate": False, "mscale": 0.7, "mscale_all_dim": 1.3}}),
+    "llama-yarn-clamped": ("Llama", {"rope_parameters": YARN | {
+        "rope_theta": 60.0, "original_max_position_embeddings": 1024}}),
     "llama-gelu": ("Llama", {"hidden_act": "gelu_pytorch_tanh"}),
     "smollm3": ("SmolLM3", {"num_hidden_layers": 5}),
     "smollm3-named-layers": ("SmolLM3", {"no_rope_layers": [0, 1, 1], "attention_bias": True, "mlp_bias": True,
