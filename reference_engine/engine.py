@@ -250,7 +250,7 @@ class Engine:
         ended = self.beams.advance()
         now = time.monotonic()
         for request, outputs in ended:
-            self.stats.count_answer(request, len(outputs), now)
+            self.stats.count_answer(request, outputs, now)
         return [StepOutput(request, output) for request, outputs in ended for output in outputs]
 
     def _take(self, seq: Sequence, token: int, logprobs: TokenLogprobs | None, now: float) -> TokenOutput:

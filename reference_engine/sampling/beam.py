@@ -47,15 +47,24 @@ def reason_not_to_search(params: SamplingParams, vocab_size: int, eos_token_ids:
         return f"n is {params.n}, but a search of beam_width {width} has {width} answers: ask for fewer or search wider"
     if params.stop:
         return f"stop strings {list(params.stop)} cannot end beams: use stop_token_ids"
-    if params.temperature not in (0, 1) or params.top_p < 1 or params.top_k > 0:
-        return (f"beams are ranked by the model's own distribution: got temperature {params.temperature}, top_p "
-                f"{params.top_p}, top_k {params.top_k}, expected temperature 0 or 1 and no top_p or top_k")
+    if bent := _bent(params):
+        return (f"beams are ranked by the model's own distribution, which {', '.join(bent)} would change: leave them "
+                "out, and temperature at 0 or 1")
     if not abs(params.length_penalty) <= _MAX_PENALTY:
         return f"length_penalty is {params.length_penalty}, expected a number from -{_MAX_PENALTY} to {_MAX_PENALTY}"
     goes_on = vocab_size - sum(token < vocab_size for token in end_ids(params, eos_token_ids))
     if goes_on < width:
         return f"beam_width is {width}, but only {goes_on} tokens of the vocabulary do not end a beam: search narrower"
     return None
+
+
+def _bent(params: SamplingParams) -> list[str]:
+    """Parameters that change the distribution to choose from."""
+    untouched = {"top_p": (1,), "top_k": (0, -1), "min_p": (0,), "temperature": (0, 1), "presence_penalty": (0,),
+                 "frequency_penalty": (0,), "repetition_penalty": (1,), "logit_bias": ((),),
+                 "allowed_token_ids": (None,)}
+    return [f"{name} {getattr(params, name)}" for name, values in untouched.items()
+            if getattr(params, name) not in values]
 
 
 class Candidate(NamedTuple):
@@ -116,7 +125,9 @@ def _tell(candidate: Candidate) -> list[TokenLogprobs]:
     asked = candidate.beam.request.params.logprobs
     if asked is None:
         return []
-    return [TokenLogprobs(candidate.logprob, (candidate.beam.offer or ())[:asked])]
+    offer = candidate.beam.offer or ()
+    rank = 1 + sum(logprob > candidate.logprob for _, logprob in offer)
+    return [TokenLogprobs(candidate.logprob, offer[:asked], rank)]
 
 
 class BeamSearch:

@@ -10,6 +10,7 @@ import bisect
 import copy
 import time
 from collections.abc import Iterable, Iterator
+from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field, fields
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -25,7 +26,7 @@ from prometheus_client.registry import Collector
 from reference_engine.config import EngineConfig
 from reference_engine.memory.allocator import KVSplit
 from reference_engine.scheduling.scheduler import SchedulerStats
-from reference_engine.scheduling.sequence import Request, Sequence
+from reference_engine.scheduling.sequence import Request, Sequence, TokenOutput
 
 PREFIX = "pabench_ref:"
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -103,9 +104,13 @@ class EngineStats:
             self.time_to_first_token.observe(now_s - seq.request.arrival_s)
         seq.last_token_s = now_s
 
-    def count_answer(self, request: Request, num_tokens: int, now_s: float) -> None:
-        """All tokens of a request that answers at once, at its end."""
-        self.generation_tokens += num_tokens
+    def count_answer(self, request: Request, outputs: SequenceOf[TokenOutput], now_s: float) -> None:
+        """All tokens of all choices of a request that answers at once, at its end."""
+        self.generation_tokens += len(outputs)
+        for output in outputs:
+            if output.finish_reason is not None:
+                self.finished[output.finish_reason] += 1
+        self.e2e_latency.observe(now_s - request.arrival_s)
         self.prompt_tokens += len(request.prompt)
         self.time_to_first_token.observe(now_s - request.arrival_s)
 
