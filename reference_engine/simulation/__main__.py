@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import signal
 import sys
 import time
@@ -121,6 +122,8 @@ def simulate(simulator: Simulator, *, quiet: bool) -> Outcome:
     bar = Progress(TextColumn("simulating"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn(),
                    TextColumn("virtual {task.fields[virtual]}"), console=Console(stderr=True), transient=True,
                    disable=quiet or not sys.stderr.isatty(), auto_refresh=False)
+    gc.collect()
+    gc.freeze()  # torch is large, and each collection would walk through all of it
     start = shown = time.perf_counter()
     going = True
     try:
@@ -132,6 +135,7 @@ def simulate(simulator: Simulator, *, quiet: bool) -> Outcome:
                     shown = time.perf_counter()
                     bar.update(task, completed=simulator.num_done, virtual=f"{simulator.now:,.0f} s", refresh=True)
     finally:
+        gc.unfreeze()
         for number, handler in handlers.items():
             signal.signal(number, handler)
     return simulator.outcome(time.perf_counter() - start, interrupted=going)

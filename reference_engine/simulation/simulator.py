@@ -54,7 +54,7 @@ class Simulator:
         self._end_s = np.full(len(workload), np.nan)
         self._tally = Tally(config.num_blocks * config.block_size)
         self._external = 0
-        self._generated = self._ended = self._swapped_tokens = 0
+        self._generated = self._ended = 0
 
     def advance(self) -> bool:
         """Simulate some more: a step, or a leap of them. False when nothing is left to do."""
@@ -115,28 +115,25 @@ class Simulator:
         context = sum([seq.num_computed for seq in step.sequences])
         took = self.law.seconds(num_new - decodes, decodes, context, swapped)
         self.now += took
-        self._swapped_tokens += swapped
         memory = self._memory()
         self._tally.add(took, memory)
         if self.observer is not None:
             self.observer(memory)
-        if self._starting:
-            done = [seq.id for seq in step.sequences if seq.num_computed == seq.num_tokens]
-            first = list(self._starting.intersection(done))
+        self._settle(step, may_start=joined or preempted or not self._all_decode)
+
+    def _settle(self, step: Step, *, may_start: bool) -> None:
+        """A token for each sequence that has computed all it had. The last one ends it, and is never fed back."""
+        ready = [seq for seq in step.sequences if seq.num_computed == seq.num_tokens]
+        if may_start:
+            first = list(self._starting.intersection([seq.id for seq in ready]))
             self._starting.difference_update(first)
             self._first_s[first] = self.now
-        self._settle(step)
-
-    def _settle(self, step: Step) -> None:
-        """A token for each sequence that has computed all it had. The last one ends it, and is never fed back."""
         ended = []
-        made = 0
-        for seq in step.sequences:
-            if seq.num_computed == seq.num_tokens:
-                made += 1
-                seq.num_tokens += 1
-                if seq.num_tokens > seq.final_tokens:
-                    ended.append(seq)
+        for seq in ready:
+            seq.num_tokens = num_tokens = seq.num_tokens + 1
+            if num_tokens > seq.final_tokens:
+                ended.append(seq)
+        made = len(ready)
         self._generated += made
         self._all_decode = made == len(self.scheduler.running)
         self._quiet &= self._all_decode and not (ended and self.scheduler.waiting)
@@ -194,7 +191,7 @@ class Simulator:
                 self.scheduler.grow(seq, step)
         self.scheduler.complete(step)
         self._generated += (steps - 1) * len(running)
-        self._settle(step)
+        self._settle(step, may_start=False)
 
     def _growth(self, running: list[Sequence], most: int) -> dict[int, tuple[int, int]]:
         """Which of the next `most` steps take blocks, from 0: (blocks, slots of them that will never be used)."""

@@ -315,9 +315,7 @@ def test_the_command_prints_tables_and_writes_json(trace_file, tmp_path):
     assert report["requests"] == {"all": 50, "finished": 50, "refused": {}, "unfinished": 0, "rows_dropped": {
         "the prompt's length is no whole number of tokens from 1 up": 1}}
     assert report["generated_tokens"] == 1500
-    again = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert again.returncode == 2
-    assert "exists already" in again.stderr
+    assert main(["--trace", str(trace_file), "--out", str(out)]) == 2, "what a file holds is not written over"
 
 
 @pytest.mark.parametrize(("options", "said"), [
