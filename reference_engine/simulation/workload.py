@@ -19,7 +19,7 @@ LARGEST_DRAW = 2**31 - 1
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """n requests in order of arrival; `num_refused` of more were left out as their rows made no sense.
+    """n requests in order of arrival; `dropped`: reason -> rows that were left out as they made no sense.
 
     arrival_s [n] float64, prompt_tokens [n] int32, output_tokens [n] int32
     """
