@@ -16,47 +16,17 @@ import uvloop
 from aiohttp import web
 
 from pabench.errors import EXIT_INTERRUPTED, EXIT_OK, PabenchError, UsageError
+from reference_engine.arguments import describe, engine_config, parser
 from reference_engine.block_trace import BlockTrace, check_new_file
-from reference_engine.config import CHOICES, DTYPES, EngineConfig
+from reference_engine.config import DTYPES
 from reference_engine.engine import Engine
-from reference_engine.model.families import read_model_config
 from reference_engine.serving.async_engine import AsyncEngine
 from reference_engine.serving.server import Server
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    p = argparse.ArgumentParser(
-        prog="python -m reference_engine", formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        description="An OpenAI-compatible engine with a paged or a contiguous KV cache.",
-    )
-    p.add_argument("--model", type=Path, required=True, help="Hugging Face folder of a Llama-family model")
-    p.add_argument("--served-model-name", help="name that clients ask for; default: the folder's name")
-    p.add_argument("--host", default="127.0.0.1", help="address to listen on")
-    p.add_argument("--port", type=int, default=8000, help="port to listen on")
-    p.add_argument("--dtype", choices=sorted(DTYPES), default="float32", help="of weights and KV cache")
-    p.add_argument("--device", default="cpu", help="torch device")
-    p.add_argument("--kv", choices=CHOICES["kv"], default="paged", help="how sequences get KV memory")
-    p.add_argument("--block-size", type=int, default=16, help="slots (tokens) in a block")
-    p.add_argument("--num-blocks", type=int, default=2048, help="blocks in the KV cache, allocated once")
-    p.add_argument("--max-num-seqs", type=int, default=64, help="sequences that run at once")
-    p.add_argument("--max-model-len", type=int, help="longest prompt plus output, tokens; default: the model's own")
-    p.add_argument("--max-num-batched-tokens", type=int, default=2048, help="tokens in one step")
-    p.add_argument("--trace", type=Path, help="new file that records which sequence owns which block at each step")
-    p.add_argument("--check-integrity", action="store_true", help="check all books after every step (slow)")
-    return p
-
-
 def build_engine(args: argparse.Namespace) -> Engine:
-    """Load the model and allocate the cache. Raises UsageError for what cannot be."""
-    longest = read_model_config(args.model).max_position_embeddings
-    config = EngineConfig(
-        max_model_len=args.max_model_len or longest, kv=args.kv, block_size=args.block_size,
-        num_blocks=args.num_blocks, max_num_seqs=args.max_num_seqs,
-        max_num_batched_tokens=args.max_num_batched_tokens, check_integrity=args.check_integrity,
-    )
-    if config.max_model_len > longest:
-        raise UsageError(f"--max-model-len is {config.max_model_len}, the model goes to {longest} tokens")
+    """Load the model and allocate the cache. Raises UsageError for what cannot be, before it loads where it can."""
+    config = engine_config(args)
     try:
         torch.empty(0, device=args.device)
     except (RuntimeError, AssertionError) as error:  # an unknown name, or a device that torch here cannot use
@@ -92,8 +62,7 @@ async def serve(engine: Engine, sock: socket.socket, served_model: str, model_ro
     try:
         await web.SockSite(runner, sock, backlog=1024).start()
         host, port = sock.getsockname()[:2]
-        print(f"{served_model}: {engine.config.kv} KV cache, {engine.config.num_blocks} blocks of "
-              f"{engine.config.block_size} tokens, {engine.pool.num_bytes / 2**20:.0f} MiB; "
+        print(f"{served_model}: {describe(engine.config)}, {engine.pool.num_bytes / 2**20:.0f} MiB; "
               f"listening on http://{host}:{port}", flush=True)
         await stop.wait()
     except OSError as error:

@@ -286,6 +286,7 @@ class Engine:
             num_running=len(self.scheduler.running),
             num_waiting=len(self.scheduler.waiting),
             num_swapped=sum(seq.is_swapped for seq in self.scheduler.waiting),
+            num_idle_blocks=len(self.allocator.idle_blocks),
             num_host_blocks=self.scheduler.swap.num_used_blocks if self.scheduler.swap is not None else 0,
             scheduler=copy.copy(self.scheduler.stats),
             kv_usage=1 - self.allocator.num_free_blocks / self.allocator.num_blocks,

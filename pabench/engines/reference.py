@@ -15,11 +15,13 @@ _CACHE_CONFIG = _PREFIX + "cache_config_info"
 
 METRICS: MetricTable = {
     "kv_usage": (_PREFIX + "kv_cache_usage",),
+    "kv_cached": (_PREFIX + "kv_cache_idle",),
     "running": (_PREFIX + "num_requests_running",),
     "waiting": (_PREFIX + "num_requests_waiting",),
     "preemptions": (_PREFIX + "num_preemptions_total",),
     "prefix_queries": (_PREFIX + "prefix_cache_queries_total",),
     "prefix_hits": (_PREFIX + "prefix_cache_hits_total",),
+    "swapped": (_PREFIX + "swapped_blocks",),
     "token_states_tokens": (_PREFIX + "kv_token_state_slots",),
     "reserved_tokens": (_PREFIX + "kv_reserved_slots",),
     "internal_waste_tokens": (_PREFIX + "kv_internal_waste_slots",),

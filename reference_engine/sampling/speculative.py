@@ -99,16 +99,17 @@ def build_proposer(
         return NgramProposer()
     if config.draft_model is None:
         return None
-    draft = _load_draft_model(config.draft_model, target, config.max_model_len, config.weight_dtype)
+    check_draft_model(config.draft_model, target.config.vocab_size, config.max_model_len)
+    draft = load_model(config.draft_model, target.dtype, target.device, config.max_model_len, config.weight_dtype)
     return DraftProposer(Runner.build(draft, config, allocator), sampler)
 
 
-def _load_draft_model(folder: Path, target: Transformer, max_model_len: int, weight_dtype: str) -> Transformer:
+def check_draft_model(folder: Path, vocab_size: int, max_model_len: int) -> None:
+    """Raise UsageError unless the draft model of a folder fits a target with so many token ids."""
     config = read_model_config(folder)
-    if config.vocab_size != target.config.vocab_size:
-        raise UsageError(f"the draft model {folder} has {config.vocab_size} token ids, the model has "
-                         f"{target.config.vocab_size}: choose a draft model with the same tokens")
+    if config.vocab_size != vocab_size:
+        raise UsageError(f"the draft model {folder} has {config.vocab_size} token ids, the model has {vocab_size}: "
+                         "choose a draft model with the same tokens")
     if config.max_position_embeddings < max_model_len:
         raise UsageError(f"the draft model {folder} goes to {config.max_position_embeddings} tokens, max_model_len is "
                          f"{max_model_len}: choose a longer draft model or lower --max-model-len")
-    return load_model(folder, target.dtype, target.device, max_model_len, weight_dtype)

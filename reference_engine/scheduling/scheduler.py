@@ -170,6 +170,8 @@ class Scheduler:
 
     def _look_ahead(self, seq: Sequence, step: Step) -> None:
         """Slots for draft tokens too, where there are any: nobody is preempted for a guess."""
+        if seq.request.params.penalises:  # what comes behind a guess would hang on the guess itself
+            return
         left = self.config.max_num_batched_tokens - self.config.max_num_seqs - sum(step.draft_room.values())
         want = min(self.config.lookahead, seq.final_tokens - seq.num_tokens, left)
         lacking = seq.num_tokens + want - seq.num_slots

@@ -11,15 +11,15 @@ import queue
 import threading
 import traceback
 from collections.abc import AsyncGenerator, Callable
-from typing import TypeVarTuple, Unpack
+from typing import Any, TypeVar, TypeVarTuple, Unpack
 
 from pabench.errors import EngineDied
 from reference_engine.engine import Engine, StepOutput
 from reference_engine.scheduling.sequence import Request
-from reference_engine.serving.metrics import Snapshot
 
 _Batch = list[StepOutput]
 _Args = TypeVarTuple("_Args")
+_Result = TypeVar("_Result")
 
 
 class AsyncEngine:
@@ -30,7 +30,7 @@ class AsyncEngine:
         self.death: EngineDied | None = None  # why the engine's thread has ended, once it has
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._streams: dict[int, asyncio.Queue[_Batch | EngineDied]] = {}  # by request id
-        self._snapshots: set[asyncio.Future[Snapshot]] = set()
+        self._calls: set[asyncio.Future[Any]] = set()
         self._loop = asyncio.get_running_loop()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
@@ -59,12 +59,12 @@ class AsyncEngine:
                 if unfinished:
                     self._command(self.engine.abort, request)
 
-    async def snapshot(self) -> Snapshot:
-        """State between two steps, as soon as the running step is over. Raises EngineDied."""
+    async def call(self, function: Callable[[], _Result]) -> _Result:
+        """What `function` returns in the engine's thread, as soon as the running step is over. Raises EngineDied."""
         self.check_alive()
-        future: asyncio.Future[Snapshot] = self._loop.create_future()
-        self._snapshots.add(future)
-        self._inbox.put(lambda: self._post(self._answer, future, self.engine.snapshot()))
+        future: asyncio.Future[_Result] = self._loop.create_future()
+        self._calls.add(future)
+        self._inbox.put(lambda: self._post(self._answer, future, function()))
         return await future
 
     def check_alive(self) -> None:
@@ -121,16 +121,16 @@ class AsyncEngine:
         for stream, batch in batches.values():
             stream.put_nowait(batch)
 
-    def _answer(self, future: asyncio.Future[Snapshot], snapshot: Snapshot) -> None:
-        self._snapshots.discard(future)
+    def _answer(self, future: asyncio.Future[_Result], result: _Result) -> None:
+        self._calls.discard(future)
         if not future.done():
-            future.set_result(snapshot)
+            future.set_result(result)
 
     def _die(self, death: EngineDied) -> None:
         self.death = self.death or death
         for stream in self._streams.values():
             stream.put_nowait(self.death)
-        for future in self._snapshots:
+        for future in self._calls:
             if not future.done():
                 future.set_exception(self.death)
-        self._snapshots.clear()
+        self._calls.clear()

@@ -136,6 +136,7 @@ class Snapshot:
     num_running: int
     num_waiting: int
     num_swapped: int      # of the waiting ones: their keys and values lie in host memory
+    num_idle_blocks: int  # free ones that the prefix cache keeps
     num_host_blocks: int  # in use
     scheduler: SchedulerStats
     kv_usage: float
@@ -150,7 +151,7 @@ class _SnapshotCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """All families, in the order they are shown."""
         s = self._snapshot
-        for name, text, value in _gauges(s):
+        for name, text, value in _gauges(s, self._config.num_blocks):
             yield GaugeMetricFamily(PREFIX + name, text, value=value)
         for name, text, value in _counters(s.scheduler, s.stats):
             yield CounterMetricFamily(PREFIX + name, text, value=value)
@@ -163,13 +164,15 @@ class _SnapshotCollector(Collector):
         yield InfoMetricFamily(PREFIX + "cache_config", "Every switch of the engine", value=_labels(self._config))
 
 
-def _gauges(s: Snapshot) -> tuple[tuple[str, str, float], ...]:
+def _gauges(s: Snapshot, num_blocks: int) -> tuple[tuple[str, str, float], ...]:
     return (
         ("num_requests_running", "Sequences in the running batch", s.num_running),
         ("num_requests_waiting", "Sequences that wait for memory or a place", s.num_waiting),
         ("num_requests_swapped", "Waiting sequences whose keys and values lie in host memory", s.num_swapped),
         ("swapped_blocks", "Host blocks in use", s.num_host_blocks),
         ("kv_cache_usage", "Share of the blocks that are owned, 0 to 1", s.kv_usage),
+        ("kv_cache_idle", "Share of the blocks that nobody owns and that hold a cached prefix, 0 to 1",
+         s.num_idle_blocks / num_blocks),
         ("kv_free_slots", "Slots that nobody owns", s.split.free),
         ("kv_token_state_slots", "Slots that hold a token's key and value", s.split.token_states),
         ("kv_reserved_slots", "Owned slots that their request is yet to fill", s.split.reserved),

@@ -12,12 +12,14 @@ import orjson
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
+from pabench import __version__
 from pabench.errors import EngineDied, UsageError
 from reference_engine.scheduling.sequence import Request
 from reference_engine.serving import metrics
-from reference_engine.serving.answers import Answer
+from reference_engine.serving.answers import Answer, error_event
 from reference_engine.serving.async_engine import AsyncEngine
-from reference_engine.serving.protocol import ApiError, Job, Parser
+from reference_engine.serving.errors import ApiError
+from reference_engine.serving.protocol import Job, Parser
 
 MAX_BODY_BYTES = 32 << 20
 
@@ -27,9 +29,7 @@ class Server:
 
     def __init__(self, engine: AsyncEngine, served_model: str, model_root: Path) -> None:
         self._engine, self._model, self._root = engine, served_model, model_root
-        self._scheduler = engine.engine.scheduler
-        self._tokenizer = engine.engine.tokenizer
-        self._parser = Parser(self._tokenizer, served_model, self._scheduler.room)
+        self._parser = Parser(engine.engine, served_model)
         self._created = int(time.time())
 
     def app(self) -> web.Application:
@@ -37,7 +37,11 @@ class Server:
         app = web.Application(middlewares=[_openai_errors], client_max_size=MAX_BODY_BYTES)
         app.router.add_post("/v1/completions", self._completions)
         app.router.add_post("/v1/chat/completions", self._chat)
+        app.router.add_post("/tokenize", self._tokenize)
+        app.router.add_post("/detokenize", self._detokenize)
+        app.router.add_post("/reset_prefix_cache", self._reset_prefix_cache)
         app.router.add_get("/v1/models", self._models)
+        app.router.add_get("/version", self._version)
         app.router.add_get("/health", self._health)
         app.router.add_get("/metrics", self._metrics)
         return app
@@ -56,43 +60,57 @@ class Server:
         arrival_s = time.monotonic()
         self._engine.check_alive()
         try:
-            requests = [self._engine.engine.prepare(p, job.params, arrival_s=arrival_s) for p in job.prompts]
+            requests = [
+                self._engine.engine.prepare(
+                    prompt, job.params, arrival_s=arrival_s, priority=job.priority, cache_salt=job.cache_salt)
+                for prompt in job.prompts
+            ]
         except UsageError as error:
             raise ApiError(400, str(error), param="prompt") from error
         # Two requests may come under one id: it only names the answer, the engine numbers its own requests.
         request_id = http.headers.get("X-Request-Id") or job.request_id or uuid.uuid4().hex
-        answer = Answer(job, self._model, self._tokenizer, request_id)
-        return await (self._stream if job.stream else self._whole)(http, job, requests, answer)
+        answer = Answer(job, requests, self._model, self._engine.engine.tokenizer, request_id)
+        return await (self._stream(http, job, requests, answer) if job.stream else self._whole(requests, answer))
 
-    async def _whole(self, http: web.Request, job: Job, requests: list[Request], answer: Answer) -> web.Response:
-        which = {request.id: i for i, request in enumerate(requests)}
+    async def _whole(self, requests: list[Request], answer: Answer) -> web.Response:
         async with contextlib.aclosing(self._engine.generate(requests)) as batches:
             async for batch in batches:
                 for request, output in batch:
-                    answer.add(which[request.id], output)
+                    answer.add(request, output)
         return _json(answer.whole())
 
     async def _stream(
         self, http: web.Request, job: Job, requests: list[Request], answer: Answer
     ) -> web.StreamResponse:
-        which = {request.id: i for i, request in enumerate(requests)}
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8",
                                                "Cache-Control": "no-cache"})
         try:
             async with contextlib.aclosing(self._engine.generate(requests)) as batches:
                 await response.prepare(http)
                 async for batch in batches:
-                    chunks = [c for request, output in batch for c in answer.chunks(which[request.id], output)]
-                    await response.write(b"".join(map(_event, chunks)))
+                    await response.write(b"".join([answer.event(request, output) for request, output in batch]))
             if job.include_usage:
-                await response.write(_event(answer.usage_chunk()))
+                await response.write(answer.usage_event())
         except EngineDied as error:
             if not response.prepared:
                 raise
-            await response.write(_event(_server_error(error).body()))
+            await response.write(error_event(_server_error(error)))
         await response.write(b"data: [DONE]\n\n")
         await response.write_eof()
         return response
+
+    async def _tokenize(self, http: web.Request) -> web.Response:
+        return _json(self._parser.tokenize(await http.read()))
+
+    async def _detokenize(self, http: web.Request) -> web.Response:
+        return _json(self._parser.detokenize(await http.read()))
+
+    async def _reset_prefix_cache(self, http: web.Request) -> web.Response:
+        await self._engine.call(self._engine.engine.allocator.reset_prefix_cache)
+        return web.Response()
+
+    async def _version(self, http: web.Request) -> web.Response:
+        return _json({"version": __version__})
 
     async def _models(self, http: web.Request) -> web.Response:
         model = {"id": self._model, "object": "model", "created": self._created, "owned_by": "pabench",
@@ -104,12 +122,8 @@ class Server:
         return web.Response()
 
     async def _metrics(self, http: web.Request) -> web.Response:
-        body = metrics.render(await self._engine.snapshot(), self._engine.engine.config)
+        body = metrics.render(await self._engine.call(self._engine.engine.snapshot), self._engine.engine.config)
         return web.Response(body=body, headers={"Content-Type": metrics.CONTENT_TYPE})
-
-
-def _event(data: object) -> bytes:
-    return b"data: " + orjson.dumps(data) + b"\n\n"
 
 
 def _json(data: object, status: int = 200) -> web.Response:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,26 @@ class Tokenizer:
     def encode(self, text: str, *, add_special_tokens: bool = True) -> tuple[int, ...]:
         """Ids of a text."""
         return tuple(self._hf.encode(text, add_special_tokens=add_special_tokens).ids)
+
+    def encode_with_offsets(self, text: str, *, add_special_tokens: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Ids of a text, and at which character each begins; an added token has the place of the one before it."""
+        encoding = self._hf.encode(text, add_special_tokens=add_special_tokens)
+        starts = accumulate((start for start, _ in encoding.offsets), max)
+        return tuple(encoding.ids), tuple(starts)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Text of ids, special tokens included."""
+        return self._hf.decode(list(token_ids), skip_special_tokens=False)
+
+    def decode_with_offsets(self, token_ids: Sequence[int]) -> tuple[str, tuple[int, ...]]:
+        """Text of ids, and at which character each begins, as far as whole characters tell."""
+        decoder = DecodeStream(skip_special_tokens=False)
+        lengths = [len(decoder.step(self._hf, token) or "") for token in token_ids]
+        return self.decode(token_ids), tuple(accumulate(lengths[:-1], initial=0))
+
+    def token_strings(self, token_ids: Sequence[int]) -> list[str]:
+        """Tokens as the vocabulary spells them."""
+        return [self._hf.id_to_token(token) or "" for token in token_ids]
 
     def piece(self, token_id: int) -> str:
         """A token on its own, as shown beside log-probabilities; special tokens too."""

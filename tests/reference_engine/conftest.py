@@ -1,6 +1,8 @@
-"""Engines on the smallest probe."""
+"""Engines on the smallest probe, and servers of them."""
 
 from __future__ import annotations
+
+import asyncio
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ from reference_engine.config import EngineConfig
 from reference_engine.engine import Engine
 from reference_engine.model.loader import load_model
 from reference_engine.serving.tokenizer import Tokenizer
+from tests.reference_engine.http import serving
 
 
 @pytest.fixture(scope="session")
@@ -26,3 +29,17 @@ def make_engine(parts):
         return Engine(*parts, EngineConfig(**{**defaults, **config}))
 
     return make
+
+
+@pytest.fixture
+def with_server(make_engine):
+    """Run a coroutine function against a fresh server."""
+
+    def run(scenario, **config):
+        async def main():
+            async with serving(make_engine(**config)) as client:
+                await asyncio.wait_for(scenario(client), 40)
+
+        asyncio.run(main())
+
+    return run

@@ -1,98 +1,16 @@
-"""The engine over HTTP: shapes, errors, aborts, metrics."""
+"""The engine over HTTP: shapes and errors."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import math
-import time
 
-import aiohttp
 import numpy as np
-import orjson
 import pytest
-from aiohttp import web
 
 from pabench.probe import check_answer, draw_fork
-from reference_engine.serving.async_engine import AsyncEngine
-from reference_engine.serving.server import Server
 from tests.reference_engine.helpers import SPEC, assert_exact, rings
-
-
-class Client:
-    """One server in this process, and a session to it."""
-
-    def __init__(self, session, url, runtime):
-        self.session, self.url, self.runtime = session, url, runtime
-
-    async def post(self, body, path="/v1/completions", **options):
-        data = body if isinstance(body, bytes) else orjson.dumps(body)
-        async with self.session.post(self.url + path, data=data, **options) as response:
-            return response.status, orjson.loads(await response.read())
-
-    async def stream(self, body, path="/v1/completions"):
-        """Events of a stream, as (raw lines, parsed chunks)."""
-        body = {**body, "stream": True}
-        async with self.session.post(self.url + path, data=orjson.dumps(body)) as response:
-            assert response.status == 200
-            assert response.content_type == "text/event-stream"
-            raw = await response.read()
-        assert raw.endswith(b"data: [DONE]\n\n")
-        events = raw.split(b"\n\n")[:-2]
-        assert all(event.startswith(b"data: {") for event in events)
-        return [orjson.loads(event[6:]) for event in events]
-
-    async def gauge(self, name):
-        async with self.session.get(self.url + "/metrics") as response:
-            assert response.headers["Content-Type"].startswith("text/plain; version=0.0.4")
-            for line in (await response.text()).splitlines():
-                if line.startswith(f"pabench_ref:{name} "):
-                    return float(line.split()[1])
-        raise AssertionError(name)
-
-    async def wait_idle(self, timeout_s=5.0):
-        end = time.monotonic() + timeout_s
-        while await self.gauge("num_requests_running") + await self.gauge("num_requests_waiting"):
-            assert time.monotonic() < end, "requests are left"
-            await asyncio.sleep(0.01)
-        assert await self.gauge("kv_cache_usage") == 0
-        assert await self.gauge("kv_token_state_slots") == 0
-
-
-@contextlib.asynccontextmanager
-async def serving(engine):
-    runtime = AsyncEngine(engine)
-    runner = Server(runtime, "probe", "/models/probe").runner()
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    port = site._server.sockets[0].getsockname()[1]
-    timeout = aiohttp.ClientTimeout(total=30)
-    try:
-        async with aiohttp.ClientSession(timeout=timeout) as session:
-            yield Client(session, f"http://127.0.0.1:{port}", runtime)
-    finally:
-        runtime.stop()
-        await runner.cleanup()
-
-
-@pytest.fixture
-def with_server(make_engine):
-    """Run a coroutine function against a fresh server."""
-
-    def run(scenario, **config):
-        async def main():
-            async with serving(make_engine(**config)) as client:
-                await asyncio.wait_for(scenario(client), 40)
-
-        asyncio.run(main())
-
-    return run
-
-
-def exact(ring, max_tokens, **more):
-    return {"prompt": list(ring.prompt), "max_tokens": max_tokens, "temperature": 0, "ignore_eos": True,
-            "return_token_ids": True, **more}
+from tests.reference_engine.http import exact
 
 
 def test_whole_and_streamed_completions_agree(with_server):
@@ -109,6 +27,7 @@ def test_whole_and_streamed_completions_agree(with_server):
                  "prompt_tokens_details": {"cached_tokens": 0}}
         assert whole["usage"] == usage
         assert (whole["object"], whole["model"]) == ("text_completion", "probe")
+        await client.post(b"", "/reset_prefix_cache")
         chunks = await client.stream(exact(ring, 30, stream_options={"include_usage": True}))
         *tokens, last = chunks
         assert (last["choices"], last["usage"]) == ([], usage)
@@ -186,54 +105,97 @@ def test_logprobs_in_both_shapes(with_server):
     with_server(scenario)
 
 
-BAD = [
-    (b"{", 400, "no valid JSON"),
-    (b"[1]", 400, "expected an object"),
-    (b"", 400, "no valid JSON"),
-    ({}, 400, "prompt"),
-    ({"prompt": 5}, 400, "prompt"),
-    ({"prompt": ["a", 5]}, 400, "prompt"),
-    ({"prompt": []}, 400, "prompt is empty"),
-    ({"prompt": [[]]}, 400, "no tokens"),
-    ({"prompt": [4096]}, 400, "token id 4096"),
-    ({"prompt": [-1]}, 400, "token id -1"),
-    ({"prompt": [1], "max_tokens": -1}, 400, "max_tokens"),
-    ({"prompt": [1], "max_tokens": 0}, 400, "max_tokens"),
-    ({"prompt": [1], "max_tokens": "5"}, 400, "max_tokens"),
-    ({"prompt": [1], "max_tokens": 512}, 400, "maximum context length is 512"),
-    ({"prompt": [1] * 600}, 400, "maximum context length"),
-    ({"prompt": [1], "temperature": -1}, 400, "temperature"),
-    ({"prompt": [1], "top_p": 0}, 400, "top_p"),
-    ({"prompt": [1], "n": 0}, 400, "n"),
-    ({"prompt": [1], "n": 65}, 400, "at most 64"),
-    ({"prompt": [1], "stop": [""]}, 400, "empty"),
-    ({"prompt": [1], "logprobs": 21}, 400, "logprobs"),
-    ({"prompt": [1], "min_tokens": 17}, 400, "min_tokens"),
-    ({"prompt": [1], "stream": "yes"}, 400, "stream"),
-    ({"prompt": [1], "stream_options": {"include_usage": True}}, 400, "stream is not true"),
-    ({"prompt": [1], "echo": True}, 400, "echo is not supported"),
-    ({"prompt": [1], "presence_penalty": 0.5}, 400, "presence_penalty is not supported"),
-    ({"prompt": [1], "model": "gpt-9"}, 404, "'gpt-9' does not exist"),
+BAD = [  # body, what the message says, the parameter that is named
+    (b"{", "no valid JSON", None),
+    (b"[1]", "expected an object", None),
+    (b"", "no valid JSON", None),
+    ({}, "prompt", "prompt"),
+    ({"prompt": 5}, "prompt", "prompt"),
+    ({"prompt": ["a", 5]}, "prompt", "prompt"),
+    ({"prompt": []}, "prompt is empty", "prompt"),
+    ({"prompt": [[]]}, "no tokens", "prompt"),
+    ({"prompt": [4096]}, "token id 4096", "prompt"),
+    ({"prompt": [4096], "echo": True}, "token id 4096", "prompt"),
+    ({"prompt": [-1]}, "token id -1", "prompt"),
+    ({"prompt": [1], "max_tokens": -1}, "max_tokens", "max_tokens"),
+    ({"prompt": [1], "max_tokens": 0}, "max_tokens is 0", "max_tokens"),
+    ({"prompt": [1], "max_tokens": "5"}, "max_tokens", "max_tokens"),
+    ({"prompt": [1], "max_tokens": 512}, "maximum context length is 512", "prompt"),
+    ({"prompt": [1] * 600}, "maximum context length", "prompt"),
+    ({"prompt": [1], "temperature": -1}, "temperature", "temperature"),
+    (b'{"prompt": [1], "temperature": 1e999}', "no valid JSON", None),
+    ({"prompt": [1], "top_p": 0}, "top_p", "top_p"),
+    ({"prompt": [1], "top_k": -2}, "top_k", "top_k"),
+    ({"prompt": [1], "min_p": 1.5}, "min_p", "min_p"),
+    ({"prompt": [1], "n": 0}, "n", "n"),
+    ({"prompt": [1], "n": True}, "n", "n"),
+    ({"prompt": [1], "n": 65}, "at most 64", "n"),
+    ({"prompt": [1], "n": 2, "best_of": 1}, "below n", "best_of"),
+    ({"prompt": [1], "best_of": 65}, "at most 64", "best_of"),
+    ({"prompt": [1], "best_of": 2, "stream": True}, "cannot be streamed", "best_of"),
+    ({"prompt": [1], "stop": [""]}, "empty", "stop"),
+    ({"prompt": [1], "stop_token_ids": [-1]}, "stop_token_ids", "stop_token_ids"),
+    ({"prompt": [1], "logprobs": 21}, "logprobs", "logprobs"),
+    ({"prompt": [1], "prompt_logprobs": 21}, "prompt_logprobs", "prompt_logprobs"),
+    ({"prompt": [1], "prompt_logprobs": -1}, "prompt_logprobs", "prompt_logprobs"),
+    ({"prompt": [1], "prompt_logprobs": 1, "stream": True}, "cannot be streamed", "prompt_logprobs"),
+    ({"prompt": [1], "min_tokens": 17}, "min_tokens", "min_tokens"),
+    ({"prompt": [1], "min_tokens": 2, "allowed_token_ids": [5], "stop_token_ids": [5]}, "ends the text", "min_tokens"),
+    ({"prompt": [1], "stream": "yes"}, "stream", "stream"),
+    ({"prompt": [1], "stream_options": {"include_usage": True}}, "stream is not true", "stream_options"),
+    ({"prompt": [1], "presence_penalty": 2.5}, "presence_penalty", "presence_penalty"),
+    ({"prompt": [1], "frequency_penalty": "1"}, "frequency_penalty", "frequency_penalty"),
+    ({"prompt": [1], "repetition_penalty": 0}, "repetition_penalty", "repetition_penalty"),
+    ({"prompt": [1], "logit_bias": {"a": 1}}, "no token id", "logit_bias"),
+    ({"prompt": [1], "logit_bias": {"5": 101}}, "logit_bias", "logit_bias"),
+    ({"prompt": [1], "logit_bias": {"99999": 1}}, "token id 99999", "logit_bias"),
+    ({"prompt": [1], "allowed_token_ids": []}, "allowed_token_ids", "allowed_token_ids"),
+    ({"prompt": [1], "allowed_token_ids": [99999]}, "token id 99999", "allowed_token_ids"),
+    ({"prompt": [1], "bad_words": ["x"]}, "not supported", "bad_words"),
+    ({"prompt": [1], "suffix": "x"}, "not supported", "suffix"),
+    ({"prompt": [1], "priority": 1}, "--scheduling-policy priority", "priority"),
+    ({"prompt": [1], "priority": 0.5}, "priority", "priority"),
+    ({"prompt": [1], "cache_salt": ""}, "cache_salt", "cache_salt"),
+    ({"prompt": [1], "request_id": 7}, "request_id", "request_id"),
+    ({"prompt": [1], "use_beam_search": True}, "one beam", "beam_width"),
+    ({"prompt": [1], "use_beam_search": True, "beam_width": 9}, "beam_width", "beam_width"),
+    ({"prompt": [1], "use_beam_search": True, "n": 3, "beam_width": 2}, "beam_width", "n"),
+    ({"prompt": [1], "use_beam_search": True, "n": 2, "stream": True}, "beam search", "stream"),
+    ({"prompt": [1], "use_beam_search": True, "n": 2, "stop": "x"}, "beam search", "stop"),
+    ({"prompt": [1], "use_beam_search": True, "n": 2, "temperature": 0.7}, "beam search", "temperature"),
+    ({"prompt": [1], "use_beam_search": True, "n": 2, "best_of": 4}, "beam search", "best_of"),
+    ({"prompt": [1], "use_beam_search": True, "n": 2, "presence_penalty": 1}, "beam search", "presence_penalty"),
+    ({"prompt": [1], "use_beam_search": True, "n": 2, "length_penalty": 11}, "length_penalty", "length_penalty"),
+    ({"prompt": [1], "beam_width": 2}, "set use_beam_search", "beam_width"),
+    ({"prompt": [1], "length_penalty": 2}, "set use_beam_search", "length_penalty"),
+    ({"prompt": [1], "early_stopping": True}, "set use_beam_search", "early_stopping"),
 ]
 
 
 def test_bad_input_is_named_and_leaves_the_server_healthy(with_server):
     async def scenario(client):
-        for body, expected, message in BAD:
+        for body, message, param in BAD:
             status, answer = await client.post(body)
-            assert status == expected, body
+            assert status == 400, body
             error = answer["error"]
             assert set(error) == {"message", "type", "param", "code"}
-            assert error["code"] == expected
+            assert (error["code"], error["param"]) == (400, param), error
             assert message in error["message"], error
+        status, answer = await client.post({"prompt": [1], "model": "gpt-9"})
+        assert (status, answer["error"]["param"], answer["error"]["type"]) == (404, "model", "NotFoundError")
         for body in ({"messages": []}, {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, {}):
             status, answer = await client.post(body, "/v1/chat/completions")
             assert (status, answer["error"]["param"]) == (400, "messages")
+        for extra, param in (({"echo": True}, "echo"), ({"max_tokens": 0}, "max_tokens"), ({"logprobs": 1}, "logprobs"),
+                             ({"top_logprobs": 1}, "top_logprobs"), ({"tools": [{}]}, "tools")):
+            body = {"messages": [{"role": "user", "content": "t16 t300"}], **extra}
+            status, answer = await client.post(body, "/v1/chat/completions")
+            assert (status, answer["error"]["param"]) == (400, param)
         for path, expected in (("/v1/nothing", 404), ("/v1/models", 405)):
             status, answer = await client.post({}, path)
             assert (status, answer["error"]["code"]) == (expected, expected)
         (ring,) = rings(15)
-        status, whole = await client.post(exact(ring, 5, presence_penalty=0, unknown_field=1))
+        status, whole = await client.post(exact(ring, 5, presence_penalty=0, best_of=None, n=None, unknown_field=1))
         assert (status, whole["choices"][0]["token_ids"]) == (200, ring.expected(5))
         await client.wait_idle()
 
@@ -251,46 +213,6 @@ def test_two_requests_under_one_id_both_work(with_server):
         assert whole["id"] == "cmpl-mine"
 
     with_server(scenario)
-
-
-@pytest.mark.parametrize("n", [1, 4])
-@pytest.mark.parametrize("stream", [True, False])
-def test_a_client_that_goes_frees_its_blocks(with_server, n, stream):
-    async def scenario(client):
-        ring, other = rings(30, 31)
-        body = orjson.dumps(exact(ring, 400, n=n, stream=stream))
-        kept = asyncio.create_task(client.post(exact(other, 200)))
-        response = asyncio.create_task(client.session.post(client.url + "/v1/completions", data=body))
-        while await client.gauge("num_requests_running") < n + 1:
-            await asyncio.sleep(0.005)
-        if stream:
-            (await response).close()
-        else:
-            response.cancel()
-        start = await client.gauge("generation_tokens_total")
-        status, whole = await kept
-        assert status == 200
-        assert_exact(other, whole["choices"][0]["token_ids"], 200)
-        await client.wait_idle()
-        assert await client.gauge("generation_tokens_total") - start < 200 + 20 * n
-
-    with_server(scenario)
-
-
-def test_a_client_that_goes_while_waiting_or_in_prefill_frees_its_blocks(with_server):
-    async def scenario(client):
-        first, second, third = rings(400, 30, 30)
-        slow = asyncio.create_task(client.post(exact(first, 90)))
-        bodies = [orjson.dumps(exact(ring, 100)) for ring in (second, third)]
-        gone = [asyncio.create_task(client.session.post(client.url + "/v1/completions", data=b)) for b in bodies]
-        while await client.gauge("num_requests_waiting") < 2:
-            await asyncio.sleep(0.002)
-        for task in (*gone, slow):
-            task.cancel()
-        await client.wait_idle()
-        assert await client.gauge("generation_tokens_total") < 100
-
-    with_server(scenario, max_num_batched_tokens=2, max_num_seqs=1)
 
 
 def test_under_pressure_all_are_served_and_counted(with_server):
@@ -332,52 +254,3 @@ def test_forks_over_http(with_server):
         assert [c["token_ids"] for c in again["choices"]] == [c["token_ids"] for c in whole["choices"]]
 
     with_server(scenario)
-
-
-def test_models_health_and_metrics(with_server):
-    async def scenario(client):
-        async with client.session.get(client.url + "/v1/models") as response:
-            (model,) = (await response.json())["data"]
-        assert (model["id"], model["max_model_len"], model["root"]) == ("probe", 512, "/models/probe")
-        async with client.session.get(client.url + "/health") as response:
-            assert response.status == 200
-        async with client.session.get(client.url + "/metrics") as response:
-            text = await response.text()
-        assert "_created" not in text
-        assert "# TYPE pabench_ref:num_preemptions_total counter" in text
-        info = next(line for line in text.splitlines() if line.startswith("pabench_ref:cache_config_info{"))
-        for label in ('block_size="16"', 'num_blocks="256"', 'kv_mode="paged"', 'max_model_len="512"',
-                      'enable_prefix_caching="True"'):
-            assert label in info
-
-    with_server(scenario)
-
-
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_when_the_engine_dies_everyone_hears_of_it(with_server, capsys):
-    async def scenario(client):
-        ring, _ = rings(20, 30)
-        whole = asyncio.create_task(client.post(exact(ring, 400)))
-        streamed = asyncio.create_task(client.session.post(
-            client.url + "/v1/completions", data=orjson.dumps(exact(ring, 400, stream=True))))
-        while await client.gauge("num_requests_running") < 2:
-            await asyncio.sleep(0.005)
-
-        def fail(*_):
-            raise RuntimeError("out of luck")
-
-        client.runtime.engine.runner.run = fail
-        status, answer = await whole
-        assert status == 503
-        assert "RuntimeError: out of luck" in answer["error"]["message"]
-        async with await streamed as response:
-            body = await response.read()
-        assert b'data: {"error":' in body
-        assert body.endswith(b"data: [DONE]\n\n")
-        assert (await client.post(exact(ring, 4)))[0] == 503
-        for path in ("/health", "/metrics"):
-            async with client.session.get(client.url + path) as response:
-                assert response.status == 503
-
-    with_server(scenario)
-    assert "out of luck" in capsys.readouterr().err

@@ -1,0 +1,174 @@
+"""The JSON bodies that clients send: their fields, types and ranges. Names are OpenAI's, and vLLM's beyond those."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, TypeVar
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from reference_engine.sampling.beam import WIDTHS
+from reference_engine.serving.errors import ApiError
+
+MAX_LOGPROBS = 20
+
+Logprobs = Annotated[int, Field(ge=0, le=MAX_LOGPROBS)]
+TokenId = Annotated[int, Field(ge=0)]
+_Kind = TypeVar("_Kind", bound="Body")
+
+
+class Body(BaseModel):
+    """Types are taken at their word: "5" is no number. Fields that we do not know are ignored, as vLLM does."""
+
+    model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
+    model: str | None = None
+
+    # Asked for, these would change the answer, and this engine does not do them: name -> the values that ask nothing.
+    unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {}
+
+
+class StreamOptions(BaseModel):
+    """OpenAI's stream_options, with vLLM's continuous_usage_stats (usage on each chunk)."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+    include_usage: bool = False
+    continuous_usage_stats: bool = False
+
+
+class GenerationBody(Body):
+    """Fields that completions and chats share."""
+
+    n: int = Field(1, ge=1)
+    best_of: int | None = Field(None, ge=1)
+    temperature: float = Field(1.0, ge=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(0, ge=-1)
+    min_p: float = Field(0.0, ge=0, le=1)
+    seed: int | None = Field(None, ge=-(2**63), lt=2**64)
+    presence_penalty: float = Field(0.0, ge=-2, le=2)
+    frequency_penalty: float = Field(0.0, ge=-2, le=2)
+    repetition_penalty: float = Field(1.0, gt=0, le=2)
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] = Field(default_factory=dict)
+    allowed_token_ids: list[TokenId] | None = Field(None, min_length=1)
+    use_beam_search: bool = False
+    beam_width: int | None = Field(None, ge=WIDTHS[0], le=WIDTHS[-1])
+    length_penalty: float = Field(1.0, ge=-10, le=10)
+    early_stopping: bool = False
+    max_tokens: int | None = Field(None, ge=0)
+    min_tokens: int = Field(0, ge=0)
+    stop: str | list[str] = Field(default_factory=list)
+    stop_token_ids: list[TokenId] = Field(default_factory=list)
+    include_stop_str_in_output: bool = False
+    ignore_eos: bool = False
+    prompt_logprobs: Logprobs | None = None
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    return_token_ids: bool = False
+    request_id: str | None = Field(None, min_length=1)
+    priority: int = 0
+    cache_salt: str | None = Field(None, min_length=1)
+    add_special_tokens: bool | None = None
+
+    unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "suffix": ("",), "tools": ([],), "response_format": ({"type": "text"},), "structured_outputs": ({},),
+        "bad_words": ([],), "prompt_embeds": (),
+    }
+
+    @field_validator("stop")
+    @classmethod
+    def _no_empty_stop(cls, stop: str | list[str]) -> str | list[str]:
+        if "" in ([stop] if isinstance(stop, str) else stop):
+            raise ValueError("a stop string is empty")
+        return stop
+
+    @field_validator("logit_bias")
+    @classmethod
+    def _token_ids_as_keys(cls, biases: dict[str, float]) -> dict[str, float]:
+        if bad := [key for key in biases if not (key.isascii() and key.isdecimal())]:
+            raise ValueError(f"{bad[0]!r} is no token id")
+        return biases
+
+
+class CompletionBody(GenerationBody):
+    """Body of /v1/completions."""
+
+    prompt: str | list[str] | list[int] | list[list[int]]
+    logprobs: Logprobs | None = None
+    echo: bool = False
+
+
+class ChatMessage(BaseModel):
+    """One message; content as text, or as a list of text parts."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+    role: str
+    content: str | list[dict[str, Any]] | None = None
+
+    def text(self) -> str:
+        """The content. Raises ApiError for parts that are not text."""
+        if self.content is None or isinstance(self.content, str):
+            return self.content or ""
+        if any(part.get("type") != "text" or not isinstance(part.get("text"), str) for part in self.content):
+            raise ApiError(400, "message parts other than text are not supported", param="messages")
+        return "".join(part["text"] for part in self.content)
+
+
+class ChatBody(GenerationBody):
+    """Body of /v1/chat/completions."""
+
+    messages: list[ChatMessage] = Field(min_length=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    logprobs: bool = False
+    top_logprobs: Logprobs | None = None
+    add_generation_prompt: bool = True
+
+    unsupported: ClassVar[dict[str, tuple[Any, ...]]] = GenerationBody.unsupported | {"echo": (False,)}
+
+
+class TokenizeBody(Body):
+    """Body of /tokenize: a text, or a chat."""
+
+    prompt: str | None = None
+    messages: list[ChatMessage] | None = Field(None, min_length=1)
+    add_special_tokens: bool | None = None
+    add_generation_prompt: bool = True
+    return_token_strs: bool = False
+
+
+class DetokenizeBody(Body):
+    """Body of /detokenize."""
+
+    tokens: list[TokenId]
+
+
+def read_body(kind: type[_Kind], raw: bytes, served_model: str) -> _Kind:
+    """A body, checked field by field; null is as good as absent. Raises ApiError."""
+    try:
+        fields = orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        raise ApiError(400, f"the body is no valid JSON: {error}") from error
+    if not isinstance(fields, dict):
+        raise ApiError(400, f"the body is a JSON {type(fields).__name__}, expected an object")
+    fields = {name: value for name, value in fields.items() if value is not None}
+    try:
+        body = kind.model_validate(fields)
+    except ValidationError as error:
+        raise _first_complaint(error) from error
+    if body.model is not None and body.model != served_model:
+        raise ApiError(404, f"the model {body.model!r} does not exist, this server has {served_model!r}",
+                       param="model", kind="NotFoundError")
+    for name, harmless in body.unsupported.items():
+        if name in fields and fields[name] not in harmless:
+            raise ApiError(400, f"{name} is not supported by this engine", param=name)
+    return body
+
+
+def _first_complaint(error: ValidationError) -> ApiError:
+    first = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    got = repr(first.get("input"))
+    param = str(first["loc"][0]) if first["loc"] else None
+    if param == "prompt":  # a union: pydantic complains about each of its members
+        where, first["msg"] = "prompt", "expected a string, a list of strings, a list of token ids or a list of those"
+        got = got if len(first["loc"]) <= 2 else "something else in a list"
+    return ApiError(400, f"{where}: {first['msg']}, got {got[:80]}", param=param)
