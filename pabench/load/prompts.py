@@ -24,7 +24,7 @@ _RING_EXTRA = 3   # SEP, salt and the first token again
 _FORK_EXTRA = 5   # SEP, salt and the fork token three times
 
 # Common words that most tokenizers keep whole. Lengths of text prompts are therefore near, not exact.
-_WORDS = (
+COMMON_WORDS = (
     "time", "year", "people", "way", "day", "man", "thing", "woman", "life", "child", "world", "school", "state",
     "family", "student", "group", "country", "problem", "hand", "part", "place", "case", "week", "company", "system",
     "program", "question", "work", "government", "number", "night", "point", "home", "water", "room", "mother", "area",
@@ -129,4 +129,4 @@ def draw_texts(
     """Random prompts: ids of the probe where the engine serves it, else words, one for each token wanted."""
     if spec is not None:
         return [tuple(rng.choice(spec.ring_ids, size=tokens).tolist()) for tokens in prompt_tokens]
-    return [" ".join(rng.choice(_WORDS, size=tokens).tolist()) for tokens in prompt_tokens]
+    return [" ".join(rng.choice(COMMON_WORDS, size=tokens).tolist()) for tokens in prompt_tokens]
