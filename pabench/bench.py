@@ -1,10 +1,11 @@
 """`pabench bench`: several engines through the same conformance suite and the same loads, and one report.
 
-A bench suite is a TOML file: a probe, a workload at several loads, and the engines, each with a command that starts
-it or a URL where it runs. Engines run one after another, so that they do not share the machine.
+A bench suite is a TOML file: a probe (or a command that writes another model), a workload at several loads, and the
+engines, each with a command that starts it or a URL where it runs. Engines run one after another, so that they do not
+share the machine.
 
     OUT/
-      probe/                      the model they all serve
+      probe/ or model/            the model they all serve; model.log beside it, when a command wrote it
       <engine>/conformance/       verdicts.jsonl and failed cases; the engine's output beside it
       <engine>/<load>/            one run folder a load
       report.html
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -40,7 +42,8 @@ from pabench.load import Progress, Workload, load_workload, run_workload
 from pabench.probe import build_checkpoint, preset
 from pabench.resources import data_dir
 
-MODEL_FOLDER = "probe"
+PROBE_FOLDER = "probe"
+MODEL_FOLDER = "model"
 CONFORMANCE_FOLDER = "conformance"
 
 
@@ -77,11 +80,15 @@ class LoadPlan(_Strict):
 
 
 class BenchSuite(_Strict):
-    """A comparison: see the module. `profile` "none" leaves conformance out."""
+    """A comparison: see the module. `profile` "none" leaves conformance out.
+
+    `model_command` writes another model than the probe into the folder {model}. Its answers cannot be verified.
+    """
 
     description: str
     probe: str = "tiny"
     probe_dtype: str = "float32"
+    model_command: tuple[str, ...] = ()
     profile: Literal["none", "smoke", "ci", "full"] = "smoke"
     workload: str
     seed: int = Field(default=0, ge=0)
@@ -91,8 +98,11 @@ class BenchSuite(_Strict):
     @model_validator(mode="after")
     def _consistent(self) -> BenchSuite:
         preset(self.probe)
+        if self.model_command and (self.profile != "none" or self.workloads()[0].prompt != "text"):
+            raise ValueError('with a model_command there is no probe: set profile = "none" and a workload whose prompt '
+                             f'is "text" (got {self.profile!r} and {self.workload!r})')
         for what, names, taken in (
-            ("engine labels", [folder_name(engine.label) for engine in self.engines], {MODEL_FOLDER}),
+            ("engine labels", [folder_name(engine.label) for engine in self.engines], {PROBE_FOLDER, MODEL_FOLDER}),
             ("loads", [folder_name(workload.load_text) for workload in self.workloads()], {CONFORMANCE_FOLDER}),
         ):
             if len(set(names) | taken) != len(names) + len(taken):
@@ -181,9 +191,7 @@ def run_bench(suite: BenchSuite, out: Path, narrator: Narrator, results: list[En
 
     KeyboardInterrupt, and RecordsUnwritable, pass through after what was measured has been written.
     """
-    model = out / MODEL_FOLDER
-    narrator.stage(f"building the {suite.probe} probe in {model}")
-    build_checkpoint(preset(suite.probe), model, suite.probe_dtype)
+    model = _make_model(suite, out, narrator)
     for plan in suite.engines:
         result = EngineResult(plan.label)
         results.append(result)
@@ -193,6 +201,28 @@ def run_bench(suite: BenchSuite, out: Path, narrator: Narrator, results: list[En
         except (EngineError, UsageError) as error:
             result.failure = str(error)
             narrator.stage(f"{plan.label}: {error}")
+
+
+def _make_model(suite: BenchSuite, out: Path, narrator: Narrator) -> Path:
+    """The folder of the model that all engines serve. Raises UsageError when it cannot be made."""
+    if not suite.model_command:
+        narrator.stage(f"building the {suite.probe} probe in {out / PROBE_FOLDER}")
+        build_checkpoint(preset(suite.probe), out / PROBE_FOLDER, suite.probe_dtype)
+        return out / PROBE_FOLDER
+    model = out / MODEL_FOLDER
+    filled = {"{python}": sys.executable, "{model}": str(model.resolve())}
+    command = [_fill(word, filled) for word in suite.model_command]
+    narrator.stage(f"making the model: {' '.join(command)}")
+    model.parent.mkdir(parents=True, exist_ok=True)
+    log = model.with_suffix(".log")
+    try:
+        with log.open("wb") as stream:
+            subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, check=True)
+    except OSError as error:
+        raise UsageError(f"the model_command cannot be run: {command[0]!r}: {error.strerror}") from None
+    except subprocess.CalledProcessError as error:
+        raise UsageError(f"the model_command failed with exit code {error.returncode}: see {log}") from None
+    return model
 
 
 def _run_engine(
@@ -205,7 +235,8 @@ def _run_engine(
             _conform(suite, plan, url, folder / CONFORMANCE_FOLDER, model, narrator, result)
     narrator.stage(f"starting {plan.label} for the loads")
     with _reach(plan, folder / "load-engine.log", model) as url:
-        examination = asyncio.run(examine(url, dialect=plan.dialect, probe=model))
+        probe = None if suite.model_command else model
+        examination = asyncio.run(examine(url, dialect=plan.dialect, probe=probe))
         for workload in suite.workloads():
             result.runs.append(folder / folder_name(workload.load_text))
             with narrator.load(workload, plan.label) as progress:

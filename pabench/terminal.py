@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from pabench.analysis import RunSummary, comparison_table, load_run, summarise
+from pabench.analysis import RunSummary, comparison_table, load_run, summarise, throughput_table
 from pabench.analysis.tables import UNKNOWN
 from pabench.bench import EngineResult
 from pabench.engines.cleaning import clean
@@ -146,6 +146,8 @@ def finish_bench(results: Sequence[EngineResult], folder: Path, *, as_json: bool
     if num_runs:
         show_summaries([per_engine[-1] for per_engine in runs if per_engine])
     out = Console(highlight=False)
+    if len(measured := [per_engine for per_engine in runs if per_engine]) > 1:
+        out.print(throughput_table(measured))
     for result in results:
         out.print(f"{escape(clean(result.label))}: {escape(clean(result.verdict, _WHOLE))}")
     if num_runs:

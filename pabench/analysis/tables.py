@@ -48,6 +48,30 @@ def comparison_table(summaries: Sequence[RunSummary], title: str | None = None) 
     return table
 
 
+def throughput_table(engines: Sequence[Sequence[RunSummary]]) -> Table:
+    """Tokens per second of several engines, one column each, at the same loads, one row each.
+
+    Verified ones where answers were verified; all but the first engine also as a multiple of the first's.
+    """
+    table = Table(title="output tokens/s (times the first engine's)", title_justify="left")
+    table.add_column("load")
+    for runs in engines:
+        table.add_column(Text(clean(runs[0].label)), justify="right", overflow="fold")
+    found = [{run.load: _rate(run) for run in runs} for runs in engines]
+    for load in dict.fromkeys(load for rates in found for load in rates):
+        first, *others = [rates.get(load) for rates in found]
+        table.add_row(load, _number(first, "{:,.0f}"), *(_multiple(rate, first) for rate in others))
+    return table
+
+
+def _rate(run: RunSummary) -> float:
+    return run.throughput_tokens_per_s if run.verified_tokens_per_s is None else run.verified_tokens_per_s
+
+
+def _multiple(rate: float | None, first: float | None) -> Text:
+    return Text(f"{rate:,.0f} (×{rate / first:.2f})") if rate is not None and first else _number(rate, "{:,.0f}")
+
+
 def _of(found: Quantiles | None, name: str) -> float | None:
     return None if found is None else float(getattr(found, name))
 
