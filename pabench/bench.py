@@ -8,6 +8,7 @@ share the machine.
       probe/ or model/            the model they all serve; model.log beside it, when a command wrote it
       <engine>/conformance/       verdicts.jsonl and failed cases; the engine's output beside it
       <engine>/<load>/            one run folder a load
+      <engine>/*-engine.log       what the engine wrote; beside it *.blocks.jsonl where it records its blocks
       report.html
 """
 
@@ -41,6 +42,7 @@ from pabench.errors import (
 from pabench.load import Progress, Workload, load_workload, run_workload
 from pabench.probe import build_checkpoint, preset
 from pabench.resources import data_dir
+from pabench.telemetry.block_trace import TRACE_SUFFIX
 
 PROBE_FOLDER = "probe"
 MODEL_FOLDER = "model"
@@ -52,7 +54,10 @@ class _Strict(BaseModel):
 
 
 class EnginePlan(_Strict):
-    """One engine: `command` starts it ({python}, {model} and {port} are filled in), or it runs at `url`."""
+    """One engine: `command` starts it ({python}, {model}, {port} and {block_trace} are filled in), or it runs at `url`.
+
+    {block_trace} is a new file beside the engine's log, for an engine that can record its block ownership.
+    """
 
     label: str = Field(min_length=1)
     dialect: str | None = None
@@ -264,7 +269,8 @@ def _reach(plan: EnginePlan, log: Path, model: Path) -> Iterator[str]:
     if not plan.command:
         yield plan.url
         return
-    filled = {"{python}": sys.executable, "{model}": str(model.resolve())}
+    filled = {"{python}": sys.executable, "{model}": str(model.resolve()),
+              "{block_trace}": str(log.resolve().with_suffix(TRACE_SUFFIX))}
     command = [_fill(word, filled) for word in plan.command]
     env = {name: _fill(value, filled) for name, value in plan.env.items()}
     with EngineProcess(command, url=plan.url, log=log, env=env,

@@ -86,6 +86,7 @@ class Manifest(_Part):
     failure: str | None = None             # why, when status is "failed"; may hold engine-supplied text
     command: list[str]                     # keys and passwords taken out
     started_at: str                        # UTC, ISO 8601
+    zero_at: str | None = None             # the same, of the records' zero: planning and warming up come before it
     label: str
     url: str                               # without user, password and query
     workload: Workload

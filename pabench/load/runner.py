@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import hashlib
 from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Protocol
 
@@ -148,6 +149,7 @@ def _settle_run(
 ) -> None:
     """Parse, verify and write what was measured, times from the start of the run."""
     start_s = run.start_s
+    manifest.zero_at = (datetime.now(UTC) - timedelta(seconds=clock() - start_s)).isoformat()
     samples = [dataclasses.replace(sample, time_s=sample.time_s - start_s) for sample in scraper.samples]
     kv = manifest.engine.kv
     records = settle(schedule.requests, run.exchanges, start_s, dialect=find_dialect(manifest.engine.dialect),

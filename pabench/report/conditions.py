@@ -10,7 +10,7 @@ from pabench.report.groups import Engine, RunData
 from pabench.report.tables import Cell, Column, Table, table, words
 
 # Shown elsewhere, or of no use to a reader.
-_LEFT_OUT = frozenset({"schema_version", "label", "outcomes", "duration_s", "window_s"})
+_LEFT_OUT = frozenset({"schema_version", "label", "outcomes", "duration_s", "window_s", "zero_at"})
 _DEPTH = 2  # deeper parts of the manifest are told in one line
 
 

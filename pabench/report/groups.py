@@ -11,6 +11,7 @@ from pabench.analysis.summary import RunSummary
 from pabench.conformance import Results
 from pabench.load.manifest import Manifest
 from pabench.report.palette import Look, look
+from pabench.telemetry.block_trace import BlockTrace
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +23,7 @@ class RunData:
     requests: pd.DataFrame         # columns of pabench.load.records.RequestRecord
     telemetry: pd.DataFrame        # columns of pabench.telemetry.vocabulary.KVSample
     place: str                     # its folder, below the one that was asked for
+    blocks: BlockTrace | None = None  # who owned which block, where the engine recorded it
 
     @property
     def capacity_tokens(self) -> int | None:

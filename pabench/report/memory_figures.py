@@ -9,6 +9,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from pabench.analysis.summary import WasteSplit
+from pabench.report.block_figures import block_figures
 from pabench.report.figures import Figure, axis, line, spec
 from pabench.report.groups import Engine, Group, RunData
 from pabench.report.load_figures import by_load
@@ -35,11 +36,11 @@ def memory_by_load(group: Group) -> list[Figure]:
 
 
 def memory_at_level(group: Group, level: float) -> list[Figure]:
-    """Waste split, running sequences over time, and for each engine its use over time beside live tokens."""
+    """Waste split, block maps, and over time running sequences and each engine's use beside live tokens."""
     last = [(engine, group.at(engine, level)[-1]) for engine in group.engines if group.at(engine, level)]
     key = f"{group.index}-{group.levels.index(level)}"
     repeated = any(len(group.at(engine, level)) > 1 for engine, _ in last)
-    figures = [_waste(last, key), _running(last, key, repeated)]
+    figures = [_waste(last, key), *block_figures(last, key), _running(last, key, repeated)]
     lives = [live_tokens(run) for _, run in last]
     top = max((_peak(run, live) for (_, run), (_, live) in zip(last, lives, strict=True)), default=0.0)
     for (engine, run), live in zip(last, lives, strict=True):

@@ -51,6 +51,10 @@ WASTE = (
 )
 
 
+# Owners of blocks, in turn: Paul Tol's "bright" scheme, told apart with any common colour vision. None is an engine's.
+OWNERS = ("#4477AA", "#EE6677", "#228833", "#CCBB44", "#66CCEE", "#AA3377")
+
+
 def look(index: int) -> Look:
     """The look of engine `index`; past the last colour they come round again."""
     return LOOKS[index % len(LOOKS)]

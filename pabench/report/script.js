@@ -34,7 +34,29 @@
   }
 
   function drawn(data) {
-    return data.map((trace) => ({ ...trace, visible: !(trace.meta && hiddenEngines.has(trace.meta.engine)) }));
+    return data.map((trace) => ({
+      ...trace, ...coloured(trace), visible: !(trace.meta && hiddenEngines.has(trace.meta.engine)),
+    }));
+  }
+
+  // A block map comes as runs of equal cells along its rows; some colours are the theme's.
+  const themeColour = (name) => (name.startsWith("--") ? css(name) : name);
+  function coloured(trace) {
+    const { map, colour } = trace.meta ?? {};
+    if (colour) return { marker: { ...trace.marker, color: themeColour(colour) } };
+    if (!map) return {};
+    const rows = map.rows.map((row) => {
+      const cells = [];
+      for (let at = 0; at < row.length; at += 2) cells.push(...Array(row[at]).fill(map.kinds[row[at + 1]]));
+      return cells;
+    });
+    const steps = map.colours.length;
+    return {
+      z: rows.map((cells) => cells.map((kind) => kind[0])),
+      text: rows.map((cells) => cells.map((kind) => kind[1])),
+      zmin: -0.5, zmax: steps - 0.5,
+      colorscale: map.colours.flatMap((name, at) => [[at / steps, themeColour(name)], [(at + 1) / steps, themeColour(name)]]),
+    };
   }
 
   function draw(place) {

@@ -9,6 +9,7 @@ from pathlib import Path
 from pabench.analysis import find_runs, load_run, summarise
 from pabench.conformance import Results, load_results
 from pabench.errors import UsageError
+from pabench.report.blocks import BlockTraces
 from pabench.report.groups import RunData, SuiteData
 
 VERDICTS_FILE = "verdicts.jsonl"
@@ -46,6 +47,7 @@ def read_sources(dirs: Sequence[Path]) -> Sources:
 def _read_runs(dirs: Sequence[Path], problems: list[str]) -> list[tuple[Path, RunData]]:
     """Runs in the order of the folders given, and in the order of time within each."""
     found: dict[Path, RunData] = {}
+    traces = BlockTraces(problems)
     for top in dirs:
         fresh: list[tuple[Path, RunData]] = []
         for folder in find_runs(top):
@@ -54,7 +56,8 @@ def _read_runs(dirs: Sequence[Path], problems: list[str]) -> list[tuple[Path, Ru
             place = _place(folder, top)
             try:
                 run = load_run(folder)
-                data = RunData(summarise(run), run.manifest, run.requests, run.telemetry, place)
+                data = RunData(summarise(run), run.manifest, run.requests, run.telemetry, place,
+                               traces.of(folder, top, run.manifest))
             except UsageError as error:
                 problems.append(f"{place}: {str(error).replace(str(folder), place)}")
                 continue

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from pabench.errors import UsageError
 
 SCHEMA_VERSION = 1
+TRACE_SUFFIX = ".blocks.jsonl"  # of the files in which a report looks for traces
 HOLE = -1
 MAX_BLOCKS = 1 << 22
 
