@@ -1,4 +1,4 @@
-"""A Llama of random weights, as a Hugging Face folder that any engine can serve: what it says is noise, its speed is not.
+"""A Llama of random weights, as a Hugging Face folder that any engine can serve: its words are noise, its speed is not.
 
 Its tokenizer is word level and knows the words that pabench makes text prompts of, so a prompt of 512 words has 512
 tokens for every engine, and each generated token is a word of its own.
