@@ -28,7 +28,7 @@ from reference_engine.scheduling.sequence import (
 from reference_engine.serving.tokenizer import Tokenizer
 
 WIDTHS = range(2, 9)
-_MAX_PENALTY = 10.0
+MAX_LENGTH_PENALTY = 10.0
 
 
 def end_ids(params: SamplingParams, eos_token_ids: frozenset[int]) -> frozenset[int]:
@@ -50,8 +50,9 @@ def reason_not_to_search(params: SamplingParams, vocab_size: int, eos_token_ids:
     if bent := _bent(params):
         return (f"beams are ranked by the model's own distribution, which {', '.join(bent)} would change: leave them "
                 "out, and temperature at 0 or 1")
-    if not abs(params.length_penalty) <= _MAX_PENALTY:
-        return f"length_penalty is {params.length_penalty}, expected a number from -{_MAX_PENALTY} to {_MAX_PENALTY}"
+    if not abs(params.length_penalty) <= MAX_LENGTH_PENALTY:
+        return (f"length_penalty is {params.length_penalty}, expected a number from -{MAX_LENGTH_PENALTY} to "
+                f"{MAX_LENGTH_PENALTY}")
     goes_on = vocab_size - sum(token < vocab_size for token in end_ids(params, eos_token_ids))
     if goes_on < width:
         return f"beam_width is {width}, but only {goes_on} tokens of the vocabulary do not end a beam: search narrower"

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, TypeVar
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from reference_engine.sampling.beam import WIDTHS
+from reference_engine.sampling.beam import MAX_LENGTH_PENALTY, WIDTHS
 from reference_engine.serving.errors import ApiError
 
 MAX_LOGPROBS = 20
@@ -52,7 +52,7 @@ class GenerationBody(Body):
     allowed_token_ids: list[TokenId] | None = Field(None, min_length=1)
     use_beam_search: bool = False
     beam_width: int | None = Field(None, ge=WIDTHS[0], le=WIDTHS[-1])
-    length_penalty: float = Field(1.0, ge=-10, le=10)
+    length_penalty: float = Field(1.0, ge=-MAX_LENGTH_PENALTY, le=MAX_LENGTH_PENALTY)
     early_stopping: bool = False
     max_tokens: int | None = Field(None, ge=0)
     min_tokens: int = Field(0, ge=0)

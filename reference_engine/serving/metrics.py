@@ -92,7 +92,7 @@ class EngineStats:
 
     def count_abort(self, request: Request) -> None:
         """Choices that are cut off, about to leave their request."""
-        self.finished["abort"] += len(request.sequences)
+        self.finished["abort"] += sum(seq.width for seq in request.sequences)
 
     def count_token(self, seq: Sequence, now_s: float) -> None:
         """One generated token; a request's first one counts its prompt too."""

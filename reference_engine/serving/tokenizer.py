@@ -55,7 +55,7 @@ class Tokenizer:
         """Text of ids, and at which character each begins, as far as whole characters tell."""
         decoder = DecodeStream(skip_special_tokens=False)
         lengths = [len(decoder.step(self._hf, token) or "") for token in token_ids]
-        return self.decode(token_ids), tuple(accumulate(lengths[:-1], initial=0))
+        return self.decode(token_ids), tuple(accumulate(lengths, initial=0))[:-1]
 
     def token_strings(self, token_ids: Sequence[int]) -> list[str]:
         """Tokens as the vocabulary spells them."""

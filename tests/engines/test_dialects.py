@@ -51,6 +51,8 @@ REFERENCE_PAGE = """\
 pabench_ref:num_requests_running 3
 pabench_ref:num_requests_waiting 4
 pabench_ref:kv_cache_usage 0.75
+pabench_ref:kv_cache_idle 0.125
+pabench_ref:swapped_blocks 6
 pabench_ref:num_preemptions_total 0
 pabench_ref:kv_token_state_slots 100
 pabench_ref:kv_reserved_slots 20
@@ -159,7 +161,8 @@ def test_reference_metrics_fill_the_whole_split():
     metrics = parse_exposition(REFERENCE_PAGE)
     sample = dialect("reference").kv_sample(metrics, 1.0)
     unknown = {field.name for field in fields(sample) if getattr(sample, field.name) is None}
-    assert unknown == {"kv_cached", "swapped"}
+    assert not unknown
+    assert (sample.kv_cached, sample.swapped) == (0.125, 6)
     assert (sample.token_states_tokens, sample.reserved_tokens, sample.internal_waste_tokens) == (100, 20, 5)
     assert dialect("reference").kv_facts(metrics) == KVFacts(16, 64, False, "paged")
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import pytest
 import torch
 
@@ -11,7 +9,7 @@ from reference_engine.config import EngineConfig
 from reference_engine.engine import Engine
 from reference_engine.model.loader import load_model
 from reference_engine.serving.tokenizer import Tokenizer
-from tests.reference_engine.http import serving
+from tests.reference_engine.http import serve
 
 
 @pytest.fixture(scope="session")
@@ -36,10 +34,6 @@ def with_server(make_engine):
     """Run a coroutine function against a fresh server."""
 
     def run(scenario, **config):
-        async def main():
-            async with serving(make_engine(**config)) as client:
-                await asyncio.wait_for(scenario(client), 40)
-
-        asyncio.run(main())
+        serve(make_engine(**config), scenario)
 
     return run

@@ -72,6 +72,16 @@ async def serving(engine):
         await runner.cleanup()
 
 
+def serve(engine, scenario):
+    """Run a coroutine function against a server of `engine`."""
+
+    async def main():
+        async with serving(engine) as client:
+            await asyncio.wait_for(scenario(client), 40)
+
+    asyncio.run(main())
+
+
 def exact(ring, max_tokens, **more):
     return {"prompt": list(ring.prompt), "max_tokens": max_tokens, "temperature": 0, "ignore_eos": True,
             "return_token_ids": True, **more}

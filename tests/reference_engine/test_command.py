@@ -15,6 +15,9 @@ from pathlib import Path
 import pytest
 
 from reference_engine.__main__ import main
+from reference_engine.arguments import describe, engine_config, parser
+from reference_engine.config import EngineConfig
+from reference_engine.model.families import read_model_config
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -62,13 +65,61 @@ def test_serves_until_told_to_stop_even_in_mid_stream(tiny_probe, number):
     (("--block-size", 0), "block_size is 0"),
     (("--max-model-len", 999999), "the model goes to"),
     (("--max-model-len", -5), "max_model_len"),
+    (("--max-model-len", 0), "max_model_len is 0"),
     (("--kv", "contiguous", "--num-blocks", 2), "hold no reservation"),
+    (("--no-enable-chunked-prefill", "--max-num-batched-tokens", 64), "without chunked prefill"),
+    (("--max-num-seqs", 64, "--max-num-batched-tokens", 32), "below max_num_seqs"),
+    (("--preemption-mode", "swap", "--num-swap-blocks", 0), "num_swap_blocks is 0"),
+    (("--speculation", "ngram", "--num-speculative-tokens", 0), "num_speculative_tokens is 0"),
+    (("--speculation", "draft"), "needs a model"),
+    (("--draft-model", "/nowhere"), "nothing else does"),
+    (("--speculation", "draft", "--draft-model", "/nowhere"), "is no model folder"),
     (("--device", "abacus"), "abacus"),
     (("--port", 70000), "cannot listen"),
     (("--host", "203.0.113.7"), "cannot listen"),
 ])
 def test_bad_starts_give_one_line_and_exit_2(tiny_probe, capsys, args, message):
     assert message in failed_start(capsys, "--model", tiny_probe, "--port", 0, *args)
+
+
+def test_every_switch_of_the_engine_has_a_flag_and_the_same_default(tiny_probe):
+    config = engine_config(parser().parse_args(["--model", str(tiny_probe)]))
+    longest = read_model_config(tiny_probe).max_position_embeddings
+    assert config == EngineConfig(max_model_len=longest)
+    given = (
+        "--max-model-len 128 --kv contiguous --reservation pow2 --block-size 8 --num-blocks 99 --kv-cache-dtype int8 "
+        "--weight-dtype int8 --no-enable-prefix-caching --max-num-seqs 7 --max-num-batched-tokens 300 "
+        "--no-enable-chunked-prefill --batching static --scheduling-policy priority --preemption-mode swap "
+        "--num-swap-blocks 5 --speculation ngram --num-speculative-tokens 3 --check-integrity")
+    expected = EngineConfig(
+        max_model_len=128, kv="contiguous", reservation="pow2", block_size=8, num_blocks=99, kv_dtype="int8",
+        weight_dtype="int8", prefix_caching=False, max_num_seqs=7, max_num_batched_tokens=300, chunked_prefill=False,
+        batching="static", policy="priority", preemption="swap", num_swap_blocks=5, speculation="ngram",
+        num_speculative_tokens=3, check_integrity=True)
+    assert engine_config(parser().parse_args(["--model", str(tiny_probe), *given.split()])) == expected
+    drafting = ["--speculation", "draft", "--draft-model", str(tiny_probe)]
+    drafting = engine_config(parser().parse_args(["--model", str(tiny_probe), *drafting]))
+    assert drafting.draft_model == tiny_probe
+
+
+def test_the_start_line_tells_what_is_on():
+    line = describe(EngineConfig(max_model_len=64, num_blocks=9, preemption="swap", speculation="ngram"))
+    assert line == ("paged KV cache, 9 blocks of 16 tokens, prefix caching, continuous batching, chunked prefill, "
+                    "fcfs, preemption by swap to 2048 host blocks, speculation by ngram, 4 tokens")
+    line = describe(EngineConfig(
+        max_model_len=64, kv="contiguous", reservation="oracle", batching="static", policy="priority", kv_dtype="fp8",
+        weight_dtype="int8", preemption="wait", chunked_prefill=False, check_integrity=True))
+    assert line == ("contiguous KV cache (reservation oracle), 2048 blocks of 16 tokens, static batching, priority, "
+                    "preemption by wait, KV fp8, weights int8, integrity checks")
+
+
+def test_a_draft_model_of_other_tokens_is_refused_before_any_weight_is_read(tiny_probe, tmp_path, capsys):
+    folder = tmp_path / "draft"
+    folder.mkdir()
+    config = json.loads((tiny_probe / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 77}))
+    asked = ("--speculation", "draft", "--draft-model", folder)
+    assert "has 77 token ids" in failed_start(capsys, "--model", tiny_probe, "--port", 0, *asked)
 
 
 def test_a_port_in_use(tiny_probe, capsys):

@@ -36,6 +36,12 @@ def test_frequencies_follow_the_probabilities():
     ({"top_p": 0.001}, [0.5, 0, 0, 0]),
     ({"top_k": 3, "top_p": 0.8}, [0.5, 0.25, 0, 0]),  # 0.8 of what top_k left
     ({"top_k": 99}, PROBS),
+    ({"min_p": 0.4}, [0.5, 0.25, 0, 0]),  # 0.4 of the likeliest
+    ({"min_p": 0.25}, [0.5, 0.25, 0.15, 0]),
+    ({"min_p": 1.0}, [0.5, 0, 0, 0]),
+    ({"min_p": 0.2, "top_k": 3}, [0.5, 0.25, 0.15, 0]),
+    ({"allowed_token_ids": frozenset({1, 2})}, [0, 0.25, 0.15, 0]),
+    ({"logit_bias": ((0, float(np.log(0.5))),)}, [0.25, 0.25, 0.15, 0.1]),
 ])
 def test_cuts_keep_the_likeliest_only(params, kept):
     kept = np.array(kept) / sum(kept)
@@ -75,6 +81,29 @@ def test_logprobs_zero_tells_the_chosen_token_only():
     (found,) = Sampler(frozenset()).sample(torch.zeros(1, 4), [sequence(SamplingParams(1, logprobs=0))]).logprobs
     assert found.top == ()
     assert found.chosen == pytest.approx(np.log(0.25))
+
+
+def test_ranks_count_the_likelier():
+    logits = torch.tensor([PROBS]).log().expand(4, 4)
+    asked = Sampler(frozenset()).logprobs(logits, torch.arange(4), [0, 1, 2, 3])
+    assert [found.rank for found in asked] == [1, 2, 3, 4]
+    (tied,) = Sampler(frozenset()).logprobs(torch.zeros(1, 4), torch.tensor([3]), [0])
+    assert tied.rank == 1
+
+
+def test_penalties_change_their_own_row_only_and_logprobs_not_at_all():
+    logits = torch.tensor([[3.0, 2.0, 1.0, -4.0]] * 4)
+    penalties = [{"presence_penalty": 2.0}, {"frequency_penalty": 0.6}, {"repetition_penalty": 2.0}, {}]
+    seqs = []
+    for params in penalties:  # the prompt is token 1, the output 0, 0
+        seqs.append(sequence(SamplingParams(9, logprobs=0, **params), position=0))
+        seqs[-1].tokens, seqs[-1].num_tokens = [1, 0, 0], 3
+    found = Sampler(frozenset()).sample(logits, seqs)
+    # 3 - 2 = 1 < 2; 3 - 2 * 0.6 = 1.8 < 2; 3 / 2 and 2 / 2, both seen: 1.5 stays ahead
+    assert found.token_ids == [1, 1, 0, 0]
+    own = torch.log_softmax(logits[0], dim=-1)
+    assert [lp.chosen for lp in found.logprobs] == pytest.approx(own[[1, 1, 0, 0]].tolist())
+    assert logits.tolist() == [[3.0, 2.0, 1.0, -4.0]] * 4
 
 
 def test_min_tokens_forbids_ends_in_its_own_row_only():

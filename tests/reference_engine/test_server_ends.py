@@ -11,12 +11,14 @@ from tests.reference_engine.helpers import assert_exact, rings
 from tests.reference_engine.http import exact
 
 
-@pytest.mark.parametrize("n", [1, 4])
-@pytest.mark.parametrize("stream", [True, False])
-def test_a_client_that_goes_frees_its_blocks(with_server, n, stream):
+@pytest.mark.parametrize(("n", "stream", "more"), [
+    (1, True, {}), (4, True, {}), (1, False, {}), (4, False, {}), (4, False, {"n": 1, "best_of": 4}),
+    (4, False, {"use_beam_search": True}),
+])
+def test_a_client_that_goes_frees_its_blocks(with_server, n, stream, more):
     async def scenario(client):
         ring, other = rings(30, 31)
-        body = orjson.dumps(exact(ring, 400, n=n, stream=stream))
+        body = orjson.dumps(exact(ring, 400, **{"n": n, "stream": stream, **more}))
         kept = asyncio.create_task(client.post(exact(other, 200)))
         response = asyncio.create_task(client.session.post(client.url + "/v1/completions", data=body))
         while await client.gauge("num_requests_running") < n + 1:

@@ -92,6 +92,18 @@ def test_templates_that_fail_or_break_out_are_refused(tmp_path, template):
         tokenizer.chat_text([{"role": "user", "content": "x"}])
 
 
+def test_offsets_say_where_each_token_begins(tmp_path):
+    tokenizer = write(tmp_path, None)
+    text = "aé b"  # one token a byte
+    ids, offsets = tokenizer.encode_with_offsets(text, add_special_tokens=True)
+    assert (ids, offsets) == (tokenizer.encode(text), (0, 1, 1, 2, 3))
+    assert tokenizer.decode_with_offsets(ids) == (text, (0, 1, 1, 2, 3))
+    assert tokenizer.decode(ids) == text
+    assert [len(s) for s in tokenizer.token_strings(ids)] == [1] * 5
+    assert tokenizer.encode_with_offsets("", add_special_tokens=True) == ((), ())
+    assert tokenizer.decode_with_offsets([]) == ("", ())
+
+
 def test_no_template_and_no_tokenizer(tmp_path):
     with pytest.raises(UsageError, match="no chat template"):
         write(tmp_path, None).chat_text([{"role": "user", "content": "x"}])
