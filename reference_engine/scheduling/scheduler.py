@@ -241,7 +241,8 @@ class Scheduler:
     def _give_blocks(self, seq: Sequence, step: Step) -> bool:
         """Slots for all tokens of a waiting sequence, and what it has computed already. False: not now."""
         keys: list[bytes] = []
-        if self._caches_prefixes and seq.request.may_read_cache:
+        looks = self._caches_prefixes and seq.request.may_read_cache
+        if looks:
             self._extend_keys(seq, seq.num_tokens)
             keys = seq.keys
         if seq.is_swapped and self.swap is not None:
@@ -258,7 +259,7 @@ class Scheduler:
             if found is None:
                 return False
             seq.num_computed = seq.num_drafted = cached = found
-            self._count_admission(seq, cached, step, looked=bool(keys))
+            self._count_admission(seq, cached, step, looked=looks)
         seq.num_published = cached // self.allocator.block_size
         return True
 

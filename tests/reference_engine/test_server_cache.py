@@ -53,6 +53,8 @@ def test_a_salt_isolates_and_a_reset_forgets(with_server):
         assert await client.gauge("prefix_cache_queries_total") == 6 * len(ring.prompt)
         assert await client.gauge("prefix_cache_hits_total") == 3 * full
         assert await client.gauge("kv_cache_idle") > 0
+        await client.post({"prompt": [1, 2, 3], "max_tokens": 1})  # looked up too, though it fills no block
+        assert await client.gauge("prefix_cache_queries_total") == 6 * len(ring.prompt) + 3
         assert await client.post(b"", "/reset_prefix_cache") == (200, None)
         assert await client.gauge("kv_cache_idle") == 0
         assert cached((await client.post(exact(ring, 3)))[1]) == 0
