@@ -41,7 +41,7 @@ class KVSample:
     """State of the KV cache at one moment. Counters are cumulative since the engine started."""
 
     time_s: float
-    kv_usage: float | None = None         # fraction of the blocks in use, 0..1
+    kv_usage: float | None = None         # fraction of the blocks that requests hold, evictable cache left out, 0..1
     kv_cached: float | None = None        # fraction that is evictable cache, 0..1
     running: float | None = None          # requests
     waiting: float | None = None

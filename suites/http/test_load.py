@@ -29,11 +29,6 @@ def idle(sample: KVSample) -> bool:
     return sample.running == 0 and not sample.waiting
 
 
-def held(sample: KVSample) -> float:
-    """Share of the blocks that requests hold, cached blocks left out."""
-    return (sample.kv_usage or 0.0) - (sample.kv_cached or 0.0)
-
-
 def settled(engine: EngineUnderTest, baseline: KVSample, within_s: float) -> KVSample:
     """The gauges once the engine is idle and holds no more than before, or when the time is up."""
     return engine.metrics_when_stable(lambda now: given_back(now, baseline), within_s=within_s)
@@ -41,7 +36,7 @@ def settled(engine: EngineUnderTest, baseline: KVSample, within_s: float) -> KVS
 
 def given_back(sample: KVSample, baseline: KVSample) -> bool:
     """Whether the engine is idle and holds no more than before."""
-    return idle(sample) and held(sample) <= held(baseline) + 1e-6
+    return idle(sample) and (sample.kv_usage or 0.0) <= (baseline.kv_usage or 0.0) + 1e-6
 
 
 def state(sample: KVSample | None) -> str:

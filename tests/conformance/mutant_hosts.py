@@ -18,7 +18,7 @@ from pabench.resources import data_dir
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMON = ("--block-size", "16", "--dtype", "float32", "--served-model-name", "probe")
-DEFAULTS = {"--num-blocks": "256", "--max-num-seqs": "16", "--max-model-len": "512", "--kv": "paged"}
+DEFAULTS = ("--num-blocks", "256", "--max-num-seqs", "16", "--max-model-len", "512")
 _READY_S = 60.0
 
 
@@ -42,10 +42,9 @@ def serve(name: str | None, args: list[str], log: str) -> None:
 
 @contextlib.contextmanager
 def engine(name: str | None, model: Path, log: Path, *options: str) -> Iterator[str]:
-    """The URL of an engine; `options` are taken over the defaults."""
+    """The URL of an engine; `options` come behind the defaults, and the last word counts."""
     port = free_port()
-    chosen = DEFAULTS | dict(zip(options[::2], options[1::2], strict=True))
-    args = ["--model", str(model), "--port", str(port), *COMMON, *(word for pair in chosen.items() for word in pair)]
+    args = ["--model", str(model), "--port", str(port), *COMMON, *DEFAULTS, *options]
     path = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")])
     os.environ |= {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     context = multiprocessing.get_context("forkserver")

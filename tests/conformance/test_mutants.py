@@ -36,17 +36,33 @@ def test_every_mutant_is_failed_by_what_it_names(name: str, tiny_probe: Path, tm
     assert all((tmp_path / "out" / row.replay).is_file() and row.text for row in failed)
 
 
-# What each sound engine cannot be asked; all else must pass.
-SOUND = {
-    "paged": ((), {"http/preemption-exact"}),
-    "contiguous": (("--kv", "contiguous"), {"http/preemption-exact"}),
-    "tiny pool": (("--num-blocks", "28", "--max-model-len", "512"), set()),
+# Sound engines: every mechanism on, and pools so small that each is forced. With the requirements that cannot be asked.
+TINY = ("--num-blocks", "28", "--max-model-len", "512", "--check-integrity")
+ROOMY = {"http/preemption-exact"}  # a contiguous cache never preempts
+SOUND: dict[str, tuple[tuple[str, ...], set[str]]] = {
+    "paged": ((), ROOMY),
+    "contiguous, max": (("--kv", "contiguous"), ROOMY),
+    "contiguous, pow2": (("--kv", "contiguous", "--reservation", "pow2", "--num-blocks", "64"), ROOMY),
+    "contiguous, oracle": (("--kv", "contiguous", "--reservation", "oracle", "--num-blocks", "64"), ROOMY),
+    "tiny pool": (TINY, set()),
+    "no cache, whole prompts": (
+        (*TINY, "--no-enable-prefix-caching", "--no-enable-chunked-prefill"), set()),
+    "swap, n-gram, priority, small chunks": (
+        (*TINY, "--preemption-mode", "swap", "--num-swap-blocks", "40", "--speculation", "ngram",
+         "--scheduling-policy", "priority", "--max-num-batched-tokens", "64"), set()),
+    "wait, draft model, int8 weights, bfloat16": (
+        (*TINY, "--preemption-mode", "wait", "--speculation", "draft", "--draft-model", "{model}",
+         "--weight-dtype", "int8", "--dtype", "bfloat16"), set()),
+    "static batches, KV in int8": ((*TINY, "--batching", "static", "--kv-cache-dtype", "int8"), set()),
+    "KV in fp8, blocks of one": (
+        ("--kv-cache-dtype", "fp8", "--block-size", "1", "--num-blocks", "448", "--check-integrity"), set()),
 }
 
 
 @pytest.mark.parametrize("which", SOUND)
 def test_sound_engines_conform(which: str, tiny_probe: Path, tmp_path: Path) -> None:
     options, unsupported = SOUND[which]
+    options = tuple(str(tiny_probe) if word == "{model}" else word for word in options)
     with mutant_hosts.engine(None, tiny_probe, tmp_path / "log", *options) as url:
         code, results = ask(url, tmp_path / "out")
     texts = [row.text for row in results.rows if row.text]
