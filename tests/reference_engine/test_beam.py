@@ -89,7 +89,9 @@ PARAMS = st.builds(
     max_tokens=st.integers(1, 24), width=st.integers(2, 8), n=st.integers(1, 8),
     length_penalty=st.sampled_from([1.0, 1.0, 0.0, 2.5, -1.0]), early_stopping=st.booleans(),
     ignore_eos=st.sampled_from([False, False, True]), min_tokens=st.sampled_from([0, 0, 6]),
-    stop_token_ids=st.sampled_from([frozenset(), frozenset({17}), frozenset({5, 29, 40})]),
+    stop_token_ids=st.sampled_from([
+        frozenset(), frozenset({17}), frozenset({5, 29, 40}), frozenset(range(4, 40)),
+    ]),
 )
 MEMORY = st.sampled_from([
     {}, {"prefix_caching": False}, {"kv": "contiguous"}, {"block_size": 1}, {"block_size": 16},
@@ -124,6 +126,23 @@ def test_some_beams_end_early_and_say_so(llama, serve):
             assert all(output.finish_reason is None for output in outputs[:-1])
     assert reasons == {("stop", 17, False), ("stop", None, True), ("length", None, False)}
     assert len(lengths) > 3
+
+
+@pytest.mark.parametrize("width", [2, 6])
+def test_early_stopping_ends_sooner_and_both_as_transformers_does(llama, serve, width):
+    found, steps = {}, {}
+    for early in (True, False):
+        params = beams(30, width, early_stopping=early, length_penalty=2.5, stop_token_ids=frozenset({5, 29, 40}))
+        engine = serve()
+        request = engine.add(prompt_of(9, 5), params)
+        steps[early] = 0
+        while engine.has_work:
+            engine.step()
+            steps[early] += 1
+        found[early] = [hypothesis.tokens for hypothesis in request.hypotheses]
+        assert found[early] == [tokens for tokens, _ in generate(llama[0], request.prompt, params)]
+    assert found[True] != found[False]
+    assert steps[True] < steps[False]
 
 
 def test_log_probabilities_are_the_models_own(llama, serve):
@@ -208,7 +227,7 @@ def test_beams_share_all_that_they_can_at_every_step(serve, width, block_size, c
         engine.step()
         if not engine.has_work:
             break
-        assert len(request.sequences) == width
+        assert len(request.sequences) == sum(seq.width for seq in request.sequences) == width
         assert blocks_used(engine) == distinct_prefixes(request.sequences, block_size)
         saved += sum(blocks_for(seq.num_computed, block_size) for seq in request.sequences) - blocks_used(engine)
         steps += 1
@@ -335,6 +354,7 @@ def test_answers_are_the_same_under_any_mixture_of_mechanisms(llama, config, wan
         if not engine.has_work:
             break
         take(engine.step())
+        assert sum(seq.width for seq in engine.scheduler.running) <= config["max_num_seqs"]
     assert {id_: [outputs[id_][rank] for rank in range(len(a))] for id_, a in expected.items()} == expected
     assert_idle(engine)
 
