@@ -15,7 +15,7 @@ from reference_engine.config import EngineConfig
 from reference_engine.engine import Engine
 from reference_engine.memory.allocator import blocks_for
 from reference_engine.model.loader import load_model
-from reference_engine.scheduling.sequence import SamplingParams
+from reference_engine.scheduling.sequence import SamplingParams, Sequence, Status
 from reference_engine.serving.tokenizer import Tokenizer
 from tests.reference_engine.helpers import SPEC, assert_idle, drain, greedy, ids
 
@@ -383,3 +383,16 @@ def test_a_search_wider_than_the_engine_is_refused(serve):
     engine.add(prompt_of(7, 0), beams(4, 4))
     with pytest.raises(UsageError, match="at most 4 sequences"):
         engine.add(prompt_of(7, 0), beams(4, 5))
+
+
+def test_a_fork_that_finds_no_seat_waits(serve):
+    engine = serve(max_num_seqs=2)
+    first, second = engine.add(prompt_of(7, 0), greedy(4)), engine.add(prompt_of(7, 1), greedy(4))
+    engine.step()
+    (parent,) = first.sequences
+    children = [Sequence(first, index, list(parent.tokens), 0) for index in (1, 2)]
+    assert engine.scheduler.fork(parent, children[0]) == []
+    engine.abort(second)
+    assert engine.scheduler.fork(parent, children[1]) == []
+    assert [child.status for child in children] == [Status.WAITING, Status.RUNNING]
+    engine.scheduler.check_integrity()
