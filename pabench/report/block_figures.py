@@ -29,18 +29,24 @@ def block_figures(runs: Sequence[tuple[Engine, RunData]], key: str) -> list[Figu
     longest = max((run.manifest.duration_s or 0.0 for _, run, _ in traced), default=0.0)
     if longest <= 0:
         return []
-    return [_figure(engine, run, trace, longest, key) for engine, run, trace in traced]
+    zeros = [(run_zero(run.manifest) - trace.header.started_at).total_seconds() for _, run, trace in traced]
+    maps = [block_map(trace, zero_s, zero_s + longest) for (_, _, trace), zero_s in zip(traced, zeros, strict=True)]
+    legend = _legend(maps)
+    return [
+        _figure(*one, cells, legend, key) for one, cells in zip(traced, maps, strict=True)
+    ]
 
 
-def _figure(engine: Engine, run: RunData, trace: BlockTrace, longest: float, key: str) -> Figure:
-    zero_s = (run_zero(run.manifest) - trace.header.started_at).total_seconds()
-    cells = block_map(trace, zero_s, zero_s + longest)
+def _figure(
+    engine: Engine, run: RunData, trace: BlockTrace, cells: BlockMap, legend: Sequence[go.Scatter], key: str
+) -> Figure:
+    zero_s, longest = cells.start_s, cells.column_s * len(cells.state)
     shares = state_shares(trace, zero_s, zero_s + (run.manifest.duration_s or 0.0))
     y = axis("block", range=[-0.5, trace.header.num_blocks - 0.5])
-    body = spec([_heatmap(cells, trace), *_legend(cells)], axis("time (s)", range=[0, longest]), y)
+    body = spec([_heatmap(cells, trace), *legend], axis("time (s)", range=[0, longest]), y)
     body["layout"] |= {"showlegend": True,
-                       "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "itemclick": False,
-                                  "itemdoubleclick": False}}
+                       "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "font": {"size": 11},
+                                  "entrywidth": 58, "itemclick": False, "itemdoubleclick": False}}
     title = f"Block map of {engine.name}"
     told = _shares_text(shares)
     caption = " ".join(_caption(run, trace, cells, zero_s, told))
@@ -79,7 +85,7 @@ def _kind(state: int, seq: int, trace: BlockTrace) -> tuple[int | None, str]:
     if state == State.FREE:
         return 0, "free"
     if state == State.CACHED:
-        return 1, "owned by nobody, kept for the prefix cache"
+        return 1, "no owner, kept for the prefix cache"
     owner = f"sequence {seq} of request {trace.requests[seq]}"
     if state == State.SHARED:
         return 2, f"shared by {owner} and others"
@@ -89,11 +95,13 @@ def _kind(state: int, seq: int, trace: BlockTrace) -> tuple[int | None, str]:
     return colour, f"{owner}: {size} tokens, full" if state == State.FULL else f"{owner}: not yet all of {size} tokens"
 
 
-def _legend(cells: BlockMap) -> list[go.Scatter]:
-    """A key of the states that occur. The written and the empty ones stand for all owners' colours."""
+def _legend(maps: Sequence[BlockMap]) -> list[go.Scatter]:
+    """A key of the states that occur, the same for all maps, so that all are of one height. Those of the written and
+    the reserved stand for all owners' colours.
+    """
     entries = (
         (_WRITTEN, "written", OWNERS[0]),
-        ((State.EMPTY,), "reserved, empty", _COLOURS[_FIRST_OWNER + len(OWNERS)]),
+        ((State.EMPTY,), "reserved", _COLOURS[_FIRST_OWNER + len(OWNERS)]),
         ((State.SHARED,), "shared", _SHARED),
         ((State.CACHED,), "cached", _CACHED),
         ((State.FREE,), "free", _FREE),
@@ -102,7 +110,7 @@ def _legend(cells: BlockMap) -> list[go.Scatter]:
         go.Scatter(x=[None], y=[None], name=name, mode="markers", hoverinfo="skip",
                    marker={"symbol": "square", "size": 11, "color": None if colour.startswith("--") else colour},
                    meta={"colour": colour})
-        for states, name, colour in entries if np.isin(cells.state, states).any()
+        for states, name, colour in entries if any(np.isin(cells.state, states).any() for cells in maps)
     ]
 
 
@@ -116,7 +124,7 @@ def _shares_text(shares: dict[State, float]) -> str:
 def _caption(run: RunData, trace: BlockTrace, cells: BlockMap, zero_s: float, told: str) -> list[str]:
     header = trace.header
     said = [f"Each row is a block of {count(header.block_size)} slots, each colour a sequence, in turn.",
-            "Full colour: holds tokens. Pale: owned, nothing written in it yet."]
+            "Full colour: holds tokens. Pale: reserved for the sequence, nothing written in it yet."]
     said.append(f"On average over the run: {told}.")
     if cells.blocks_per_row > 1:
         said.append(f"{count(cells.blocks_per_row)} neighbouring blocks are one row.")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from pabench.report import write_report
-from tests.report.synthetic import HOSTILE, Made, failing_rows, passing_rows, write_run, write_suite
+from tests.report.synthetic import HOSTILE, Made, failing_rows, passing_rows, write_run, write_suite, write_trace
 
 
 @pytest.fixture(scope="session")
@@ -22,6 +22,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_run(top / f"paged/u{users:02}", Made("reference paged", users=users, requests=40))
         contiguous = Made("reference contiguous", users=users, requests=40, reserve_tokens=512, wrong=2 * (users == 8))
         write_run(top / f"contiguous/u{users:02}", contiguous)
+        write_trace(top / f"paged/u{users:02}/load.blocks.jsonl", reserve_blocks=0)
+        write_trace(top / f"contiguous/u{users:02}/load.blocks.jsonl", reserve_blocks=32)
     write_run(top / "silent/u08", Made("silent engine", requests=40, tells_memory=False, chunk=4, status="interrupted"))
     write_suite(top / "paged/conformance", passing_rows())
     write_suite(top / "contiguous/conformance", failing_rows(), exit_code=1)
@@ -43,6 +45,7 @@ def hostile_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = Made(HOSTILE, requests=24, wrong=2, errors=(HOSTILE,), diagnosis=HOSTILE, workload=HOSTILE)
     write_run(top / "a", made)
     write_run(top / "b", Made("=cmd|' /C calc'!A0", requests=24, reserve_tokens=512, workload=HOSTILE))
+    write_trace(top / "a/load.blocks.jsonl", reserve_blocks=0, seq=HOSTILE)
     write_suite(top / "a/conformance", failing_rows(HOSTILE), exit_code=1, engine={"dialect": HOSTILE})
     out = top / "report.html"
     write_report([top], out)

@@ -156,6 +156,36 @@ def _manifest(made: Made, records: list[RequestRecord]) -> Manifest:
     )
 
 
+def write_trace(path: Path, *, reserve_blocks: int, seq: object = 3, end: str | None = "closed") -> Path:
+    """A block trace that began a second before the runs do: 64 tokens come in eight steps, then the sequence ends.
+
+    `reserve_blocks`: owned from the start; 0 is paged, where a second sequence then shares the first two blocks, and
+    both stay cached.
+    """
+    num_blocks = CAPACITY_TOKENS // BLOCK_SIZE
+    lines: list[dict[str, object]] = [{
+        "block_trace": 1, "started_at": "2026-01-02T03:04:04+00:00", "block_size": BLOCK_SIZE,
+        "num_blocks": num_blocks, "kv": "contiguous" if reserve_blocks else "paged", "reservation": None,
+    }]
+    for step in range(1, 9):
+        change: dict[str, object] = {"seq": seq, "request": 2, "tokens": 8 * step}
+        if not reserve_blocks and step % 2:
+            change |= {"keep": step // 2, "blocks": [10 + step // 2]}
+        elif reserve_blocks and step == 1:
+            change |= {"keep": 0, "blocks": list(range(reserve_blocks))}
+        lines.append({"step": step, "s": 1 + 0.01 * step, "changed": [change]})
+    if not reserve_blocks:
+        lines.append({"step": 9, "s": 1.1, "changed": [
+            {"seq": 4, "request": 3, "tokens": 40, "keep": 0, "blocks": [10, 11, 20]}]})
+    lines.append({"step": 10, "s": 1.15, "left": [{"seq": 3, "why": "ended"}]})
+    if not reserve_blocks:
+        lines.append({"step": 11, "s": 1.2, "left": [{"seq": 4, "why": "ended"}], "cached": [10, 11]})
+    if end is not None:
+        lines.append({"end": end, "step": 12, "s": 60.0})
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return path
+
+
 def write_suite(folder: Path, rows: list[Verdict], *, exit_code: int = 0, url: str = "http://127.0.0.1:8000",
                 engine: dict[str, object] | None = None) -> Path:
     """A conformance result of `rows`."""

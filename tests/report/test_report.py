@@ -203,7 +203,7 @@ def test_one_colour_an_engine_in_every_figure(results: Path) -> None:
     colours: dict[int, set[str]] = {}
     for figure in page.all_figures():
         for trace in figure.spec["data"]:
-            if "meta" in trace:
+            if "engine" in trace.get("meta", {}):
                 colours.setdefault(trace["meta"]["engine"], set()).add(trace["line"]["color"])
     assert all(len(found) == 1 for found in colours.values())
     assert len(set.union(*colours.values())) == 3
