@@ -57,7 +57,8 @@ def beams(bench: Bench) -> Arms:
     return {"contiguous oracle, copied": arm(kv="contiguous", reservation="oracle"), "paged, shared": arm()}
 
 
-@measurement("Paged memory", "--kv, --reservation", "128 ShareGPT-like requests of at most 480 tokens, 256 blocks of 16")
+@measurement("Paged memory", "--kv, --reservation",
+             "128 ShareGPT-like requests of at most 480 tokens, in 256 blocks of 16")
 def layouts(bench: Bench) -> Arms:
     """How many sequences one pool holds, and what that does to throughput."""
     def arm(kv: str, reservation: str) -> Arm:

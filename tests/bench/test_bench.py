@@ -64,6 +64,42 @@ def test_an_engine_that_does_not_start_stops_nobody(tmp_path: Path) -> None:
     assert "Traceback" not in result.stderr
 
 
+MODEL = """model_command = ["{python}", "-c", "import sys; print('made it'); %s", "{model}"]"""
+TEXT = SUITE.replace('"smoke"', '"text"').replace("num_requests = 4", "num_requests = 2")
+
+
+def test_a_model_that_is_no_probe(tmp_path: Path) -> None:
+    make = MODEL % "import pathlib; pathlib.Path(sys.argv[1]).mkdir()"
+    result = bench(tmp_path, make + TEXT + engine("one") + engine("two"))
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "out" / "model").is_dir()
+    assert not (tmp_path / "out" / "probe").exists()
+    assert "made it" in (tmp_path / "out" / "model.log").read_text()
+    run = load_run(tmp_path / "out" / "one" / "2-users")
+    assert run.manifest.outcomes["ok"] == 2
+    assert run.requests["verified_tokens"].isna().all()
+    assert "(×" in result.stdout
+
+
+@pytest.mark.parametrize(("make", "says"), [
+    (MODEL % "sys.exit(3)", "the model_command failed with exit code 3: see"),
+    ('model_command = ["no-such-command"]', "cannot be run: 'no-such-command'"),
+])
+def test_a_model_that_cannot_be_made_starts_no_engine(tmp_path: Path, make: str, says: str) -> None:
+    result = bench(tmp_path, make + TEXT + engine("one"))
+    assert result.returncode == 2
+    assert says in result.stderr
+    assert not (tmp_path / "out" / "one").exists()
+
+
+def test_a_model_of_its_own_is_not_verified(tmp_path: Path) -> None:
+    path = tmp_path / "suite.toml"
+    for wrong in (SUITE, TEXT.replace('"none"', '"smoke"')):
+        path.write_text(MODEL % "" + wrong + engine("a"))
+        with pytest.raises(UsageError, match="with a model_command there is no probe"):
+            load_suite(str(path))
+
+
 def test_wrong_tokens_are_no_success(tmp_path: Path) -> None:
     result = bench(tmp_path, SUITE + engine("liar", ', "--wrong-every", "3"'))
     assert result.returncode == 1, result.stderr
@@ -74,6 +110,7 @@ def test_wrong_tokens_are_no_success(tmp_path: Path) -> None:
     (("rate_per_s = 20", "users = 2"), "loads must differ"),
     (('label = "b"', 'label = "A"'), "engine labels must differ"),
     (('label = "b"', 'label = "probe"'), "engine labels must differ"),
+    (('label = "b"', 'label = "Model"'), "engine labels must differ"),
     (('probe = "tiny"', 'probe = "huge"'), "unknown probe preset 'huge'"),
     (('workload = "smoke"', 'workload = "nope"'), "unknown workload 'nope'"),
     (("num_requests = 4", "num_request = 4"), "num_request"),

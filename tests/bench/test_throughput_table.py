@@ -1,0 +1,42 @@
+"""The table of all engines at all loads."""
+
+from __future__ import annotations
+
+import io
+from types import SimpleNamespace
+from typing import Any
+
+from rich.console import Console
+
+from pabench.analysis import throughput_table
+
+
+def run(label: str, load: str, rate: float, verified: float | None = None) -> Any:
+    return SimpleNamespace(label=label, load=load, throughput_tokens_per_s=rate, verified_tokens_per_s=verified)
+
+
+def cells(*engines: list[Any]) -> dict[str, list[str]]:
+    out = io.StringIO()
+    Console(file=out, width=200).print(throughput_table(engines))
+    lines = [line.strip("│┃").replace("┃", "│").split("│") for line in out.getvalue().splitlines() if line[0] in "│┃"]
+    return {line[0].strip(): [cell.strip() for cell in line[1:]] for line in lines}
+
+
+def test_others_are_multiples_of_the_first_at_the_same_load() -> None:
+    found = cells([run("a", "1 user", 100), run("a", "8 users", 400)],
+                  [run("b", "1 user", 50), run("b", "8 users", 1000)])
+    assert found == {"load": ["a", "b"], "1 user": ["100", "50 (×0.50)"], "8 users": ["400", "1,000 (×2.50)"]}
+
+
+def test_wrong_tokens_do_not_count_where_answers_are_verified() -> None:
+    found = cells([run("a", "1 user", 100, 100)], [run("b", "1 user", 300, 150)])
+    assert found["1 user"] == ["100", "150 (×1.50)"]
+
+
+def test_a_load_that_one_engine_lacks_has_no_multiple() -> None:
+    found = cells([run("a", "1 user", 100)], [run("b", "1 user", 90), run("b", "8 users", 300)])
+    assert found["8 users"] == ["–", "300"]
+
+
+def test_hostile_labels_are_text() -> None:
+    assert cells([run("[red]a", "1 user", 0)], [run("b", "1 user", 5)])["load"] == ["[red]a", "b"]
