@@ -45,8 +45,18 @@ class AttentionPlan(Protocol):
         ...
 
 
+def _numba_plan(
+    block_tables: torch.Tensor, context_lens: torch.Tensor, query_start_loc: torch.Tensor, block_size: int
+) -> AttentionPlan:
+    from paged_kernels.numba_backend import NumbaPlan  # numba is heavy, and of no use on a GPU
+
+    return NumbaPlan(block_tables, context_lens, query_start_loc, block_size)
+
+
 # Backend name -> plan builder. A caller names the backend; there is no fall-back from one to another.
-BACKENDS: dict[str, Callable[[torch.Tensor, torch.Tensor, torch.Tensor, int], AttentionPlan]] = {"torch": TorchPlan}
+BACKENDS: dict[str, Callable[[torch.Tensor, torch.Tensor, torch.Tensor, int], AttentionPlan]] = {
+    "torch": TorchPlan, "numba": _numba_plan,
+}
 
 
 def plan_attention(

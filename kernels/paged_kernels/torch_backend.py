@@ -8,7 +8,7 @@ its own first one again, since a masked weight of zero times a NaN value would s
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -44,10 +44,14 @@ class _Gathers:
 
 
 class TorchPlan:
-    """The gathers of one batch, made once for each window length. Arguments as in `paged_kernels.attention`."""
+    """The gathers of one batch, made once for each window length. Arguments as in `paged_kernels.attention`.
+
+    With `seqs` the plan is for these sequences of the batch alone.
+    """
 
     def __init__(
-        self, block_tables: torch.Tensor, context_lens: torch.Tensor, query_start_loc: torch.Tensor, block_size: int
+        self, block_tables: torch.Tensor, context_lens: torch.Tensor, query_start_loc: torch.Tensor, block_size: int,
+        *, seqs: Sequence[int] | None = None,
     ) -> None:
         self._tables, self._block_size = block_tables.long(), block_size
         self._contexts, self._starts = context_lens.tolist(), query_start_loc.tolist()
@@ -55,7 +59,8 @@ class TorchPlan:
             query_len = self._starts[seq + 1] - self._starts[seq]
             if not 1 <= query_len <= context:
                 raise ValueError(f"sequence {seq} has {query_len} query rows for a context of {context} positions")
-        self._longest = max(self._contexts, default=0)
+        self._seqs = range(len(self._contexts)) if seqs is None else seqs
+        self._longest = max((self._contexts[seq] for seq in self._seqs), default=0)
         self._gathers: dict[int, _Gathers] = {}
 
     def attend(
@@ -68,27 +73,34 @@ class TorchPlan:
         soft_cap: float | None = None,
     ) -> torch.Tensor:
         """See `paged_kernels.attention.AttentionPlan.attend`."""
+        out = torch.empty_like(query)
+        self.attend_into(out, query, cache, scale=scale, window=window, soft_cap=soft_cap)
+        return out
+
+    def attend_into(
+        self, out: torch.Tensor, query: torch.Tensor, cache: KVCache, *, scale: float, window: int | None,
+        soft_cap: float | None,
+    ) -> None:
+        """`attend` into `out`, like query; rows of sequences that the plan is not for stay as they are."""
         reach = self._longest if window is None else min(window, self._longest)
         gathers = self._gathers.get(reach)
         if gathers is None:
             gathers = self._gathers[reach] = self._plan(reach)
-        out = torch.empty_like(query)
         for group in gathers.decodes:
             out[group.rows] = _attend_decodes(group, query, cache, scale, soft_cap)
         for prefill in gathers.prefills:
             out[prefill.start : prefill.stop] = _attend_prefill(prefill, query, cache, scale, soft_cap)
-        return out
 
     def _plan(self, window: int) -> _Gathers:
         if window < 1:
             raise ValueError(f"a window of {window} positions, expected at least 1 or None")
         groups: dict[int, list[int]] = {}
         prefills = []
-        for seq, context in enumerate(self._contexts):
+        for seq in self._seqs:
             if self._starts[seq + 1] - self._starts[seq] > 1:
                 prefills.append(self._prefill(seq, window))
             else:
-                width = max(min(context, window), _SMALLEST_GROUP_CONTEXT)
+                width = max(min(self._contexts[seq], window), _SMALLEST_GROUP_CONTEXT)
                 groups.setdefault((width - 1).bit_length(), []).append(seq)
         return _Gathers([self._decode_group(seqs, window) for seqs in groups.values()], prefills)
 

@@ -48,10 +48,10 @@ class Case:
         self.query = torch.randn(shape, generator=rng, dtype=torch.float64).to(dtype)
         self.scale, self.window, self.soft_cap = head_dim**-0.5, window, soft_cap
 
-    def paged(self):
+    def paged(self, backend):
         return paged_attention(
             self.query, self.cache, self.tables, self.context_lens, self.starts, self.scale,
-            window=self.window, soft_cap=self.soft_cap,
+            window=self.window, soft_cap=self.soft_cap, backend=backend,
         )
 
     def dense(self, dtype=torch.float64):
@@ -70,40 +70,40 @@ class Case:
                 row += 1
         return torch.stack(out)
 
-    def assert_equal(self):
-        torch.testing.assert_close(self.paged(), self.dense(), rtol=0, atol=1e-12)
+    def assert_equal(self, backend):
+        torch.testing.assert_close(self.paged(backend), self.dense(), rtol=0, atol=1e-12)
 
 
 EDGES = [1, 2, 15, 16, 17, 31, 32, 33, 63, 64, 65, 128, 129]
 
 
 @pytest.mark.parametrize(("kv_heads", "group"), [(1, 1), (1, 4), (2, 2), (4, 1), (2, 3), (1, 71)])
-def test_decodes_equal_dense_at_block_edges(kv_heads, group):
-    Case(EDGES, [1] * len(EDGES), kv_heads=kv_heads, group=group).assert_equal()
+def test_decodes_equal_dense_at_block_edges(backend, kv_heads, group):
+    Case(EDGES, [1] * len(EDGES), kv_heads=kv_heads, group=group).assert_equal(backend)
 
 
 @pytest.mark.parametrize("block_size", [1, 3, 16, 128])
-def test_prefills_chunks_and_decodes_in_one_batch_equal_dense(block_size):
-    Case([1, 16, 33, 40, 129, 2], [1, 16, 17, 1, 2, 2], block_size=block_size).assert_equal()
+def test_prefills_chunks_and_decodes_in_one_batch_equal_dense(backend, block_size):
+    Case([1, 16, 33, 40, 129, 2], [1, 16, 17, 1, 2, 2], block_size=block_size).assert_equal(backend)
 
 
 @pytest.mark.parametrize(("kv_heads", "group"), [(4, 1), (2, 2), (1, 4)], ids=["mha", "gqa", "mqa"])
 @pytest.mark.parametrize("head_dim", [64, 80, 96, 112, 128, 256])
-def test_head_dims(head_dim, kv_heads, group):
-    Case([17, 48, 30], [1, 48, 7], head_dim=head_dim, kv_heads=kv_heads, group=group).assert_equal()
+def test_head_dims(backend, head_dim, kv_heads, group):
+    Case([17, 48, 30], [1, 48, 7], head_dim=head_dim, kv_heads=kv_heads, group=group).assert_equal(backend)
 
 
 @pytest.mark.parametrize("soft_cap", [None, 0.7])
 @pytest.mark.parametrize("window", [1, 2, 15, 16, 17, 33, 64, 65, 1000])
-def test_windows_around_block_edges(window, soft_cap):
+def test_windows_around_block_edges(backend, window, soft_cap):
     lens = [*EDGES, 40, 129, 40, 200]
     query_lens = [1] * len(EDGES) + [40, 20, 2, 3]
-    Case(lens, query_lens, window=window, soft_cap=soft_cap).assert_equal()
+    Case(lens, query_lens, window=window, soft_cap=soft_cap).assert_equal(backend)
 
 
-def test_one_plan_serves_layers_with_several_windows():
+def test_one_plan_serves_layers_with_several_windows(backend):
     case = Case([100, 40, 70], [1, 7, 1])
-    plan = plan_attention(case.tables, case.context_lens, case.starts, 16)
+    plan = plan_attention(case.tables, case.context_lens, case.starts, 16, backend=backend)
     for window in (None, 20, 5, 20, 1000, None):
         case.window = window
         out = plan.attend(case.query, case.cache, scale=case.scale, window=window)
@@ -112,11 +112,11 @@ def test_one_plan_serves_layers_with_several_windows():
 
 @pytest.mark.parametrize("soft_cap", [None, 2.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_low_precision_stays_within_twice_the_error_of_dense_in_that_dtype(dtype, soft_cap):
+def test_low_precision_stays_within_twice_the_error_of_dense_in_that_dtype(backend, dtype, soft_cap):
     case = Case([33, 200, 64], [1, 1, 20], dtype=dtype, soft_cap=soft_cap)
     reference = case.dense()
     allowed = 2 * (case.dense(dtype).double() - reference).abs().max() + torch.finfo(dtype).eps
-    assert (case.paged().double() - reference).abs().max() <= allowed
+    assert (case.paged(backend).double() - reference).abs().max() <= allowed
 
 
 @given(
@@ -127,17 +127,17 @@ def test_low_precision_stays_within_twice_the_error_of_dense_in_that_dtype(dtype
     soft_cap=st.none() | st.floats(0.1, 10),
     seed=st.integers(0, 1000),
 )
-def test_any_batch_equals_dense(seqs, block_size, heads, window, soft_cap, seed):
+def test_any_batch_equals_dense(backend, seqs, block_size, heads, window, soft_cap, seed):
     lens = [max(a, b) for a, b in seqs]
     query_lens = [min(a, b) for a, b in seqs]
     Case(lens, query_lens, block_size=block_size, kv_heads=heads[0], group=heads[1], head_dim=16, window=window,
-         soft_cap=soft_cap, seed=seed).assert_equal()
+         soft_cap=soft_cap, seed=seed).assert_equal(backend)
 
 
-def test_a_needle_in_the_last_slot_is_found():
+def test_a_needle_in_the_last_slot_is_found(backend):
     case = Case([49], [1])
     case.query = case.keys[0][-1].repeat_interleave(2, dim=0)[None] * 20
-    torch.testing.assert_close(case.paged()[0], case.values[0][-1].repeat_interleave(2, dim=0), rtol=0, atol=1e-4)
+    torch.testing.assert_close(case.paged(backend)[0], case.values[0][-1].repeat_interleave(2, dim=0), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
@@ -152,15 +152,16 @@ def test_write_kv_touches_the_named_slots_only(dtype):
     assert int(flat.isnan().any(-1).any(-1).sum()) == 29
 
 
-def test_an_impossible_batch_is_refused():
+def test_an_impossible_batch_is_refused(backend):
     case = Case([4, 4], [1, 1])
     with pytest.raises(ValueError, match="unknown attention backend 'cuda'"):
         plan_attention(case.tables, case.context_lens, case.starts, 16, backend="cuda")
     with pytest.raises(ValueError, match="do not agree"):
-        plan_attention(case.tables, case.context_lens, case.starts[:-1], 16)
+        plan_attention(case.tables, case.context_lens, case.starts[:-1], 16, backend=backend)
     with pytest.raises(ValueError, match="0 query rows"):
-        plan_attention(case.tables, case.context_lens, torch.tensor([0, 0, 1]), 16)
+        plan_attention(case.tables, case.context_lens, torch.tensor([0, 0, 1]), 16, backend=backend)
     with pytest.raises(ValueError, match="5 query rows for a context of 4"):
-        plan_attention(case.tables, case.context_lens, torch.tensor([0, 5, 6]), 16)
+        plan_attention(case.tables, case.context_lens, torch.tensor([0, 5, 6]), 16, backend=backend)
     with pytest.raises(ValueError, match="a window of 0 positions"):
-        paged_attention(case.query, case.cache, case.tables, case.context_lens, case.starts, 1.0, window=0)
+        paged_attention(case.query, case.cache, case.tables, case.context_lens, case.starts, 1.0, window=0,
+                        backend=backend)

@@ -72,14 +72,15 @@ def caches(lens, kv_heads, head_dim, dtype, block_size=8):
 @pytest.mark.parametrize("soft_cap", [None, 1.5])
 @pytest.mark.parametrize("head_dim", [64, 128])
 @pytest.mark.parametrize("dtype", SCALED)
-def test_attention_moves_by_no_more_than_the_stored_errors_explain(dtype, head_dim, soft_cap):
+def test_attention_moves_by_no_more_than_the_stored_errors_explain(backend, dtype, head_dim, soft_cap):
     lens, query_lens, window = [1, 40, 33, 70], [1, 1, 20, 1], 30
     plain, small, tables = caches(lens, 2, head_dim, dtype)
     query = torch.randn(sum(query_lens), 6, head_dim, generator=torch.Generator().manual_seed(4)) * 0.3
     starts = torch.tensor([0, *torch.tensor(query_lens).cumsum(0).tolist()])
     scale = head_dim**-0.5
     exact, got = (
-        paged_attention(query, cache, tables, torch.tensor(lens), starts, scale, window=window, soft_cap=soft_cap)
+        paged_attention(query, cache, tables, torch.tensor(lens), starts, scale, window=window, soft_cap=soft_cap,
+                        backend=backend)
         for cache in (plain, small)
     )
     e_k, e_v = (float(error_bound(x[~x.isnan().any(-1)], dtype).max()) for x in (plain.key, plain.value))
@@ -91,12 +92,12 @@ def test_attention_moves_by_no_more_than_the_stored_errors_explain(dtype, head_d
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_a_half_precision_cache_under_float32_queries_reads_the_rounded_values(dtype):
+def test_a_half_precision_cache_under_float32_queries_reads_the_rounded_values(backend, dtype):
     plain, small, tables = caches([40, 9], 2, 32, dtype)
     rounded = KVCache(plain.key.to(dtype).float(), plain.value.to(dtype).float())
     query = torch.randn(2, 4, 32, generator=torch.Generator().manual_seed(4))
     half, full = (
-        paged_attention(query, cache, tables, torch.tensor([40, 9]), torch.tensor([0, 1, 2]), 0.2)
+        paged_attention(query, cache, tables, torch.tensor([40, 9]), torch.tensor([0, 1, 2]), 0.2, backend=backend)
         for cache in (small, rounded)
     )
     assert half.dtype == torch.float32

@@ -1,0 +1,130 @@
+"""Paged attention on a CPU, compiled: decodes read keys and values in place through the block table.
+
+The work is divided by query rows: sequences with at most MAX_ROWS of them, decodes and verified drafts, run in the
+compiled loops of `numba_kernel`; longer prefills, where dense products are faster, run in `torch_backend`. A plan's
+`describe` says how many of each it has. All cores that torch may use share the compiled part.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from paged_kernels.cache import SCALED_DTYPES, KVCache
+from paged_kernels.numba_kernel import attend_items
+from paged_kernels.torch_backend import TorchPlan
+
+MAX_ROWS = 8  # query rows of a sequence that the compiled loops take
+_SMALLEST_SHARE = 1 << 17  # stored elements that are worth a thread: handing over costs as much as some 10^5 of them
+
+# How the compiled loops see a storage dtype that numpy has not.
+_BITS = {torch.bfloat16: torch.uint16, torch.float16: torch.int16, torch.float8_e4m3fn: torch.uint8}
+
+
+class NumbaPlan:
+    """The batch as arrays. Arguments as in `paged_kernels.attention`, on the CPU."""
+
+    def __init__(
+        self, block_tables: torch.Tensor, context_lens: torch.Tensor, query_start_loc: torch.Tensor, block_size: int
+    ) -> None:
+        if block_tables.device.type != "cpu":
+            raise ValueError(f"attention backend 'numba' runs on the CPU, the batch is on {block_tables.device}")
+        self._tables, self._contexts, self._starts = (
+            x.long().contiguous().numpy() for x in (block_tables, context_lens, query_start_loc)
+        )
+        self._block_size = block_size
+        self._num_rows = np.diff(self._starts)
+        bad = np.flatnonzero((self._num_rows < 1) | (self._num_rows > self._contexts))
+        if len(bad):
+            raise ValueError(f"sequence {bad[0]} has {self._num_rows[bad[0]]} query rows for a context of "
+                             f"{self._contexts[bad[0]]} positions")
+        compiled = self._num_rows <= MAX_ROWS
+        self._seqs = np.flatnonzero(compiled)
+        self._prefills: TorchPlan | None = None
+        if len(self._seqs) < len(compiled):
+            long = np.flatnonzero(~compiled).tolist()
+            self._prefills = TorchPlan(block_tables, context_lens, query_start_loc, block_size, seqs=long)
+            self._rows = torch.from_numpy(np.flatnonzero(np.repeat(compiled, self._num_rows)))
+
+    def describe(self) -> str:
+        """Which part of the batch runs where."""
+        return f"{len(self._seqs)} sequences in numba, {len(self._contexts) - len(self._seqs)} prefills in torch"
+
+    def attend(
+        self,
+        query: torch.Tensor,
+        cache: KVCache,
+        *,
+        scale: float,
+        window: int | None = None,
+        soft_cap: float | None = None,
+    ) -> torch.Tensor:
+        """See `paged_kernels.attention.AttentionPlan.attend`."""
+        if window is not None and window < 1:
+            raise ValueError(f"a window of {window} positions, expected at least 1 or None")
+        if self._prefills is None:
+            return self._attend_compiled(query, cache, scale, window, soft_cap).to(query.dtype)
+        out = torch.empty_like(query)
+        self._prefills.attend_into(out, query, cache, scale=scale, window=window, soft_cap=soft_cap)
+        if len(self._seqs):
+            wide = self._attend_compiled(query, cache, scale, window, soft_cap)
+            out[self._rows] = wide[self._rows].to(query.dtype)
+        return out
+
+    def _attend_compiled(
+        self, query: torch.Tensor, cache: KVCache, scale: float, window: int | None, soft_cap: float | None
+    ) -> torch.Tensor:
+        """The result in float32, or float64 for such queries; only the rows of the compiled sequences are set."""
+        query = query.to(torch.promote_types(query.dtype, torch.float32)).contiguous()
+        out = torch.empty_like(query)
+        key, value = (_rows(x).numpy() for x in (cache.key, cache.value))
+        scales = [None if x is None else _rows(x).numpy() for x in (cache.key_scale, cache.value_scale)]
+        run = functools.partial(
+            attend_items, query.numpy(), key, value, *scales, self._tables, self._contexts, self._starts, self._seqs,
+            self._block_size, float(scale), window or 0, float(soft_cap or 0), out.numpy(),
+        )
+        bounds = self._shares(key.shape[1], key.shape[2], window)
+        # The last share runs here; two threads of one pool would wait for each other's hand-over.
+        others = [_pool().submit(run, first, stop) for first, stop in zip(bounds[:-2], bounds[1:-1], strict=True)]
+        failed = [run(bounds[-2], bounds[-1]), *(other.result() for other in others)]
+        if max(failed) >= 0:
+            raise ValueError(f"the block table of sequence {max(failed)} has a live entry that names no block")
+        return out
+
+    def _shares(self, num_kv_heads: int, head_dim: int, window: int | None) -> list[int]:
+        """Bounds of the threads' shares of the items (sequence, KV head), about as much work in each."""
+        items = len(self._seqs) * num_kv_heads
+        threads = min(torch.get_num_threads(), items)
+        if threads <= 1:
+            return [0, items]
+        contexts, rows = self._contexts[self._seqs], self._num_rows[self._seqs]
+        read = contexts if window is None else np.minimum(contexts, window + rows)
+        work = np.concatenate([[0], (read * (1 + rows)).cumsum()])
+        threads = min(threads, max(1, int(read.sum()) * num_kv_heads * head_dim // _SMALLEST_SHARE))
+        bounds = np.interp(np.linspace(0, work[-1], threads + 1), work, np.arange(len(work)) * num_kv_heads)
+        return bounds.round().astype(int).tolist()
+
+
+@functools.cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(max(1, (os.cpu_count() or 1) - 1), thread_name_prefix="attention")
+
+
+def _rows(stored: torch.Tensor) -> torch.Tensor:
+    """[num_blocks, block_size, …] as [slots, …], in a dtype that numpy has."""
+    return stored.view(_BITS.get(stored.dtype, stored.dtype)).view(-1, *stored.shape[2:])
+
+
+def warm_up(storage: torch.dtype, query: torch.dtype) -> None:
+    """Compile for these dtypes, or load what was compiled before: seconds the first time, then less than one."""
+    cache = KVCache(
+        *(torch.zeros(1, 1, 1, 16, dtype=storage) for _ in range(2)),
+        *(torch.zeros(1, 1, 1) for _ in range(2 if storage in SCALED_DTYPES else 0)),
+    )
+    plan = NumbaPlan(torch.zeros(1, 1), torch.ones(1), torch.arange(2), 1)
+    plan.attend(torch.zeros(1, 1, 16, dtype=query), cache, scale=1.0)
