@@ -97,7 +97,7 @@ class Scheduler(Queues):
         """
         prefilling, stalled = [], False
         running, sequences, num_new = self.running, step.sequences, step.num_new
-        lookahead = self.config.lookahead
+        lookahead, spare = self.config.lookahead, self.config.max_num_batched_tokens - self.config.max_num_seqs
         at = 0
         while at < len(running):  # preempting shortens the list from its end
             seq = running[at]
@@ -112,7 +112,7 @@ class Scheduler(Queues):
                 sequences.append(seq)
                 num_new.append(1)
                 if lookahead and not seq.request.params.beam_width:
-                    self._look_ahead(seq, step)
+                    spare -= self._look_ahead(seq, step, spare)
         return prefilling, stalled
 
     def grow(self, seq: Sequence, step: Step) -> bool:
@@ -130,12 +130,11 @@ class Scheduler(Queues):
         step.move("copy", copies)
         return True
 
-    def _look_ahead(self, seq: Sequence, step: Step) -> None:
-        """Slots for draft tokens too, where there are any: nobody is preempted for a guess."""
+    def _look_ahead(self, seq: Sequence, step: Step, spare: int) -> int:
+        """Slots for draft tokens too, where there are any: nobody is preempted for a guess. Returns how many."""
         if seq.request.params.penalises:  # what comes behind a guess would hang on the guess itself
-            return
-        left = self.config.max_num_batched_tokens - self.config.max_num_seqs - sum(step.draft_room.values())
-        want = min(self.config.lookahead, seq.final_tokens - seq.num_tokens, left)
+            return 0
+        want = min(self.config.lookahead, seq.final_tokens - seq.num_tokens, spare)
         lacking = seq.num_tokens + want - seq.num_slots
         if lacking > 0:
             copies = self.allocator.append(seq.id, lacking)
@@ -146,6 +145,7 @@ class Scheduler(Queues):
                 step.move("copy", copies)
         if want > 0:
             step.draft_room[seq.id] = want
+        return max(want, 0)
 
     def _victim(self) -> Sequence:
         """Who gives way when memory is out."""
