@@ -6,6 +6,7 @@ import copy
 import secrets
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +21,7 @@ from reference_engine.memory.paged import PagedAllocator
 from reference_engine.memory.pool import BlockCopy
 from reference_engine.model.loader import load_model
 from reference_engine.model.transformer import Transformer
-from reference_engine.runner import Runner
+from reference_engine.runner import Runner, attention_backend
 from reference_engine.sampling.beam import BeamSearch, reason_not_to_search
 from reference_engine.sampling.sampler import Sampler, choice_seed
 from reference_engine.sampling.speculative import DraftProposer, build_proposer
@@ -49,6 +50,7 @@ class Engine:
     """Scheduler, model, sampler and text, one step at a time."""
 
     def __init__(self, model: Transformer, tokenizer: Tokenizer, config: EngineConfig) -> None:
+        config = replace(config, attention_backend=attention_backend(config.attention_backend, model.device))
         self.config, self.tokenizer = config, tokenizer
         self.allocator = build_allocator(config)
         self.runner = Runner.build(model, config, self.allocator)

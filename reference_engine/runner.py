@@ -8,8 +8,9 @@ from collections.abc import Sequence as SequenceOf
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from paged_kernels import plan_attention
+from paged_kernels import plan_attention, warm_up
 
+from pabench.errors import UsageError
 from reference_engine.config import EngineConfig
 from reference_engine.memory.allocator import Allocator, blocks_for
 from reference_engine.memory.pool import KVPool, kv_dtype
@@ -18,25 +19,36 @@ from reference_engine.scheduling.sequence import Sequence
 from reference_engine.scheduling.step import Step
 
 
+def attention_backend(name: str, device: torch.device) -> str:
+    """The backend of paged_kernels that `name`, "auto" too, means on this device. Raises UsageError for a bad pair."""
+    if name == "numba" and device.type != "cpu":
+        raise UsageError(f"attention backend 'numba' runs on a CPU, the device is {device}: choose torch or auto")
+    if name != "auto":
+        return name
+    return "numba" if device.type == "cpu" else "torch"
+
+
 class Runner:
     """One forward pass a step over all its sequences. `host_pool` is where swapped blocks lie."""
 
     def __init__(
         self, model: Transformer, pool: KVPool, allocator: Allocator, *, host_pool: KVPool | None = None,
-        backend: str = "torch",
+        backend: str,
     ) -> None:
         self.model, self.pool, self.host_pool, self.allocator = model, pool, host_pool, allocator
         self.backend = backend
 
     @classmethod
     def build(cls, model: Transformer, config: EngineConfig, allocator: Allocator) -> Runner:
-        """With a new KV pool, and one in host memory if the config swaps."""
+        """With a new KV pool, and one in host memory if the config swaps. Compiles what the attention backend needs."""
+        backend = attention_backend(config.attention_backend, model.device)
         dtype = kv_dtype(config.kv_dtype, model.dtype)
         pool = KVPool(model.config, config.num_blocks, config.block_size, dtype, model.device)
         host_pool = None
         if config.preemption == "swap":
             host_pool = KVPool(model.config, config.num_swap_blocks, config.block_size, dtype, torch.device("cpu"))
-        return cls(model, pool, allocator, host_pool=host_pool)
+        warm_up(dtype, model.dtype, backend=backend)
+        return cls(model, pool, allocator, host_pool=host_pool, backend=backend)
 
     def run(self, step: Step, num_logits: SequenceOf[int]) -> torch.Tensor:
         """Logits [sum(num_logits), vocab_size] float32: of each sequence those of its last num_logits[i] new tokens."""

@@ -1,9 +1,9 @@
 """Paged attention behind one seam: plan a batch once, attend once a layer. See `paged_kernels.attention`."""
 
-from paged_kernels.attention import BACKENDS, AttentionPlan, paged_attention, plan_attention
+from paged_kernels.attention import BACKENDS, AttentionPlan, paged_attention, plan_attention, warm_up
 from paged_kernels.cache import SCALED_DTYPES, KVCache, dequantise, quantise, write_kv
 
 __all__ = [
     "BACKENDS", "SCALED_DTYPES", "AttentionPlan", "KVCache", "dequantise", "paged_attention", "plan_attention",
-    "quantise", "write_kv",
+    "quantise", "warm_up", "write_kv",
 ]

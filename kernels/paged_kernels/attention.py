@@ -79,6 +79,17 @@ def plan_attention(
     return BACKENDS[backend](block_tables, context_lens, query_start_loc, block_size)
 
 
+def warm_up(storage: torch.dtype, query: torch.dtype, *, backend: str) -> None:
+    """Compile what `backend` needs for a cache of dtype `storage` on the CPU under queries of dtype `query`.
+
+    Without it the first step waits for the compiler: seconds, or less than one where an earlier process compiled.
+    """
+    if backend == "numba":
+        from paged_kernels import numba_backend
+
+        numba_backend.warm_up(storage, query)
+
+
 def paged_attention(
     query: torch.Tensor,
     cache: KVCache,

@@ -8,12 +8,12 @@ compiled loops of `numba_kernel`; longer prefills, where dense products are fast
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from paged_kernels.cache import SCALED_DTYPES, KVCache
 from paged_kernels.numba_kernel import attend_items
@@ -89,8 +89,7 @@ class NumbaPlan:
             self._block_size, float(scale), window or 0, float(soft_cap or 0), out.numpy(),
         )
         bounds = self._shares(key.shape[1], key.shape[2], window)
-        # The last share runs here; two threads of one pool would wait for each other's hand-over.
-        others = [_pool().submit(run, first, stop) for first, stop in zip(bounds[:-2], bounds[1:-1], strict=True)]
+        others = [_pool().submit(run, first, stop) for first, stop in itertools.pairwise(bounds[:-1])]
         failed = [run(bounds[-2], bounds[-1]), *(other.result() for other in others)]
         if max(failed) >= 0:
             raise ValueError(f"the block table of sequence {max(failed)} has a live entry that names no block")

@@ -137,7 +137,8 @@ def test_any_batch_equals_dense(backend, seqs, block_size, heads, window, soft_c
 def test_a_needle_in_the_last_slot_is_found(backend):
     case = Case([49], [1])
     case.query = case.keys[0][-1].repeat_interleave(2, dim=0)[None] * 20
-    torch.testing.assert_close(case.paged(backend)[0], case.values[0][-1].repeat_interleave(2, dim=0), rtol=0, atol=1e-4)
+    expected = case.values[0][-1].repeat_interleave(2, dim=0)
+    torch.testing.assert_close(case.paged(backend)[0], expected, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])

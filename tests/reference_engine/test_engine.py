@@ -11,6 +11,7 @@ from pabench.probe import check_answer, draw_fork
 from reference_engine.config import EngineConfig
 from reference_engine.engine import Engine
 from reference_engine.memory.allocator import IntegrityError
+from reference_engine.runner import attention_backend
 from reference_engine.scheduling.sequence import SamplingParams
 from tests.reference_engine.helpers import SPEC, assert_exact, assert_idle, drain, greedy, ids, rings
 
@@ -242,3 +243,30 @@ def test_the_engine_notices_a_write_into_a_shared_block(make_engine):
     engine.add(ring.prompt, greedy(10, n=2))
     with pytest.raises(IntegrityError, match="not its own"):
         drain(engine)
+
+
+@pytest.mark.parametrize("asked", ["auto", "numba", "torch"])
+def test_the_attention_backend_is_chosen_once_and_told(make_engine, asked):
+    engine = make_engine(attention_backend=asked)
+    chosen = "torch" if asked == "torch" else "numba"
+    assert (engine.config.attention_backend, engine.runner.backend) == (chosen, chosen)
+
+
+def test_a_device_without_the_attention_backend_is_refused():
+    assert attention_backend("auto", torch.device("cuda")) == "torch"
+    with pytest.raises(UsageError, match="'numba' runs on a CPU, the device is cuda"):
+        attention_backend("numba", torch.device("cuda"))
+
+
+@pytest.mark.parametrize("backend", ["numba", "torch"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_answers_are_exact_in_every_backend_and_dtype(tiny_probe, backend, dtype):
+    engine = Engine.from_folder(tiny_probe, EngineConfig(
+        max_model_len=512, num_blocks=256, max_num_batched_tokens=64, speculation="ngram", attention_backend=backend,
+    ), dtype=dtype)
+    requests = {}
+    for ring in rings(3, 17, 40, 64, 90):
+        requests[engine.add(ring.prompt, greedy(60)).id] = ring
+    made = drain(engine)
+    for request, ring in requests.items():
+        assert_exact(ring, ids(made[request][0]), 60)
