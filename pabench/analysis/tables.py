@@ -49,18 +49,20 @@ def comparison_table(summaries: Sequence[RunSummary], title: str | None = None) 
 
 
 def throughput_table(engines: Sequence[Sequence[RunSummary]]) -> Table:
-    """Tokens per second of several engines, one column each, at the same loads, one row each.
+    """Tokens per second of several engines, one row each, at the same loads, one column each.
 
     Verified ones where answers were verified; all but the first engine also as a multiple of the first's.
     """
     table = Table(title="output tokens/s (times the first engine's)", title_justify="left")
-    table.add_column("load")
-    for runs in engines:
-        table.add_column(Text(clean(runs[0].label)), justify="right", overflow="fold")
+    table.add_column()
     found = [{run.load: _rate(run) for run in runs} for runs in engines]
-    for load in dict.fromkeys(load for rates in found for load in rates):
-        first, *others = [rates.get(load) for rates in found]
-        table.add_row(load, _number(first, "{:,.0f}"), *(_multiple(rate, first) for rate in others))
+    loads = list(dict.fromkeys(load for rates in found for load in rates))
+    for load in loads:
+        table.add_column(Text(clean(load)), justify="right", overflow="fold")
+    for at, (runs, rates) in enumerate(zip(engines, found, strict=True)):
+        firsts = [found[0].get(load) if at else None for load in loads]
+        cells = [_multiple(rates.get(load), first) for load, first in zip(loads, firsts, strict=True)]
+        table.add_row(Text(clean(runs[0].label)), *cells)
     return table
 
 
