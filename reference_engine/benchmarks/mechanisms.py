@@ -1,6 +1,6 @@
 """What each mechanism buys: the engine with its switch off and on, in turns, in one process, without HTTP.
 
-A small random Llama (9.4 M parameters, float32), or a KV probe where answers must repeat or be checked. Each figure is
+A small random Llama (5.6 M parameters, float32), or a KV probe where answers must repeat or be checked. Each figure is
 the median of the repetitions, with its extremes; counts do not vary. `--json` writes all of them.
 """
 

@@ -63,7 +63,7 @@ class LlamaShape:
 
 
 SIZES = {
-    "10M": LlamaShape(hidden=320, layers=4, heads=5, kv_heads=1, mlp=864, vocab=16_000),
+    "5M": LlamaShape(hidden=320, layers=4, heads=5, kv_heads=1, mlp=864, vocab=4_000),
     "0.1B": LlamaShape(hidden=768, layers=12, heads=12, kv_heads=4, mlp=2048),
     "0.5B": LlamaShape(hidden=1280, layers=24, heads=20, kv_heads=4, mlp=4096),
 }

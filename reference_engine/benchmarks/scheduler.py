@@ -1,6 +1,7 @@
 """What a step costs beside the model: Scheduler.schedule and complete, with the paged allocator and no model.
 
-steady  all sequences decode from the first step to the last
+steady  all sequences decode from the first step to the last. They need their next block all in the same step, one step
+        in 16: the worst steps are those
 churn   in each step one sequence in 64 (at least one in every four steps) ends and another comes, with a prompt of
         128 tokens, half of it found where prefixes are cached; ending and adding are part of the step
 The tokens that the model would have made are appended between the steps, outside the time, which is CPU time. As in the

@@ -101,8 +101,8 @@ class Bench:
         return self._made(name, lambda out: build_checkpoint(preset(name), out))
 
     def llama(self, **changes: Any) -> Path:
-        """Folder of a random Llama of about 10 M parameters, or one that differs from it so."""
-        shape: LlamaShape = replace(SIZES["10M"], **changes)
+        """Folder of a random Llama of about 5 M parameters, or one that differs from it so."""
+        shape: LlamaShape = replace(SIZES["5M"], **changes)
         name = "-".join(["llama", *(f"{key}{value}" for key, value in changes.items())])
         return self._made(name, lambda out: build_random_llama(shape, out, "float32"))
 

@@ -58,13 +58,13 @@ def beams(bench: Bench) -> Arms:
 
 
 @measurement("Paged memory", "--kv, --reservation",
-             "128 ShareGPT-like requests of at most 480 tokens, in 256 blocks of 16")
+             "96 ShareGPT-like requests of at most 480 tokens, in 256 blocks of 16")
 def layouts(bench: Bench) -> Arms:
     """How many sequences one pool holds, and what that does to throughput."""
     def arm(kv: str, reservation: str) -> Arm:
         def run() -> dict[str, float]:
             rng = np.random.default_rng(0)
-            jobs = [Job(words(rng, p), greedy(o)) for p, o in chat_lengths(rng, bench.count(128))]
+            jobs = [Job(words(rng, p), greedy(o)) for p, o in chat_lengths(rng, bench.count(96))]
             engine = bench.engine(bench.llama(), kv=kv, reservation=reservation, num_blocks=256, max_model_len=512)
             served = serve(engine, jobs)
             return {"sequences held": served.held, "steps": served.steps, "tokens/s": served.tokens_per_s}
@@ -107,7 +107,7 @@ def _even(bench: Bench, engine: Engine) -> Served:
     return serve(engine, [Job(words(rng, 256), greedy(64)) for _ in range(bench.count(16))])
 
 
-@measurement("Narrow KV", "--kv-dtype", "10 M parameters in float32, 16 requests of 256 tokens in and 64 out")
+@measurement("Narrow KV", "--kv-dtype", "5.6 M parameters in float32, 16 requests of 256 tokens in and 64 out")
 def kv_dtypes(bench: Bench) -> Arms:
     """Bytes of a token's keys and values; int8 and fp8 with their scales."""
     def arm(dtype: str) -> Arm:
@@ -118,7 +118,7 @@ def kv_dtypes(bench: Bench) -> Arms:
     return {dtype: arm(dtype) for dtype in ("float32", "bfloat16", "int8", "fp8")}
 
 
-@measurement("Int8 weights", "--weight-dtype", "10 M parameters in float32, 16 requests of 256 tokens in and 64 out")
+@measurement("Int8 weights", "--weight-dtype", "5.6 M parameters in float32, 16 requests of 256 tokens in and 64 out")
 def weight_dtypes(bench: Bench) -> Arms:
     """Bytes of the layers' matrices; embedding and lm_head stay as they are."""
     def arm(dtype: str) -> Arm:

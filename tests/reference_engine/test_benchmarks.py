@@ -30,7 +30,7 @@ SMALL = LlamaShape(hidden=64, layers=2, heads=2, kv_heads=1, mlp=96, vocab=300, 
 
 def test_sizes_are_what_their_names_say():
     assert {name: shape.num_parameters for name, shape in SIZES.items()} == {
-        "10M": 9_423_680, "0.1B": 100_092_672, "0.5B": 512_881_920}
+        "5M": 5_583_680, "0.1B": 100_092_672, "0.5B": 512_881_920}
 
 
 @pytest.mark.parametrize("window", [None, 8])
@@ -147,7 +147,7 @@ def test_every_arm_of_every_mechanism_serves_what_it_says(one, bench, monkeypatc
     monkeypatch.setattr("reference_engine.benchmarks.sharing.greedy", short)
     if "Speculation" not in one.mechanism:  # those check whole answers
         monkeypatch.setattr("reference_engine.benchmarks.steering.greedy", short)
-    monkeypatch.setitem(SIZES, "10M", LlamaShape(32, 2, 1, 1, 48, vocab=4000, head_dim=32, max_positions=2048))
+    monkeypatch.setitem(SIZES, "5M", LlamaShape(32, 2, 1, 1, 48, vocab=4000, head_dim=32, max_positions=2048))
     for run in one.arms(bench).values():
         found = run()
         figures.add(tuple(found))
