@@ -22,6 +22,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
 _TILE = 16  # positions that are widened at a time: a tile stays in the first-level cache
+_AHEAD = 6 * _TILE  # how far in front memory is asked for, positions: measured, 16 and 192 are slower
 
 # Sums may be reordered and contracted, as vector instructions need. Infinities and NaN keep their meaning.
 _REORDER = {"reassoc", "contract", "arcp", "nsz"}
@@ -82,7 +83,7 @@ def _exp_float32(x):
 
 
 @intrinsic
-def _prefetch(typing_context, address):
+def _prefetch_line(typing_context, address):
     """Ask for the cache line at an address."""
     def build(context, builder, signature, args):
         byte = ir.IntType(8).as_pointer()
@@ -90,19 +91,20 @@ def _prefetch(typing_context, address):
         function = cgutils.get_or_insert_function(
             builder.module, ir.FunctionType(ir.VoidType(), [byte, flag, flag, flag]), "llvm.prefetch.p0"
         )
-        builder.call(function, [builder.inttoptr(args[0], byte), flag(0), flag(3), flag(1)])  # read, keep, data
+        builder.call(function, [builder.inttoptr(args[0], byte), flag(0), flag(2), flag(1)])  # to read, second level
         return context.get_dummy_value()
     return types.void(types.uintp), build
 
 
 @njit(nogil=True, cache=True, fastmath=_REORDER, error_model="numpy")
-def _prefetch_tile(stored, first_head, last_head, slots, first, stop):
-    """Ask for the rows of slots [first, stop), heads [first_head, last_head): hardware does not follow the table."""
+def _prefetch(stored, first_head, last_head, slots, at, width):
+    """Before the tile at `at` is worked on: ask for the tile _AHEAD of it. Hardware does not follow a block table."""
     row_bytes = stored.shape[2] * stored.itemsize
-    for t in range(first, stop):
+    start = min(at + _AHEAD, width) if at else 0
+    for t in range(start, min(at + _AHEAD + _TILE, width)):
         address = stored.ctypes.data + (slots[t] * stored.shape[1] + first_head) * row_bytes
         for line in range(0, (last_head - first_head) * row_bytes, 64):
-            _prefetch(np.uintp(address + line))
+            _prefetch_line(np.uintp(address + line))
 
 
 @njit(nogil=True, cache=True, fastmath=_REORDER, error_model="numpy")
@@ -241,7 +243,7 @@ def attend_items(
         q, o = query[starts[seq] : starts[seq + 1]], out[starts[seq] : starts[seq + 1]]
         for at in range(0, width, _TILE):
             count = min(_TILE, width - at)
-            _prefetch_tile(key, low_head, high_head, slots, at + count, min(at + count + _TILE, width))
+            _prefetch(key, low_head, high_head, slots, at, width)
             for head in range(low_head, high_head):
                 _load_tile(key, head, slots, at, count, tile)
                 for row in range(rows):
@@ -258,7 +260,7 @@ def attend_items(
                 o[row, g] = 0
         for at in range(0, width, _TILE):
             count = min(_TILE, width - at)
-            _prefetch_tile(value, low_head, high_head, slots, at + count, min(at + count + _TILE, width))
+            _prefetch(value, low_head, high_head, slots, at, width)
             for head in range(low_head, high_head):
                 _load_tile(value, head, slots, at, count, tile)
                 for row in range(rows):
