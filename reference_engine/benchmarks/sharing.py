@@ -15,7 +15,7 @@ def _memory(served: Served) -> dict[str, float]:
     return {"peak blocks": served.peak_blocks, "tokens/s": served.tokens_per_s}
 
 
-@measurement("Prefix caching", "--no-prefix-caching",
+@measurement("Prefix caching", "--no-enable-prefix-caching",
              "100 requests, 80 of them with one system prompt of 256 tokens; 32 tokens of their own, 16 out")
 def prefix_caching(bench: Bench) -> Arms:
     """Prompt tokens that are computed, and what that does to throughput."""
@@ -107,7 +107,7 @@ def _even(bench: Bench, engine: Engine) -> Served:
     return serve(engine, [Job(words(rng, 256), greedy(64)) for _ in range(bench.count(16))])
 
 
-@measurement("Narrow KV", "--kv-dtype", "5.6 M parameters in float32, 16 requests of 256 tokens in and 64 out")
+@measurement("Narrow KV", "--kv-cache-dtype", "5.6 M parameters in float32, 16 requests of 256 tokens in and 64 out")
 def kv_dtypes(bench: Bench) -> Arms:
     """Bytes of a token's keys and values; int8 and fp8 with their scales."""
     def arm(dtype: str) -> Arm:

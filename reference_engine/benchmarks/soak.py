@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import gc
+import os
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -31,7 +32,7 @@ from reference_engine.engine import Engine
 from reference_engine.scheduling.sequence import Request, SamplingParams
 
 _IN_FLIGHT = 48
-_PAGE = 4096
+
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +117,7 @@ def remember(requests: int) -> Memory:
 
 def _resident_bytes() -> int:
     try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * _PAGE
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
         raise UsageError("the soak reads its memory from /proc/self/statm, which this system lacks") from None
 

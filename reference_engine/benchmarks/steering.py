@@ -24,7 +24,7 @@ def batching(bench: Bench) -> Arms:
     return {"static": arm("static"), "continuous": arm("continuous")}
 
 
-@measurement("Chunked prefill", "--no-chunked-prefill",
+@measurement("Chunked prefill", "--no-enable-chunked-prefill",
              "8 sequences decode 192 tokens while 6 prompts of 900 come; chunks of at most 128")
 def chunked_prefill(bench: Bench) -> Arms:
     """Whoever decodes waits for a prompt that is computed whole; a chunk stops it for less."""
@@ -43,7 +43,7 @@ def chunked_prefill(bench: Bench) -> Arms:
     return {"off": arm(False), "on": arm(True)}
 
 
-@measurement("Preemption", "--preemption",
+@measurement("Preemption", "--preemption-mode",
              "32 requests of 64 tokens in and 128 out in 96 blocks of 16; no prefix caching")
 def preemption(bench: Bench) -> Arms:
     """What becomes of a sequence when blocks run out."""
@@ -60,7 +60,7 @@ def preemption(bench: Bench) -> Arms:
     return {kind: arm(kind) for kind in ("recompute", "swap", "wait")}
 
 
-@measurement("Priority", "--policy",
+@measurement("Priority", "--scheduling-policy",
              "60 requests of 64 tokens in and 64 out are queued, 8 at once; then 6 urgent ones come")
 def priority(bench: Bench) -> Arms:
     """How long the urgent ones take, from arrival to the last token."""

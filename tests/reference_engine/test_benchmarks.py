@@ -12,6 +12,7 @@ import transformers
 
 from pabench.errors import EXIT_COULD_NOT_RUN, UsageError
 from pabench.load.prompts import COMMON_WORDS
+from reference_engine.arguments import parser
 from reference_engine.benchmarks import allocator, mechanisms, scheduler, soak
 from reference_engine.benchmarks.measurement import Measurement
 from reference_engine.benchmarks.random_llama import SIZES, LlamaShape, build_random_llama
@@ -155,6 +156,13 @@ def test_every_arm_of_every_mechanism_serves_what_it_says(one, bench, monkeypatc
     assert len(tokens) > 1
     assert all(value > 0 for value in tokens)
     assert len(figures) == 1, "all arms tell the same figures"
+
+
+def test_the_switches_are_the_commands_own():
+    known = {option for action in parser()._actions for option in action.option_strings}
+    told = {word.strip(",") for one in mechanisms.MEASUREMENTS for word in one.switch.split() if word.startswith("--")}
+    assert told <= known
+    assert len(told) >= 8
 
 
 def test_served_requests_are_counted(tiny_probe):
