@@ -51,12 +51,11 @@ def pool(trace: AllocatorTrace) -> dict[str, float]:
         start = time.process_time()
         for what, i in ops:
             if what == APPEND:
-                held[i].append(take())
+                held[i] += take(1)
             elif what == ALLOCATE:
-                held[i] = [take() for _ in range(-(-prompts[i] // size))]
+                held[i] = take(-(-prompts[i] // size))
             else:
-                for block in reversed(held[i]):
-                    drop(block)
+                drop(reversed(held[i]))
                 held[i] = []
         return _end(start, allocator, 0)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 
 from reference_engine.memory.allocator import (
     HOLE,
@@ -61,7 +61,7 @@ class PagedAllocator:
             return None
         for block in hits:  # before anything is taken: taking may evict
             self._share(block)
-        blocks = hits + [self._take() for _ in range(missing)]
+        blocks = hits + self._take(missing)
         self._seqs[seq_id] = SequenceBlocks(blocks, num_tokens, final_tokens, num_published=len(hits))
         return len(hits) * self.block_size
 
@@ -75,12 +75,11 @@ class PagedAllocator:
             return None
         copies = []
         if copy_last:
-            source, target = held.blocks[-1], self._take()
+            source, (target,) = held.blocks[-1], self._take(1)
             held.blocks[-1] = target
-            self._drop(source)
+            self._drop([source])
             copies.append(BlockCopy(source, target))
-        for _ in range(grow):
-            held.blocks.append(self._take())
+        held.blocks += self._take(grow)
         held.num_tokens += num_tokens
         return copies
 
@@ -93,8 +92,9 @@ class PagedAllocator:
         held = self._seqs[seq_id]
         check_truncation(held, seq_id, num_tokens)
         held.num_tokens = num_tokens
-        for _ in range(len(held.blocks) - blocks_for(num_tokens, self.block_size)):
-            self._drop(held.blocks.pop())
+        kept = blocks_for(num_tokens, self.block_size)
+        self._drop(reversed(held.blocks[kept:]))
+        del held.blocks[kept:]
 
     def publish(self, seq_id: int, keys: Sequence[bytes]) -> None:
         """See Allocator."""
@@ -110,7 +110,7 @@ class PagedAllocator:
         """See Allocator."""
         held = self._seqs[seq_id]
         for at in range(held.num_holes, min(position, held.num_tokens) // self.block_size):
-            self._drop(held.blocks[at])
+            self._drop([held.blocks[at]])
             held.blocks[at] = HOLE
             held.num_holes = at + 1
 
@@ -128,8 +128,7 @@ class PagedAllocator:
     def free(self, seq_id: int) -> None:
         """See Allocator. The last block goes first, so that of an idle prefix the end is evicted before the start."""
         held = self._seqs.pop(seq_id)
-        for at in range(len(held.blocks) - 1, held.num_holes - 1, -1):
-            self._drop(held.blocks[at])
+        self._drop(reversed(held.blocks[held.num_holes :]))
 
     def block_table(self, seq_id: int) -> Sequence[int]:
         """See Allocator."""
@@ -140,11 +139,21 @@ class PagedAllocator:
         if self._cache is not None:
             self._free += self._cache.clear()
 
-    def _take(self) -> int:
-        """A block of one's own, where one is known to be there."""
-        block = self._free.pop() if self._free or self._cache is None else self._cache.evict()
-        self._refs[block] = 1
-        return block
+    def _take(self, count: int) -> list[int]:
+        """Blocks of one's own, where so many are known to be there. The one freed last comes first."""
+        free, refs = self._free, self._refs
+        if self._cache is not None:
+            while len(free) < count:
+                free.insert(0, self._cache.evict())
+        if count == 1:  # what nearly every append asks for
+            block = free.pop()
+            refs[block] = 1
+            return [block]
+        taken = free[: -count - 1 : -1]
+        del free[len(free) - count :]
+        for block in taken:
+            refs[block] = 1
+        return taken
 
     def _share(self, block: int) -> None:
         """One more owner of a block that the prefix cache knows."""
@@ -152,11 +161,13 @@ class PagedAllocator:
             self._cache.claim(block)
         self._refs[block] += 1
 
-    def _drop(self, block: int) -> None:
-        """One owner less."""
-        self._refs[block] -= 1
-        if self._refs[block] == 0 and not (self._cache is not None and self._cache.keep(block)):
-            self._free.append(block)
+    def _drop(self, blocks: Iterable[int]) -> None:
+        """One owner less of each."""
+        free, refs, cache = self._free, self._refs, self._cache
+        for block in blocks:
+            left = refs[block] = refs[block] - 1
+            if left == 0 and (cache is None or not cache.keep(block)):
+                free.append(block)
 
     def split(self, written: Mapping[int, int]) -> KVSplit:
         """See Allocator."""

@@ -28,7 +28,7 @@ def _adopt(allocator: PagedAllocator, seq: Sequence) -> None:
         if tail is not None:
             table = allocator._seqs[seq.id].blocks
             at = end // allocator.block_size
-            allocator._drop(table[at])
+            allocator._drop([table[at]])
             allocator._refs[tail] += 1
             table[at], seq.num_computed = tail, end
             return

@@ -22,7 +22,7 @@ def apply() -> None:
         found = allocate(self, seq_id, num_tokens, final_tokens, keys)
         if found is None and self.num_free_blocks and seq_id not in refused and len(refused) < 4:
             refused.add(seq_id)
-            self._take()
+            self._take(1)
         return found
 
     PagedAllocator.allocate = allocate_and_leak  # type: ignore[method-assign]
