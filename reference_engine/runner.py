@@ -8,7 +8,7 @@ from collections.abc import Sequence as SequenceOf
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from paged_kernels import plan_attention, warm_up
+from paged_kernels import elementwise, plan_attention, warm_up
 
 from pabench.errors import UsageError
 from reference_engine.config import EngineConfig
@@ -37,6 +37,7 @@ class Runner:
     ) -> None:
         self.model, self.pool, self.host_pool, self.allocator = model, pool, host_pool, allocator
         self.backend = backend
+        model.ops = elementwise(backend)
 
     @classmethod
     def build(cls, model: Transformer, config: EngineConfig, allocator: Allocator) -> Runner:

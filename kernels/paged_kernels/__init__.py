@@ -2,8 +2,9 @@
 
 from paged_kernels.attention import BACKENDS, AttentionPlan, paged_attention, plan_attention, warm_up
 from paged_kernels.cache import SCALED_DTYPES, KVCache, dequantise, quantise, write_kv
+from paged_kernels.elementwise import Elementwise, elementwise
 
 __all__ = [
-    "BACKENDS", "SCALED_DTYPES", "AttentionPlan", "KVCache", "dequantise", "paged_attention", "plan_attention",
-    "quantise", "warm_up", "write_kv",
+    "BACKENDS", "SCALED_DTYPES", "AttentionPlan", "Elementwise", "KVCache", "dequantise", "elementwise",
+    "paged_attention", "plan_attention", "quantise", "warm_up", "write_kv",
 ]

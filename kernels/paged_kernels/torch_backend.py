@@ -33,6 +33,7 @@ class _Prefill:
     stop: int
     slots: torch.Tensor  # [width] int64: the positions that any row sees
     mask: torch.Tensor   # [query_len, width] bool: row j sees the position
+    is_causal: bool      # the mask is the plain triangle, of which dense attention computes the lower half alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +117,8 @@ class TorchPlan:
         mask = seen <= own
         if window < context:
             mask &= seen > own - window
-        return _Prefill(start, stop, self._slots(self._tables[seq, None], seen[None])[0], mask)
+        is_causal = first_query == 0 and window >= context
+        return _Prefill(start, stop, self._slots(self._tables[seq, None], seen[None])[0], mask, is_causal)
 
     def _decode_group(self, seqs: list[int], window: int) -> _DecodeGroup:
         live = [min(self._contexts[seq], window) for seq in seqs]
@@ -188,7 +190,10 @@ def _attend_prefill(
         _gather(role, stored, scales, prefill.slots, query.dtype).transpose(0, 1)[:, None].expand(-1, groups, -1, -1)
         for role, stored, scales in _halves(cache)
     )  # [num_kv_heads, group, width, head_dim]
-    out = _softmax_attention(q, k, v, prefill.mask, scale, soft_cap)
+    if prefill.is_causal and soft_cap is None:
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
+    else:
+        out = _softmax_attention(q, k, v, prefill.mask, scale, soft_cap)
     return out.permute(2, 0, 1, 3).reshape(rows.shape)
 
 

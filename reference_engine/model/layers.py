@@ -10,6 +10,27 @@ from paged_kernels import dequantise, quantise
 
 from reference_engine.model.config import LayerConfig, ModelConfig
 
+# torch's CPU products lay a weight out anew at every call. Laid out once, they take half to two thirds of the time at
+# up to 16 tokens, with the same result to the bit in bfloat16. The operators are those that torch.compile freezes to.
+_PACKED_DTYPES = (torch.float32, torch.bfloat16)
+
+
+def pack(weight: torch.Tensor) -> torch.Tensor:
+    """The weight [outputs, inputs] as `product` is fastest with it: laid out for oneDNN on a CPU, else as it is."""
+    has_onednn: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    if weight.device.type != "cpu" or weight.dtype not in _PACKED_DTYPES or not has_onednn:
+        return weight
+    packed: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(weight)
+    return packed
+
+
+def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """x W^T + b of x [num_tokens, inputs] and a weight [outputs, inputs], packed or not."""
+    if weight.is_mkldnn:
+        out: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+        return out
+    return F.linear(x, weight, bias)
+
 
 class Linear:
     """y = x W^T + b. `sizes` are the output widths of the maps that stand fused in one product, such as q, k and v."""
@@ -25,7 +46,12 @@ class Linear:
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """x: [num_tokens, inputs]; the result is [num_tokens, outputs] in its dtype."""
         weight = self.weight if self.scale is None else dequantise(self.weight, self.scale, x.dtype)
-        return F.linear(x, weight, self.bias)
+        return product(x, weight, self.bias)
+
+    def pack(self) -> None:
+        """Make the products fast, once the weight is filled. An int8 weight stays as it is."""
+        if self.scale is None:
+            self.weight = pack(self.weight)
 
     def quantise(self) -> None:
         """Turn the weight into int8 with one scale an output, no value off by more than half its scale.

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from paged_kernels import AttentionPlan, KVCache, write_kv
+from paged_kernels import AttentionPlan, KVCache, elementwise, write_kv
 
 from pabench.errors import UsageError
 from reference_engine.model.config import ModelConfig
 from reference_engine.model.families import layer_names
-from reference_engine.model.layers import Layer
+from reference_engine.model.layers import Layer, pack, product
 
 _Turns = Sequence[tuple[torch.Tensor, torch.Tensor]]  # (cosine, sine) [num_tokens, 1, rotary_dim] of each rope
 
@@ -40,6 +40,7 @@ class Transformer:
 
     def __init__(self, config: ModelConfig, dtype: torch.dtype, device: torch.device, max_model_len: int) -> None:
         self.config, self.dtype, self.device = config, dtype, device
+        self.ops = elementwise("torch")  # until a runner says with which backend it computes
         self.scale = config.head_dim**-0.5 if config.attention_scale is None else config.attention_scale
         # Trained with the scale rounded to the model's dtype.
         self.embed_scale = torch.tensor(config.embed_scale, dtype=dtype).item()
@@ -47,6 +48,7 @@ class Transformer:
         self.layers = [Layer.empty(config, layer, dtype, device) for layer in config.layers]
         self.norm = torch.empty(config.hidden_size, device=device)
         self.lm_head = self.embed if config.tie_word_embeddings else torch.empty_like(self.embed)
+        self._head = self.lm_head  # as products want it, once loaded
         self._ropes = [
             tuple(table.to(device=device, dtype=dtype) for table in rope.tables(config.head_dim, max_model_len))
             for rope in config.ropes
@@ -80,10 +82,11 @@ class Transformer:
         if self.config.norm_plus_one:
             for norm in [self.norm, *(norm for layer in self.layers for norm in layer.norms())]:
                 norm.add_(1)
-        if weight_dtype == "int8":
-            for layer in self.layers:
-                for linear in layer.linears():
-                    linear.quantise()
+        for linear in (linear for layer in self.layers for linear in layer.linears()):
+            if weight_dtype == "int8":
+                linear.quantise()
+            linear.pack()
+        self._head = pack(self.lm_head)
 
     @torch.inference_mode()
     def forward(self, step: StepInput, caches: Sequence[KVCache]) -> torch.Tensor:
@@ -100,7 +103,7 @@ class Transformer:
             hidden = hidden + (x if layer.attention_out_norm is None else self._norm(x, layer.attention_out_norm))
             x = self._mlp(layer, self._norm(hidden, layer.mlp_norm))
             hidden = hidden + (x if layer.mlp_out_norm is None else self._norm(x, layer.mlp_out_norm))
-        logits = F.linear(self._norm(hidden[step.logit_rows], self.norm), self.lm_head).float()
+        logits = product(self._norm(hidden[step.logit_rows], self.norm), self._head).float()
         cap = self.config.logit_soft_cap
         return logits if cap is None else (logits / cap).tanh_() * cap
 
@@ -109,12 +112,12 @@ class Transformer:
     ) -> torch.Tensor:
         c, q_heads = self.config, self.config.num_q_heads
         qkv = layer.qkv(x).view(len(x), -1, c.head_dim)
-        # query and key turn together: [num_tokens, num_q_heads + num_kv_heads, head_dim]
-        qk, value = qkv[:, : q_heads + c.num_kv_heads], qkv[:, q_heads + c.num_kv_heads :]
+        turning, value = q_heads + c.num_kv_heads, qkv[:, q_heads + c.num_kv_heads :]
+        qk = qkv[:, :turning]  # query and key turn together: [num_tokens, num_q_heads + num_kv_heads, head_dim]
         if layer.q_norm is not None and layer.k_norm is not None:
             qk = torch.cat([self._norm(qk[:, :q_heads], layer.q_norm), self._norm(qk[:, q_heads:], layer.k_norm)], 1)
         if layer.config.rope is not None:
-            qk = _rotate(qk, *turns[layer.config.rope])
+            qk = self.ops.rotate(qkv if layer.q_norm is None else qk, turning, *turns[layer.config.rope])
         write_kv(qk[:, q_heads:], value, cache, step.slot_mapping)
         out = step.plan.attend(
             qk[:, :q_heads], cache, scale=self.scale, window=layer.config.window, soft_cap=c.attention_soft_cap
@@ -128,13 +131,4 @@ class Transformer:
 
     def _norm(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """RMS norm over the last dim, in float32."""
-        return F.rms_norm(x.float(), weight.shape, weight, self.config.rms_norm_eps).to(x.dtype)
-
-
-def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """RoPE, rotate-half convention. x: [num_tokens, heads, head_dim]; cos, sin: [num_tokens, 1, rotary_dim]."""
-    if cos.shape[-1] < x.shape[-1]:
-        turning, still = x[..., : cos.shape[-1]], x[..., cos.shape[-1] :]
-        return torch.cat([_rotate(turning, cos, sin), still], dim=-1)
-    low, high = x.chunk(2, dim=-1)
-    return x * cos + torch.cat([-high, low], dim=-1) * sin
+        return self.ops.rms_norm(x, weight, self.config.rms_norm_eps)

@@ -12,6 +12,7 @@ from reference_engine.config import EngineConfig
 from reference_engine.engine import Engine
 from reference_engine.memory.pool import KV_DTYPES, BlockCopy, KVPool, kv_dtype
 from reference_engine.model.families import read_model_config
+from reference_engine.model.layers import product
 from reference_engine.model.loader import load_model
 from tests.reference_engine.checkpoints import MAX_LEN, Feeder, prompts_of, random_model
 from tests.reference_engine.helpers import assert_exact, drain, greedy, ids
@@ -88,11 +89,12 @@ def test_each_product_with_an_int8_weight_is_within_its_bound(tmp_path, dtype):
     for ours, theirs in zip(plain.layers, small.layers, strict=True):
         for exact, rounded in zip(ours.linears(), theirs.linears(), strict=True):
             assert rounded.weight.dtype == torch.int8
-            x = torch.randn(5, exact.weight.shape[1], generator=torch.Generator().manual_seed(2)).to(dtype)
+            weight = product(torch.eye(exact.weight.shape[1], dtype=dtype), exact.weight).T.double()
+            x = torch.randn(5, weight.shape[1], generator=torch.Generator().manual_seed(2)).to(dtype)
             wide = x.double()
-            step = exact.weight.double().abs().amax(1) / 127
-            reference = wide @ exact.weight.double().T + (0 if exact.bias is None else exact.bias.double())
-            sums = wide.abs() @ exact.weight.double().abs().T + reference.abs()
+            step = weight.abs().amax(1) / 127
+            reference = wide @ weight.T + (0 if exact.bias is None else exact.bias.double())
+            sums = wide.abs() @ weight.abs().T + reference.abs()
             allowed = wide.abs().sum(1, keepdim=True) * step / 2 + 2 * torch.finfo(dtype).eps * sums
             error = (rounded(x).double() - reference).abs()
             assert (error <= allowed).all()
