@@ -36,9 +36,6 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-
-
-
 def _switch(group: argparse._ArgumentGroup, flag: str, name: str, text: str, **options: Any) -> None:
     """A flag for the field `name` of EngineConfig, with the default and the choices that it has there."""
     if name in CHOICES:

@@ -23,6 +23,8 @@ SCHEMA_VERSION = 1
 TRACE_SUFFIX = ".blocks.jsonl"  # of the files in which a report looks for traces
 HOLE = -1
 MAX_BLOCKS = 1 << 22
+_LARGEST = 1 << 53  # of the whole numbers that JSON can be trusted with
+_LONGEST_S = 1e9
 
 Line = dict[str, Any]
 
@@ -173,14 +175,14 @@ def read_block_trace(path: Path) -> BlockTrace:
     for at, line in trace_lines(path):
         try:
             before, now = now, float(line["s"])
-            if not before <= now < float("inf"):
+            if not before <= now < _LONGEST_S:
                 raise ValueError(f"time {now} s behind {before} s")
             if "end" in line:
                 end = "limit" if line["end"] == "limit" else "closed"
                 break
             for block in replay.apply(line):
                 spans.update(block, *replay.state(block), now)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise UsageError(f"{path}, line {at}: not a line of a block trace "
                              f"({type(error).__name__}: {str(error)[:120]})") from None
     return spans.trace(replay, now, end)
@@ -221,7 +223,7 @@ class _Spans:
 
 
 def _whole(value: object) -> int:
-    if type(value) is not int or value < 0:
+    if type(value) is not int or not 0 <= value < _LARGEST:
         raise ValueError(f"{value!r} where a whole number is expected")
     return value
 

@@ -32,7 +32,8 @@ from reference_engine.engine import Engine
 from reference_engine.scheduling.sequence import Request, SamplingParams
 
 _IN_FLIGHT = 48
-
+MOST_GROWTH_BYTES = 32 << 20  # caches of the numeric libraries fill as new batch sizes come
+MOST_GROWTH_OBJECTS = 5000
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +123,13 @@ def _resident_bytes() -> int:
         raise UsageError("the soak reads its memory from /proc/self/statm, which this system lacks") from None
 
 
+def has_grown(result: SoakResult) -> bool:
+    """Whether memory at the end is more than the first tenth of the requests had, beyond what caches may take."""
+    first, last = result.memory[0], result.memory[-1]
+    return (last.resident_bytes - first.resident_bytes > MOST_GROWTH_BYTES
+            or last.num_objects - first.num_objects > MOST_GROWTH_OBJECTS)
+
+
 def show(engine: Engine, result: SoakResult) -> None:
     """The table and the verdict."""
     out, stats = output(), engine.scheduler.stats
@@ -139,10 +147,12 @@ def show(engine: Engine, result: SoakResult) -> None:
     out.print(f"{stats.preemptions:,} preemptions, {stats.swapped_out_blocks:,} blocks swapped out, "
               f"{stats.recomputed_tokens:,} tokens recomputed, {stats.prefix_hits:,} of {stats.prefix_queries:,} "
               "prompt tokens found in the prefix cache")
+    out.print(f"memory {'HAS GROWN' if has_grown(result) else 'has not grown'} by more than "
+              f"{MOST_GROWTH_BYTES / 2**20:.0f} MiB or {MOST_GROWTH_OBJECTS:,} objects since the first tenth")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code, 1 when an answer was wrong."""
+    """Run the command; returns the exit code, 1 when an answer was wrong or memory has grown."""
     p = argparse.ArgumentParser(prog="python -m reference_engine.benchmarks.soak", description=__doc__,
                                 formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--requests", type=int, default=10_000, help="requests in all (default 10000)")
@@ -164,7 +174,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     show(engine, result)
-    return EXIT_NOT_CONFORMING if result.wrong else EXIT_OK
+    return EXIT_NOT_CONFORMING if result.wrong or has_grown(result) else EXIT_OK
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Automatic prefix caching: computed full blocks, found by all that their contents depend on.
 
-A block's key is a digest of the key of the block before it, its own tokens, and what else the request brings (a salt,
-an adapter). So a key stands for a whole prefix, and two prefixes that differ anywhere share no key behind that place.
+A block's key is a digest of the key of the block before it, its own tokens, and what else the request brings (here a
+salt; an engine with adapters adds theirs). So a key stands for a whole prefix, and two prefixes that differ anywhere
+share no key behind that place.
 """
 
 from __future__ import annotations

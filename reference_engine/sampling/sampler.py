@@ -92,7 +92,8 @@ class Sampler:
         params = [seq.request.params for seq in seqs]
         device = logits.device
         temperatures = torch.tensor([p.temperature for p in params], dtype=torch.float64, device=device)
-        probs = torch.softmax(logits.double() / temperatures[:, None], dim=-1)
+        below_best = (logits - logits.amax(dim=-1, keepdim=True)).double()  # first: the quotient may overflow
+        probs = torch.softmax(below_best / temperatures[:, None], dim=-1)
         floored = [i for i, p in enumerate(params) if p.min_p > 0]
         if floored:
             floor = torch.tensor([params[i].min_p for i in floored], dtype=probs.dtype, device=device)[:, None]

@@ -111,7 +111,7 @@ class Scheduler(Queues):
                     continue
                 sequences.append(seq)
                 num_new.append(1)
-                if lookahead and not seq.request.params.beam_width:
+                if lookahead and not seq.request.params.beam_width and not seq.forks_due:
                     spare -= self._look_ahead(seq, step, spare)
         return prefilling, stalled
 
@@ -229,8 +229,8 @@ class Scheduler(Queues):
         if seq.num_lost:
             self.stats.recomputed_tokens += max(seq.num_lost - cached, 0)
             seq.num_lost = 0
-        elif seq.index == 0:
-            seq.request.num_cached_tokens = cached
+        elif seq.index == 0 and not seq.request.is_admitted:
+            seq.request.is_admitted, seq.request.num_cached_tokens = True, cached
             step.admitted.append(seq.request)
             self.stats.prefix_queries += seq.num_tokens if looked else 0
             self.stats.prefix_hits += cached
@@ -246,8 +246,7 @@ class Scheduler(Queues):
         for seq, num_new in zip(step.sequences, step.num_new, strict=True):
             seq.num_computed += num_new
             if self._caches_prefixes and (seq.num_published + 1) * size <= seq.num_computed:
-                # With accepted drafts more may be computed than `tokens` holds yet: the rest is published next time.
-                full = min(seq.num_computed, seq.num_tokens) // size
+                full = seq.num_computed // size
                 self._extend_keys(seq, full * size)
                 self.allocator.publish(seq.id, seq.keys[:full])
                 seq.num_published = full

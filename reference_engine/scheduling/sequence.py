@@ -110,6 +110,7 @@ class Request:
     cache_salt: str | None = None  # requests share cached blocks only with those of the same salt
     id: int = field(default_factory=lambda: next(_request_ids))
     sequences: list[Sequence] = field(default_factory=list)  # not finished yet
+    is_admitted: bool = False     # it has been let in once
     num_cached_tokens: int = 0    # of the prompt, found in the prefix cache when it was first admitted
     prompt_logprobs: list[TokenLogprobs | None] = field(default_factory=list)  # entry 0 is None: nothing comes before
     hypotheses: list[Hypothesis] = field(default_factory=list)  # beams that have ended, best first

@@ -47,7 +47,7 @@ class GenerationBody(Body):
     seed: int | None = Field(None, ge=-(2**63), lt=2**64)
     presence_penalty: float = Field(0.0, ge=-2, le=2)
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
-    repetition_penalty: float = Field(1.0, gt=0, le=2)
+    repetition_penalty: float = Field(1.0, ge=0.01, le=2)
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] = Field(default_factory=dict)
     allowed_token_ids: list[TokenId] | None = Field(None, min_length=1)
     use_beam_search: bool = False
@@ -84,7 +84,7 @@ class GenerationBody(Body):
     @field_validator("logit_bias")
     @classmethod
     def _token_ids_as_keys(cls, biases: dict[str, float]) -> dict[str, float]:
-        if bad := [key for key in biases if not (key.isascii() and key.isdecimal())]:
+        if bad := [key for key in biases if not (key.isascii() and key.isdecimal() and len(key) < 20)]:
             raise ValueError(f"{bad[0]!r} is no token id")
         return biases
 

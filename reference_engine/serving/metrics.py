@@ -191,6 +191,7 @@ def _counters(scheduler: SchedulerStats, stats: EngineStats) -> tuple[tuple[str,
         ("generation_tokens", "Tokens generated", stats.generation_tokens),
         ("prefix_cache_queries", "Prompt tokens looked up in the prefix cache", scheduler.prefix_queries),
         ("prefix_cache_hits", "Prompt tokens found in the prefix cache", scheduler.prefix_hits),
+        ("spec_decode_num_drafts", "Rounds of draft tokens verified, each sequence counted", stats.draft_rounds),
         ("spec_decode_num_draft_tokens", "Draft tokens verified", stats.draft_tokens),
         ("spec_decode_num_accepted_tokens", "Draft tokens accepted", stats.accepted_draft_tokens),
     )

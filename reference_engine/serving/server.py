@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+import traceback
 import uuid
 from pathlib import Path
 
@@ -151,3 +152,6 @@ async def _openai_errors(request: web.Request, handler: Handler) -> web.StreamRe
         return answer
     except (asyncio.CancelledError, ConnectionError):
         raise  # the client has gone
+    except Exception as error:  # a fault of ours: the client hears of it in the shape it expects, the log has the rest
+        traceback.print_exc()
+        return _json(ApiError(500, f"internal error: {type(error).__name__}", kind="InternalServerError").body(), 500)

@@ -116,7 +116,7 @@ class TextStream:
 
     def push(self, token_id: int, *, may_stop: bool = True) -> tuple[str, str | None]:
         """(text that is now certain, the stop string that it ran into). Without `may_stop`, stop strings are text."""
-        piece = self._decoder.step(self._hf, token_id) or ""
+        piece = self._decode(token_id)
         if not self._stop:
             return piece, None
         text = self._held + piece
@@ -129,6 +129,13 @@ class TextStream:
         keep = max((_overlap(text, s) for s in self._stop), default=0) if may_stop else 0
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep], None
+
+    def _decode(self, token_id: int) -> str:
+        try:
+            return self._decoder.step(self._hf, token_id) or ""
+        except Exception:  # tokenizers' own, of no type: byte pieces that make no text end its stream of them
+            self._decoder = DecodeStream(skip_special_tokens=True)
+            return self._hf.decode([token_id], skip_special_tokens=True)
 
     def flush(self) -> str:
         """What was held back, when the choice ends otherwise."""

@@ -95,7 +95,6 @@ def test_small_engines_fail_nothing(which: str, tiny_probe: Path, tmp_path: Path
     assert unsupported == (NO_ROOM if which == "few large blocks" else set())
 
 
-
 def test_every_must_has_a_mutant_and_every_mutant_a_catalogue_entry() -> None:
     registry = load_registry()
     mutants = {name: HOST.load(name) for name in HOST.names()}

@@ -121,3 +121,11 @@ def test_uniforms_are_uniform_and_differ_by_seed_and_position():
     assert 0.999 < u.max() < 1
     np.testing.assert_allclose(np.histogram(u, bins=10, range=(0, 1))[0], 1000, atol=130)
     assert len({choice_seed(s, i) for s in range(-50, 50) for i in range(50)}) == 5000
+
+
+@pytest.mark.parametrize("temperature", [1e-310, 1e-30, 1e30])
+def test_temperatures_of_any_size_draw_a_token_that_is_one(temperature):
+    logits = torch.tensor([[1.0, 3.0, -2.0, float("-inf")]])
+    request = Request((1,), SamplingParams(max_tokens=9, temperature=temperature), 7, 0.0)
+    (token,) = Sampler(frozenset()).sample(logits, [Sequence(request, 0, [1], 7)]).token_ids
+    assert token in ((1,) if temperature < 1 else (0, 1, 2))

@@ -355,3 +355,13 @@ def test_a_draft_model_that_does_not_fit_is_refused(on_random, on_probe):
         on_random("llama", max_model_len=300)
     with pytest.raises(UsageError, match="is no model folder"):
         on_random("off", speculation="draft", draft_model=Path("nowhere"))
+
+
+@pytest.mark.parametrize("n", [2, 5])
+def test_a_prompt_whose_last_piece_is_one_token_gets_no_drafts_before_its_forks(make_engine, n):
+    engine = make_engine(speculation="ngram", max_num_batched_tokens=64, max_num_seqs=8)
+    (ring,) = rings(62)  # 65 prompt tokens: a piece of 64, and one of a single token
+    request = engine.add(ring.prompt, greedy(40, n=n))
+    made = drain(engine)[request.id]
+    for index in range(n):
+        assert_exact(ring, ids(made[index]), 40)
