@@ -48,7 +48,6 @@ class Transformer:
         self.layers = [Layer.empty(config, layer, dtype, device) for layer in config.layers]
         self.norm = torch.empty(config.hidden_size, device=device)
         self.lm_head = self.embed if config.tie_word_embeddings else torch.empty_like(self.embed)
-        self._head = self.lm_head  # as products want it, once loaded
         self._ropes = [
             tuple(table.to(device=device, dtype=dtype) for table in rope.tables(config.head_dim, max_model_len))
             for rope in config.ropes
@@ -86,7 +85,7 @@ class Transformer:
             if weight_dtype == "int8":
                 linear.quantise()
             linear.pack()
-        self._head = pack(self.lm_head)
+        self.lm_head = pack(self.lm_head)
 
     @torch.inference_mode()
     def forward(self, step: StepInput, caches: Sequence[KVCache]) -> torch.Tensor:
@@ -103,7 +102,7 @@ class Transformer:
             hidden = hidden + (x if layer.attention_out_norm is None else self._norm(x, layer.attention_out_norm))
             x = self._mlp(layer, self._norm(hidden, layer.mlp_norm))
             hidden = hidden + (x if layer.mlp_out_norm is None else self._norm(x, layer.mlp_out_norm))
-        logits = product(self._norm(hidden[step.logit_rows], self.norm), self._head).float()
+        logits = product(self._norm(hidden[step.logit_rows], self.norm), self.lm_head).float()
         cap = self.config.logit_soft_cap
         return logits if cap is None else (logits / cap).tanh_() * cap
 

@@ -85,7 +85,7 @@ def test_each_product_with_an_int8_weight_is_within_its_bound(tmp_path, dtype):
     random_model(tmp_path, "Qwen2", {})
     plain, small = (load_model(tmp_path, dtype, CPU, MAX_LEN, weights) for weights in ("auto", "int8"))
     assert torch.equal(plain.embed, small.embed)
-    assert torch.equal(plain.lm_head, small.lm_head)
+    assert torch.equal(plain.lm_head.to_dense(), small.lm_head.to_dense())
     for ours, theirs in zip(plain.layers, small.layers, strict=True):
         for exact, rounded in zip(ours.linears(), theirs.linears(), strict=True):
             assert rounded.weight.dtype == torch.int8
