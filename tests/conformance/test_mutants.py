@@ -42,18 +42,16 @@ ROOMY = {"http/preemption-exact"}  # a contiguous cache never preempts
 SOUND: dict[str, tuple[tuple[str, ...], set[str]]] = {
     "paged": ((), ROOMY),
     "contiguous, max": (("--kv", "contiguous"), ROOMY),
-    "contiguous, pow2": (("--kv", "contiguous", "--reservation", "pow2", "--num-blocks", "64"), ROOMY),
-    "contiguous, oracle": (("--kv", "contiguous", "--reservation", "oracle", "--num-blocks", "64"), ROOMY),
     "tiny pool": (TINY, set()),
-    "no cache, whole prompts": (
-        (*TINY, "--no-enable-prefix-caching", "--no-enable-chunked-prefill"), set()),
     "swap, n-gram, priority, small chunks": (
         (*TINY, "--preemption-mode", "swap", "--num-swap-blocks", "40", "--speculation", "ngram",
          "--scheduling-policy", "priority", "--max-num-batched-tokens", "64"), set()),
     "wait, draft model, int8 weights, bfloat16": (
         (*TINY, "--preemption-mode", "wait", "--speculation", "draft", "--draft-model", "{model}",
          "--weight-dtype", "int8", "--dtype", "bfloat16"), set()),
-    "static batches, KV in int8": ((*TINY, "--batching", "static", "--kv-cache-dtype", "int8"), set()),
+    "no cache, whole prompts, static batches, KV in int8": (
+        (*TINY, "--no-enable-prefix-caching", "--no-enable-chunked-prefill", "--batching", "static",
+         "--kv-cache-dtype", "int8"), set()),
     "KV in fp8, blocks of one": (
         ("--kv-cache-dtype", "fp8", "--block-size", "1", "--num-blocks", "448", "--check-integrity"), set()),
 }
@@ -76,6 +74,8 @@ def test_sound_engines_conform(which: str, tiny_probe: Path, tmp_path: Path) -> 
 SMALL = {
     "few sequences": ("--max-num-seqs", "4"),
     "few reservations": ("--kv", "contiguous", "--num-blocks", "96"),
+    "powers of two": ("--kv", "contiguous", "--reservation", "pow2", "--num-blocks", "64"),
+    "oracle": ("--kv", "contiguous", "--reservation", "oracle", "--num-blocks", "64"),
     "few large blocks": ("--block-size", "128", "--num-blocks", "4"),
 }
 

@@ -99,7 +99,7 @@ MEMORY = st.sampled_from([
 ])
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=50)
 @given(params=PARAMS, length=st.integers(1, 30), seed=st.integers(0, 1000), memory=MEMORY)
 def test_answers_are_those_of_transformers(llama, params, length, seed, memory):
     prompt = prompt_of(length, seed)
@@ -318,7 +318,7 @@ CONFIGS = st.fixed_dictionaries({
 _ALONE = {}  # answers of requests that had an engine to themselves
 
 
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, max_examples=40)
 @given(config=CONFIGS, wanted=WANTED, budget=st.sampled_from([6, 48]), spare=st.integers(0, 3))
 def test_answers_are_the_same_under_any_mixture_of_mechanisms(llama, config, wanted, budget, spare):
     def make(**more):

@@ -50,7 +50,7 @@ REQUESTS = st.lists(
 )
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=40)
 @given(config=CONFIGS, requests=REQUESTS, budget=st.sampled_from([8, 24, 96]), spare=st.integers(0, 4))
 def test_answers_are_exact_under_any_mixture_of_mechanisms(make_engine, config, requests, budget, spare):
     """The pool is as small as the largest request allows, or a little larger."""
