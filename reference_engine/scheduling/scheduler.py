@@ -132,8 +132,6 @@ class Scheduler(Queues):
 
     def _look_ahead(self, seq: Sequence, step: Step, spare: int) -> int:
         """Slots for draft tokens too, where there are any: nobody is preempted for a guess. Returns how many."""
-        if seq.request.params.penalises:  # what comes behind a guess would hang on the guess itself
-            return 0
         want = min(self.config.lookahead, seq.final_tokens - seq.num_tokens, spare)
         lacking = seq.num_tokens + want - seq.num_slots
         if lacking > 0:
@@ -237,8 +235,9 @@ class Scheduler(Queues):
 
     def _extend_keys(self, seq: Sequence, num_tokens: int) -> None:
         """Make seq.keys cover the full blocks of its first `num_tokens` tokens."""
-        root = root_key(seq.request.cache_salt or "")
-        extend_keys(seq.keys, root, seq.tokens, num_tokens, self.allocator.block_size)
+        if len(seq.keys) < num_tokens // self.allocator.block_size:
+            root = root_key(seq.request.cache_salt or "")
+            extend_keys(seq.keys, root, seq.tokens, num_tokens, self.allocator.block_size)
 
     def complete(self, step: Step) -> None:
         """Book what a step has written. Blocks that it filled may be found from now on; the window moves on."""

@@ -133,7 +133,10 @@ class TextStream:
     def _decode(self, token_id: int) -> str:
         try:
             return self._decoder.step(self._hf, token_id) or ""
-        except Exception:  # tokenizers' own, of no type: byte pieces that make no text end its stream of them
+        except Exception as error:  # tokenizers has no type of its own for it
+            if "Invalid prefix" not in str(error):
+                raise
+            # Bytes that make no text (any model may choose them) were held back, and text came behind them.
             self._decoder = DecodeStream(skip_special_tokens=True)
             return self._hf.decode([token_id], skip_special_tokens=True)
 

@@ -110,3 +110,25 @@ def test_no_template_and_no_tokenizer(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(UsageError, match="cannot be read as a tokenizer"):
         Tokenizer(tmp_path)
+
+
+def byte_fallback():
+    """Pieces for single bytes beside pieces of text, as Llama 2 and Mistral have them."""
+    vocab = {f"<0x{byte:02X}>": byte for byte in range(256)} | {"a": 256, "\u2581b": 257, "<unk>": 258}
+    hf = HFTokenizer(models.BPE(vocab=vocab, merges=[], byte_fallback=True, unk_token="<unk>"))
+    hf.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()])
+    return hf
+
+
+@given(st.lists(st.sampled_from([0xE2, 0x82, 0xAC, 0xF0, 0x9F, 0xC3, 256, 257]), max_size=12))
+def test_any_bytes_may_come_and_the_text_goes_on(token_ids):
+    stream = TextStream(byte_fallback(), (), False)
+    text = "".join(stream.push(token)[0] for token in [*token_ids, 256, 256])
+    assert text.endswith("a")
+    assert text.count("b") <= token_ids.count(257)
+
+
+def test_bytes_that_make_no_text_do_not_end_the_stream():
+    stream = TextStream(byte_fallback(), (), False)
+    text = "".join(stream.push(token)[0] for token in (195, 159, 159, 240, 130, 130, 159, 256, 257))
+    assert text.endswith("a b")
