@@ -19,7 +19,7 @@ from pabench.errors import UsageError
 
 FILE_NAME = "verdicts.jsonl"
 SCHEMA_VERSION = 1
-SPEC_VERSION = 1  # of the requirements that this version of pabench knows
+SPEC_VERSION = 2  # of the requirements that this version of pabench knows
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from pabench.conformance.cases import Case, load_case, write_case
 from pabench.conformance.exchange import Exchange, Geometry
 from pabench.conformance.expectations import load_expectations
 from pabench.conformance.failure import CaseFailed, Failure, fail, failure_text
-from pabench.conformance.results import FILE_NAME, Header, ResultsWriter
+from pabench.conformance.results import FILE_NAME, SPEC_VERSION, Header, ResultsWriter
 from pabench.conformance.verdicts import by_requirement, exit_code, worst
 from pabench.engines.base import GenerationRequest
 from pabench.errors import UsageError
@@ -109,7 +109,8 @@ def test_cases_become_one_verdict() -> None:
 
 def write_results(folder: Path) -> Path:
     with ResultsWriter(folder / FILE_NAME) as writer:
-        writer.header(Header(1, "0.1.0", "ci", 7, "2026-01-01T00:00:00+00:00", "http://x", {"dialect": "vllm"}))
+        writer.header(Header(SPEC_VERSION, "0.1.0", "ci", 7, "2026-01-01T00:00:00+00:00", "http://x",
+                             {"dialect": "vllm"}))
         writer.row(row(Outcome.PASS))
         writer.row(row(Outcome.FAIL, case="ü\n"))
         writer.footer(1, 2.5, "complete")
@@ -125,7 +126,7 @@ def test_results_come_back(tmp_path: Path) -> None:
 
 def test_half_a_surrogate_pair_ends_no_run(tmp_path: Path) -> None:
     with ResultsWriter(tmp_path / FILE_NAME) as writer:
-        writer.header(Header(1, "0.1.0", "ci", 7, "2026-01-01T00:00:00+00:00", "http://x"))
+        writer.header(Header(SPEC_VERSION, "0.1.0", "ci", 7, "2026-01-01T00:00:00+00:00", "http://x"))
         writer.row(Verdict("http/a", "", "MUST", Outcome.FAIL, reason="a\ud800b"))
         writer.footer(1, 2.5, "complete")
     assert load_results(tmp_path).rows[0].reason == "a?b"
@@ -140,7 +141,8 @@ def test_half_a_surrogate_pair_ends_no_run(tmp_path: Path) -> None:
     (lambda lines: lines[1:], "does not begin with a header"),
     (lambda lines: [], "does not begin with a header"),
     (lambda lines: [*lines[:-1], lines[-1][:20]], "is not JSON"),
-    (lambda lines: [lines[0].replace('"spec_version": 1', '"spec_version": 9'), *lines[1:]], "has spec_version 9"),
+    (lambda lines: [lines[0].replace(f'"spec_version": {SPEC_VERSION}', '"spec_version": 9'), *lines[1:]],
+     "has spec_version 9"),
     (lambda lines: [lines[0], lines[1].replace("PASS", "FINE"), *lines[2:]], "does not fit schema 1"),
     (lambda lines: [lines[0], lines[1].replace('"case": ""', '"kase": ""'), *lines[2:]], "does not fit schema 1"),
     (lambda lines: [lines[0], lines[0], *lines[2:]], "does not fit schema 1"),
@@ -237,8 +239,8 @@ def test_a_case_comes_back_and_holds_what_was_sent(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("text", "complaint"), [
     ("nonsense", "is not JSON"),
     ("[]", "is no case file"),
-    ('{"kind": "pabench case", "spec_version": 2}', "is of spec version 2"),
-    ('{"kind": "pabench case", "spec_version": 1}', "is not a whole case file"),
+    ('{"kind": "pabench case", "spec_version": 0}', "is of spec version 0"),
+    (f'{{"kind": "pabench case", "spec_version": {SPEC_VERSION}}}', "is not a whole case file"),
 ])
 def test_what_is_no_case_is_refused(tmp_path: Path, text: str, complaint: str) -> None:
     path = write(tmp_path, text)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pabench.conformance.results import Header, ResultsWriter
+from pabench.conformance.results import SPEC_VERSION, Header, ResultsWriter
 from pabench.conformance.verdicts import Outcome, Verdict
 from pabench.load.manifest import ClientHealth, EngineRecord, Host, KVGeometry, Manifest
 from pabench.load.records import OUTCOMES, RequestRecord, write_requests, write_telemetry
@@ -189,8 +189,9 @@ def write_trace(path: Path, *, reserve_blocks: int, seq: object = 3, end: str | 
 def write_suite(folder: Path, rows: list[Verdict], *, exit_code: int = 0, url: str = "http://127.0.0.1:8000",
                 engine: dict[str, object] | None = None) -> Path:
     """A conformance result of `rows`."""
-    header = Header(spec_version=1, pabench_version="0.1.0", profile="ci", seed=1, started="2026-01-02T03:04:05Z",
-                    url=url, engine=engine if engine is not None else {"dialect": "reference", "version": "0.1.0"})
+    header = Header(spec_version=SPEC_VERSION, pabench_version="0.1.0", profile="ci", seed=1,
+                    started="2026-01-02T03:04:05Z", url=url,
+                    engine=engine if engine is not None else {"dialect": "reference", "version": "0.1.0"})
     with ResultsWriter(folder / "verdicts.jsonl") as writer:
         writer.header(header)
         for row in rows:
