@@ -12,16 +12,20 @@ from reference_engine.model.config import LayerConfig, ModelConfig
 
 # torch's CPU products lay a weight out anew at every call. Laid out once, they take half to two thirds of the time at
 # up to 16 tokens, with the same result to the bit in bfloat16. The operators are those that torch.compile freezes to.
-_PACKED_DTYPES = (torch.float32, torch.bfloat16)
-
-
 def pack(weight: torch.Tensor) -> torch.Tensor:
     """The weight [outputs, inputs] as `product` is fastest with it: laid out for oneDNN on a CPU, else as it is."""
-    has_onednn: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    if weight.device.type != "cpu" or weight.dtype not in _PACKED_DTYPES or not has_onednn:
+    if weight.device.type != "cpu" or not _onednn_packs(weight.dtype):
         return weight
     packed: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(weight)
     return packed
+
+
+def _onednn_packs(dtype: torch.dtype) -> bool:
+    """Whether this build and this CPU have a packed product of `dtype`: bfloat16 takes AVX-512 or newer."""
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    bfloat16 = dtype == torch.bfloat16
+    return dtype == torch.float32 or (bfloat16 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()))
 
 
 def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
