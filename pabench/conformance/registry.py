@@ -26,8 +26,9 @@ from pabench.errors import UsageError
 from pabench.resources import data_dir
 
 LEVELS = ("MUST", "SHOULD", "INFO")
-_ID = re.compile(r"(kernel|alloc|http)/[a-z0-9]+(-[a-z0-9]+)*")
-_BUG = re.compile(r"[a-z0-9]+(-[a-z0-9]+)+")
+SUITE_LEVELS = ("kernel", "alloc", "http")  # what the suite drives: the first word of an id
+_ID = re.compile(rf"({'|'.join(SUITE_LEVELS)})/[a-z0-9]+(-[a-z0-9]+)*")
+BUG_ID = re.compile(r"[a-z0-9]+(-[a-z0-9]+)+")
 _REQUIRED = {"id": str, "level": str, "since": int, "text": str, "why": str, "bugs": list, "needs": list}
 _OPTIONAL = {"probe": bool}
 
@@ -56,7 +57,7 @@ class Requirement:
             problems.append(f"unknown level {self.level!r}, expected one of {', '.join(LEVELS)}")
         if unknown := sorted(set(self.needs) - CAPABILITIES):
             problems.append(f"unknown needs {', '.join(unknown)}; known: {', '.join(sorted(CAPABILITIES))}")
-        if misspelt := [bug for bug in self.bugs if not _BUG.fullmatch(bug)]:
+        if misspelt := [bug for bug in self.bugs if not BUG_ID.fullmatch(bug)]:
             problems.append(f"not names of bug catalogue entries: {', '.join(misspelt)}")
         if self.since < 1:
             problems.append(f"since is {self.since}, expected a spec version from 1 on")

@@ -1,0 +1,59 @@
+"""The mutants in suites/mutants, as their files state them: read, never run.
+
+A mutant changes the reference engine, so running one needs torch; what it states are plain constants, and reading
+those needs nothing:
+
+    BUG          the entry of suites/bugs.toml that it is modelled on
+    MUST_FAIL    ids of the requirements that have to notice
+    ENGINE_ARGS  how the reference engine must be started for the fault to matter
+"""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pabench.errors import UsageError
+from pabench.resources import data_dir
+
+_STATED = ("BUG", "MUST_FAIL", "ENGINE_ARGS")
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """One deliberately broken engine. `text`: its fault, the first line of its docstring."""
+
+    name: str
+    bug: str
+    must_fail: tuple[str, ...]
+    engine_args: tuple[str, ...]
+    text: str
+
+    def owes(self, level: str) -> tuple[str, ...]:
+        """The requirements of `level` ("http") that have to notice it."""
+        return tuple(each for each in self.must_fail if each.startswith(f"{level}/"))
+
+
+def load_mutants(folder: Path | None = None) -> dict[str, Mutant]:
+    """All mutants by name, by default those that ship with pabench. Raises UsageError for a file that is none."""
+    folder = folder or data_dir("suites") / "mutants"
+    paths = sorted(path for path in folder.glob("*.py") if not path.stem.startswith("host"))
+    return {path.stem: _read(path) for path in paths}
+
+
+def _read(path: Path) -> Mutant:
+    module = ast.parse(path.read_text(encoding="utf-8"), str(path))
+    stated: dict[str, Any] = {}
+    for node in module.body:
+        target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
+        if isinstance(target, ast.Name) and target.id in _STATED:
+            try:
+                stated[target.id] = ast.literal_eval(node.value)  # type: ignore[attr-defined]
+            except ValueError as error:
+                raise UsageError(f"{path}: {target.id} must be written out, without calls or names") from error
+    if missing := [name for name in _STATED if name not in stated]:
+        raise UsageError(f"{path} is no mutant: it lacks {', '.join(missing)}")
+    text = (ast.get_docstring(module) or "").partition("\n")[0]
+    return Mutant(path.stem, stated["BUG"], tuple(stated["MUST_FAIL"]), tuple(stated["ENGINE_ARGS"]), text)
