@@ -225,12 +225,16 @@ class _ChoiceReading:
         text = _text_of(entry)
         ids = _ids_of(entry.get("token_ids"))
         logprobs = _logprobs_of(entry.get("logprobs"))
+        of_prompt = _prompt_logprobs_of(entry.get("prompt_logprobs"))
         if text:
             self._texts.append(text)
         if ids is not None:
             self.choice.token_ids = (self.choice.token_ids or []) + ids
         if logprobs is not None:
             self.choice.logprobs = (self.choice.logprobs or []) + logprobs
+            self.choice.runner_ups = (self.choice.runner_ups or []) + _runner_ups_of(entry["logprobs"], len(logprobs))
+        if of_prompt is not None:
+            self.choice.prompt_logprobs = of_prompt
         if time_s is not None:
             count = self._count(text, ids, logprobs)
             self.choice.token_times_s.extend([time_s] * count)
@@ -310,3 +314,37 @@ def _logprobs_of(logprobs: Any) -> list[float] | None:
     if not isinstance(values, list) or not all(isinstance(value, int | float) for value in values):
         raise EngineProtocol(f"expected a list of numbers as logprobs, got {values!r:.80}")
     return [float(value) for value in values]
+
+
+def _runner_ups_of(logprobs: Mapping[str, Any], count: int) -> list[float | None]:
+    """Log-probability of the best token but the chosen one, of each of `count` tokens; None where it is not told."""
+    content = logprobs.get("content")
+    if isinstance(content, list):
+        named = [(item.get("token"), item.get("top_logprobs")) for item in content]
+        tops = [(name, {each.get("token"): each.get("logprob") for each in top if isinstance(each, Mapping)}
+                 if isinstance(top, list) else None) for name, top in named]
+    else:
+        names, dicts = logprobs.get("tokens"), logprobs.get("top_logprobs")
+        if not isinstance(names, list) or not isinstance(dicts, list):
+            return [None] * count
+        tops = list(zip(names, dicts, strict=False))
+    found: list[float | None] = []
+    for name, top in tops[:count]:
+        others = [float(value) for other, value in top.items() if other != name and isinstance(value, int | float)] \
+            if isinstance(top, Mapping) else []
+        found.append(max(others, default=None))
+    return found + [None] * (count - len(found))
+
+
+def _prompt_logprobs_of(entries: Any) -> list[float | None] | None:
+    """Log-probability of each token of the prompt, in vLLM's shape: the token itself comes first in its entry."""
+    if entries is None:
+        return None
+    if not isinstance(entries, list):
+        raise EngineProtocol(f"expected a list as prompt_logprobs, got {entries!r:.80}")
+    values: list[float | None] = []
+    for entry in entries:
+        told = next(iter(entry.values()), None) if isinstance(entry, Mapping) else None
+        value = told.get("logprob") if isinstance(told, Mapping) else None
+        values.append(float(value) if isinstance(value, int | float) else None)
+    return values

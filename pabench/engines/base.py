@@ -18,7 +18,8 @@ CAPABILITIES = frozenset({
     "token_ids",        # prompts as token ids, and generated ids in the answer
     "n",                # several samples of one prompt
     "sampling",         # temperature, top_p and seed have an effect
-    "logprobs",         # log-probability of each generated token
+    "logprobs",         # log-probability of each generated token, and of the runner-up
+    "prompt_logprobs",  # log-probability of each token of the prompt
     "ignore_eos",       # a fixed output length can be asked for
     "stream",           # server-sent events
     "usage",            # token counts in the answer
@@ -26,6 +27,7 @@ CAPABILITIES = frozenset({
     "kv_metrics",       # a gauge of KV cache use
     "running_metrics",  # gauges of running and waiting requests
     "prefix_cache",     # automatic prefix caching is on
+    "cache_salt",       # a request can be kept apart from what others have cached
     "capacity",         # number and size of blocks are told
     "context_length",   # the longest sequence (prompt + output) is told
 })
@@ -49,17 +51,25 @@ class GenerationRequest:
     stream: bool = True
     ignore_eos: bool = True
     logprobs: bool = False
+    prompt_logprobs: bool = False
+    cache_salt: str | None = None  # only requests with the same one share cached blocks
     request_id: str | None = None
 
 
 @dataclass(slots=True)
 class Choice:
-    """One sample of an answer. `token_ids` and `logprobs` are None where the engine does not give them."""
+    """One sample of an answer. Lists by token are None where the engine does not give them.
+
+    `runner_ups` is the log-probability of the best token that was not chosen, None where that is not told.
+    `prompt_logprobs` has an entry a prompt token, None for the first.
+    """
 
     index: int
     text: str = ""
     token_ids: list[int] | None = None
     logprobs: list[float] | None = None
+    runner_ups: list[float | None] | None = None
+    prompt_logprobs: list[float | None] | None = None
     finish_reason: str | None = None
     token_times_s: list[float] = field(default_factory=list)  # arrival of each token; one chunk of k tokens: k entries
 

@@ -69,6 +69,7 @@ async def examine(
         if dialect is None:
             client.dialect = dialects.recognise(models, metrics, headers)
         entry = _entry(models, model, trials.notes)
+        trials.max_context_tokens = _max_context(entry)
         client.model = model or str(entry.get("id") or "") or await _pinned_model(client)
         await trials.run()
         kv = client.dialect.kv_facts(metrics)
@@ -81,11 +82,19 @@ async def examine(
             kv=None if kv == KVFacts() else kv,
         )
         told = _told(facts, client.dialect.kv_sample(metrics, 0.0))
-        if kv.prefix_caching is None and await trials.prefix_cache_hits():
-            told.add("prefix_cache")
+        if trials.capabilities and kv.prefix_caching is not False:
+            told |= await _prefix_cache(trials, told)
         facts = replace(facts, capabilities=frozenset(trials.capabilities | told))
     spec = _which_probe(given, facts.model_root, trials.is_probe, trials.notes)
     return Examination(facts, spec, metrics_found(client.dialect, metrics), tuple(trials.notes))
+
+
+async def _prefix_cache(trials: Trials, told: set[str]) -> set[str]:
+    """"prefix_cache" where hits are seen; with a note where the engine says that it is on and none is."""
+    hits = await trials.prefix_cache_hits()
+    if hits is False and "prefix_cache" in told:
+        trials.notes.append("prefix caching: the engine says that it is on, a prompt sent twice was no hit")
+    return {"prefix_cache"} if hits else set()
 
 
 def metrics_found(dialect: Dialect, metrics: MetricFamilies) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ COMPLETIONS_PATH = "/v1/completions"
 
 # What vLLM added to the protocol, and others took over.
 EXTENDED_CAPABILITIES = frozenset({"token_ids", "n", "sampling", "logprobs", "ignore_eos", "stream", "usage"})
+_TOLD_LOGPROBS = 2  # a token: the best two, so that the runner-up is among them
 
 
 def openai_body(request: GenerationRequest, model: str) -> dict[str, Any]:
@@ -33,7 +34,7 @@ def openai_body(request: GenerationRequest, model: str) -> dict[str, Any]:
     if request.seed is not None:
         body["seed"] = request.seed
     if request.logprobs:
-        body["logprobs"] = 1
+        body["logprobs"] = _TOLD_LOGPROBS
     if request.stream:
         body["stream_options"] = {"include_usage": True}
     return body
@@ -47,6 +48,10 @@ def extended_body(request: GenerationRequest, model: str) -> dict[str, Any]:
         body["ignore_eos"] = True
     if request.top_k:
         body["top_k"] = request.top_k
+    if request.prompt_logprobs:
+        body["prompt_logprobs"] = 0
+    if request.cache_salt is not None:
+        body["cache_salt"] = request.cache_salt
     if request.request_id is not None:
         body["request_id"] = request.request_id
     return body
@@ -61,6 +66,14 @@ def require_text(request: GenerationRequest, dialect: str) -> None:
         )
 
 
+def require_plain(request: GenerationRequest, dialect: str) -> None:
+    """Raise UsageError when `request` asks for what the protocol as published has no field for."""
+    beyond = {"top_k": request.top_k, "prompt_logprobs": request.prompt_logprobs, "cache_salt": request.cache_salt}
+    for name, value in beyond.items():
+        if value:
+            raise UsageError(f"dialect {dialect!r} has no {name}, got {name}={value!r}: leave it out")
+
+
 class OpenAIDialect:
     """The protocol as published. A fixed output length cannot be asked for, so `ignore_eos` has no effect."""
 
@@ -72,8 +85,7 @@ class OpenAIDialect:
     def build(self, request: GenerationRequest, model: str) -> tuple[str, dict[str, Any]]:
         """Path and JSON body of `request`."""
         require_text(request, self.name)
-        if request.top_k:
-            raise UsageError(f"dialect {self.name!r} has no top_k, got top_k={request.top_k}: leave it 0")
+        require_plain(request, self.name)
         return COMPLETIONS_PATH, openai_body(request, model)
 
     def parse(self, status: int, body: bytes, read_text: TextReader | None = None) -> Completion:

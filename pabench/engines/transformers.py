@@ -30,8 +30,10 @@ class TransformersDialect(OpenAIDialect):
         require_text(request, self.name)
         if request.n != 1:
             raise UsageError(f"dialect {self.name!r} gives one sample a request, got n={request.n}: send n requests")
-        if request.logprobs:
+        if request.logprobs or request.prompt_logprobs:
             raise UsageError(f"dialect {self.name!r} has no logprobs: ask without them")
+        if request.cache_salt is not None:
+            raise UsageError(f"dialect {self.name!r} has no cache_salt: leave it out")
         body: dict[str, Any] = {
             "model": model,
             "prompt": request.prompt,

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from pabench.engines.base import Choice, Completion, GenerationRequest
 from pabench.engines.cleaning import clean
 from pabench.engines.client import EngineClient
+from pabench.engines.wording import plain
 from pabench.errors import EngineProtocol, EngineTimeout, UsageError
 from pabench.probe import EOS, SEP, Codec, Fork, Ring, check_answer
 from pabench.telemetry.vocabulary import KVSample
@@ -23,7 +24,7 @@ from pabench.telemetry.vocabulary import KVSample
 _SALT = 16
 _FIRST = 2048
 RING = Ring(tuple(range(_FIRST, _FIRST + 12)), _SALT)
-LONG_RING = Ring(tuple(range(_FIRST + 100, _FIRST + 400)), _SALT)  # several blocks of any usual size
+_LONG = 300  # tokens: several blocks of any usual size
 FORK = Fork(_FIRST, ((_FIRST + 2, _FIRST + 4), (_FIRST + 3, _FIRST + 5)), _SALT)
 # The probe answers this with EOS, x, EOS, x …: an engine that does not ignore EOS ends after one token.
 _SAYS_EOS = (SEP, _SALT, _FIRST, EOS, _FIRST)
@@ -44,6 +45,7 @@ class Trials:
     capabilities: set[str] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
     is_probe: bool = False
+    max_context_tokens: int | None = None
 
     async def run(self) -> None:
         """All trials that the dialect has words for. Raises EngineTimeout when the first one gets no answer."""
@@ -55,24 +57,42 @@ class Trials:
             await self._try("ignore_eos", self._ignore_eos)
         await self._try("n", self._samples)
         await self._try("logprobs", self._logprobs)
+        await self._try("prompt_logprobs", self._prompt_logprobs)
         await self._try("sampling", self._sampling)
 
     async def prefix_cache_hits(self) -> bool | None:
         """Whether a prompt sent twice is served from cache the second time; None where the engine does not tell."""
-        request = self._request(LONG_RING.prompt, max_tokens=1)
         try:
-            before = await self._prefix_hits()
-            await self._ask(request)
-            second = await self._ask(request)
-            after = await self._prefix_hits()
+            await self._hits(self._long_request())
+            hits = await self._hits(self._long_request())
         except (EngineProtocol, EngineTimeout, UsageError) as error:
             self.notes.append(f"prefix caching: {clean(str(error))}")
             return None
-        if second.usage is not None and second.usage.cached_tokens is not None:
-            return second.usage.cached_tokens > 0
-        if before is None or after is None:
+        if hits is None:
             return None
-        return after > before
+        if hits > 0:
+            await self._try("cache_salt", self._salts)
+        return hits > 0
+
+    async def _salts(self) -> bool:
+        """Asked when the prompt is cached: hits with the same salt alone."""
+        first, again, other = [await self._hits(replace(self._long_request(), cache_salt=salt)) for salt in "aab"]
+        return first == 0 and bool(again) and other == 0
+
+    async def _hits(self, request: GenerationRequest) -> float | None:
+        """How many prompt tokens of `request` came from the cache; None where the engine does not tell."""
+        before = await self._prefix_hits()
+        answer = await self._ask(request)
+        if answer.usage is not None and answer.usage.cached_tokens is not None:
+            return answer.usage.cached_tokens
+        after = await self._prefix_hits()
+        return None if before is None or after is None else after - before
+
+    def _long_request(self) -> GenerationRequest:
+        length = max(1, min(_LONG, (self.max_context_tokens or _LONG) - 4))
+        ring = Ring(tuple(range(_FIRST + 100, _FIRST + 100 + length)), _SALT).prompt[:length]
+        as_text = "token_ids" not in self.client.dialect.capabilities
+        return self._request(ring if self.is_probe else plain(ring, as_text=as_text), max_tokens=1)
 
     async def _first(self) -> None:
         """A ring, streamed. Shows the stream, ids, usage, and whether this is the probe."""
@@ -138,6 +158,11 @@ class Trials:
         if not answer.choices:
             raise EngineProtocol("answered with nothing")
         return len(answer.choices[0].logprobs or ()) > 0
+
+    async def _prompt_logprobs(self) -> bool:
+        answer = await self._ask(replace(self._request(self._prompt(), 1), prompt_logprobs=True, stream=False))
+        told = answer.choices[0].prompt_logprobs if answer.choices else None
+        return bool(told) and all(value is not None for value in (told or [])[1:])
 
     async def _sampling(self) -> bool:
         """Different seeds differ, equal seeds agree. At a fork of the probe each branch has probability 1/2."""

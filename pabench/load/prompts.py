@@ -13,6 +13,7 @@ from typing import Literal
 
 import numpy as np
 
+from pabench.engines.wording import COMMON_WORDS
 from pabench.errors import UsageError
 from pabench.probe import Fork, ProbeSpec, Ring, draw_fork
 
@@ -22,17 +23,6 @@ Isolation = Literal["tokens", "salts", "chance", "none"]
 MIN_PROMPT_TOKENS = {"probe": 5, "fork": 7, "text": 1}
 _RING_EXTRA = 3   # SEP, salt and the first token again
 _FORK_EXTRA = 5   # SEP, salt and the fork token three times
-
-# Common words that most tokenizers keep whole. Lengths of text prompts are therefore near, not exact.
-COMMON_WORDS = (
-    "time", "year", "people", "way", "day", "man", "thing", "woman", "life", "child", "world", "school", "state",
-    "family", "student", "group", "country", "problem", "hand", "part", "place", "case", "week", "company", "system",
-    "program", "question", "work", "government", "number", "night", "point", "home", "water", "room", "mother", "area",
-    "money", "story", "fact", "month", "lot", "right", "study", "book", "eye", "job", "word", "business", "issue",
-    "side", "kind", "head", "house", "service", "friend", "father", "power", "hour", "game", "line", "end", "member",
-    "law", "car", "city", "name", "president", "team", "minute", "idea", "body", "information", "back", "parent",
-    "face", "level", "office", "door", "health", "person", "art", "war", "history", "party", "result", "change",
-)
 
 
 @dataclass(frozen=True, slots=True)

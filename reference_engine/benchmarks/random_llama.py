@@ -18,8 +18,8 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from pabench.engines.wording import COMMON_WORDS
 from pabench.errors import EXIT_OK, PabenchError, UsageError
-from pabench.load.prompts import COMMON_WORDS
 from reference_engine.config import DTYPES
 
 _SPECIAL = ("<bos>", "<eos>", "<pad>", "<unk>")

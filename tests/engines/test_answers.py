@@ -75,9 +75,25 @@ def test_tokens_of_a_chunk_are_counted_from_logprobs_where_ids_are_missing():
 
 
 def test_chat_logprobs():
-    content = [{"token": "a", "logprob": -1.0, "bytes": None, "top_logprobs": []}]
-    entry = {"index": 0, "delta": {"content": "a"}, "logprobs": {"content": content}, "finish_reason": "stop"}
-    assert stream({"choices": [entry]}).choices[0].logprobs == [-1.0]
+    tops = [{"token": "a", "logprob": -1.0}, {"token": "b", "logprob": -2.0}]
+    content = [{"token": "a", "logprob": -1.0, "bytes": None, "top_logprobs": top} for top in (tops, [])]
+    entry = {"index": 0, "delta": {"content": "aa"}, "logprobs": {"content": content}, "finish_reason": "stop"}
+    (choice,) = stream({"choices": [entry]}).choices
+    assert (choice.logprobs, choice.runner_ups) == ([-1.0, -1.0], [-2.0, None])
+
+
+def test_the_runner_up_is_the_best_of_the_others():
+    """Entries of the best tokens hold the chosen one, and lose one of two that are spelt alike."""
+    logprobs = {"tokens": ["a", "b", "c"], "token_logprobs": [-0.5, -0.25, -3.0], "text_offset": [],
+                "top_logprobs": [{"a": -0.5, "z": -1.0}, {"b": -0.25}, {"c": -3.0, "x": -0.1, "y": -9}]}
+    entry = {"index": 0, "text": "abc", "logprobs": logprobs, "finish_reason": "length"}
+    assert stream({"choices": [entry]}).choices[0].runner_ups == [-1.0, None, -0.1]
+
+
+def test_logprobs_of_the_prompt():
+    entry = {"index": 0, "text": "a", "finish_reason": "length",
+             "prompt_logprobs": [None, {"7": {"logprob": -1.5, "rank": 2}, "9": {"logprob": -0.5, "rank": 1}}, {}]}
+    assert stream({"choices": [entry]}).choices[0].prompt_logprobs == [None, -1.5, None]
 
 
 def test_choices_interleave_and_come_out_in_order():

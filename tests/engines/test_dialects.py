@@ -89,7 +89,7 @@ def test_extended_dialects_ask_for_ids_and_exact_length(name):
     body = body_of(name, n=2, temperature=0.5, top_p=0.9, top_k=5, seed=3, logprobs=True, request_id="r1")
     assert body == {
         "model": "m", "prompt": list(IDS), "max_tokens": 7, "temperature": 0.5, "stream": True, "n": 2, "top_p": 0.9,
-        "top_k": 5, "seed": 3, "logprobs": 1, "stream_options": {"include_usage": True}, "return_token_ids": True,
+        "top_k": 5, "seed": 3, "logprobs": 2, "stream_options": {"include_usage": True}, "return_token_ids": True,
         "ignore_eos": True, "request_id": "r1"}
     assert "ignore_eos" not in body_of(name, ignore_eos=False)
 
@@ -109,7 +109,8 @@ def test_transformers_says_only_what_its_strict_server_takes():
 
 @pytest.mark.parametrize(("name", "changes"), [
     ("transformers", {"n": 2}), ("transformers", {"logprobs": True}), ("transformers", {"prompt": IDS}),
-    ("openai", {"prompt": IDS}), ("openai", {"top_k": 3}),
+    ("openai", {"prompt": IDS}), ("openai", {"top_k": 3}), ("openai", {"cache_salt": "a"}),
+    ("openai", {"prompt_logprobs": True}), ("transformers", {"cache_salt": "a"}),
 ])
 def test_what_a_dialect_cannot_say_is_refused_before_sending(name, changes):
     with pytest.raises(UsageError, match=name):

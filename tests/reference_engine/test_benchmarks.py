@@ -10,8 +10,8 @@ import pytest
 import torch
 import transformers
 
+from pabench.engines.wording import COMMON_WORDS
 from pabench.errors import EXIT_COULD_NOT_RUN, UsageError
-from pabench.load.prompts import COMMON_WORDS
 from reference_engine.arguments import parser
 from reference_engine.benchmarks import allocator, mechanisms, scheduler, soak
 from reference_engine.benchmarks.measurement import Measurement
