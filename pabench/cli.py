@@ -99,7 +99,7 @@ def _options(
 
 @probe_app.command("build")
 def probe_build(
-    preset: Annotated[str, typer.Option(help="tiny, gqa, mqa, mha, d80, d96, d256 or long.")] = "gqa",
+    preset: Annotated[str, typer.Option(help="tiny, gqa, mqa, mha, d80, d96, d256, long or soft.")] = "gqa",
     out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("probe"),
     dtype: Annotated[str, typer.Option(help="Of the stored weights: float32, float16 or bfloat16.")] = "float32",
 ) -> None:

@@ -13,13 +13,21 @@ from typing import Any
 
 import orjson
 
+from pabench.engines.answer_fields import (
+    MAX_INT,
+    count,
+    ids_of,
+    logprobs_of,
+    prompt_logprobs_of,
+    runner_ups_of,
+    text_of,
+)
 from pabench.engines.base import Choice, Completion, TextReader, Usage
 from pabench.engines.sse import Event, read_events
 from pabench.errors import EngineProtocol
 
 _MAX_ERROR_CHARS = 2000
 _MAX_DEPTH = 100   # of an answer; deeper, Python's own recursion could end while it is read
-_MAX_INT = 2**31   # of ids, indexes and counts: what the records hold
 
 
 def load_json(data: bytes) -> Any:
@@ -92,6 +100,7 @@ def parse_answer(status: int, body: bytes, read_text: TextReader | None = None) 
     for choice in choices:
         state.take_choice(choice, None)
     state.take_usage(answer.get("usage"))
+    state.take_id(answer.get("id"))
     return state.finish(status)
 
 
@@ -122,6 +131,7 @@ class _Reading:
         self._read_text = read_text
         self._choices: dict[int, _ChoiceReading] = {}
         self._usage: Usage | None = None
+        self._id: str | None = None
         self._error: str | None = None
         self._cut = False
         self._finish_events = 0
@@ -153,6 +163,7 @@ class _Reading:
             for choice in choices:
                 self.take_choice(choice, event.time_s)
             self.take_usage(answer.get("usage"))
+            self.take_id(answer.get("id"))
         except EngineProtocol as fault:
             self._fail(str(fault))
 
@@ -161,7 +172,7 @@ class _Reading:
         if not isinstance(choice, Mapping):
             raise EngineProtocol(f"expected an object in 'choices', got {choice!r:.80}")
         index = choice.get("index", 0)
-        if type(index) is not int or not 0 <= index < _MAX_INT:
+        if type(index) is not int or not 0 <= index < MAX_INT:
             raise EngineProtocol(f"expected a whole number as choice index, got {index!r:.80}")
         reading = self._choices.get(index)
         if reading is None:
@@ -181,10 +192,15 @@ class _Reading:
         details = usage.get("prompt_tokens_details")
         cached = details.get("cached_tokens") if isinstance(details, Mapping) else None
         self._usage = Usage(
-            _count(usage.get("prompt_tokens"), "prompt_tokens"),
-            _count(usage.get("completion_tokens"), "completion_tokens"),
-            _count(cached, "cached_tokens"),
+            count(usage.get("prompt_tokens"), "prompt_tokens"),
+            count(usage.get("completion_tokens"), "completion_tokens"),
+            count(cached, "cached_tokens"),
         )
+
+    def take_id(self, name: Any) -> None:
+        """Keep the name of the answer: the first that it bears."""
+        if self._id is None and isinstance(name, str):
+            self._id = name
 
     def finish(self, status: int, streamed: bool = False) -> Completion:
         """The answer. A stream that lacks a finish reason for a choice, or ends inside an event, is truncated."""
@@ -197,18 +213,11 @@ class _Reading:
             error=self._error,
             truncated=streamed and (self._cut or not ended),
             finish_events=self._finish_events,
+            id=self._id,
         )
 
     def _fail(self, text: str) -> None:
         self._error = self._error or text.strip()[:_MAX_ERROR_CHARS] or "an error without a text"
-
-
-def _count(value: Any, name: str) -> int | None:
-    if value is None:
-        return None
-    if type(value) is not int or not 0 <= value < _MAX_INT:
-        raise EngineProtocol(f"expected a count as usage.{name}, got {value!r:.80}")
-    return value
 
 
 class _ChoiceReading:
@@ -222,22 +231,22 @@ class _ChoiceReading:
 
     def take(self, entry: Mapping[str, Any], time_s: float | None) -> None:
         """Add one chunk's entry, or the whole answer's (`time_s` None)."""
-        text = _text_of(entry)
-        ids = _ids_of(entry.get("token_ids"))
-        logprobs = _logprobs_of(entry.get("logprobs"))
-        of_prompt = _prompt_logprobs_of(entry.get("prompt_logprobs"))
+        text = text_of(entry)
+        ids = ids_of(entry.get("token_ids"))
+        logprobs = logprobs_of(entry.get("logprobs"))
+        prompt_logprobs = prompt_logprobs_of(entry.get("prompt_logprobs"))
         if text:
             self._texts.append(text)
         if ids is not None:
             self.choice.token_ids = (self.choice.token_ids or []) + ids
         if logprobs is not None:
             self.choice.logprobs = (self.choice.logprobs or []) + logprobs
-            self.choice.runner_ups = (self.choice.runner_ups or []) + _runner_ups_of(entry["logprobs"], len(logprobs))
-        if of_prompt is not None:
-            self.choice.prompt_logprobs = of_prompt
+            self.choice.runner_ups = (self.choice.runner_ups or []) + runner_ups_of(entry["logprobs"], len(logprobs))
+        if prompt_logprobs is not None:
+            self.choice.prompt_logprobs = prompt_logprobs
         if time_s is not None:
-            count = self._count(text, ids, logprobs)
-            self.choice.token_times_s.extend([time_s] * count)
+            arrived = self._count(text, ids, logprobs)
+            self.choice.token_times_s.extend([time_s] * arrived)
 
     def _count(self, text: str, ids: list[int] | None, logprobs: list[float] | None) -> int:
         words = self._words.add(text) if self._words is not None else None
@@ -279,72 +288,3 @@ class _WordCount:
             self._tail, in_tail = "", 0
         self._in_tail = in_tail
         return new
-
-
-def _text_of(entry: Mapping[str, Any]) -> str:
-    """Text of a completion, of a chat message or of its delta; reasoning is text as well."""
-    parts: list[Any] = [entry.get("text")]
-    for name in ("delta", "message"):
-        message = entry.get(name)
-        if isinstance(message, Mapping):
-            parts += [message.get("reasoning_content") or message.get("reasoning"), message.get("content")]
-    text = [part for part in parts if part is not None]
-    if not all(isinstance(part, str) for part in text):
-        raise EngineProtocol(f"expected text in a choice, got {text!r:.80}")
-    return "".join(text)
-
-
-def _ids_of(values: Any) -> list[int] | None:
-    if values is None:
-        return None
-    if not isinstance(values, list) or not all(type(value) is int and 0 <= value < _MAX_INT for value in values):
-        raise EngineProtocol(f"expected a list of token ids as token_ids, got {values!r:.80}")
-    return values
-
-
-def _logprobs_of(logprobs: Any) -> list[float] | None:
-    """Log-probability of each token of a choice, in the completions or the chat shape."""
-    if not isinstance(logprobs, Mapping):
-        return None
-    values = logprobs.get("token_logprobs")
-    if values is None and isinstance(logprobs.get("content"), list):
-        values = [item.get("logprob") if isinstance(item, Mapping) else None for item in logprobs["content"]]
-    if values is None:
-        return None
-    if not isinstance(values, list) or not all(isinstance(value, int | float) for value in values):
-        raise EngineProtocol(f"expected a list of numbers as logprobs, got {values!r:.80}")
-    return [float(value) for value in values]
-
-
-def _runner_ups_of(logprobs: Mapping[str, Any], count: int) -> list[float | None]:
-    """Log-probability of the best token but the chosen one, of each of `count` tokens; None where it is not told."""
-    content = logprobs.get("content")
-    if isinstance(content, list):
-        named = [(item.get("token"), item.get("top_logprobs")) for item in content]
-        tops = [(name, {each.get("token"): each.get("logprob") for each in top if isinstance(each, Mapping)}
-                 if isinstance(top, list) else None) for name, top in named]
-    else:
-        names, dicts = logprobs.get("tokens"), logprobs.get("top_logprobs")
-        if not isinstance(names, list) or not isinstance(dicts, list):
-            return [None] * count
-        tops = list(zip(names, dicts, strict=False))
-    found: list[float | None] = []
-    for name, top in tops[:count]:
-        others = [float(value) for other, value in top.items() if other != name and isinstance(value, int | float)] \
-            if isinstance(top, Mapping) else []
-        found.append(max(others, default=None))
-    return found + [None] * (count - len(found))
-
-
-def _prompt_logprobs_of(entries: Any) -> list[float | None] | None:
-    """Log-probability of each token of the prompt, in vLLM's shape: the token itself comes first in its entry."""
-    if entries is None:
-        return None
-    if not isinstance(entries, list):
-        raise EngineProtocol(f"expected a list as prompt_logprobs, got {entries!r:.80}")
-    values: list[float | None] = []
-    for entry in entries:
-        told = next(iter(entry.values()), None) if isinstance(entry, Mapping) else None
-        value = told.get("logprob") if isinstance(told, Mapping) else None
-        values.append(float(value) if isinstance(value, int | float) else None)
-    return values

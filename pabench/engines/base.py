@@ -27,9 +27,14 @@ CAPABILITIES = frozenset({
     "kv_metrics",       # a gauge of KV cache use
     "running_metrics",  # gauges of running and waiting requests
     "prefix_cache",     # automatic prefix caching is on
-    "cache_salt",       # a request can be kept apart from what others have cached
+    "cache_salt",       # a request can ask to be kept apart from what others have cached
     "capacity",         # number and size of blocks are told
     "context_length",   # the longest sequence (prompt + output) is told
+    "chat",             # /v1/chat/completions, with the prompt's words as they are
+    "beam",             # beam search
+    "request_id",       # the client may name its request
+    "stop_token_ids",   # an answer ends at a token of the client's choice
+    "speculation",      # drafts are made and counted
 })
 
 
@@ -54,6 +59,9 @@ class GenerationRequest:
     prompt_logprobs: bool = False
     cache_salt: str | None = None  # only requests with the same one share cached blocks
     request_id: str | None = None
+    chat: bool = False  # as the one message of a chat; the prompt is sent as words
+    beam_width: int = 0  # 0: no beam search; else the n best of so many beams, n == beam_width
+    stop_token_ids: tuple[int, ...] = ()
 
 
 @dataclass(slots=True)
@@ -93,6 +101,7 @@ class Completion:
     error: str | None = None
     truncated: bool = False  # the stream ended without a finish reason for every choice
     finish_events: int = 0   # how many finish reasons the stream carried, over all choices
+    id: str | None = None    # what the engine calls the answer
 
 
 @dataclass(frozen=True, slots=True)

@@ -113,17 +113,19 @@ class EngineClient:
         """The answer to `request`. What the engine refuses comes back as `Completion.error`, not as an exception."""
         return await self._generate(request, None)
 
-    async def start_then_abort(self, request: GenerationRequest, after_tokens: int) -> Completion:
+    async def start_then_abort(
+        self, request: GenerationRequest, after_tokens: int, delay_s: float = _ABORT_DELAY_S
+    ) -> Completion:
         """Stream `request` and disconnect once `after_tokens` tokens have come; the answer so far.
 
-        With 0 the connection is cut as soon as the request is sent, before any answer.
+        With 0 the connection is cut `delay_s` seconds after the request is sent, whatever has come until then.
         """
         if not request.stream:
             raise UsageError("only a stream can be aborted in the middle: ask with stream=True")
         if after_tokens > 0:
             return await self._generate(request, after_tokens)
         sending = asyncio.create_task(self._generate(request, None))
-        await asyncio.wait({sending}, timeout=_ABORT_DELAY_S)
+        await asyncio.wait({sending}, timeout=delay_s)
         sending.cancel()
         await asyncio.wait({sending})
         return Completion(truncated=True) if sending.cancelled() else sending.result()
@@ -170,7 +172,7 @@ class EngineClient:
     async def _generate(self, request: GenerationRequest, stop_after: int | None) -> Completion:
         path, body = self.dialect.build(worded(request, self.dialect), self.model)
         read_text = self._read_text
-        if read_text is None and isinstance(body.get("prompt"), str) and not isinstance(request.prompt, str):
+        if read_text is None and not isinstance(request.prompt, str) and not isinstance(body.get("prompt"), list):
             read_text = Codec.decode
 
         def enough(exchange: _Exchange) -> bool:

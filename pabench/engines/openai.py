@@ -11,18 +11,24 @@ from pabench.errors import UsageError
 from pabench.telemetry.vocabulary import KVFacts, KVSample, MetricFamilies
 
 COMPLETIONS_PATH = "/v1/completions"
+CHAT_PATH = "/v1/chat/completions"
 
 # What vLLM added to the protocol, and others took over.
 EXTENDED_CAPABILITIES = frozenset({"token_ids", "n", "sampling", "logprobs", "ignore_eos", "stream", "usage"})
 _TOLD_LOGPROBS = 2  # a token: the best two, so that the runner-up is among them
+_BEYOND_OPENAI = ("top_k", "beam_width", "cache_salt", "prompt_logprobs", "stop_token_ids")
+
+
+def openai_path(request: GenerationRequest) -> str:
+    """Where `request` goes."""
+    return CHAT_PATH if request.chat else COMPLETIONS_PATH
 
 
 def openai_body(request: GenerationRequest, model: str) -> dict[str, Any]:
     """The fields that every OpenAI server knows. Defaults stay out, so that strict servers have less to refuse."""
-    prompt = request.prompt if isinstance(request.prompt, str) else list(request.prompt)
     body: dict[str, Any] = {
         "model": model,
-        "prompt": prompt,
+        **_prompt(request),
         "max_tokens": request.max_tokens,
         "temperature": request.temperature,
         "stream": request.stream,
@@ -34,14 +40,20 @@ def openai_body(request: GenerationRequest, model: str) -> dict[str, Any]:
     if request.seed is not None:
         body["seed"] = request.seed
     if request.logprobs:
-        body["logprobs"] = _TOLD_LOGPROBS
+        body |= {"logprobs": True, "top_logprobs": _TOLD_LOGPROBS} if request.chat else {"logprobs": _TOLD_LOGPROBS}
     if request.stream:
         body["stream_options"] = {"include_usage": True}
     return body
 
 
+def _prompt(request: GenerationRequest) -> dict[str, Any]:
+    if request.chat:
+        return {"messages": [{"role": "user", "content": request.prompt}]}
+    return {"prompt": request.prompt if isinstance(request.prompt, str) else list(request.prompt)}
+
+
 def extended_body(request: GenerationRequest, model: str) -> dict[str, Any]:
-    """`openai_body` with the fields behind `EXTENDED_CAPABILITIES`: ids back, fixed length, top_k, request id."""
+    """`openai_body` with vLLM's fields: those behind `EXTENDED_CAPABILITIES`, and others that are asked for."""
     body = openai_body(request, model)
     body["return_token_ids"] = True
     if request.ignore_eos:
@@ -49,11 +61,15 @@ def extended_body(request: GenerationRequest, model: str) -> dict[str, Any]:
     if request.top_k:
         body["top_k"] = request.top_k
     if request.prompt_logprobs:
-        body["prompt_logprobs"] = 0
+        body["prompt_logprobs"] = 0  # the prompt's own tokens, no others beside them
     if request.cache_salt is not None:
         body["cache_salt"] = request.cache_salt
     if request.request_id is not None:
         body["request_id"] = request.request_id
+    if request.beam_width:
+        body |= {"use_beam_search": True, "n": request.beam_width}
+    if request.stop_token_ids:
+        body["stop_token_ids"] = list(request.stop_token_ids)
     return body
 
 
@@ -66,11 +82,10 @@ def require_text(request: GenerationRequest, dialect: str) -> None:
         )
 
 
-def require_plain(request: GenerationRequest, dialect: str) -> None:
-    """Raise UsageError when `request` asks for what the protocol as published has no field for."""
-    beyond = {"top_k": request.top_k, "prompt_logprobs": request.prompt_logprobs, "cache_salt": request.cache_salt}
-    for name, value in beyond.items():
-        if value:
+def require_plain(request: GenerationRequest, dialect: str, *, but: Sequence[str] = ()) -> None:
+    """Raise UsageError when `request` asks for what the protocol as published has no field for, `but` left out."""
+    for name in _BEYOND_OPENAI:
+        if name not in but and (value := getattr(request, name)):
             raise UsageError(f"dialect {dialect!r} has no {name}, got {name}={value!r}: leave it out")
 
 
@@ -86,7 +101,7 @@ class OpenAIDialect:
         """Path and JSON body of `request`."""
         require_text(request, self.name)
         require_plain(request, self.name)
-        return COMPLETIONS_PATH, openai_body(request, model)
+        return openai_path(request), openai_body(request, model)
 
     def parse(self, status: int, body: bytes, read_text: TextReader | None = None) -> Completion:
         """A whole answer."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pabench.engines.base import GenerationRequest
-from pabench.engines.openai import COMPLETIONS_PATH, EXTENDED_CAPABILITIES, OpenAIDialect, extended_body
+from pabench.engines.openai import EXTENDED_CAPABILITIES, OpenAIDialect, extended_body, openai_path
 from pabench.telemetry.mapping import MetricTable, bool_label, info_labels, int_label, read_kv_sample
 from pabench.telemetry.vocabulary import KVFacts, KVSample, MetricFamilies
 
@@ -21,6 +21,8 @@ METRICS: MetricTable = {
     "preemptions": (_PREFIX + "num_preemptions_total",),
     "prefix_queries": (_PREFIX + "prefix_cache_queries_total",),
     "prefix_hits": (_PREFIX + "prefix_cache_hits_total",),
+    "drafted": (_PREFIX + "spec_decode_num_draft_tokens_total",),
+    "accepted": (_PREFIX + "spec_decode_num_accepted_tokens_total",),
     "swapped": (_PREFIX + "swapped_blocks",),
     "token_states_tokens": (_PREFIX + "kv_token_state_slots",),
     "reserved_tokens": (_PREFIX + "kv_reserved_slots",),
@@ -39,7 +41,7 @@ class ReferenceDialect(OpenAIDialect):
 
     def build(self, request: GenerationRequest, model: str) -> tuple[str, dict[str, Any]]:
         """Path and JSON body of `request`."""
-        return COMPLETIONS_PATH, extended_body(request, model)
+        return openai_path(request), extended_body(request, model)
 
     def kv_facts(self, metrics: MetricFamilies) -> KVFacts:
         """Geometry from the labels of `pabench_ref:cache_config_info`."""

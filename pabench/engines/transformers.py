@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 
 from pabench.engines.base import GenerationRequest
-from pabench.engines.openai import COMPLETIONS_PATH, OpenAIDialect, require_text
+from pabench.engines.openai import COMPLETIONS_PATH, OpenAIDialect, require_plain, require_text
 from pabench.errors import UsageError
 from pabench.telemetry.vocabulary import MetricFamilies
 
@@ -28,12 +28,13 @@ class TransformersDialect(OpenAIDialect):
     def build(self, request: GenerationRequest, model: str) -> tuple[str, dict[str, Any]]:
         """Path and JSON body of `request`. Raises UsageError for several samples and for logprobs."""
         require_text(request, self.name)
+        require_plain(request, self.name, but=("top_k",))
+        if request.chat:
+            raise UsageError(f"dialect {self.name!r} is asked for completions alone, got a chat")
         if request.n != 1:
             raise UsageError(f"dialect {self.name!r} gives one sample a request, got n={request.n}: send n requests")
-        if request.logprobs or request.prompt_logprobs:
+        if request.logprobs:
             raise UsageError(f"dialect {self.name!r} has no logprobs: ask without them")
-        if request.cache_salt is not None:
-            raise UsageError(f"dialect {self.name!r} has no cache_salt: leave it out")
         body: dict[str, Any] = {
             "model": model,
             "prompt": request.prompt,

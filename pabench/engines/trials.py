@@ -9,6 +9,7 @@ engine that leaves the first request without any answer, or dies, is an error.
 from __future__ import annotations
 
 import asyncio
+import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 
@@ -58,7 +59,13 @@ class Trials:
         await self._try("n", self._samples)
         await self._try("logprobs", self._logprobs)
         await self._try("prompt_logprobs", self._prompt_logprobs)
+        await self._try("cache_salt", self._cache_salt)
         await self._try("sampling", self._sampling)
+        await self._try("stop_token_ids", self._stop_token)
+        await self._try("chat", self._chat)
+        await self._try("request_id", self._request_id)
+        await self._try("beam", self._beams)
+        await self._try("speculation", self._drafts)
 
     async def prefix_cache_hits(self) -> bool | None:
         """Whether a prompt sent twice is served from cache the second time; None where the engine does not tell."""
@@ -68,16 +75,7 @@ class Trials:
         except (EngineProtocol, EngineTimeout, UsageError) as error:
             self.notes.append(f"prefix caching: {clean(str(error))}")
             return None
-        if hits is None:
-            return None
-        if hits > 0:
-            await self._try("cache_salt", self._salts)
-        return hits > 0
-
-    async def _salts(self) -> bool:
-        """Asked when the prompt is cached: hits with the same salt alone."""
-        first, again, other = [await self._hits(replace(self._long_request(), cache_salt=salt)) for salt in "aab"]
-        return first == 0 and bool(again) and other == 0
+        return None if hits is None else hits > 0
 
     async def _hits(self, request: GenerationRequest) -> float | None:
         """How many prompt tokens of `request` came from the cache; None where the engine does not tell."""
@@ -182,10 +180,62 @@ class Trials:
             raise EngineProtocol("answered with nothing")
         return [answer.choices[0].text for answer in answers]
 
+    async def _stop_token(self) -> bool:
+        """Ends at the third token of the ring, instead of at max_tokens."""
+        if not self.is_probe:
+            raise UsageError("which token comes third is known of the probe alone")
+        answer = await self._ask(replace(self._request(RING.prompt), stop_token_ids=tuple(RING.expected(3)[2:])))
+        reasons = [choice.finish_reason for choice in answer.choices]
+        return reasons == ["stop"] and len(answer.choices[0].token_times_s) <= 3
+
+    async def _chat(self) -> bool:
+        """The ring as a chat message comes back as a ring: the template adds nothing."""
+        answer = await self._ask(replace(self._request(self._prompt()), chat=True))
+        if not answer.choices:
+            raise EngineProtocol("answered with nothing")
+        text = answer.choices[0].text
+        return not self.is_probe or check_answer(RING, Codec.decode(text)).verified >= _NUM_TOKENS - 1
+
+    async def _request_id(self) -> bool:
+        """The answer bears the name that the request was given."""
+        name = f"pabench-{uuid.uuid4().hex}"
+        answer = await self._ask(replace(self._request(self._prompt(), 1), request_id=name, stream=False))
+        return name in (answer.id or "")
+
+    async def _cache_salt(self) -> bool:
+        """An empty salt is refused, a good one is not: who does not know the field ignores it, or refuses both.
+
+        Whether salts keep requests apart is a requirement, so it is not asked here.
+        """
+        await self._ask(replace(self._request(self._prompt(), 1), cache_salt="pabench"))
+        try:
+            await self._ask(replace(self._request(self._prompt(), 1), cache_salt=""))
+        except _Refused:
+            return True
+        return False
+
+    async def _beams(self) -> bool:
+        """The two best continuations of a fork are its branches. An engine that ignores beams gives one sample."""
+        prompt = FORK.prompt if self.is_probe else _PLAIN_TEXT
+        answer = await self._ask(replace(self._request(prompt, 3), n=2, beam_width=2, stream=False))
+        return len(answer.choices) == 2 and answer.choices[0].text != answer.choices[1].text
+
+    async def _drafts(self) -> bool:
+        """Whether drafts are counted while a text repeats itself, the best case of all who guess."""
+        before = await self._sample()
+        if before is None or before.drafted is None:
+            raise UsageError("the engine counts no drafts")
+        await self._ask(self._request(self._prompt(), 3 * _NUM_TOKENS))
+        after = await self._sample()
+        return after is not None and (after.drafted or 0) > before.drafted
+
     async def _prefix_hits(self) -> float | None:
-        metrics = await self.client.metrics()
-        sample: KVSample | None = None if metrics is None else self.client.dialect.kv_sample(metrics, 0.0)
+        sample = await self._sample()
         return None if sample is None else sample.prefix_hits
+
+    async def _sample(self) -> KVSample | None:
+        metrics = await self.client.metrics()
+        return None if metrics is None else self.client.dialect.kv_sample(metrics, 0.0)
 
     async def _try(self, name: str, trial: Callable[[], Awaitable[bool]]) -> None:
         num_notes = len(self.notes)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pabench.engines.base import GenerationRequest
-from pabench.engines.openai import COMPLETIONS_PATH, EXTENDED_CAPABILITIES, OpenAIDialect, extended_body, owners
+from pabench.engines.openai import EXTENDED_CAPABILITIES, OpenAIDialect, extended_body, openai_path, owners
 from pabench.telemetry.mapping import MetricTable, bool_label, info_labels, int_label, read_kv_sample, source_of
 from pabench.telemetry.vocabulary import KVFacts, KVSample, MetricFamilies
 
@@ -21,6 +21,8 @@ METRICS: MetricTable = {
     "preemptions": ("vllm:num_preemptions_total",),
     "prefix_queries": ("vllm:prefix_cache_queries_total", "vllm:gpu_prefix_cache_queries_total"),
     "prefix_hits": ("vllm:prefix_cache_hits_total", "vllm:gpu_prefix_cache_hits_total"),
+    "drafted": ("vllm:spec_decode_num_draft_tokens_total",),
+    "accepted": ("vllm:spec_decode_num_accepted_tokens_total",),
 }
 
 
@@ -34,7 +36,7 @@ class VLLMDialect(OpenAIDialect):
 
     def build(self, request: GenerationRequest, model: str) -> tuple[str, dict[str, Any]]:
         """Path and JSON body of `request`."""
-        return COMPLETIONS_PATH, extended_body(request, model)
+        return openai_path(request), extended_body(request, model)
 
     def kv_facts(self, metrics: MetricFamilies) -> KVFacts:
         """Geometry from the labels of `vllm:cache_config_info`.

@@ -24,11 +24,11 @@ PLAIN_VOCAB_SIZE = 2048
 
 
 def worded(request: GenerationRequest, dialect: Dialect) -> GenerationRequest:
-    """`request` as `dialect` can say it: ids become the probe's words where the dialect lacks "token_ids".
+    """`request` as `dialect` can say it: ids become words in a chat, and where the dialect lacks "token_ids".
 
     The words are those of the probe's tokenizer, so on any other model the prompt would not be what the ids mean.
     """
-    if isinstance(request.prompt, str) or "token_ids" in dialect.capabilities:
+    if isinstance(request.prompt, str) or ("token_ids" in dialect.capabilities and not request.chat):
         return request
     return replace(request, prompt=Codec.encode(request.prompt))
 

@@ -39,7 +39,10 @@ def load_spec(folder: Path) -> ProbeSpec:
     path = folder / "probe.json"
     try:
         content = json.loads(path.read_text())
-        return ProbeSpec(**{field.name: content[field.name] for field in fields(ProbeSpec)})
+        known = {field.name for field in fields(ProbeSpec)}
+        if lacking := known - content.keys() - {"beta"}:  # a folder from before there were soft probes has none
+            raise ValueError(f"{', '.join(sorted(lacking))} missing")
+        return ProbeSpec(**{name: value for name, value in content.items() if name in known})
     except FileNotFoundError:
         raise UsageError(f"{folder} holds no KV probe: expected a probe.json in it; build one with "
                          f"`pabench probe build --preset gqa --out DIR`") from None

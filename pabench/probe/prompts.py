@@ -45,30 +45,38 @@ class Ring:
     """`[SEP] salt r0 r1 … r(N-1) r0`: continued by `r1 r2 … r(N-1) r0 r1 …` for ever.
 
     `prompt_len` (tokens; N + 3 when None) makes the prompt go round more than once. Tokens are distinct.
+    `lead` stands between the salt and the ring and is never read again: it makes a prompt long whose end alone matters.
     """
 
     tokens: tuple[int, ...]
     salt: int
     prompt_len: int | None = None
+    lead: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        if len(set(self.tokens)) != len(self.tokens) or not self.tokens:
-            raise UsageError(f"a ring needs distinct tokens, at least one: got {len(self.tokens)} tokens, "
-                             f"{len(set(self.tokens))} distinct")
-        if min(self.tokens) < FIRST_RING:
-            raise UsageError(f"ring tokens are ids from {FIRST_RING} on: got {min(self.tokens)}")
-        if self.prompt_len is not None and self.prompt_len < len(self.tokens) + HEADER_TOKENS + 1:
+        body = self.lead + self.tokens
+        if len(set(body)) != len(body) or not self.tokens:
+            raise UsageError(f"a ring needs distinct tokens, at least one, and a lead of others: got {len(body)} "
+                             f"tokens, {len(set(body))} distinct")
+        if min(body) < FIRST_RING:
+            raise UsageError(f"ring tokens are ids from {FIRST_RING} on: got {min(body)}")
+        if self.prompt_len is not None and self.prompt_len < self._start + len(self.tokens) + 1:
             raise UsageError(f"a ring of {len(self.tokens)} tokens closes after "
-                             f"{len(self.tokens) + HEADER_TOKENS + 1} prompt tokens: got prompt_len {self.prompt_len}")
+                             f"{self._start + len(self.tokens) + 1} prompt tokens: got prompt_len {self.prompt_len}")
+
+    @property
+    def _start(self) -> int:
+        """Position of the ring's first token."""
+        return HEADER_TOKENS + len(self.lead)
 
     @property
     def _body_len(self) -> int:
-        return (self.prompt_len or len(self.tokens) + HEADER_TOKENS + 1) - HEADER_TOKENS
+        return self.prompt_len - self._start if self.prompt_len else len(self.tokens) + 1
 
     @property
     def prompt(self) -> tuple[int, ...]:
         """Token ids to send."""
-        return (SEP, self.salt, *self._go_round(0, self._body_len))
+        return (SEP, self.salt, *self.lead, *self._go_round(0, self._body_len))
 
     def expected(self, count: int) -> list[int]:
         """The next `count` tokens of the greedy continuation."""
@@ -80,12 +88,14 @@ class Ring:
 
     def successors(self, token: int) -> tuple[int, ...]:
         """The one token that follows `token` in the ring, or none."""
-        place = self.owner(token)
-        return () if place is None else (self.tokens[(place - HEADER_TOKENS + 1) % len(self.tokens)],)
+        if token not in self.tokens:
+            return ()
+        return (self.tokens[(self.tokens.index(token) + 1) % len(self.tokens)],)
 
     def owner(self, token: int) -> int | None:
         """First cache position that holds `token`."""
-        return HEADER_TOKENS + self.tokens.index(token) if token in self.tokens else None
+        body = self.lead + self.tokens
+        return HEADER_TOKENS + body.index(token) if token in body else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +151,8 @@ def complement(ring: Ring, spec: ProbeSpec) -> Ring:
     and its complement together show it everywhere. Tokens must be among `spec.paired_ids`.
     """
     ones = spec.vocab_size - 1
-    return Ring(tuple(token ^ ones for token in ring.tokens), ring.salt, ring.prompt_len)
+    tokens, lead = (tuple(token ^ ones for token in part) for part in (ring.tokens, ring.lead))
+    return Ring(tokens, ring.salt, ring.prompt_len, lead)
 
 
 def draw_rings(

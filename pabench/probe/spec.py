@@ -7,6 +7,7 @@ exactly one query head of one lookup layer (layers 1 … L-1; layer 0 only prepa
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import exp, log1p
 
 from pabench.errors import UsageError
 
@@ -16,12 +17,18 @@ PAD = 2
 UNK = 3
 FIRST_SALT = 16      # ids below are never in a prompt's body: engines treat BOS, EOS, UNK, PAD specially
 FIRST_RING = 272     # the same in every preset, so that one prompt serves them all
+HARD_BETA = 12.0     # logit of one bit: a wrong bit costs twice that in nats
+SOFT_BETA = 1.0      # an exact answer has log-probability -bits * ln(1 + e^-2): any error of a value moves it
 SLOW_THETA = 2e-5    # RoPE frequencies (radians a token) that do not turn within the longest context
 
 
 @dataclass(frozen=True, slots=True)
 class ProbeSpec:
-    """One probe. Codes are sign vectors: `token_code_dims` for token ids, `salt_code_dims` for salts."""
+    """One probe. Codes are sign vectors: `token_code_dims` for token ids, `salt_code_dims` for salts.
+
+    `beta` is the logit of one bit. A hard probe (12) is certain of every token; a soft one (1) says the same under
+    greedy decoding, and its log-probabilities show how exact the values were that it read.
+    """
 
     preset: str
     num_layers: int
@@ -33,6 +40,7 @@ class ProbeSpec:
     salt_code_dims: int
     num_salts: int
     max_context_tokens: int = 4096
+    beta: float = HARD_BETA
 
     def __post_init__(self) -> None:
         problems = []
@@ -52,6 +60,16 @@ class ProbeSpec:
             )
         if problems:
             raise UsageError(f"probe preset {self.preset!r} cannot be built: {'; '.join(problems)}")
+
+    @property
+    def is_soft(self) -> bool:
+        """Whether log-probabilities of answers tell how exact they are."""
+        return self.beta < HARD_BETA / 2
+
+    @property
+    def exact_logprob(self) -> float:
+        """Log-probability (nats) of each token of a ring, when every key and value is exact."""
+        return -self.bits * log1p(exp(-2 * self.beta))
 
     @property
     def hidden_size(self) -> int:
@@ -124,9 +142,12 @@ _BY_HEAD_DIM = {64: (1e20, 30, 16, 60), 80: (1e18, 40, 16, 63), 96: (1e18, 48, 2
                 128: (1e16, 64, 24, 256), 256: (1e16, 64, 24, 256)}
 
 
-def _preset(name: str, layers: int, q_heads: int, kv_heads: int, head_dim: int, max_context: int = 4096) -> ProbeSpec:
+def _preset(
+    name: str, layers: int, q_heads: int, kv_heads: int, head_dim: int, max_context: int = 4096,
+    beta: float = HARD_BETA,
+) -> ProbeSpec:
     theta, token_dims, salt_dims, salts = _BY_HEAD_DIM[head_dim]
-    return ProbeSpec(name, layers, q_heads, kv_heads, head_dim, theta, token_dims, salt_dims, salts, max_context)
+    return ProbeSpec(name, layers, q_heads, kv_heads, head_dim, theta, token_dims, salt_dims, salts, max_context, beta)
 
 
 PRESETS: dict[str, ProbeSpec] = {
@@ -140,6 +161,7 @@ PRESETS: dict[str, ProbeSpec] = {
         _preset("d96", 4, 4, 2, 96),
         _preset("d256", 4, 4, 2, 256),
         _preset("long", 3, 8, 2, 128, max_context=65536),
+        _preset("soft", 4, 4, 2, 128, beta=SOFT_BETA),
     )
 }
 

@@ -29,7 +29,6 @@ from pabench.probe.spec import FIRST_SALT, SEP, ProbeSpec
 from pabench.probe.tensors import Array
 
 CONST = 16.0
-BETA = 12.0           # logit of one bit: a wrong bit costs 2 * BETA nats
 MATCH_NATS = 120.0    # score of a full match in a lookup
 SINK_SHARE = 0.83     # SEP's score, as a share of a full match: above any half match, below a full one
 TOKEN_SHARE = 0.6     # share of a full match that the token contributes; the salt contributes the rest
@@ -131,10 +130,10 @@ def _embedding(spec: ProbeSpec, field: Residual) -> Array:
 
 
 def _head(spec: ProbeSpec, field: Residual) -> Array:
-    """logits[t] = BETA * sum over bits of answer_bit * bit(t)."""
+    """logits[t] = beta * sum over bits of answer_bit * bit(t)."""
     head = np.zeros((spec.vocab_size, spec.hidden_size), np.float32)
     bits = id_bits(np.arange(spec.vocab_size), spec.bits)
-    head[:, field.answer] = bits * (BETA * sqrt(spec.bits) * _rms(spec))
+    head[:, field.answer] = bits * (spec.beta * sqrt(spec.bits) * _rms(spec))
     return head
 
 

@@ -48,6 +48,8 @@ class KVSample:
     preemptions: float | None = None      # counter
     prefix_queries: float | None = None   # counter, tokens
     prefix_hits: float | None = None      # counter, tokens
+    drafted: float | None = None          # counter, tokens guessed by speculation
+    accepted: float | None = None         # counter, those of them that were right
     swapped: float | None = None          # blocks now swapped out
     # The exact split of the vLLM paper (its Fig. 2), where the engine tells it; all in slots (tokens).
     token_states_tokens: float | None = None

@@ -243,3 +243,10 @@ def test_refusals(status, body, said):
 def test_a_whole_answer_that_is_none_is_a_fault_of_protocol(body):
     with pytest.raises(EngineProtocol):
         parse_answer(200, body)
+
+
+def test_prompt_logprobs_and_the_name_of_the_answer():
+    told = [None, {"7": {"logprob": -0.5, "rank": 2}, "3": {"logprob": -0.25, "rank": 1}}]
+    choice = {"index": 0, "text": "x", "finish_reason": "length", "prompt_logprobs": told}
+    answer = parse_answer(200, json.dumps({"id": "cmpl-1", "choices": [choice]}).encode())
+    assert (answer.id, answer.choices[0].prompt_logprobs) == ("cmpl-1", [None, -0.5])

@@ -60,6 +60,8 @@ pabench_ref:kv_internal_waste_slots 5
 pabench_ref:kv_external_waste_slots 0
 pabench_ref:prefix_cache_queries_total 8
 pabench_ref:prefix_cache_hits_total 2
+pabench_ref:spec_decode_num_draft_tokens_total 40
+pabench_ref:spec_decode_num_accepted_tokens_total 30
 pabench_ref:cache_config_info{block_size="16",num_blocks="64",kv_mode="paged",enable_prefix_caching="False"} 1
 """
 
@@ -69,9 +71,27 @@ MODELS = {"object": "list", "data": [{"id": "m", "object": "model", "owned_by": 
 def body_of(name, **changes):
     prompt = IDS if "token_ids" in dialect(name).capabilities else "<sep> t16"
     path, body = dialect(name).build(GenerationRequest(**({"prompt": prompt, "max_tokens": 7} | changes)), "m")
-    assert path == "/v1/completions"
+    assert path == ("/v1/chat/completions" if changes.get("chat") else "/v1/completions")
     json.dumps(body)
     return body
+
+
+@pytest.mark.parametrize("name", ["vllm", "reference"])
+def test_what_goes_beyond_openai(name):
+    body = body_of(name, beam_width=3, n=3, cache_salt="s", prompt_logprobs=True, stop_token_ids=(300, 301))
+    assert (body["use_beam_search"], body["n"], body["cache_salt"]) == (True, 3, "s")
+    assert (body["prompt_logprobs"], body["stop_token_ids"]) == (0, [300, 301])
+    chat = body_of(name, prompt="t300 t301", chat=True, logprobs=True)
+    assert chat["messages"] == [{"role": "user", "content": "t300 t301"}]
+    assert (chat["logprobs"], "prompt" in chat) == (True, False)
+
+
+@pytest.mark.parametrize("name", ["openai", "transformers"])
+@pytest.mark.parametrize("field", [{"beam_width": 2}, {"cache_salt": "s"}, {"prompt_logprobs": True},
+                                   {"stop_token_ids": (300,)}])
+def test_dialects_without_words_for_it_say_so(name, field):
+    with pytest.raises(UsageError, match=f"dialect '{name}' has no {next(iter(field))}"):
+        body_of(name, **field)
 
 
 @pytest.mark.parametrize("name", DIALECTS)

@@ -37,9 +37,10 @@ def test_doctor_finds_what_it_was_started_with(engine, tiny_probe):
     assert (facts.dialect, facts.model, facts.max_context_tokens) == ("reference", "probe", 256)
     assert (facts.kv.block_size, facts.kv.num_blocks, facts.kv.kv_mode) == (BLOCK_SIZE, NUM_BLOCKS, engine.kv_mode)
     assert {"token_ids", "n", "sampling", "logprobs", "ignore_eos", "stream", "usage", "kv_metrics", "running_metrics",
-            "capacity", "context_length", "cached_tokens", "prompt_logprobs"} <= facts.capabilities
-    paged = engine.kv_mode == "paged"
-    assert ({"prefix_cache", "cache_salt"} <= facts.capabilities) is paged
+            "capacity", "context_length", "cached_tokens", "prompt_logprobs", "cache_salt", "chat", "beam",
+            "request_id", "stop_token_ids"} <= facts.capabilities
+    assert ("prefix_cache" in facts.capabilities) is (engine.kv_mode == "paged")
+    assert "speculation" not in facts.capabilities
     assert found.probe == PRESETS["tiny"]
     assert facts.model_root == str(tiny_probe)
     assert any(line.startswith("token_states_tokens: ") for line in found.metrics_found)

@@ -152,3 +152,17 @@ def test_position_one_back_stands_out_at_any_distance(spec: ProbeSpec) -> None:
     score = np.cos((distances[:, None] - 1) * thetas).sum(axis=1)
     gap = len(thetas) - np.delete(score, 1)
     assert gap.min() >= 0.999 * gap[0]
+
+
+def test_a_lead_makes_a_prompt_long_and_is_never_read() -> None:
+    ring = Ring((300, 301, 302), salt=20, lead=(400, 401))
+    assert ring.prompt == (SEP, 20, 400, 401, 300, 301, 302, 300)
+    assert ring.expected(4) == [301, 302, 300, 301]
+    assert (ring.owner(401), ring.owner(300), ring.successors(401), ring.successors(302)) == (3, 4, (), (300,))
+    twice = Ring(ring.tokens, ring.salt, prompt_len=10, lead=ring.lead)
+    assert twice.prompt == (*ring.prompt, 301, 302)
+    assert twice.expected(2) == [300, 301]
+    with pytest.raises(UsageError, match="a lead of others"):
+        Ring((300, 301), salt=20, lead=(301,))
+    with pytest.raises(UsageError, match="closes after 8 prompt tokens"):
+        Ring(ring.tokens, 20, prompt_len=7, lead=ring.lead)
