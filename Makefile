@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN    := .venv/bin
 ENVS   := .envs
 
-.PHONY: setup demo test test-real check clean
+.PHONY: setup demo test test-kernels test-real check clean
 
 setup: .venv/.done
 
@@ -18,9 +18,16 @@ setup: .venv/.done
 demo: setup
 	$(BIN)/pabench bench demo
 
-# Everything that proves the project; no GPU, no internet beyond the package index.
+# Everything that proves the project; no GPU, no internet beyond the package index. Two workers; what measures time
+# runs after them, alone.
+TIMED := tests/load tests/stub
 test: setup check
-	$(BIN)/pytest tests
+	$(BIN)/pytest tests -n 2 --dist worksteal $(TIMED:%=--ignore=%)
+	$(BIN)/pytest $(TIMED)
+
+# Each attention kernel on a thousand examples, in Triton's interpreter.
+test-kernels: setup
+	PABENCH_HYPOTHESIS=full $(BIN)/pytest tests/kernels -n 2 --dist worksteal
 
 # ruff, mypy: what pre-commit runs too.
 check: setup

@@ -139,7 +139,8 @@ def _workspace(role: str, rows: int, width: int, dtype: torch.dtype, device: tor
     key = f"{role} {dtype} {device}"
     kept: torch.Tensor | None = getattr(_local, key, None)
     if kept is None or kept.numel() < rows * width:
-        kept = torch.empty(rows * width * 3 // 2, dtype=dtype, device=device)  # contexts grow a token a step
+        with torch.inference_mode(False):  # or the next caller could only write into it where this one is
+            kept = torch.empty(rows * width * 3 // 2, dtype=dtype, device=device)  # contexts grow a token a step
         setattr(_local, key, kept)
     return kept[: rows * width].view(rows, width)
 

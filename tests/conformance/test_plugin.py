@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from pabench.conformance import Outcome, load_results
-from pabench.conformance.results import FILE_NAME, Header, ResultsWriter
+from pabench.conformance.results import FILE_NAME, SPEC_VERSION, Header, ResultsWriter
 from pabench.conformance.runner import believed, replay_case, run_suite
 from pabench.engines import EngineProcess, free_port
 from pabench.errors import UsageError
@@ -224,7 +224,7 @@ def test_only_a_whole_file_makes_an_exit_code(tmp_path: Path, capsys: pytest.Cap
     assert believed(1, tmp_path) == 2
     assert "cannot read the verdicts" in capsys.readouterr().err
     with ResultsWriter(tmp_path / FILE_NAME) as writer:
-        writer.header(Header(1, "0", "smoke", 0, "", ""))
+        writer.header(Header(SPEC_VERSION, "0", "smoke", 0, "", ""))
         writer.footer(1, 0.0, "complete")
     assert [believed(code, tmp_path) for code in (0, 1, 2, 130)] == [2, 1, 2, 130]
 

@@ -166,3 +166,11 @@ def test_an_impossible_batch_is_refused(backend):
     with pytest.raises(ValueError, match="a window of 0 positions"):
         paged_attention(case.query, case.cache, case.tables, case.context_lens, case.starts, 1.0, window=0,
                         backend=backend)
+
+
+def test_after_inference_mode_it_still_works_outside(backend):
+    """Scratch memory that is kept must not be tied to the mode in which it was made."""
+    case = Case([40, 9], [1, 1], dtype=torch.float16, head_dim=24)
+    with torch.inference_mode():
+        inside = case.paged(backend)
+    assert torch.equal(case.paged(backend), inside)
