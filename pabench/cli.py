@@ -291,6 +291,25 @@ def report(
 
 
 @app.command()
+def matrix(
+    results: Annotated[list[str], typer.Argument(
+        metavar="[NAME=]PATH...", help="Results of `pabench conform`: folders or files. One NAME, one column.")],
+    out: Annotated[Path | None, typer.Option(help="HTML file to write (matrix.html by default).")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Markdown file to write, instead or as well.")] = None,
+) -> None:
+    """Set conformance results side by side: requirements by implementations, each failure in full.
+
+    Example: pabench matrix results/vllm ours=results/reference --out matrix.html
+    """
+    from pabench.report.matrix_page import write_matrix
+
+    out = Path("matrix.html") if out is None and markdown is None else out
+    write_matrix(results, out=out, markdown=markdown)
+    for path in filter(None, (out, markdown)):
+        print(path)
+
+
+@app.command()
 def bench(
     suite: Annotated[str, typer.Argument(help="A bench suite: the name of one that ships, or a TOML file.")] = "demo",
     out: Annotated[Path | None, typer.Option(help="New results folder (results/<time>-<suite> by default).")] = None,

@@ -3,6 +3,7 @@
     sources     folders -> runs and results, and what could not be read
     groups      runs sorted by engine, workload and load
     view        what is shown, worded; strip, headline, tables, matrix, conditions and the figures are parts of it
+    matrix_page results of the suite alone, as HTML (matrix.html.j2) or Markdown
     build       view -> HTML (template.html.j2, style.css, script.js and plotly.js in one file)
 """
 

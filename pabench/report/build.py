@@ -6,7 +6,7 @@ import base64
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -28,23 +28,34 @@ def write_report(dirs: Sequence[Path], out: Path) -> None:
 
     Raises UsageError when there is nothing to show or `out` cannot be a file, PabenchError when it cannot be written.
     """
+    check_out(out)
+    write_atomic(out, render(make_page(read_sources(dirs))))
+
+
+def check_out(out: Path) -> None:
+    """Raise UsageError unless a file can be written as `out`: asked before any work."""
     if out.is_dir():
-        raise UsageError(f"{out} is a folder; expected the name of the HTML file to write")
+        raise UsageError(f"{out} is a folder; expected the name of the file to write")
     if not out.absolute().parent.is_dir():
         raise UsageError(f"{out.parent} is no folder; make it first, or name another file")
-    _write_atomic(out, render(make_page(read_sources(dirs))))
 
 
 def render(page: Page) -> str:
     """The HTML text of `page`."""
     scripts = {"plotly": _plotly(), "script": _asset("script.js")}
     figures = {figure.id: figure.spec for figure in page.all_figures()}
-    return _environment().get_template("template.html.j2").render(
+    return render_template("template.html.j2", page, scripts, figures=json_in_html(figures))
+
+
+def render_template(name: str, page: object, scripts: Mapping[str, str] | None = None, **values: Markup) -> str:
+    """Template `name` with `page`, the style, and `scripts` by name: the only ones that its policy lets run."""
+    scripts = scripts or {}
+    return _environment().get_template(name).render(
         page=page,
         policy=_policy(scripts.values()),
         style=Markup(_asset("style.css")),
-        figures=json_in_html(figures),
         **{name: Markup(text) for name, text in scripts.items()},
+        **values,
     )
 
 
@@ -57,9 +68,9 @@ def json_in_html(value: object) -> Markup:
 
 
 def _policy(scripts: Iterable[str]) -> str:
-    """A policy that forbids all network, and every script but the two in the file."""
+    """A policy that forbids all network, and every script but `scripts`."""
     digests = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in scripts]
-    allowed = " ".join(f"'sha256-{digest}'" for digest in digests)
+    allowed = " ".join(f"'sha256-{digest}'" for digest in digests) or "'none'"
     return (
         f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:; "
         "base-uri 'none'; form-action 'none'"
@@ -88,7 +99,8 @@ def _asset(name: str) -> str:
     return (_HERE / name).read_text(encoding="utf-8")
 
 
-def _write_atomic(out: Path, text: str) -> None:
+def write_atomic(out: Path, text: str) -> None:
+    """Write `text` whole or not at all. Raises PabenchError when it cannot be written."""
     try:
         descriptor, name = tempfile.mkstemp(prefix=f".{out.name}.", suffix=".part", dir=out.absolute().parent)
     except OSError as error:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pabench.conformance import Outcome, RequirementVerdict, load_registry
+from pabench.conformance.registry import SUITE_LEVELS
 from pabench.conformance.verdicts import NOT_CONFORMING, by_requirement
 from pabench.report.groups import Engine
 from pabench.report.tables import Cell, Column, Table, table, words
@@ -13,21 +14,27 @@ from pabench.report.text import UNKNOWN, count, visible
 
 SHOWN_DIAGNOSES = 12  # of each run
 
-_GOOD = {Outcome.PASS}
 _BAD = NOT_CONFORMING | {Outcome.XPASS, Outcome.ERROR}
+_TOLD = _BAD | {Outcome.XFAIL}  # what has a failure text
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
     """One case that did not pass, whole. `text` and `reason` are hostile."""
 
+    id: str  # its place in the page
     engine: Engine
     name: str
     level: str
-    outcome: str
+    outcome: Outcome
     reason: str
     text: str
     replay: str
+
+    @property
+    def tone(self) -> str:
+        """ "bad"; "muted" where it was expected."""
+        return "bad" if self.outcome in _BAD else "muted"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,33 +49,41 @@ class WrongAnswers:
     texts: tuple[str, ...]
 
 
-def matrix(engines: Sequence[Engine]) -> Table | None:
-    """Requirements as rows, engines as columns, "outcome passed/claimed/total" in a cell; None without results."""
+def matrices(engines: Sequence[Engine]) -> list[Table]:
+    """A table a level of the suite: requirements as rows, engines as columns, "outcome passed/claimed/total" in a
+    cell that leads to its first failure. None where nothing was asked.
+    """
     checked = [engine for engine in engines if engine.suites]
-    if not checked:
-        return None
     cells = {engine.index: {v.requirement: v for v in _verdicts(engine)} for engine in checked}
-    requirements = list(dict.fromkeys(name for found in cells.values() for name in found))
+    asked = {name: verdict for found in cells.values() for name, verdict in found.items()}
     known = load_registry().requirements
-    rows = []
-    for name in requirements:
-        found = [cells[engine.index].get(name) for engine in checked]
-        level = next(verdict.level for verdict in found if verdict is not None)
-        what = known[name].text if name in known else ""
-        rows.append([words(name, hint=what), words(level), *(_cell(verdict) for verdict in found)])
-    columns = [Column("requirement", "Requirement", numeric=False), Column("level", "Level", numeric=False)]
-    columns += [Column(visible(engine.name), visible(engine.name), numeric=False) for engine in checked]
-    return table("matrix", "Conformance: outcome and cases passed / claimed / total", columns, rows)
+    ordered = [name for name in known if name in asked] + [name for name in asked if name not in known]
+    places = _places(failures(checked))
+    made: list[Table] = []
+    for level in dict.fromkeys([*SUITE_LEVELS, *map(_level, ordered)]):
+        rows = [
+            [words(name, hint=known[name].text if name in known else ""), words(asked[name].level),
+             *(_cell(cells[engine.index].get(name), places.get((engine.index, name), "")) for engine in checked)]
+            for name in ordered if _level(name) == level
+        ]
+        if rows:
+            columns = [Column("requirement", "Requirement", numeric=False), Column("level", "Level", numeric=False)]
+            columns += [Column(visible(engine.name), visible(engine.name), numeric=False) for engine in checked]
+            caption = f"Level {visible(level)}: outcome and cases passed / claimed / total"
+            made.append(table(f"matrix-{len(made)}", caption, columns, rows))
+    return made
 
 
 def failures(engines: Sequence[Engine]) -> list[Failure]:
-    """Every case that failed, crashed, timed out, passed against expectation, or could not be judged."""
+    """Every case that failed, crashed, timed out, passed or failed as an expectation speaks of, or could not be
+    judged.
+    """
+    found = [(engine, row) for engine in engines for suite in engine.suites for row in suite.results.rows
+             if row.outcome in _TOLD]
     return [
-        Failure(engine, row.name, row.level, row.outcome.value, visible(row.reason), visible(row.text), row.replay)
-        for engine in engines
-        for suite in engine.suites
-        for row in suite.results.rows
-        if row.outcome in _BAD
+        Failure(f"failure-{place}", engine, row.name, row.level, row.outcome, visible(row.reason), visible(row.text),
+                row.replay)
+        for place, (engine, row) in enumerate(found)
     ]
 
 
@@ -85,14 +100,25 @@ def wrong_answers(engines: Sequence[Engine]) -> list[WrongAnswers]:
     return found
 
 
+def _level(requirement: str) -> str:
+    return requirement.partition("/")[0]
+
+
 def _verdicts(engine: Engine) -> list[RequirementVerdict]:
     return by_requirement(row for suite in engine.suites for row in suite.results.rows)
 
 
-def _cell(verdict: RequirementVerdict | None) -> Cell:
+def _places(told: Sequence[Failure]) -> dict[tuple[int, str], str]:
+    """Engine and requirement -> where its worst failure stands in the page."""
+    severity = list(Outcome)
+    ordered = sorted(told, key=lambda failure: severity.index(failure.outcome), reverse=True)
+    return {(failure.engine.index, failure.name.partition("[")[0]): failure.id for failure in ordered}
+
+
+def _cell(verdict: RequirementVerdict | None, place: str) -> Cell:
     if verdict is None:
         return Cell(UNKNOWN, None, "muted", "not in this engine's profile")
     counts = f"{count(verdict.passed)}/{count(verdict.claimed)}/{count(verdict.total)}"
-    tone = "good" if verdict.outcome in _GOOD else "bad" if verdict.outcome in _BAD else "muted"
+    tone = "good" if verdict.outcome is Outcome.PASS else "bad" if verdict.outcome in _BAD else "muted"
     text = f"{verdict.outcome} {counts}"
-    return Cell(text, text, tone, visible(verdict.reason))
+    return Cell(text, text, tone, visible(verdict.reason), href=f"#{place}" if place else "")

@@ -78,11 +78,11 @@ def _read_suites(dirs: Sequence[Path], runs: list[tuple[Path, RunData]], problem
             except UsageError as error:
                 problems.append(f"{place}: {str(error).replace(str(path), VERDICTS_FILE)}")
                 continue
-            found[path.resolve()] = SuiteData(_label(path.resolve(), top.resolve(), results, runs), results, place)
+            found[path.resolve()] = SuiteData(suite_label(path.resolve(), top.resolve(), results, runs), results, place)
     return list(found.values())
 
 
-def _label(path: Path, top: Path, results: Results, runs: list[tuple[Path, RunData]]) -> str:
+def suite_label(path: Path, top: Path, results: Results, runs: list[tuple[Path, RunData]]) -> str:
     """Which engine a conformance result belongs to.
 
     The label in its header; else the one label of the runs in the nearest folder around it; else the one label of the

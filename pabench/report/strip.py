@@ -36,7 +36,7 @@ class Card:
 def cards(engines: Iterable[Engine]) -> list[Card]:
     """One card an engine."""
     return [
-        Card(engine, _facts(engine), (_valid(engine), _verified(engine), _conforming(engine))) for engine in engines
+        Card(engine, _facts(engine), (_valid(engine), _verified(engine), conforming(engine))) for engine in engines
     ]
 
 
@@ -89,7 +89,8 @@ def _verified(engine: Engine) -> Answer:
     return Answer(question, YES, "verified", text, tuple(reasons))
 
 
-def _conforming(engine: Engine) -> Answer:
+def conforming(engine: Engine) -> Answer:
+    """Whether all that the suite asked of it held."""
     question = "Conforming?"
     if not engine.suites:
         return Answer(question, OPEN, "not checked", "no conformance result")

@@ -25,13 +25,17 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """`text` is shown, `raw` goes to the CSV. `tone`: "", "good", "bad" or "muted". `engine`: its key is drawn."""
+    """`text` is shown, `raw` goes to the CSV. `tone`: "", "good", "bad" or "muted". `engine`: its key is drawn.
+
+    `href` is a place in the page that the text leads to.
+    """
 
     text: str
     raw: Raw = None
     tone: str = ""
     hint: str = ""
     engine: int | None = None
+    href: str = ""
 
     @property
     def unknown(self) -> bool:

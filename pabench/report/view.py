@@ -13,7 +13,7 @@ from pabench.report.figures import Figure
 from pabench.report.groups import Engine, Group, sort_engines, sort_groups
 from pabench.report.headline import Tile, memory_sentence, sentences, tiles
 from pabench.report.load_figures import load_figures
-from pabench.report.matrix import Failure, WrongAnswers, failures, matrix, wrong_answers
+from pabench.report.matrix import Failure, WrongAnswers, failures, matrices, wrong_answers
 from pabench.report.memory_figures import memory_at_level, memory_by_load
 from pabench.report.run_tables import all_table, key_table
 from pabench.report.sources import Sources
@@ -60,7 +60,7 @@ class Page:
     groups: tuple[GroupView, ...]
     runs: Table | None
     figures: Table | None
-    matrix: Table | None
+    matrices: tuple[Table, ...]
     failures: tuple[Failure, ...]
     wrong_answers: tuple[WrongAnswers, ...]
     unverified: tuple[str, ...]     # engines whose answers no oracle checked
@@ -90,7 +90,7 @@ def make_page(sources: Sources) -> Page:
         groups=tuple(_group_view(group) for group in sort_groups(engines)),
         runs=key_table(engines) if sources.runs else None,
         figures=all_table(engines) if sources.runs else None,
-        matrix=matrix(engines),
+        matrices=tuple(matrices(engines)),
         failures=tuple(failures(engines)),
         wrong_answers=tuple(wrong_answers(engines)),
         unverified=tuple(e.name for e in engines if all(r.summary.verified_tokens is None for r in e.runs)),

@@ -107,8 +107,8 @@ def test_verdicts_say_why(results: Path) -> None:
 
 def test_the_matrix_counts_passed_claimed_and_total(results: Path) -> None:
     page = make_page(read_sources([results / "paged", results / "contiguous"]))
-    assert page.matrix is not None
-    cells = {row[0].text: [cell.text for cell in row[2:]] for row in page.matrix.rows}
+    (matrix,) = page.matrices
+    cells = {row[0].text: [cell.text for cell in row[2:]] for row in matrix.rows}
     assert cells["http/ring-exact"] == ["PASS 3/3/3"] * 2
     assert cells["http/shared-prefix-divergence"] == ["PASS 1/1/1", "FAIL 0/1/1"]
     assert cells["http/n-samples-isolated"] == ["UNSUPPORTED 0/0/1"] * 2
