@@ -74,8 +74,9 @@ def test_a_folder_that_is_no_model(pabench: Run, tmp_path: Path) -> None:
     one_line(pabench("serve", "--model", tmp_path), 2, "config.json")
 
 
-def test_nothing_to_report(pabench: Run, tmp_path: Path) -> None:
-    one_line(pabench("report", tmp_path), 2)
+@pytest.mark.parametrize("command", ["report", "matrix"])
+def test_nothing_to_show(pabench: Run, tmp_path: Path, command: str) -> None:
+    one_line(pabench(command, tmp_path), 2)
 
 
 @pytest.mark.parametrize("command", ["stub", "serve"])
