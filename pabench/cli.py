@@ -58,6 +58,12 @@ probe_app = typer.Typer(help="Build and check the KV probe.", no_args_is_help=Tr
 app.add_typer(probe_app, name="probe")
 
 Url = Annotated[str, typer.Option("--url", help="Where the engine listens, e.g. http://127.0.0.1:8000")]
+OptionalUrl = Annotated[str | None, typer.Option("--url", help="Where an engine listens, e.g. http://127.0.0.1:8000")]
+Impl = Annotated[
+    str | None,
+    typer.Option("--impl", help="Instead of a URL, an implementation in process: reference-paged or another that "
+                                "ships, package.module:factory, or path/to/file.py:factory."),
+]
 DialectName = Annotated[str | None, typer.Option("--dialect", help="Do not detect the dialect; take this one.")]
 ProbeName = Annotated[
     str | None,
@@ -199,7 +205,7 @@ def doctor(
 
 @app.command()
 def conform(
-    url: Url,
+    url: OptionalUrl = None, impl: Impl = None,
     profile: Annotated[str, typer.Option(help="smoke, ci or full.")] = "ci",
     out: Annotated[Path | None, typer.Option(help="New folder for verdicts.jsonl and the failed cases.")] = None,
     requirement: Annotated[list[str] | None, typer.Option("--id", help="Only this requirement (repeatable).")] = None,
@@ -207,22 +213,25 @@ def conform(
     seed: Annotated[int, typer.Option(min=0, help="Same seed, same prompts.")] = 0,
     dialect: DialectName = None, probe: ProbeName = None, api_key_env: KeyVariable = None, quiet: Quiet = False,
 ) -> None:
-    """Ask an engine every requirement: exit 0 conforming, 1 not conforming, 2 could not run.
+    """Ask an engine, an allocator or a kernel every requirement: exit 0 conforming, 1 not conforming, 2 could not run.
 
     Example: pabench conform --url http://127.0.0.1:8000 --profile ci --out results/conform
+
+    Example: pabench conform --impl acme/adapter.py:allocator
     """
     from pabench.conformance.runner import run_suite
 
     raise SystemExit(run_suite(
-        url, out=out or _new_folder("conform"), profile=profile, dialect=dialect, probe=probe, ids=requirement or (),
-        expect=expect, seed=seed, api_key=_api_key(api_key_env), quiet=quiet,
+        url, impl=impl, out=out or _new_folder("conform"), profile=profile, dialect=dialect, probe=probe,
+        ids=requirement or (), expect=expect, seed=seed, api_key=_api_key(api_key_env), quiet=quiet,
     ))
 
 
 @app.command()
 def replay(
     case: Annotated[Path, typer.Argument(help="File of a failed case, as the failure text names it.")],
-    url: Url, dialect: DialectName = None, probe: ProbeName = None, api_key_env: KeyVariable = None,
+    url: OptionalUrl = None, impl: Impl = None, dialect: DialectName = None, probe: ProbeName = None,
+    api_key_env: KeyVariable = None,
 ) -> None:
     """Ask one failed case again: exit 0 when it holds now, 1 when it still fails.
 
@@ -230,7 +239,7 @@ def replay(
     """
     from pabench.conformance.runner import replay_case
 
-    raise SystemExit(replay_case(case, url=url, dialect=dialect, probe=probe, api_key=_api_key(api_key_env)))
+    raise SystemExit(replay_case(case, url=url, impl=impl, dialect=dialect, probe=probe, api_key=_api_key(api_key_env)))
 
 
 @app.command()

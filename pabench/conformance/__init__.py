@@ -1,16 +1,26 @@
-"""Conformance: requirements, verdicts, and the suite that comes to them.
+"""Conformance: requirements, verdicts, and the suite that comes to them, at three levels.
 
     registry       suites/requirements.toml, checked
     verdicts       the ten verdicts, and the exit code of a run
     results        verdicts.jsonl: header, rows, footer
     profiles       smoke, ci, full: how much of everything
     expectations   what is known to fail, or not to be run
+    levels         http, alloc, kernel: what is asked, and which level an implementation is of
+    targets        what a run asks, as the machinery sees it
+    engine_target  an engine at a URL        implementation  one in process, by its adapter
+    alloc/         the allocator level       kernel/         the kernel level
+
+Of the http level:
+
     session        one engine for the length of a run
     engine         `engine`, what a test holds: bounded, recorded calls
     prompts        rings and forks of given lengths
     verify         from an answer to a failure
+
+Of all:
+
     failure        the failure text
-    cases          case-….json, to send a failed case again
+    cases          case-….json, to ask a failed case again
     plugin         the pytest plugin: options, marker, fixtures
     running        a run inside pytest: from tests to verdicts
     live           what `pabench conform` shows

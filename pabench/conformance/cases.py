@@ -1,19 +1,18 @@
-"""case-<id>.json: all that is needed to send a failed case again, by pabench or by hand with curl.
+"""case-<id>.json: all that is needed to ask a failed case again, by pabench or by hand.
 
-It holds what the sizes were chosen by (profile, seed, block size, capacity, context), so that `pabench replay`
-draws the same prompts again, and every request with its answer, so that anyone can check them without pabench.
+It holds what the case was drawn by (http: profile, seed and the engine's geometry; alloc: the shrunk trace itself), so
+that `pabench replay` asks the same again, and all that was asked and answered, so that anyone can check it without.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pabench.conformance.exchange import Exchange, Geometry
 from pabench.conformance.results import SPEC_VERSION
 from pabench.errors import UsageError
 
@@ -28,18 +27,18 @@ class Case:
     case: str
     profile: str
     seed: int
-    geometry: Geometry
+    drawn: Mapping[str, Any]  # by what, beside the seed: see targets.Subject
 
 
 def write_case(
-    folder: Path, case: Case, *, impl: str, text: str, exchanges: Sequence[Exchange], circumstances: Mapping[str, Any]
+    folder: Path, case: Case, *, impl: str, text: str, evidence: Mapping[str, Any], circumstances: Mapping[str, Any]
 ) -> str:
     """Write the case file of a failure; its name. The name is made of nothing that the engine says."""
     identity = json.dumps([SPEC_VERSION, asdict(case)], sort_keys=True)
     name = f"case-{hashlib.sha256(identity.encode()).hexdigest()[:8]}.json"
     document = {
         "kind": _KIND, "spec_version": SPEC_VERSION, **asdict(case), "impl": impl, "engine": dict(circumstances),
-        "failure": text, "exchanges": [_exchange(exchange) for exchange in exchanges],
+        "failure": text, **evidence,
     }
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f".{name}.tmp"
@@ -62,28 +61,7 @@ def load_case(path: Path) -> Case:
         raise UsageError(f"{path} is of spec version {document.get('spec_version')!r}, this pabench has {SPEC_VERSION}")
     try:
         return Case(document["requirement"], document["case"], document["profile"], document["seed"],
-                    Geometry(**document["geometry"]))
-    except (KeyError, TypeError) as error:
+                    dict(document["drawn"]))
+    except (KeyError, TypeError, ValueError) as error:
         raise UsageError(f"{path} is not a whole case file: {error}") from error
 
-
-def _exchange(exchange: Exchange) -> dict[str, Any]:
-    completion = exchange.completion
-    return {
-        "name": exchange.name,
-        "request": asdict(exchange.request),
-        "sent_s": exchange.sent_s,
-        "end_s": exchange.end_s,
-        "error": None if exchange.error is None else f"{type(exchange.error).__name__}: {exchange.error}",
-        "answer": None if completion is None else {
-            "status": completion.status,
-            "error": completion.error,
-            "truncated": completion.truncated,
-            "usage": None if completion.usage is None else asdict(completion.usage),
-            "choices": [
-                {"index": choice.index, "text": choice.text, "token_ids": choice.token_ids,
-                 "finish_reason": choice.finish_reason}
-                for choice in completion.choices
-            ],
-        },
-    }

@@ -11,17 +11,17 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any, NoReturn, TypeVar
 
 import numpy as np
-import pytest
 
-from pabench.conformance.exchange import Exchange, Geometry, Pending
+from pabench.conformance.exchange import Exchange, Geometry, Pending, exchange_as_json
 from pabench.conformance.failure import CaseFailed, Failure
 from pabench.conformance.profiles import Profile
 from pabench.conformance.prompts import rings_of_prompt_lengths
 from pabench.conformance.session import EngineSession, plain_prompt
+from pabench.conformance.targets import unsupported
 from pabench.conformance.verify import Ask, check_completion
 from pabench.engines.base import Completion, EngineFacts, GenerationRequest
 from pabench.engines.cleaning import clean
@@ -107,6 +107,14 @@ class EngineUnderTest:
         """Give up what is still under way: its connections are closed."""
         for pending in self._pending:
             pending.cancel()
+
+    def drawn(self) -> dict[str, Any]:
+        """See targets.Subject: seed and geometry give the same prompts again."""
+        return {"geometry": asdict(self.geometry)}
+
+    def evidence(self) -> dict[str, Any]:
+        """See targets.Subject."""
+        return {"exchanges": [exchange_as_json(exchange) for exchange in self.exchanges]}
 
     # Asking ------------------------------------------------------------------------------------------------------
 
@@ -289,11 +297,6 @@ class EngineUnderTest:
             for exchange in exchanges:
                 exchange.error = error
             self.raise_named(error, exchanges)
-
-
-def unsupported(reason: str) -> NoReturn:
-    """End the test as UNSUPPORTED: the engine cannot be asked this."""
-    pytest.skip(reason)
 
 
 def refused(completion: Completion) -> bool:

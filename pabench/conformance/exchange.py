@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import concurrent.futures
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 from pabench.conformance.session import wait_for
 from pabench.conformance.verify import Ask
@@ -77,3 +77,26 @@ class Pending:
         completions = self.wait()
         self._engine.verify(self._asks, completions)
         return completions
+
+
+def exchange_as_json(exchange: Exchange) -> dict[str, Any]:
+    """For a case file."""
+    completion = exchange.completion
+    return {
+        "name": exchange.name,
+        "request": asdict(exchange.request),
+        "sent_s": exchange.sent_s,
+        "end_s": exchange.end_s,
+        "error": None if exchange.error is None else f"{type(exchange.error).__name__}: {exchange.error}",
+        "answer": None if completion is None else {
+            "status": completion.status,
+            "error": completion.error,
+            "truncated": completion.truncated,
+            "usage": None if completion.usage is None else asdict(completion.usage),
+            "choices": [
+                {"index": choice.index, "text": choice.text, "token_ids": choice.token_ids,
+                 "finish_reason": choice.finish_reason}
+                for choice in completion.choices
+            ],
+        },
+    }

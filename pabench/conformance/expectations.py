@@ -2,7 +2,7 @@
 
     [[expected]]
     id = "http/usage-exact"             # a requirement; or one case of it, "http/ring-exact[kB+1]"
-    when = { dialect = "vllm" }         # all of these must hold; keys: dialect, version, kv_mode, profile
+    when = { dialect = "vllm" }         # all of these must hold; keys: dialect, version, kv_mode, impl, profile
     reason = "…"
     issue = "https://…"
 
@@ -24,7 +24,7 @@ from typing import Any
 
 from pabench.errors import UsageError
 
-CONDITIONS = ("dialect", "version", "kv_mode", "profile")
+CONDITIONS = ("dialect", "version", "kv_mode", "impl", "profile")
 
 
 @dataclass(frozen=True, slots=True)

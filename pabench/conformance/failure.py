@@ -47,11 +47,13 @@ def failure_text(
 ) -> str:
     """The failure text: requirement, its sentence, then case / expected / actual / reads / hint / replay.
 
-    `impl` names the engine and its address, `case` what was sent, `replay` the command that sends it again.
+    `impl` names what is under test, `case` what was asked (it may have several lines, all of the suite's own words),
+    `replay` the command that asks it again.
     """
     name = f"{requirement.id}[{case_name}]" if case_name else requirement.id
     head = f"{outcome} {name}  ({requirement.level}, since {requirement.since})      impl: {impl}"
     lines = [head, f"  {requirement.text}"]
+    case = case.replace("\n", f"\n{'':<12}")
     fields = {"case": case, "expected": failure.expected, "actual": failure.actual,
               "reads": failure.reads, "hint": failure.hint, "replay": replay}
     lines += [f"  {label:<8}  {value}" for label, value in fields.items() if value]

@@ -137,4 +137,4 @@ def _conclusion(run: SuiteRun) -> Text:
     code = exit_code(run.verdicts)
     word, style = {EXIT_OK: ("conforming", "bold green"), EXIT_NOT_CONFORMING: ("not conforming", _OTHER)}.get(
         code, ("could not decide", _OTHER))
-    return Text(f"{word}: {run.session.impl}, {len(rows)} requirements: {counts}", style=style)
+    return Text(f"{word}: {run.target.impl}, {len(rows)} requirements: {counts}", style=style)

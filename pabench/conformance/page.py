@@ -13,8 +13,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from pabench.conformance.bugs import Bug, load_bugs
+from pabench.conformance.levels import SUITE_LEVELS
 from pabench.conformance.mutants import Mutant, load_mutants
-from pabench.conformance.registry import LEVELS, SUITE_LEVELS, Registry, Requirement, load_registry
+from pabench.conformance.registry import LEVELS, Registry, Requirement, load_registry
 
 PAGE = Path("docs/requirements.md")
 _TITLES = {

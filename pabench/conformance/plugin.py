@@ -1,30 +1,40 @@
-"""The pytest plugin: requirements as tests, against an engine at a URL.
+"""The pytest plugin: requirements as tests, against an engine at a URL or an implementation in process.
 
     pytest --pabench-url http://127.0.0.1:8000 --pabench-profile smoke --pabench-out results/x  my_tests/
+    pytest --pabench-impl acme.testing:allocator --pyargs pabench.suites.alloc
 
-Without `--pabench-url` it does nothing but skip what needs an engine. This file is imported by every pytest run of
-an environment that has pabench installed, so it imports nothing heavy.
+Without `--pabench-url` or `--pabench-impl` it does nothing but skip what needs one. This file is imported by every
+pytest run of an environment that has pabench installed, so it imports nothing heavy.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pabench.conformance.levels import SUITE_LEVELS
+from pabench.resources import data_dir
+
 if TYPE_CHECKING:
+    from pabench.conformance.alloc import UnderTest as AllocatorUnderTest
     from pabench.conformance.engine import EngineUnderTest
+    from pabench.conformance.kernel import UnderTest as KernelUnderTest
     from pabench.conformance.session import EngineSession
 
 SUITE_RUN = "pabench-suite-run"
 _WITHOUT_URL = "needs an engine: pass --pabench-url URL"
+_WITHOUT_IMPL = "needs an implementation in process: pass --pabench-impl NAME, or package.module:factory"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """The options, all beginning with --pabench."""
-    group = parser.getgroup("pabench", "conformance of an LLM engine")
+    group = parser.getgroup("pabench", "conformance of an LLM engine, or of an allocator or a kernel")
     add = group.addoption
     add("--pabench-url", metavar="URL", help="the engine under test; without it, tests that need one are skipped")
+    add("--pabench-impl", metavar="NAME|FACTORY",
+        help="the implementation under test: one that ships, package.module:factory or path/to/file.py:factory")
     add("--pabench-dialect", metavar="NAME", help="how the engine is spoken to (found out by default)")
     add("--pabench-model", metavar="NAME", help="the model to ask for (the first that is served by default)")
     add("--pabench-probe", metavar="DIR|NAME", help="the KV probe that is served, or its preset (found out by default)")
@@ -37,36 +47,64 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Declare the marker; with a URL, set up the run."""
+    """Declare the marker; with something to ask, set up the run."""
     config.addinivalue_line("markers", "requirement(id, case=None): the test decides a requirement")
-    if config.getoption("--pabench-url"):
+    if config.getoption("--pabench-url") or config.getoption("--pabench-impl"):
         from pabench.conformance.running import SuiteRun
 
         config.pluginmanager.register(SuiteRun.from_config(config), SUITE_RUN)
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Of the suites that ship, those of other levels are not even imported: they may need what is not there."""
+    run: Any = config.pluginmanager.get_plugin(SUITE_RUN)
+    if run is None or collection_path.name not in SUITE_LEVELS or collection_path.name == run.target.level:
+        return None
+    return True if collection_path.parent == data_dir("suites") else None
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Without an engine, skip all requirements and say why."""
-    if config.getoption("--pabench-url"):
+    """With nothing to ask, skip all requirements and say why."""
+    if config.pluginmanager.get_plugin(SUITE_RUN) is not None:
         return
     for item in items:
-        if item.get_closest_marker("requirement") is not None:
-            item.add_marker(pytest.mark.skip(reason=_WITHOUT_URL))
+        marker = item.get_closest_marker("requirement")
+        if marker is not None:
+            is_http = str((*marker.args, "http/")[0]).startswith("http/")
+            item.add_marker(pytest.mark.skip(reason=_WITHOUT_URL if is_http else _WITHOUT_IMPL))
 
 
 @pytest.fixture(scope="session")
 def engine_session(request: pytest.FixtureRequest) -> EngineSession:
     """The engine under test for the whole run; tests take `engine`."""
-    run = request.config.pluginmanager.get_plugin(SUITE_RUN)
-    if run is None:
-        pytest.skip(_WITHOUT_URL)
-    session: EngineSession = run.session
+    session: EngineSession = _run(request, "http").target.session
     return session
 
 
 @pytest.fixture
-def engine(request: pytest.FixtureRequest, engine_session: EngineSession) -> EngineUnderTest:
+def engine(request: pytest.FixtureRequest) -> EngineUnderTest:
     """The engine under test, for one test: see pabench.conformance.engine."""
-    run: Any = request.config.pluginmanager.get_plugin(SUITE_RUN)
-    under_test: EngineUnderTest = run.engine_for(request.node)
+    under_test: EngineUnderTest = _run(request, "http").subject_for(request.node)
     return under_test
+
+
+@pytest.fixture
+def allocator(request: pytest.FixtureRequest) -> AllocatorUnderTest:
+    """The block manager under test, for one test: see pabench.conformance.alloc."""
+    under_test: AllocatorUnderTest = _run(request, "alloc").subject_for(request.node)
+    return under_test
+
+
+@pytest.fixture
+def kernel(request: pytest.FixtureRequest) -> KernelUnderTest:
+    """The paged attention under test, for one test: see pabench.conformance.kernel."""
+    under_test: KernelUnderTest = _run(request, "kernel").subject_for(request.node)
+    return under_test
+
+
+def _run(request: pytest.FixtureRequest, level: str) -> Any:
+    """The run, where it is of this level; else the test is skipped."""
+    run: Any = request.config.pluginmanager.get_plugin(SUITE_RUN)
+    if run is None or run.target.level != level:
+        pytest.skip(_WITHOUT_URL if level == "http" else _WITHOUT_IMPL)
+    return run

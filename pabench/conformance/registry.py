@@ -9,8 +9,8 @@
     text = "…"                  # the normative sentence
     why = "…"                   # what goes wrong for users otherwise
     bugs = ["…"]                # entries of the bug catalogue that it would have caught
-    needs = ["…"]               # from engines.base.CAPABILITIES
-    probe = true                # whether the engine has to serve the KV probe
+    needs = ["…"]               # from the vocabulary of its level, levels.capabilities
+    probe = true                # http: whether the engine has to serve the KV probe
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pabench.conformance.levels import SUITE_LEVELS, capabilities, level_of_id
 from pabench.errors import UsageError
 from pabench.resources import data_dir
 
 LEVELS = ("MUST", "SHOULD", "INFO")
-SUITE_LEVELS = ("kernel", "alloc", "http")  # what the suite drives: the first word of an id
 _ID = re.compile(rf"({'|'.join(SUITE_LEVELS)})/[a-z0-9]+(-[a-z0-9]+)*")
 BUG_ID = re.compile(r"[a-z0-9]+(-[a-z0-9]+)+")
 _REQUIRED = {"id": str, "level": str, "since": int, "text": str, "why": str, "bugs": list, "needs": list}
@@ -47,16 +47,14 @@ class Requirement:
     probe: bool = True
 
     def __post_init__(self) -> None:
-        # Here, since pytest imports this file in every run and the engines bring an HTTP client with them.
-        from pabench.engines.base import CAPABILITIES
-
         problems = []
         if not _ID.fullmatch(self.id):
             problems.append("the id is not kernel/…, alloc/… or http/… in lower case and hyphens")
         if self.level not in LEVELS:
             problems.append(f"unknown level {self.level!r}, expected one of {', '.join(LEVELS)}")
-        if unknown := sorted(set(self.needs) - CAPABILITIES):
-            problems.append(f"unknown needs {', '.join(unknown)}; known: {', '.join(sorted(CAPABILITIES))}")
+        known = capabilities(level_of_id(self.id)) if _ID.fullmatch(self.id) else frozenset(self.needs)
+        if unknown := sorted(set(self.needs) - known):
+            problems.append(f"unknown needs {', '.join(unknown)}; known: {', '.join(sorted(known))}")
         if misspelt := [bug for bug in self.bugs if not BUG_ID.fullmatch(bug)]:
             problems.append(f"not names of bug catalogue entries: {', '.join(misspelt)}")
         if self.since < 1:

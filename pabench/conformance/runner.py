@@ -14,11 +14,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pabench.conformance.cases import load_case
+from pabench.conformance.engine_target import API_KEY_VARIABLE
 from pabench.conformance.expectations import load_expectations
+from pabench.conformance.implementation import check_name
 from pabench.conformance.profiles import load_profile
 from pabench.conformance.registry import load_registry
 from pabench.conformance.results import FILE_NAME, load_results
-from pabench.conformance.running import API_KEY_VARIABLE
 from pabench.engines import dialect as known_dialect
 from pabench.engines.client import base_url
 from pabench.errors import (
@@ -37,8 +38,9 @@ _NO_TESTS = 5  # of pytest
 
 
 def run_suite(
-    url: str,
+    url: str | None = None,
     *,
+    impl: str | None = None,
     out: Path,
     profile: str = "ci",
     dialect: str | None = None,
@@ -50,9 +52,11 @@ def run_suite(
     api_key: str | None = None,
     quiet: bool = False,
 ) -> int:
-    """Ask the engine at `url` all requirements, or those in `ids`; write out/verdicts.jsonl.
+    """Ask the engine at `url`, or the implementation in process `impl`, all requirements of its level, or those in
+    `ids`; write out/verdicts.jsonl.
 
-    `probe` is a folder with a probe.json, or a preset's name. `quiet` shows nothing but why a run could not be done.
+    `impl` is a name that ships, package.module:factory or path/to/file.py:factory. `probe` is a folder with a
+    probe.json, or a preset's name. `quiet` shows nothing but why a run could not be done.
 
     Returns 0 conforming, 1 not, 2 could not run, 130 interrupted. Raises UsageError for bad input, before anything
     is asked of the engine.
@@ -66,8 +70,8 @@ def run_suite(
         registry[requirement_id]
     if expect is not None:
         load_expectations(expect, registry)
-    options = ["--pabench-url", base_url(url), "--pabench-out", str(out.resolve()), "--pabench-profile", profile,
-               "--pabench-seed", str(seed), *_optional(dialect, model, probe)]
+    options = [*_named(url, impl, dialect, model, probe), "--pabench-out", str(out.resolve()),
+               "--pabench-profile", profile, "--pabench-seed", str(seed)]
     options += [word for requirement_id in ids for word in ("--pabench-id", requirement_id)]
     if expect is not None:
         options += ["--pabench-expect", str(expect.resolve())]
@@ -90,36 +94,58 @@ def believed(code: int, out: Path) -> int:
 def replay_case(
     path: Path,
     *,
-    url: str,
+    url: str | None = None,
+    impl: str | None = None,
     dialect: str | None = None,
     model: str | None = None,
     probe: str | Path | None = None,
     api_key: str | None = None,
 ) -> int:
-    """Ask the engine at `url` again just what the case file `path` describes; 0 when it holds now, 1 when not."""
+    """Ask the engine at `url`, or the implementation `impl`, again just what the case file `path` describes.
+
+    Returns 0 when it holds now, 1 when not, 2 when it could not be asked.
+    """
     case = load_case(path)
     load_registry()[case.requirement]
-    options = ["--pabench-url", base_url(url), "--pabench-replay", str(path.resolve())]
-    options += _optional(dialect, model, probe)
+    options = [*_named(url, impl, dialect, model, probe), "--pabench-replay", str(path.resolve())]
     return _pytest(options, load_profile(case.profile).run_timeout_s, api_key, quiet=False)
 
 
-def _optional(dialect: str | None, model: str | None, probe: str | Path | None) -> list[str]:
+def _named(
+    url: str | None, impl: str | None, dialect: str | None, model: str | None, probe: str | Path | None
+) -> list[str]:
+    """The options that name what is asked. Raises UsageError unless it is one thing."""
+    if (url is None) == (impl is None):
+        raise UsageError(f"got {'neither' if url is None else 'both'} of --url, an engine, and --impl, an "
+                         "implementation in process: a run asks one of them")
+    if impl is not None:
+        if any(value is not None for value in (dialect, model, probe)):
+            raise UsageError("dialect, model and probe are of an engine at a URL; --impl names an implementation")
+        check_name(impl)
+        where, _, factory = impl.rpartition(":")
+        return ["--pabench-impl", f"{Path(where).resolve()}:{factory}" if where.endswith(".py") else impl]
+    assert url is not None, "one of them is given"
     if dialect is not None:
         known_dialect(dialect)
     folder = Path(probe).resolve() if probe is not None and Path(probe).is_dir() else probe
     given = {"--pabench-dialect": dialect, "--pabench-model": model, "--pabench-probe": folder}
-    return [word for option, value in given.items() if value is not None for word in (option, str(value))]
+    words = [word for option, value in given.items() if value is not None for word in (option, str(value))]
+    return ["--pabench-url", base_url(url), *words]
+
+
+def pytest_arguments(options: Sequence[str]) -> list[str]:
+    """What pytest is told, beside the plugin's own options: the suites that ship, and nothing of the user's."""
+    suites = data_dir("suites")
+    return [
+        "-c", str(suites / "pytest.ini"), "--rootdir", str(suites),
+        # The plugin by its module, not by its entry point: so it also works where pabench is not installed.
+        "-p", "no:pabench", "-p", "pabench.conformance.plugin", "-p", "pabench.conformance.live",
+        "-s", "-p", "no:cacheprovider", "-p", "no:terminal", *options, str(suites),
+    ]
 
 
 def _pytest(options: list[str], timeout_s: float, api_key: str | None, quiet: bool) -> int:
-    suites = data_dir("suites")
-    command = [
-        sys.executable, "-P", "-m", "pytest", "-c", str(suites / "pytest.ini"), "--rootdir", str(suites),
-        # The plugin by its module, not by its entry point: so it also works where pabench is not installed.
-        "-p", "no:pabench", "-p", "pabench.conformance.plugin", "-p", "pabench.conformance.live",
-        "-s", "-p", "no:cacheprovider", "-p", "no:terminal", *options, str(suites / "http"),
-    ]
+    command = [sys.executable, "-P", "-m", "pytest", *pytest_arguments(options)]
     process = subprocess.Popen(command, env=_environment(api_key), stdout=subprocess.DEVNULL if quiet else None)
     try:
         code = process.wait(timeout_s)

@@ -1,11 +1,15 @@
-"""Serve the reference engine with one fault in it: `python suites/mutants/host.py NAME -- <reference_engine args>`.
+"""The reference engine with one fault in it, served or asked in process.
+
+    python suites/mutants/host.py NAME -- --model probe                serve it
+    python suites/mutants/host.py NAME --impl reference-paged --out x  ask its allocator the allocator level
 
 A mutant is a file beside this one, named after the entry of the bug catalogue that it is modelled on (hyphens as
 underscores; `__` and a word where an entry has several). It states
 
     BUG          the entry
-    MUST_FAIL    ids of the requirements that have to notice
-    ENGINE_ARGS  how the reference engine must be started for the fault to matter
+    MUST_FAIL    ids of the requirements that have to notice, of any level
+    ENGINE_ARGS  how the reference engine must be started for the fault to matter (http)
+    IMPL         level -> the implementation that the fault is in, where it is not the one in DEFAULT_IMPL
     apply()      put the fault in
 
 Without a NAME it lists all mutants. A conformance suite that passes one of them proves nothing.
@@ -13,13 +17,16 @@ Without a NAME it lists all mutants. A conformance suite that passes one of them
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
 _HERE = Path(__file__).resolve().parent
+DEFAULT_IMPL = {"alloc": "reference-paged"}  # level -> what a fault is put into, and asked as
 
 
 def names() -> list[str]:
@@ -50,6 +57,31 @@ def serve(name: str | None, engine_args: Sequence[str]) -> int:
     return reference_engine(list(engine_args))
 
 
+def conform(
+    name: str | None, impl: str, *, out: Path, profile: str = "ci", ids: Sequence[str] = (), seed: int = 0
+) -> int:
+    """Ask an implementation in process, with the fault or without any (None), the requirements of its level.
+
+    In this process, which is changed for good by it: call it in one that ends thereafter. Exit codes as `pabench
+    conform` has them; results in `out`.
+    """
+    import pytest
+
+    from pabench.conformance.runner import pytest_arguments
+
+    if name is not None:
+        load(name).apply()
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+    options = ["--pabench-impl", impl, "--pabench-out", str(out.resolve()), "--pabench-profile", profile,
+               "--pabench-seed", str(seed), *(word for each in ids for word in ("--pabench-id", each))]
+    return int(pytest.main(pytest_arguments(options)))
+
+
+def impl_of(mutant: ModuleType, level: str) -> str:
+    """What to ask a mutant's fault of at a level in process."""
+    return getattr(mutant, "IMPL", {}).get(level, DEFAULT_IMPL[level])
+
+
 def main(argv: Sequence[str]) -> int:
     """Run the command."""
     if not argv:
@@ -57,6 +89,14 @@ def main(argv: Sequence[str]) -> int:
             print(f"{name}: {(load(name).__doc__ or '').splitlines()[0]}")
         return 0
     name, *rest = argv
+    if "--impl" in rest:
+        parser = argparse.ArgumentParser(prog=f"host.py {name}")
+        parser.add_argument("--impl", required=True)
+        parser.add_argument("--out", type=Path, required=True)
+        parser.add_argument("--profile", default="ci")
+        parser.add_argument("--id", action="append", default=[], dest="ids")
+        parser.add_argument("--seed", type=int, default=0)
+        return conform(name, **vars(parser.parse_args(rest)))
     return serve(name, rest[1:] if rest[:1] == ["--"] else rest)
 
 

@@ -10,9 +10,9 @@ import pytest
 
 from pabench.conformance import load_registry
 from pabench.conformance.bugs import load_bugs
+from pabench.conformance.levels import SUITE_LEVELS
 from pabench.conformance.mutants import load_mutants
 from pabench.conformance.page import PAGE, main, requirements_page
-from pabench.conformance.registry import SUITE_LEVELS
 from pabench.errors import UsageError
 from pabench.resources import data_dir
 from tests.conformance.mutant_hosts import ROOT

@@ -9,7 +9,7 @@ import pytest
 
 from pabench.conformance import Outcome, Verdict, load_registry, load_results
 from pabench.conformance.cases import Case, load_case, write_case
-from pabench.conformance.exchange import Exchange, Geometry
+from pabench.conformance.exchange import Exchange, exchange_as_json
 from pabench.conformance.expectations import load_expectations
 from pabench.conformance.failure import CaseFailed, Failure, fail, failure_text
 from pabench.conformance.results import FILE_NAME, SPEC_VERSION, Header, ResultsWriter
@@ -130,8 +130,8 @@ def test_half_a_surrogate_pair_ends_no_run(tmp_path: Path) -> None:
         writer.row(Verdict("http/a", "", "MUST", Outcome.FAIL, reason="a\ud800b"))
         writer.footer(1, 2.5, "complete")
     assert load_results(tmp_path).rows[0].reason == "a?b"
-    name = write_case(tmp_path, Case("http/a", "", "smoke", 3, Geometry(16, None, 512)), impl="x", text="\udfff",
-                      exchanges=[], circumstances={})
+    name = write_case(tmp_path, Case("http/a", "", "smoke", 3, {}), impl="x", text="\udfff",
+                      evidence={}, circumstances={})
     assert json.loads((tmp_path / name).read_text())["failure"] == "?"
 
 
@@ -186,7 +186,7 @@ def test_expectations_apply_where_they_say(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("old", "new", "complaint"), [
     ("http/b", "http/c", "speaks of 'http/c', which is no requirement; known: http/a, http/b"),
-    ("dialect =", "moon =", "unknown condition 'moon'; known: dialect, version, kv_mode, profile"),
+    ("dialect =", "moon =", "unknown condition 'moon'; known: dialect, version, kv_mode, impl, profile"),
     ('reason = "slow"', "", "an entry of [[disabled]] (http/b) lacks reason"),
     ('issue = "https://example.org/1"', "", "lacks issue"),
     ('reason = "slow"', 'reason = "slow"\nwhy = "x"', "has unknown keys why"),
@@ -228,12 +228,13 @@ def test_an_engines_words_forge_no_line_and_steer_no_terminal() -> None:
 
 
 def test_a_case_comes_back_and_holds_what_was_sent(tmp_path: Path) -> None:
-    case = Case("http/ring-exact", "kB", "smoke", 3, Geometry(16, None, 512))
+    case = Case("http/ring-exact", "kB", "smoke", 3, {"geometry": {"block_size": 16}})
     exchange = Exchange(GenerationRequest((1, 2, 3), 4), "A")
-    name = write_case(tmp_path, case, impl="x", text="t", exchanges=[exchange], circumstances={})
+    name = write_case(tmp_path, case, impl="x", text="t", evidence={"exchanges": [exchange_as_json(exchange)]},
+                      circumstances={})
     assert load_case(tmp_path / name) == case
     assert json.loads((tmp_path / name).read_text())["exchanges"][0]["request"]["prompt"] == [1, 2, 3]
-    assert name == write_case(tmp_path, case, impl="../../evil", text="", exchanges=[], circumstances={})
+    assert name == write_case(tmp_path, case, impl="../../evil", text="", evidence={}, circumstances={})
 
 
 @pytest.mark.parametrize(("text", "complaint"), [

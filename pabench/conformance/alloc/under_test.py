@@ -1,0 +1,89 @@
+"""`allocator`, what a test of this level holds.
+
+    allocator.every_trace(property, caching=True)
+
+draws traces of operations, plays each on the manager and on the model, and asks `property` of each. The shortest
+trace that breaks it is what the failure tells and the case file keeps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from pabench.conformance.alloc.adapter import Pool
+from pabench.conformance.alloc.play import Play
+from pabench.conformance.implementation import ImplementationUnderTest
+from pabench.conformance.profiles import Profile
+
+Property = Callable[[Play], None]
+ALWAYS = ("allocate", "compute", "append", "free")
+OPTIONAL = {"fork": ("fork",), "truncate": ("truncate",)}  # capability -> operations
+
+
+class AllocatorUnderTest(ImplementationUnderTest):
+    """The block manager under test, for one case."""
+
+    def __init__(
+        self, adapter: Any, profile: Profile, rng: np.random.Generator, drawn: Mapping[str, Any] | None
+    ) -> None:
+        super().__init__(adapter, profile, rng, drawn)
+        self.trace: dict[str, Any] | None = None  # of a failure: what broke the property
+        self._log: list[str] = []
+
+    def every_trace(
+        self, asks: Property, *, caching: bool = False, window: bool = False, swap: bool = False,
+        kinds: tuple[str, ...] | None = None, operations: Any = None,
+    ) -> None:
+        """Ask `asks` of as many traces as the profile says, or of the one of a case file. Raises CaseFailed.
+
+        `kinds` are the operations that traces have (by default all that the manager can); `caching`, `window` and
+        `swap` say what pools have.
+        """
+        from pabench.conformance.alloc.search import search  # Hypothesis is heavy: only where it is used
+        from pabench.conformance.alloc.traces import pools, traces
+
+        self.claim(Pool(8, 2, 16, caching=caching, window=4 if window else None, host_blocks=4 if swap else 0))
+        self.asked = True
+        if self.replayed is not None:
+            self.trace = dict(self.replayed["trace"])
+        else:
+            kinds = kinds or self._kinds(swap)
+            strategy = traces(pools(caching=caching, window=window, swap=swap), kinds, self.profile.operations)
+            found = search(strategy, lambda trace: self._play(trace, asks), traces=self.profile.traces,
+                           seed=int(self.rng.integers(2**63)))
+            self.trace = None if found is None else {**found, "pool": asdict(found["pool"])}
+            self.note = f"{self.profile.traces} traces of up to {self.profile.operations} operations"
+        if self.trace is not None:
+            self._play({**self.trace, "pool": Pool(**self.trace["pool"])}, asks)
+
+    def _kinds(self, swap: bool) -> tuple[str, ...]:
+        more = [kind for capability, kinds in OPTIONAL.items() if self.can(capability) for kind in kinds]
+        return (*ALWAYS, *more, *(("swap_out", "swap_in") if swap else ()))
+
+    def _play(self, trace: Mapping[str, Any], asks: Property) -> None:
+        play = Play(self._adapter, trace["pool"], trace["operations"])
+        try:
+            asks(play)
+        finally:
+            self._log = play.log
+            self.case = "\n".join([_pool_text(play.pool), *(f"{i:>2}  {line}" for i, line in enumerate(play.log, 1))])
+
+    def drawn(self) -> dict[str, Any]:
+        """The trace itself: it needs no generator to be played again."""
+        return {"trace": self.trace}
+
+    def evidence(self) -> dict[str, Any]:
+        """What was done, in words."""
+        return {"log": self._log}
+
+
+def _pool_text(pool: Pool) -> str:
+    parts = [f"{pool.num_blocks} blocks of {pool.block_size}, sequences of at most {pool.max_tokens} tokens"]
+    parts += ["prefix cache"] if pool.caching else []
+    parts += [f"window of {pool.window}"] if pool.window is not None else []
+    parts += [f"{pool.host_blocks} host blocks"] if pool.host_blocks else []
+    return ", ".join(parts)

@@ -1,0 +1,1 @@
+"""Requirements of a block manager in process."""
