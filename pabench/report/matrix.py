@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pabench.conformance import Outcome, RequirementVerdict, load_registry
-from pabench.conformance.registry import SUITE_LEVELS
+from pabench.conformance.levels import SUITE_LEVELS
 from pabench.conformance.verdicts import NOT_CONFORMING, by_requirement
 from pabench.report.groups import Engine
 from pabench.report.tables import Cell, Column, Table, table, words
