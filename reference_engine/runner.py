@@ -37,7 +37,7 @@ class Runner:
     ) -> None:
         self.model, self.pool, self.host_pool, self.allocator = model, pool, host_pool, allocator
         self.backend = backend
-        model.ops = elementwise(backend)
+        model.ops = elementwise("numba" if backend == "numba" else "torch")
 
     @classmethod
     def build(cls, model: Transformer, config: EngineConfig, allocator: Allocator) -> Runner:
@@ -98,7 +98,7 @@ class Runner:
         positions = first[owner] + np.arange(len(owner)) - query_start_loc[owner]
         slots = tables[owner, positions // block_size] * block_size + positions % block_size
         plan = plan_attention(
-            self._tensor(tables), self._tensor(contexts), self._tensor(query_start_loc), block_size,
+            self._tensor(tables), torch.from_numpy(contexts), torch.from_numpy(query_start_loc), block_size,
             backend=self.backend,
         )
         return StepInput(

@@ -9,6 +9,10 @@ from pathlib import Path
 # costs more than it gives, several times as much where two test processes share two cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# Before triton is imported: without a GPU its kernels run in its interpreter, on CPU tensors.
+if not any(Path(driver).exists() for driver in ("/proc/driver/nvidia/version", "/dev/kfd")):
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 import pytest
 from hypothesis import settings
 

@@ -2,18 +2,20 @@
 
 One canonical layout, for keys and values alike (`paged_kernels.cache.KVCache`):
 
-    cache.key, cache.value   [num_blocks, block_size, num_kv_heads, head_dim], contiguous
-    slot                     block * block_size + offset in the block
-    block_tables             [num_seqs, max_blocks] int: block b of sequence s holds its positions
-                             [b * block_size, (b + 1) * block_size)
-    context_lens             [num_seqs] int: live positions of each sequence, its new tokens included
-    query_start_loc          [num_seqs + 1] int, starts with 0: sequence s owns the query rows
-                             [query_start_loc[s], query_start_loc[s + 1]), its last positions
+    cache.key        [num_blocks, block_size, num_kv_heads, head_dim]
+    cache.value      [num_blocks, block_size, num_kv_heads, value_dim]
+    slot             block * block_size + offset in the block
+    block_tables     [num_seqs, max_blocks] int: block b of sequence s holds its positions
+                     [b * block_size, (b + 1) * block_size)
+    context_lens     [num_seqs] int: live positions of each sequence, its new tokens included
+    query_start_loc  [num_seqs + 1] int, starts with 0: sequence s owns the query rows
+                     [query_start_loc[s], query_start_loc[s + 1]), its last positions
 
-A sequence has at least one query row, and the keys and values of its rows are already written: query row j of n
-stands at position p = context_len - n + j and attends to the positions up to and including its own. With a window W
-it attends to [p - W + 1, p] alone; with a soft cap c the score s becomes c * tanh(s / c). Slots that no row attends
-to, and table entries past the context or wholly behind the window, are never read: they may hold anything, NaN too.
+The keys and values of the query rows are already written: row j of n stands at position p = context_len - n + j and
+attends to the positions up to and including its own (`paged_kernels.scoring` says how). Slots that no row attends to,
+and table entries past the context or wholly behind the window, are never read: they may hold anything, NaN too. A
+sequence may have no query rows. Its context may be empty: then its rows attend to nothing, their output is 0 and the
+log of their sum of exponentials is -inf.
 
 A plan holds what depends on the batch alone, so that a model builds it once a step and uses it in each layer.
 """
@@ -26,36 +28,85 @@ from typing import Protocol
 import torch
 
 from paged_kernels.cache import KVCache
+from paged_kernels.scoring import Scoring
 from paged_kernels.torch_backend import TorchPlan
 
 
-class AttentionPlan(Protocol):
-    """What one step's attention needs to know about its batch, for all layers."""
+class BackendPlan(Protocol):
+    """What a backend makes of a batch."""
 
-    def attend(
-        self,
-        query: torch.Tensor,
-        cache: KVCache,
-        *,
-        scale: float,
-        window: int | None = None,
-        soft_cap: float | None = None,
-    ) -> torch.Tensor:
-        """Attention of query [num_tokens, num_q_heads, head_dim]; the result has its shape and dtype."""
+    def run(
+        self, query: torch.Tensor, cache: KVCache, scoring: Scoring, *, with_lse: bool
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(output, LSE or None), as `AttentionPlan` gives them.
+
+        Raises ValueError, before it computes, for what the backend cannot do.
+        """
+        ...
+
+    def describe(self) -> str:
+        """Which part of the batch runs where."""
         ...
 
 
+class AttentionPlan:
+    """One step's attention: what it needs to know about its batch, for all layers."""
+
+    def __init__(self, plan: BackendPlan) -> None:
+        self._plan = plan
+
+    def describe(self) -> str:
+        """Which part of the batch runs where: what really ran, for reports."""
+        return self._plan.describe()
+
+    def attend(
+        self, query: torch.Tensor, cache: KVCache, *, scale: float, window: int | None = None,
+        soft_cap: float | None = None, alibi_slopes: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Attention of query [num_tokens, num_q_heads, head_dim]: [num_tokens, num_q_heads, value_dim] in its dtype.
+
+        num_q_heads is a multiple of num_kv_heads: query head h reads KV head h // (num_q_heads // num_kv_heads).
+        """
+        scoring = Scoring(scale, window, soft_cap, alibi_slopes)
+        scoring.check(query.shape[1])
+        return self._plan.run(query, cache, scoring, with_lse=False)[0]
+
+    def attend_with_lse(
+        self, query: torch.Tensor, cache: KVCache, *, scale: float, window: int | None = None,
+        soft_cap: float | None = None, alibi_slopes: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """`attend`, and the natural log of the sum of exp(score) over what is attended to.
+
+        lse [num_tokens, num_q_heads] float32: with it, attention over parts of a context is merged (`merge_states`).
+        """
+        scoring = Scoring(scale, window, soft_cap, alibi_slopes)
+        scoring.check(query.shape[1])
+        out, lse = self._plan.run(query, cache, scoring, with_lse=True)
+        assert lse is not None
+        return out, lse
+
+
 def _numba_plan(
-    block_tables: torch.Tensor, context_lens: torch.Tensor, query_start_loc: torch.Tensor, block_size: int
-) -> AttentionPlan:
+    block_tables: torch.Tensor, context_lens: torch.Tensor, query_start_loc: torch.Tensor, block_size: int,
+    shared_prefix_len: int,
+) -> BackendPlan:
     from paged_kernels.numba_backend import NumbaPlan  # numba is heavy, and of no use on a GPU
 
-    return NumbaPlan(block_tables, context_lens, query_start_loc, block_size)
+    return NumbaPlan(block_tables, context_lens, query_start_loc, block_size, shared_prefix_len)
+
+
+def _triton_plan(
+    block_tables: torch.Tensor, context_lens: torch.Tensor, query_start_loc: torch.Tensor, block_size: int,
+    shared_prefix_len: int,
+) -> BackendPlan:
+    from paged_kernels.triton_backend.plan import TritonPlan  # triton is heavy, and not on every system
+
+    return TritonPlan(block_tables, context_lens, query_start_loc, block_size, shared_prefix_len)
 
 
 # Backend name -> plan builder. A caller names the backend; there is no fall-back from one to another.
-BACKENDS: dict[str, Callable[[torch.Tensor, torch.Tensor, torch.Tensor, int], AttentionPlan]] = {
-    "torch": TorchPlan, "numba": _numba_plan,
+BACKENDS: dict[str, Callable[[torch.Tensor, torch.Tensor, torch.Tensor, int, int], BackendPlan]] = {
+    "torch": TorchPlan, "numba": _numba_plan, "triton": _triton_plan,
 }
 
 
@@ -66,8 +117,14 @@ def plan_attention(
     block_size: int,
     *,
     backend: str = "torch",
+    shared_prefix_len: int = 0,
 ) -> AttentionPlan:
-    """Plan the attention of one batch. Shapes as in the module's docstring. Raises ValueError for what cannot be."""
+    """Plan the attention of one batch. Shapes as in the module's docstring. Raises ValueError for what cannot be.
+
+    context_lens and query_start_loc are needed on the host: on a device they are fetched, which waits for it.
+    shared_prefix_len: the first so many positions of all sequences, whole blocks, stand in the same blocks. Backend
+    "triton" reads them once for all rows (cascade); the others read them for each sequence. It costs batch invariance.
+    """
     if backend not in BACKENDS:
         raise ValueError(f"unknown attention backend {backend!r}, expected one of {sorted(BACKENDS)}")
     num_seqs = context_lens.shape[0]
@@ -76,7 +133,21 @@ def plan_attention(
             f"block_tables {list(block_tables.shape)}, context_lens {list(context_lens.shape)} and query_start_loc "
             f"{list(query_start_loc.shape)} do not agree, expected [n, max_blocks], [n] and [n + 1]"
         )
-    return BACKENDS[backend](block_tables, context_lens, query_start_loc, block_size)
+    contexts, starts = context_lens.cpu().long(), query_start_loc.cpu().long()
+    _check_batch(contexts, starts, block_tables.shape[1] * block_size)
+    if shared_prefix_len % block_size or bool((contexts - starts.diff() < shared_prefix_len).any()):
+        raise ValueError(f"a shared prefix of {shared_prefix_len} positions: expected whole blocks of {block_size}, "
+                         "with all query rows behind them")
+    return AttentionPlan(BACKENDS[backend](block_tables, contexts, starts, block_size, shared_prefix_len))
+
+
+def _check_batch(contexts: torch.Tensor, starts: torch.Tensor, room: int) -> None:
+    rows = starts.diff()
+    bad = (rows < 0) | (contexts < 0) | (contexts > room) | ((rows > contexts) & (contexts > 0))
+    if bool(bad.any()):
+        seq = int(bad.nonzero()[0])
+        raise ValueError(f"sequence {seq} has {int(rows[seq])} query rows for a context of {int(contexts[seq])} "
+                         f"positions, with a block table for {room}")
 
 
 def warm_up(storage: torch.dtype, query: torch.dtype, *, backend: str) -> None:
@@ -100,11 +171,29 @@ def paged_attention(
     *,
     window: int | None = None,
     soft_cap: float | None = None,
+    alibi_slopes: torch.Tensor | None = None,
     backend: str = "torch",
 ) -> torch.Tensor:
-    """Causal attention of query [num_tokens, num_q_heads, head_dim] over the paged cache; same shape and dtype out.
-
-    num_q_heads is a multiple of num_kv_heads: query head h reads KV head h // (num_q_heads // num_kv_heads).
-    """
+    """Plan and attend at once; see `plan_attention` and `AttentionPlan.attend`."""
     plan = plan_attention(block_tables, context_lens, query_start_loc, cache.key.shape[1], backend=backend)
-    return plan.attend(query, cache, scale=scale, window=window, soft_cap=soft_cap)
+    return plan.attend(query, cache, scale=scale, window=window, soft_cap=soft_cap, alibi_slopes=alibi_slopes)
+
+
+def merge_states(
+    outs: torch.Tensor, lses: torch.Tensor, *, backend: str = "torch"
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention over a whole from attention over its parts: (out [rows, heads, dim] in outs' dtype, lse [rows, heads]).
+
+    outs [parts, rows, heads, dim], lses [parts, rows, heads] float32; a part that holds nothing has lse -inf.
+    """
+    if outs.dim() != 4 or lses.shape != outs.shape[:3]:
+        raise ValueError(f"outs {list(outs.shape)} and lses {list(lses.shape)} do not agree, expected "
+                         "[parts, rows, heads, dim] and [parts, rows, heads]")
+    if backend == "triton":
+        from paged_kernels.triton_backend.launch import merge_all  # triton is heavy
+
+        return merge_all(outs, lses)
+    lse = lses.float().logsumexp(0)
+    # Where no part holds anything, -inf - -inf would be NaN.
+    weights = (lses - torch.where(lse == -torch.inf, 0, lse)).exp()
+    return (weights[..., None] * outs.float()).sum(0).to(outs.dtype), lse

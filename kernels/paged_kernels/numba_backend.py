@@ -17,6 +17,7 @@ import torch
 
 from paged_kernels.cache import SCALED_DTYPES, KVCache
 from paged_kernels.numba_kernel import attend_items
+from paged_kernels.scoring import Scoring
 from paged_kernels.torch_backend import TorchPlan
 
 MAX_ROWS = 8  # query rows of a sequence that the compiled loops take
@@ -30,7 +31,8 @@ class NumbaPlan:
     """The batch as arrays. Arguments as in `paged_kernels.attention`, on the CPU."""
 
     def __init__(
-        self, block_tables: torch.Tensor, context_lens: torch.Tensor, query_start_loc: torch.Tensor, block_size: int
+        self, block_tables: torch.Tensor, context_lens: torch.Tensor, query_start_loc: torch.Tensor, block_size: int,
+        shared_prefix_len: int = 0,
     ) -> None:
         if block_tables.device.type != "cpu":
             raise ValueError(f"attention backend 'numba' runs on the CPU, the batch is on {block_tables.device}")
@@ -39,60 +41,52 @@ class NumbaPlan:
         )
         self._block_size = block_size
         self._num_rows = np.diff(self._starts)
-        bad = np.flatnonzero((self._num_rows < 1) | (self._num_rows > self._contexts))
-        if len(bad):
-            raise ValueError(f"sequence {bad[0]} has {self._num_rows[bad[0]]} query rows for a context of "
-                             f"{self._contexts[bad[0]]} positions")
-        compiled = self._num_rows <= MAX_ROWS
+        compiled = (self._num_rows <= MAX_ROWS) & (self._contexts > 0)
         self._seqs = np.flatnonzero(compiled)
-        self._prefills: TorchPlan | None = None
-        if len(self._seqs) < len(compiled):
-            long = np.flatnonzero(~compiled).tolist()
-            self._prefills = TorchPlan(block_tables, context_lens, query_start_loc, block_size, seqs=long)
+        self._others: TorchPlan | None = None
+        if not compiled.all():  # longer prefills, and sequences with nothing to attend to
+            others = np.flatnonzero(~compiled).tolist()
+            self._others = TorchPlan(block_tables, context_lens, query_start_loc, block_size, seqs=others)
             self._rows = torch.from_numpy(np.flatnonzero(np.repeat(compiled, self._num_rows)))
 
     def describe(self) -> str:
         """Which part of the batch runs where."""
         return f"{len(self._seqs)} sequences in numba, {len(self._contexts) - len(self._seqs)} prefills in torch"
 
-    def attend(
-        self,
-        query: torch.Tensor,
-        cache: KVCache,
-        *,
-        scale: float,
-        window: int | None = None,
-        soft_cap: float | None = None,
-    ) -> torch.Tensor:
-        """See `paged_kernels.attention.AttentionPlan.attend`."""
-        if window is not None and window < 1:
-            raise ValueError(f"a window of {window} positions, expected at least 1 or None")
-        if self._prefills is None:
-            return self._attend_compiled(query, cache, scale, window, soft_cap).to(query.dtype)
-        out = torch.empty_like(query)
-        self._prefills.attend_into(out, query, cache, scale=scale, window=window, soft_cap=soft_cap)
+    def run(
+        self, query: torch.Tensor, cache: KVCache, scoring: Scoring, *, with_lse: bool
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """See `paged_kernels.attention.BackendPlan`."""
+        _check(query, cache, scoring, with_lse)
+        if self._others is None:
+            return self._attend_compiled(query, cache, scoring).to(query.dtype), None
+        out = torch.zeros_like(query)
+        self._others.run_into(out, None, query, cache, scoring)
         if len(self._seqs):
-            wide = self._attend_compiled(query, cache, scale, window, soft_cap)
+            wide = self._attend_compiled(query, cache, scoring)
             out[self._rows] = wide[self._rows].to(query.dtype)
-        return out
+        return out, None
 
-    def _attend_compiled(
-        self, query: torch.Tensor, cache: KVCache, scale: float, window: int | None, soft_cap: float | None
-    ) -> torch.Tensor:
+    def _attend_compiled(self, query: torch.Tensor, cache: KVCache, scoring: Scoring) -> torch.Tensor:
         """The result in float32, or float64 for such queries; only the rows of the compiled sequences are set."""
         query = query.to(torch.promote_types(query.dtype, torch.float32)).contiguous()
+        if cache.key_scale is not None and not cache.scales_a_slot:  # one for all slots: as good on the query
+            query = query * _of_query_heads(cache.key_scale, query, cache)
         out = torch.empty_like(query)
         key, value = (_rows(x).numpy() for x in (cache.key, cache.value))
-        scales = [None if x is None else _rows(x).numpy() for x in (cache.key_scale, cache.value_scale)]
+        scales = [_rows(x).numpy() if x is not None and x.dim() == 3 else None
+                  for x in (cache.key_scale, cache.value_scale)]
         run = functools.partial(
             attend_items, query.numpy(), key, value, *scales, self._tables, self._contexts, self._starts, self._seqs,
-            self._block_size, float(scale), window or 0, float(soft_cap or 0), out.numpy(),
+            self._block_size, float(scoring.scale), scoring.window or 0, float(scoring.soft_cap or 0), out.numpy(),
         )
-        bounds = self._shares(key.shape[1], key.shape[2], window)
+        bounds = self._shares(key.shape[1], key.shape[2], scoring.window)
         others = [_pool().submit(run, first, stop) for first, stop in itertools.pairwise(bounds[:-1])]
         failed = [run(bounds[-2], bounds[-1]), *(other.result() for other in others)]
         if max(failed) >= 0:
             raise ValueError(f"the block table of sequence {max(failed)} has a live entry that names no block")
+        if cache.value_scale is not None and not cache.scales_a_slot:
+            out *= _of_query_heads(cache.value_scale, query, cache)
         return out
 
     def _shares(self, num_kv_heads: int, head_dim: int, window: int | None) -> list[int]:
@@ -107,6 +101,26 @@ class NumbaPlan:
         threads = min(threads, max(1, int(read.sum()) * num_kv_heads * head_dim // _SMALLEST_SHARE))
         bounds = np.interp(np.linspace(0, work[-1], threads + 1), work, np.arange(len(work)) * num_kv_heads)
         return bounds.round().astype(int).tolist()
+
+
+def _check(query: torch.Tensor, cache: KVCache, scoring: Scoring, with_lse: bool) -> None:
+    """Raise ValueError for what the compiled loops cannot do."""
+    reasons = {
+        "gives no LSE": with_lse,
+        "has no ALiBi": scoring.alibi_slopes is not None,
+        f"takes values as wide as keys, got {cache.value.shape[3]} and {cache.key.shape[3]}":
+            cache.value.shape[3] != cache.key.shape[3],
+        "reads contiguous caches": not (cache.key.is_contiguous() and cache.value.is_contiguous()),
+    }
+    if any(reasons.values()):
+        why = "; ".join(reason for reason, holds in reasons.items() if holds)
+        raise ValueError(f"attention backend 'numba' {why}: choose backend 'torch'")
+
+
+def _of_query_heads(scale: torch.Tensor, query: torch.Tensor, cache: KVCache) -> torch.Tensor:
+    """[num_q_heads, 1] of a scale for all slots, [] or [num_kv_heads]."""
+    num_kv_heads = cache.key.shape[2]
+    return scale.expand(num_kv_heads).repeat_interleave(query.shape[1] // num_kv_heads)[:, None]
 
 
 @functools.cache
@@ -126,4 +140,4 @@ def warm_up(storage: torch.dtype, query: torch.dtype) -> None:
         *(torch.zeros(1, 1, 1) for _ in range(2 if storage in SCALED_DTYPES else 0)),
     )
     plan = NumbaPlan(torch.zeros(1, 1), torch.ones(1), torch.arange(2), 1)
-    plan.attend(torch.zeros(1, 1, 16, dtype=query), cache, scale=1.0)
+    plan.run(torch.zeros(1, 1, 16, dtype=query), cache, Scoring(1.0), with_lse=False)

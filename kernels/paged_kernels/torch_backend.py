@@ -15,25 +15,28 @@ import torch
 import torch.nn.functional as F
 
 from paged_kernels.cache import KVCache, dequantise
+from paged_kernels.scoring import Scoring
 
 _SMALLEST_GROUP_CONTEXT = 64  # decodes shorter than this share one group: splitting them costs more than padding
 
 
 @dataclass(frozen=True, slots=True)
 class _DecodeGroup:
-    rows: torch.Tensor   # [n] int64: query rows
-    slots: torch.Tensor  # [n * width] int64: slot of each padded position
-    mask: torch.Tensor   # [n, 1, 1, width] bool: True where the position is live
+    rows: torch.Tensor      # [n] int64: query rows
+    slots: torch.Tensor     # [n * width] int64: slot of each padded position
+    mask: torch.Tensor      # [n, 1, 1, width] bool: True where the position is live
+    distance: torch.Tensor  # [n, 1, 1, width] int64: key position minus query position
     width: int
 
 
 @dataclass(frozen=True, slots=True)
 class _Prefill:
-    start: int           # first query row
+    start: int              # first query row
     stop: int
-    slots: torch.Tensor  # [width] int64: the positions that any row sees
-    mask: torch.Tensor   # [query_len, width] bool: row j sees the position
-    is_causal: bool      # the mask is the plain triangle, of which dense attention computes the lower half alone
+    slots: torch.Tensor     # [width] int64: the positions that any row sees
+    mask: torch.Tensor      # [query_len, width] bool: row j sees the position
+    distance: torch.Tensor  # [query_len, width] int64: key position minus query position
+    is_causal: bool         # the mask is the plain triangle, of which dense attention computes the lower half alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,58 +50,58 @@ class _Gathers:
 class TorchPlan:
     """The gathers of one batch, made once for each window length. Arguments as in `paged_kernels.attention`.
 
-    With `seqs` the plan is for these sequences of the batch alone.
+    context_lens and query_start_loc on the host. With `seqs` the plan is for these sequences of the batch alone.
     """
 
     def __init__(
         self, block_tables: torch.Tensor, context_lens: torch.Tensor, query_start_loc: torch.Tensor, block_size: int,
-        *, seqs: Sequence[int] | None = None,
+        shared_prefix_len: int = 0, *, seqs: Sequence[int] | None = None,
     ) -> None:
         self._tables, self._block_size = block_tables.long(), block_size
         self._contexts, self._starts = context_lens.tolist(), query_start_loc.tolist()
-        for seq, context in enumerate(self._contexts):
-            query_len = self._starts[seq + 1] - self._starts[seq]
-            if not 1 <= query_len <= context:
-                raise ValueError(f"sequence {seq} has {query_len} query rows for a context of {context} positions")
         self._seqs = range(len(self._contexts)) if seqs is None else seqs
         self._longest = max((self._contexts[seq] for seq in self._seqs), default=0)
         self._gathers: dict[int, _Gathers] = {}
 
-    def attend(
-        self,
-        query: torch.Tensor,
-        cache: KVCache,
-        *,
-        scale: float,
-        window: int | None = None,
-        soft_cap: float | None = None,
-    ) -> torch.Tensor:
-        """See `paged_kernels.attention.AttentionPlan.attend`."""
-        out = torch.empty_like(query)
-        self.attend_into(out, query, cache, scale=scale, window=window, soft_cap=soft_cap)
-        return out
+    def describe(self) -> str:
+        """See `paged_kernels.attention.BackendPlan`."""
+        return f"{len(self._seqs)} sequences in torch on {self._tables.device.type}"
 
-    def attend_into(
-        self, out: torch.Tensor, query: torch.Tensor, cache: KVCache, *, scale: float, window: int | None,
-        soft_cap: float | None,
+    def run(
+        self, query: torch.Tensor, cache: KVCache, scoring: Scoring, *, with_lse: bool
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """See `paged_kernels.attention.BackendPlan`."""
+        out = query.new_zeros(*query.shape[:2], cache.value.shape[3])
+        lse = query.new_full(query.shape[:2], -torch.inf, dtype=torch.float32) if with_lse else None
+        self.run_into(out, lse, query, cache, scoring)
+        return out, lse
+
+    def run_into(
+        self, out: torch.Tensor, lse: torch.Tensor | None, query: torch.Tensor, cache: KVCache, scoring: Scoring
     ) -> None:
-        """`attend` into `out`, like query; rows of sequences that the plan is not for stay as they are."""
-        reach = self._longest if window is None else min(window, self._longest)
+        """`run` into `out` and `lse`; rows that attend to nothing, or that the plan is not for, stay as they are."""
+        reach = self._longest if scoring.window is None else min(scoring.window, self._longest)
         gathers = self._gathers.get(reach)
         if gathers is None:
             gathers = self._gathers[reach] = self._plan(reach)
         for group in gathers.decodes:
-            out[group.rows] = _attend_decodes(group, query, cache, scale, soft_cap)
+            out[group.rows], group_lse = _attend_decodes(group, query, cache, scoring, lse is not None)
+            if lse is not None:
+                lse[group.rows] = group_lse
         for prefill in gathers.prefills:
-            out[prefill.start : prefill.stop] = _attend_prefill(prefill, query, cache, scale, soft_cap)
+            rows = slice(prefill.start, prefill.stop)
+            out[rows], prefill_lse = _attend_prefill(prefill, query, cache, scoring, lse is not None)
+            if lse is not None:
+                lse[rows] = prefill_lse
 
     def _plan(self, window: int) -> _Gathers:
-        if window < 1:
-            raise ValueError(f"a window of {window} positions, expected at least 1 or None")
         groups: dict[int, list[int]] = {}
         prefills = []
         for seq in self._seqs:
-            if self._starts[seq + 1] - self._starts[seq] > 1:
+            num_rows = self._starts[seq + 1] - self._starts[seq]
+            if num_rows == 0 or self._contexts[seq] == 0:
+                continue
+            if num_rows > 1:
                 prefills.append(self._prefill(seq, window))
             else:
                 width = max(min(self._contexts[seq], window), _SMALLEST_GROUP_CONTEXT)
@@ -113,22 +116,24 @@ class TorchPlan:
         context, start, stop = self._contexts[seq], self._starts[seq], self._starts[seq + 1]
         first_query = context - (stop - start)
         seen = torch.arange(max(0, first_query - window + 1), context, device=self._tables.device)
-        own = torch.arange(first_query, context, device=self._tables.device)[:, None]
-        mask = seen <= own
+        distance = seen - torch.arange(first_query, context, device=self._tables.device)[:, None]
+        mask = distance <= 0
         if window < context:
-            mask &= seen > own - window
+            mask &= distance > -window
         is_causal = first_query == 0 and window >= context
-        return _Prefill(start, stop, self._slots(self._tables[seq, None], seen[None])[0], mask, is_causal)
+        slots = self._slots(self._tables[seq, None], seen[None])[0]
+        return _Prefill(start, stop, slots, mask, distance, is_causal)
 
     def _decode_group(self, seqs: list[int], window: int) -> _DecodeGroup:
         live = [min(self._contexts[seq], window) for seq in seqs]
         width, device = max(live), self._tables.device
         first = torch.tensor([self._contexts[seq] - n for seq, n in zip(seqs, live, strict=True)], device=device)
-        offsets = torch.arange(width, device=device)
-        mask = offsets < torch.tensor(live, device=device)[:, None]
+        offsets, num_live = torch.arange(width, device=device), torch.tensor(live, device=device)[:, None]
+        mask = offsets < num_live
         slots = self._slots(self._tables[seqs], first[:, None] + offsets * mask)
         rows = torch.tensor([self._starts[seq] for seq in seqs], device=device)
-        return _DecodeGroup(rows, slots.flatten(), mask[:, None, None, :], width)
+        distance = offsets - num_live + 1
+        return _DecodeGroup(rows, slots.flatten(), mask[:, None, None, :], distance[:, None, None, :], width)
 
 
 _local = threading.local()  # what a gather is written into: new memory for each would cost more than the gather
@@ -148,17 +153,23 @@ def _workspace(role: str, rows: int, width: int, dtype: torch.dtype, device: tor
 def _gather(
     role: str, stored: torch.Tensor, scale: torch.Tensor | None, slots: torch.Tensor, dtype: torch.dtype
 ) -> torch.Tensor:
-    """Real values [len(slots), num_kv_heads, head_dim] of the slots, valid until the next gather in this role.
-
-    One row a slot: a plain copy of adjacent bytes.
-    """
-    heads, head_dim = stored.shape[2:]
-    rows = _workspace(role, len(slots), heads * head_dim, stored.dtype, stored.device)
-    torch.index_select(stored.view(-1, heads * head_dim), 0, slots, out=rows)
-    rows = rows.view(-1, heads, head_dim)
+    """Real values [len(slots), num_kv_heads, dim] of the slots, valid until the next gather in this role."""
+    block_size, heads, dim = stored.shape[1:]
+    if stored.is_contiguous():  # one row a slot: a plain copy of adjacent bytes
+        rows = _workspace(role, len(slots), heads * dim, stored.dtype, stored.device)
+        torch.index_select(stored.view(-1, heads * dim), 0, slots, out=rows)
+        rows = rows.view(-1, heads, dim)
+    else:
+        rows = stored.view(_BYTES.get(stored.dtype, stored.dtype))[slots // block_size, slots % block_size]
+        rows = rows.view(stored.dtype)
     if scale is None:
         return rows.to(dtype)
-    return dequantise(rows, scale.view(-1, heads).index_select(0, slots), dtype)
+    if scale.dim() == 3:
+        scale = scale[slots // block_size, slots % block_size]
+    return dequantise(rows, scale.expand(rows.shape[:2]), dtype)
+
+
+_BYTES = {torch.float8_e4m3fn: torch.uint8}  # torch picks fp8 by index only as the bytes it is
 
 
 def _halves(cache: KVCache) -> Iterator[tuple[str, torch.Tensor, torch.Tensor | None]]:
@@ -166,9 +177,12 @@ def _halves(cache: KVCache) -> Iterator[tuple[str, torch.Tensor, torch.Tensor | 
     yield "value", cache.value, cache.value_scale
 
 
+_Attended = tuple[torch.Tensor, torch.Tensor | None]
+
+
 def _attend_decodes(
-    group: _DecodeGroup, query: torch.Tensor, cache: KVCache, scale: float, soft_cap: float | None
-) -> torch.Tensor:
+    group: _DecodeGroup, query: torch.Tensor, cache: KVCache, scoring: Scoring, with_lse: bool
+) -> _Attended:
     num_kv_heads = cache.key.shape[2]
     n, num_q_heads, head_dim = len(group.rows), query.shape[1], query.shape[2]
     # The query heads of one KV head stand where attention has its query positions: no copy of K and V per head.
@@ -176,13 +190,17 @@ def _attend_decodes(
     k, v = (
         _gather(role, stored, scales, group.slots, query.dtype).view(n, group.width, num_kv_heads, -1).transpose(1, 2)
         for role, stored, scales in _halves(cache)
-    )  # [n, num_kv_heads, width, head_dim]
-    return _softmax_attention(q, k, v, group.mask, scale, soft_cap).reshape(n, num_q_heads, head_dim)
+    )  # [n, num_kv_heads, width, dim]
+    slopes = scoring.alibi_slopes
+    # [n, num_kv_heads, group, width]
+    bias = None if slopes is None else slopes.view(num_kv_heads, -1, 1) * group.distance
+    out, lse = _dense(q, k, v, group.mask, bias, scoring, with_lse)
+    return out.reshape(n, num_q_heads, -1), None if lse is None else lse.reshape(n, num_q_heads)
 
 
 def _attend_prefill(
-    prefill: _Prefill, query: torch.Tensor, cache: KVCache, scale: float, soft_cap: float | None
-) -> torch.Tensor:
+    prefill: _Prefill, query: torch.Tensor, cache: KVCache, scoring: Scoring, with_lse: bool
+) -> _Attended:
     num_kv_heads = cache.key.shape[2]
     rows = query[prefill.start : prefill.stop]  # [query_len, num_q_heads, head_dim]
     groups = rows.shape[1] // num_kv_heads
@@ -190,21 +208,35 @@ def _attend_prefill(
     k, v = (
         _gather(role, stored, scales, prefill.slots, query.dtype).transpose(0, 1)[:, None].expand(-1, groups, -1, -1)
         for role, stored, scales in _halves(cache)
-    )  # [num_kv_heads, group, width, head_dim]
-    if prefill.is_causal and soft_cap is None:
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
+    )  # [num_kv_heads, group, width, dim]
+    slopes = scoring.alibi_slopes
+    bias = None if slopes is None else slopes.view(num_kv_heads, groups, 1, 1) * prefill.distance
+    if prefill.is_causal and scoring.soft_cap is None and bias is None and not with_lse:
+        out, lse = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scoring.scale), None
     else:
-        out = _softmax_attention(q, k, v, prefill.mask, scale, soft_cap)
-    return out.permute(2, 0, 1, 3).reshape(rows.shape)
+        out, lse = _dense(q, k, v, prefill.mask, bias, scoring, with_lse)
+    out = out.permute(2, 0, 1, 3).reshape(len(rows), rows.shape[1], -1)
+    return out, None if lse is None else lse.permute(2, 0, 1).reshape(rows.shape[:2])
 
 
-def _softmax_attention(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor, scale: float, soft_cap: float | None
-) -> torch.Tensor:
-    """Dense attention of q [a, b, m, d] over k, v [a, b, width, d]; mask, True where seen, broadcasts over a and b."""
-    if soft_cap is None:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+def _dense(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor, bias: torch.Tensor | None,
+    scoring: Scoring, with_lse: bool,
+) -> _Attended:
+    """Dense attention of q [a, b, m, d] over k, v [a, b, width, d], and LSE [a, b, m] if asked for.
+
+    mask, True where seen, and bias, added to the scores, broadcast to [a, b, m, width]. Each row sees something.
+    """
+    if scoring.soft_cap is None and bias is None and not with_lse:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scoring.scale), None
     wide = torch.promote_types(q.dtype, torch.float32)
-    scores = q.to(wide) @ k.to(wide).transpose(-1, -2) * (scale / soft_cap)
-    weights = scores.tanh_().mul_(soft_cap).masked_fill_(~mask, -torch.inf).softmax(-1)
-    return (weights @ v.to(wide)).to(q.dtype)
+    scores = q.to(wide) @ k.to(wide).transpose(-1, -2)
+    if scoring.soft_cap is None:
+        scores *= scoring.scale
+    else:
+        scores = scores.mul_(scoring.scale / scoring.soft_cap).tanh_().mul_(scoring.soft_cap)
+    if bias is not None:
+        scores = scores + bias
+    scores = scores.masked_fill_(~mask, -torch.inf)
+    out = (scores.softmax(-1) @ v.to(wide)).to(q.dtype)
+    return out, scores.logsumexp(-1).float() if with_lse else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from paged_kernels import numba_backend, plan_attention
-from paged_kernels.numba_backend import MAX_ROWS, NumbaPlan
+from paged_kernels.numba_backend import MAX_ROWS
 
 from tests.kernels.test_paged_attention import Case
 
@@ -23,7 +23,6 @@ def test_threads_change_no_bit(monkeypatch, lens, threads):
 def test_a_plan_tells_what_runs_where():
     case = Case([40, 50, 60, 9], [1, MAX_ROWS, MAX_ROWS + 1, 9])
     plan = plan_attention(case.tables, case.context_lens, case.starts, 16, backend="numba")
-    assert isinstance(plan, NumbaPlan)
     assert plan.describe() == "2 sequences in numba, 2 prefills in torch"
 
 

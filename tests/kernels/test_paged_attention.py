@@ -159,10 +159,12 @@ def test_an_impossible_batch_is_refused(backend):
         plan_attention(case.tables, case.context_lens, case.starts, 16, backend="cuda")
     with pytest.raises(ValueError, match="do not agree"):
         plan_attention(case.tables, case.context_lens, case.starts[:-1], 16, backend=backend)
-    with pytest.raises(ValueError, match="0 query rows"):
-        plan_attention(case.tables, case.context_lens, torch.tensor([0, 0, 1]), 16, backend=backend)
+    with pytest.raises(ValueError, match="-1 query rows"):
+        plan_attention(case.tables, case.context_lens, torch.tensor([0, 2, 1]), 16, backend=backend)
     with pytest.raises(ValueError, match="5 query rows for a context of 4"):
         plan_attention(case.tables, case.context_lens, torch.tensor([0, 5, 6]), 16, backend=backend)
+    with pytest.raises(ValueError, match="for 32"):
+        plan_attention(case.tables, torch.tensor([4, 33]), case.starts, 16, backend=backend)
     with pytest.raises(ValueError, match="a window of 0 positions"):
         paged_attention(case.query, case.cache, case.tables, case.context_lens, case.starts, 1.0, window=0,
                         backend=backend)

@@ -1,0 +1,67 @@
+"""How big the attention kernel's tiles are, by what it reads. Nothing here depends on the batch.
+
+That is what makes the kernel batch-invariant: how a row is computed follows from its own sequence alone, from the
+number of its query rows and its context, never from its neighbours.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+
+class Geometry(NamedTuple):
+    """What the kernel is compiled for."""
+
+    num_kv_heads: int
+    group: int         # query heads of a KV head
+    head_dim: int
+    value_dim: int
+    query: torch.dtype
+    storage: torch.dtype
+
+
+class Tile(NamedTuple):
+    """One specialisation: BLOCK_M lanes of query rows times heads, TILE positions a turn."""
+
+    block_m: int
+    tile: int
+    num_warps: int
+    num_stages: int
+    split: int  # positions a work item reads at most, a multiple of `tile`
+
+    def rows(self, group: int) -> int:
+        """Query rows of one work item."""
+        return max(1, self.block_m // group)
+
+
+FEW_ROWS = 8         # query rows of a sequence that are still read like a decode: a decode with drafts
+SPLIT_ROWS = 64      # a chunk of more rows fills the machine without being split
+NO_SPLIT = 1 << 30
+MAX_GROUP = 128
+
+
+def next_power_of_2(n: int) -> int:
+    """The smallest power of 2 that is at least n."""
+    return 1 << (n - 1).bit_length()
+
+
+def tile_for(num_rows: int, geometry: Geometry, *, small_memory: bool = False) -> Tile:
+    """The tile for sequences of `num_rows` query rows: 1, up to FEW_ROWS, up to SPLIT_ROWS, or more.
+
+    `small_memory`: a target with 64 KiB of shared memory (AMD), where fewer turns are in flight.
+    """
+    group, lanes = geometry.group, next_power_of_2(max(geometry.head_dim, geometry.value_dim))
+    at_least = max(16, next_power_of_2(group))  # tl.dot takes 16 rows or more
+    wide = geometry.query == torch.float32      # exact float32 products hold their operands in registers
+    if num_rows <= FEW_ROWS:
+        block_m = at_least if num_rows == 1 else max(at_least, min(64, next_power_of_2(FEW_ROWS * group)))
+        tile = 32 if wide or lanes > 128 else 64
+        # As many bytes of partial results as of keys and values would cost as much as it gains.
+        split = max(512, 64 * next_power_of_2(group))
+        return Tile(block_m, tile, 4 if block_m <= 32 else 8, 2 if small_memory or wide else 3, split)
+    block_m = max(at_least, 32 if wide else 64 if lanes > 128 else 128)
+    tile = 32 if wide or lanes > 128 else 64
+    split = 2048 if num_rows <= SPLIT_ROWS else NO_SPLIT
+    return Tile(block_m, tile, 8, 2 if small_memory or wide or lanes > 128 else 3, split)
