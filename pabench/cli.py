@@ -161,12 +161,16 @@ def simulate(context: typer.Context) -> None:
     _become_engine("reference_engine.simulation", context.args)
 
 
-def _become_engine(module: str, arguments: list[str]) -> NoReturn:
-    """The tool never imports the engine: it becomes it."""
+def _need_engine() -> None:
     from importlib.util import find_spec
 
     if find_spec("reference_engine") is None or find_spec("torch") is None:
         raise UsageError("the reference engine needs torch: install it with `pip install 'pabench[engine]'`")
+
+
+def _become_engine(module: str, arguments: list[str]) -> NoReturn:
+    """The tool never imports the engine: it becomes it."""
+    _need_engine()
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, "-m", module, *arguments])
 
@@ -240,6 +244,36 @@ def replay(
     from pabench.conformance.runner import replay_case
 
     raise SystemExit(replay_case(case, url=url, impl=impl, dialect=dialect, probe=probe, api_key=_api_key(api_key_env)))
+
+
+@app.command()
+def mutants(
+    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="These alone; all by default.")] = None,
+    level: Annotated[list[str] | None, typer.Option(help="kernel, alloc or http (repeatable); all by default.")] = None,
+    profile: Annotated[str, typer.Option(help="smoke, ci or full.")] = "ci",
+    out: Annotated[Path | None, typer.Option(
+        help="Results folder (results/<time>-mutants by default). What it holds is not asked again.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Markdown file to write the table to.")] = None,
+) -> None:
+    """Ask engines with one known fault each, and show which requirements notice: exit 0 when each is, 1 when not.
+
+    Interrupted, it goes on where it was when it is given the same --out. Needs the extra `engine`.
+
+    Example: pabench mutants --profile smoke --out results/mutants
+    """
+    _need_engine()
+    from pabench.conformance.kills import exit_code, kills_page, questions, run_mutants
+    from pabench.terminal import show_kill, show_kills
+
+    asked = questions(names or (), level or (), profile)
+    folder = out or _new_folder("mutants")
+    kills = run_mutants(asked, folder, profile, show_kill)
+    show_kills(kills)
+    if markdown is not None:
+        words = ["pabench", "mutants", *(names or ()), *(word for each in level or () for word in ("--level", each))]
+        markdown.write_text(kills_page(kills, " ".join([*words, "--profile", profile])), encoding="utf-8")
+    print(f"results: {folder}")
+    raise SystemExit(exit_code(kills))
 
 
 @app.command()

@@ -39,7 +39,7 @@ class Mutant:
 def load_mutants(folder: Path | None = None) -> dict[str, Mutant]:
     """All mutants by name, by default those that ship with pabench. Raises UsageError for a file that is none."""
     folder = folder or data_dir("suites") / "mutants"
-    paths = sorted(path for path in folder.glob("*.py") if not path.stem.startswith("host"))
+    paths = sorted(path for path in folder.glob("*.py") if path.stem not in ("host", "__init__"))
     return {path.stem: _read(path) for path in paths}
 
 
