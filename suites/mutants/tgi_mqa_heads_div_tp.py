@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from paged_kernels import KVCache
 from paged_kernels.numba_backend import NumbaPlan
+from paged_kernels.scoring import Scoring
 
 BUG = "tgi-mqa-heads-div-tp"
 MUST_FAIL = ("http/ring-exact",)
@@ -15,11 +14,14 @@ ENGINE_ARGS: tuple[str, ...] = ("--attention-backend", "numba")
 
 def apply() -> None:
     """Shift the map of groups by a head."""
-    attend = NumbaPlan.attend
+    run = NumbaPlan.run
 
-    def attend_shifted(self: NumbaPlan, query: torch.Tensor, cache: KVCache, **how: Any) -> torch.Tensor:
+    def run_shifted(
+        self: NumbaPlan, query: torch.Tensor, cache: KVCache, scoring: Scoring, *, with_lse: bool
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         if cache.key.shape[2] == 1:
-            return attend(self, query, cache, **how)
-        return attend(self, query.roll(1, dims=1), cache, **how).roll(-1, dims=1)
+            return run(self, query, cache, scoring, with_lse=with_lse)
+        out, lse = run(self, query.roll(1, dims=1), cache, scoring, with_lse=with_lse)
+        return out.roll(-1, dims=1), lse
 
-    NumbaPlan.attend = attend_shifted  # type: ignore[method-assign]
+    NumbaPlan.run = run_shifted  # type: ignore[method-assign]

@@ -10,5 +10,5 @@ ENGINE_ARGS = ("--num-blocks", "24", "--max-model-len", "256")
 
 
 def apply() -> None:
-    """Recycling leaves the key where it was."""
-    PrefixCache._forget = lambda self, block: None  # type: ignore[method-assign]
+    """Recycling leaves the block where its old key finds it."""
+    PrefixCache._forget = lambda self, block: self._keys.pop(block, None)  # type: ignore[method-assign]
