@@ -1,7 +1,7 @@
 """`pabench mutants`: every mutant asked at every level that should notice it, and the table of what killed it.
 
-A mutant is asked the requirements that it names. At a level that its bug's entry promises and where it names none, it
-is asked everything. Rows are written as they come: a run that was cut short goes on where it was.
+A mutant is asked the requirements that it names. Where its bug has to show and no mutant of it names anything, it is
+asked everything. Rows are written as they come: a run that was cut short goes on where it was.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from pabench.conformance.bugs import Bug, load_bugs
 from pabench.conformance.hosting import ask_in_process, engine
-from pabench.conformance.levels import SUITE_LEVELS
+from pabench.conformance.levels import SUITE_LEVELS, level_of_id
 from pabench.conformance.mutants import Mutant, load_mutants
 from pabench.conformance.profiles import load_profile
 from pabench.conformance.registry import Registry, load_registry
@@ -76,22 +76,29 @@ def questions(
     return [
         Question(mutant, level, mutant.owes(level), _digest(mutant, level, profile))
         for mutant in mutants.values() if not names or mutant.name in names
-        for level in owed(mutant, bugs[mutant.bug], registry) if not levels or level in levels
+        for level in owed(mutant, bugs[mutant.bug], registry, mutants.values()) if not levels or level in levels
     ]
 
 
-def owed(mutant: Mutant, bug: Bug, registry: Registry) -> list[str]:
+def owed(mutant: Mutant, bug: Bug, registry: Registry, mutants: Iterable[Mutant]) -> list[str]:
     """The levels at which a mutant has to be killed.
 
-    Those of the requirements that it names; the cheapest that its bug's entry names, where the suite has a
-    requirement of that level for this bug; and http where a client can see the bug with any model.
+    Those of the requirements that it names; and those at which its bug has to show, unless another of `mutants` with
+    this bug names requirements there.
     """
-    cheapest = "http" if bug.level == "engine" else bug.level  # a whole engine is asked over HTTP
-    claims = any(each.startswith(f"{cheapest}/") and bug.id in registry[each].bugs for each in registry)
-    return [
-        level for level in SUITE_LEVELS
-        if mutant.owes(level) or (level == cheapest and claims) or (level == "http" and bug.http == "yes")
-    ]
+    named = {level for each in mutants if each.bug == bug.id for level in SUITE_LEVELS if each.owes(level)}
+    return [level for level in SUITE_LEVELS
+            if mutant.owes(level) or (level in levels_of(bug, registry) and level not in named)]
+
+
+def levels_of(bug: Bug, registry: Registry) -> list[str]:
+    """The levels at which a bug has to show: the cheapest that its entry names, and http where a client can see it;
+    each where the suite has a requirement that speaks of it.
+    """
+    first = "http" if bug.level == "engine" else bug.level  # a whole engine is asked over HTTP
+    wanted = {first, "http"} if bug.http == "yes" else {first}
+    spoken = {level_of_id(each) for each in registry if bug.id in registry[each].bugs}
+    return [level for level in SUITE_LEVELS if level in wanted & spoken]
 
 
 def _digest(mutant: Mutant, level: str, profile: str) -> str:

@@ -43,7 +43,7 @@ def requirements_page(
         of_level = [registry[each] for each in registry if each.startswith(f"{level}/")]
         if of_level:
             lines += _level(level, of_level, bugs, mutants)
-    lines += _catalogue(bugs, mutants)
+    lines += _catalogue(bugs, mutants, registry)
     return "\n".join(lines) + "\n"
 
 
@@ -54,7 +54,7 @@ def _level(
     told = ", ".join(f"{count} {grade}" for grade, count in counts.items() if count)
     yield f"## {_TITLES[level]}\n\n{told}.\n"
     yield from _table(("requirement", "level", "asks"), (
-        (f"[{each.id}](#{each.id.replace('/', '')})", each.level, each.text) for each in requirements
+        (_link(each.id), each.level, each.text) for each in requirements
     ))
     yield ""
     for requirement in requirements:
@@ -78,6 +78,11 @@ def _requirement(
         yield "\n".join(f"- {_mutant(mutant)}: {mutant.text}" for mutant in proven) + "\n"
 
 
+def _link(requirement: str) -> str:
+    """To its heading, as GitHub names it."""
+    return f"[{requirement}](#{requirement.replace('/', '')})"
+
+
 def _bug(bug: Bug) -> str:
     return f"- `{bug.id}` ({bug.engine}: {bug.reference}): {bug.fault}"
 
@@ -86,7 +91,7 @@ def _mutant(mutant: Mutant) -> str:
     return f"[{mutant.name}](../suites/mutants/{mutant.name}.py)"
 
 
-def _catalogue(bugs: Mapping[str, Bug], mutants: Mapping[str, Mutant]) -> Iterator[str]:
+def _catalogue(bugs: Mapping[str, Bug], mutants: Mapping[str, Mutant], registry: Registry) -> Iterator[str]:
     modelled: dict[str, list[Mutant]] = {}
     for mutant in mutants.values():
         modelled.setdefault(mutant.bug, []).append(mutant)
@@ -94,8 +99,9 @@ def _catalogue(bugs: Mapping[str, Bug], mutants: Mapping[str, Mutant]) -> Iterat
     yield (f"{len(bugs)} bugs that engines and kernels really had; {len(modelled)} of them have mutants. Level: the "
            "cheapest at which the bug shows (engine: a whole engine in one process, which the suite asks over HTTP). "
            "HTTP: whether a client sees it with an ordinary model.\n")
-    yield from _table(("bug", "engine", "level", "HTTP", "mutants"), (
+    yield from _table(("bug", "engine", "level", "HTTP", "asked by", "mutants"), (
         (f"`{bug.id}`", f"{bug.engine}: {bug.reference}", bug.level, bug.http,
+         ", ".join(_link(each) for each in registry if bug.id in registry[each].bugs) or "–",
          ", ".join(map(_mutant, modelled.get(bug.id, ()))) or f"none. {bug.no_mutant}") for bug in bugs.values()
     ))
 

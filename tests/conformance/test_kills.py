@@ -66,7 +66,7 @@ def test_a_mutant_in_the_flesh(tmp_path: Path) -> None:
     ("alloc", "no", ("http/a",), ["alloc", "http"]),    # the cheapest, and what it names
     ("alloc", "no", ("alloc/a",), ["alloc"]),
     ("alloc", "yes", ("alloc/a",), ["alloc", "http"]),  # a client sees it
-    ("kernel", "no", ("http/a",), ["http"]),            # the suite has no kernel requirement for this bug
+    ("kernel", "no", ("http/a",), ["http"]),            # no kernel requirement speaks of this bug
     ("engine", "no", ("alloc/a",), ["alloc", "http"]),  # an engine is asked over HTTP
     ("engine", "partly", ("http/a",), ["http"]),
 ])
@@ -74,7 +74,10 @@ def test_where_a_mutant_has_to_be_killed(level: str, http: str, names: tuple[str
     bug = Bug("acme-lost-block", "acme", "#1", "A block is lost.", level, http)
     made = [Requirement(f"{of}/a", "MUST", 1, "It MUST.", "So.", ("acme-lost-block",), ()) for of in ("alloc", "http")]
     registry = Registry(1, {each.id: each for each in made})
-    assert owed(Mutant("x", bug.id, names, (), ""), bug, registry) == expected
+    mutant, other = (Mutant("x", bug.id, ids, (), "") for ids in (names, ("alloc/a", "http/a")))
+    assert owed(mutant, bug, registry, [mutant]) == expected
+    # With another mutant that names both levels, it answers for its own alone.
+    assert owed(mutant, bug, registry, [mutant, other]) == [names[0].partition("/")[0]]
 
 
 def test_what_is_known_is_not_asked_again(answers: dict[str, Outcome], tmp_path: Path) -> None:
