@@ -1,4 +1,4 @@
-"""The mutants in suites/mutants, as their files state them: read, never run.
+"""The mutants in suites/mutants, as their files state them; and how they put a fault into our kernels.
 
 A mutant changes the reference engine, so running one needs torch; what it states are plain constants, and reading
 those needs nothing:
@@ -11,6 +11,11 @@ those needs nothing:
 from __future__ import annotations
 
 import ast
+import atexit
+import importlib.util
+import shutil
+import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,3 +62,28 @@ def _read(path: Path) -> Mutant:
         raise UsageError(f"{path} is no mutant: it lacks {', '.join(missing)}")
     text = (ast.get_docstring(module) or "").partition("\n")[0]
     return Mutant(path.stem, stated["BUG"], tuple(stated["MUST_FAIL"]), tuple(stated["ENGINE_ARGS"]), text)
+
+
+def rewrite_kernels(file: str, *changes: tuple[str, str]) -> None:
+    """From now on `import paged_kernels` gives a copy whose `file` has each (old, new) of its source replaced.
+
+    For `apply` of a mutant: Triton and numba compile from source, which a function put in place of another would not
+    reach. Modules of the package that are there already are forgotten, so it comes before what uses them is imported.
+    Raises ValueError where `old` is not there exactly once: the kernel has changed, and the mutant has to as well.
+    """
+    spec = importlib.util.find_spec("paged_kernels")
+    if spec is None or spec.origin is None:
+        raise ValueError("there is no package paged_kernels to put a fault into")
+    folder = Path(tempfile.mkdtemp(prefix="pabench-mutant-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    package = Path(shutil.copytree(Path(spec.origin).parent, folder / "paged_kernels",
+                                   ignore=shutil.ignore_patterns("__pycache__")))
+    source = (package / file).read_text(encoding="utf-8")
+    for old, new in changes:
+        if source.count(old) != 1:
+            raise ValueError(f"{file} has {source.count(old)} times {old!r}, expected once: look what became of it")
+        source = source.replace(old, new)
+    (package / file).write_text(source, encoding="utf-8")
+    for name in [name for name in sys.modules if name.partition(".")[0] == "paged_kernels"]:
+        del sys.modules[name]
+    sys.path.insert(0, str(folder))

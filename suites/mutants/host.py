@@ -26,7 +26,7 @@ from pathlib import Path
 from types import ModuleType
 
 _HERE = Path(__file__).resolve().parent
-DEFAULT_IMPL = {"alloc": "reference-paged"}  # level -> what a fault is put into, and asked as
+DEFAULT_IMPL = {"alloc": "reference-paged", "kernel": "paged-torch"}  # level -> what a fault is put into, and asked as
 
 
 def names() -> list[str]:

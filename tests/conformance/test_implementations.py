@@ -60,6 +60,7 @@ class Telepathic(Bump):
 
 class Kernel:
     capabilities = frozenset()
+    device = "cpu"
     def describe(self): return "a kernel"
     def unsupported(self, case): return []
     def attend(self, case): return case

@@ -1,0 +1,162 @@
+"""`kernel`, what a test of this level holds.
+
+    kernel.every(attend_cases(alibi=True), equals_dense)
+
+draws cases, leaves out those that the adapter says it cannot do, and asks `equals_dense` of the others. The smallest
+case that breaks it is what the failure tells and the case file keeps.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from pabench.conformance.failure import fail
+from pabench.conformance.implementation import ImplementationUnderTest, blamed
+from pabench.conformance.kernel.adapter import Batch, Cache
+from pabench.conformance.kernel.cases import Case, case_from_json, case_to_json, in_words
+from pabench.conformance.profiles import Profile
+from pabench.conformance.targets import unsupported
+from pabench.engines.cleaning import clean
+
+if TYPE_CHECKING:
+    import torch
+    from hypothesis.strategies import SearchStrategy
+
+C = TypeVar("C", bound=Case)
+
+
+class KernelUnderTest(ImplementationUnderTest):
+    """Paged attention under test, for one case."""
+
+    def __init__(
+        self, adapter: Any, profile: Profile, rng: np.random.Generator, drawn: Mapping[str, Any] | None
+    ) -> None:
+        super().__init__(adapter, profile, rng, drawn)
+        self.device: str = adapter.device
+        self.found: Case | None = None  # of a failure: the case that broke the property
+
+    def every(
+        self, cases: SearchStrategy[C], ask: Callable[[KernelUnderTest, C], None], *, many: bool = False
+    ) -> None:
+        """Ask `ask` of as many cases as the profile says, or of the one of a case file. Raises CaseFailed.
+
+        `many`: this is the place where all options meet, rather than one of many with one option each.
+        """
+        if self.replayed is not None:
+            self.found = case_from_json(self.replayed["case"])
+            self._refuse(Counter(self._reasons(self.found)))
+        else:
+            self.found = self._search(cases, ask, self.profile.kernel_cases if many else self.profile.kernel_edges)
+        if self.found is not None:
+            self.case = in_words(self.found)
+            ask(self, self.found)  # type: ignore[arg-type]
+
+    def _search(self, cases: SearchStrategy[C], ask: Callable[[KernelUnderTest, C], None], examples: int) -> C | None:
+        from pabench.conformance.search import reject, search  # Hypothesis is heavy: only where it is used
+
+        reasons: Counter[str] = Counter()
+        asked = 0
+
+        def look(case: C) -> None:
+            nonlocal asked
+            self.case = in_words(case)
+            against = self._reasons(case)
+            if against:
+                reasons.update(against)
+                reject()  # another one instead
+            asked += 1
+            ask(self, case)
+
+        found = search(cases, look, examples=examples, seed=int(self.rng.integers(2**63)),
+                       shrink_s=self.profile.shrink_s)
+        if not asked:
+            self._refuse(reasons)
+        self.note = f"{asked} cases" + (f", others unsupported: {_most(reasons)}" if reasons else "")
+        return found
+
+    def _reasons(self, case: Case) -> list[str]:
+        with blamed(f"unsupported({in_words(case)})"):
+            return [clean(str(reason)) for reason in self._adapter.unsupported(case)]
+
+    def _refuse(self, reasons: Counter[str]) -> None:
+        if reasons:
+            unsupported(_most(reasons))
+
+    # Asking ----------------------------------------------------------------------------------------------------------
+
+    def attend(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Result and LSE, where it is asked for and can be had, of the shapes and dtypes that they have to be of."""
+        import torch
+
+        self.asked = True
+        batch = replace(batch, with_lse=batch.with_lse and self.can("lse"))
+        with poisoned_allocations(), blamed("attend"):
+            out, lse = self._adapter.attend(batch)
+        shape = (*batch.query.shape[:2], batch.cache.value.shape[3])
+        _check_tensor("the result", out, shape, batch.query.dtype)
+        if not batch.with_lse:
+            return out, None
+        _check_tensor("the LSE", lse, shape[:2], torch.float32)
+        return out, lse
+
+    def write(self, key: torch.Tensor, value: torch.Tensor, cache: Cache, slot_mapping: torch.Tensor) -> None:
+        """As the protocol has it."""
+        self.asked = True
+        with poisoned_allocations(), blamed("write"):
+            self._adapter.write(key, value, cache, slot_mapping)
+
+    def copy_blocks(self, source: Cache, target: Cache, pairs: torch.Tensor) -> None:
+        """As the protocol has it."""
+        self.asked = True
+        with poisoned_allocations(), blamed("copy_blocks"):
+            self._adapter.copy_blocks(source, target, pairs)
+
+    def merge(self, outs: torch.Tensor, lses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """As the protocol has it, of the right shapes and dtypes."""
+        self.asked = True
+        with poisoned_allocations(), blamed("merge"):
+            out, lse = self._adapter.merge(outs, lses)
+        _check_tensor("the merged result", out, outs.shape[1:], outs.dtype)
+        _check_tensor("the merged LSE", lse, lses.shape[1:], lses.dtype)
+        return out, lse
+
+    # Case files ------------------------------------------------------------------------------------------------------
+
+    def drawn(self) -> dict[str, Any]:
+        """The case itself: all its tensors are drawn from it."""
+        return {} if self.found is None else {"case": case_to_json(self.found)}
+
+
+@contextlib.contextmanager
+def poisoned_allocations() -> Iterator[None]:
+    """New tensors hold NaN, or the largest whole number, until they are written: what is never written shows."""
+    import torch
+
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
+def _check_tensor(what: str, x: Any, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    import torch
+
+    if not isinstance(x, torch.Tensor) or tuple(x.shape) != tuple(shape) or x.dtype != dtype:
+        got = f"{x.dtype} {list(x.shape)}" if isinstance(x, torch.Tensor) else f"a {type(x).__name__}"
+        fail(f"{what} as {dtype} {list(shape)}", f"{got}")
+
+
+def _most(reasons: Counter[str]) -> str:
+    """The most frequent reasons, in a line."""
+    return "; ".join(reason for reason, _ in reasons.most_common(4))

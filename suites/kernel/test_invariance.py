@@ -1,0 +1,83 @@
+"""What may not matter does not: what dead memory holds, where blocks lie, how work is split, what else is computed."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import strategies as st
+
+from pabench.conformance.kernel import KernelUnderTest
+from pabench.conformance.kernel.cases import CacheForm
+from pabench.conformance.kernel.checks import (
+    bad_table_refused,
+    equals_dense,
+    equals_dense_wherever,
+    results_stay,
+    same_alone,
+    same_in_parts,
+    same_whatever,
+)
+from pabench.conformance.kernel.strategies import attend_cases, forms, plain_cases
+
+
+@pytest.mark.requirement("kernel/ignores-slots-past-seq-len")
+@pytest.mark.parametrize("rows", ["decode", "mixed"])
+def test_ignores_slots_past_seq_len(kernel: KernelUnderTest, rows: str) -> None:
+    """Dead slots of live blocks, and whole dead blocks, hold NaN or such; bit for bit as with zeros."""
+    kernel.every(attend_cases(rows=rows), same_whatever(fill="zero"), many=True)
+
+
+@pytest.mark.requirement("kernel/ignores-unused-table-entries")
+@pytest.mark.parametrize("rows", ["decode", "mixed"])
+def test_ignores_unused_table_entries(kernel: KernelUnderTest, rows: str) -> None:
+    """Entries past the end, and behind the window, name a poisoned block, or none; bit for bit as with a clean one."""
+    kernel.every(attend_cases(rows=rows), same_whatever(tail="poison", fill="zero"), many=True)
+
+
+@pytest.mark.requirement("kernel/block-permutation-invariant")
+def test_block_permutation_invariant(kernel: KernelUnderTest) -> None:
+    """The same blocks in other places, and in caches of other sizes."""
+    kernel.every(attend_cases(), equals_dense_wherever)
+
+
+@pytest.mark.requirement("kernel/argument-forms")
+@pytest.mark.parametrize("arguments", ["int64", "views"])
+def test_argument_forms(kernel: KernelUnderTest, arguments: str) -> None:
+    """Tables and lengths of either width, or as views of others; one length for all as a single number, spread."""
+    same = st.integers(1, 70).flatmap(lambda n: attend_cases(arguments="int32", context_lens=(n,) * 3))
+    kernel.every(attend_cases(arguments="int32") | same, same_whatever(arguments=arguments))
+
+
+@pytest.mark.requirement("kernel/split-invariant", case="lengths")
+def test_split_lengths(kernel: KernelUnderTest) -> None:
+    """Long contexts of lengths around the edges of splits, with a needle in each."""
+    ends = [size * k + off for size in (128, 256, 512) for k in (1, 2) for off in (-1, 0, 1)]
+    form = CacheForm(head_dim=32, value_dim=32)
+    kernel.every(st.sampled_from(ends).flatmap(lambda n: attend_cases(
+        rows="decode", context_lens=(n,), form=st.just(form), group=8, window=None, soft_cap=None, alibi=False,
+        dtype="float32")), equals_dense)
+
+
+@pytest.mark.requirement("kernel/split-invariant", case="two-parts")
+def test_two_parts(kernel: KernelUnderTest) -> None:
+    """A context cut at the end of any block, attended in two calls, merged by LSE."""
+    kernel.need("lse", "two parts are merged by it")
+    kernel.every(plain_cases(rows="decode", longest=60, form={"block_size": 16}, max_seqs=2), same_in_parts)
+
+
+@pytest.mark.requirement("kernel/batch-invariant")
+def test_batch_invariant(kernel: KernelUnderTest) -> None:
+    """Each sequence alone, and in a batch."""
+    kernel.every(attend_cases(max_seqs=4), same_alone)
+
+
+@pytest.mark.requirement("kernel/results-stay")
+def test_results_stay(kernel: KernelUnderTest) -> None:
+    """Results of one call while others run."""
+    long = attend_cases(rows="decode", context_lens=(520, 30), form=forms(head_dim=32, num_kv_heads=1), max_seqs=2)
+    kernel.every(plain_cases(max_seqs=2) | long, results_stay)
+
+
+@pytest.mark.requirement("kernel/bad-table-refused")
+def test_bad_table_refused(kernel: KernelUnderTest) -> None:
+    """A live entry that is -1, or one past the last block."""
+    kernel.every(plain_cases(rows="decode", max_seqs=2), bad_table_refused)
