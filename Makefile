@@ -27,7 +27,7 @@ test: setup check
 
 # Each attention kernel on a thousand examples, in Triton's interpreter.
 test-kernels: setup
-	PABENCH_HYPOTHESIS=full $(BIN)/pytest tests/kernels -n 2 --dist worksteal
+	PABENCH_HYPOTHESIS=full $(BIN)/pytest tests/kernels -n 2 --dist worksteal --timeout 1200
 
 # ruff, mypy: what pre-commit runs too.
 check: setup

@@ -50,8 +50,8 @@ class WrongAnswers:
 
 
 def matrices(engines: Sequence[Engine]) -> list[Table]:
-    """A table a level of the suite: requirements as rows, engines as columns, "outcome passed/claimed/total" in a
-    cell that leads to its first failure. None where nothing was asked.
+    """A table a level of the suite: requirements as rows, engines that were asked any of them as columns, "outcome
+    passed/claimed/total" in a cell that leads to its first failure.
     """
     checked = [engine for engine in engines if engine.suites]
     cells = {engine.index: {v.requirement: v for v in _verdicts(engine)} for engine in checked}
@@ -61,14 +61,16 @@ def matrices(engines: Sequence[Engine]) -> list[Table]:
     places = _places(failures(checked))
     made: list[Table] = []
     for level in dict.fromkeys([*SUITE_LEVELS, *map(_level, ordered)]):
+        of_level = [name for name in ordered if _level(name) == level]
+        shown = [engine for engine in checked if cells[engine.index].keys() & set(of_level)]
         rows = [
             [words(name, hint=known[name].text if name in known else ""), words(asked[name].level),
-             *(_cell(cells[engine.index].get(name), places.get((engine.index, name), "")) for engine in checked)]
-            for name in ordered if _level(name) == level
+             *(_cell(cells[engine.index].get(name), places.get((engine.index, name), "")) for engine in shown)]
+            for name in of_level
         ]
         if rows:
             columns = [Column("requirement", "Requirement", numeric=False), Column("level", "Level", numeric=False)]
-            columns += [Column(visible(engine.name), visible(engine.name), numeric=False) for engine in checked]
+            columns += [Column(visible(engine.name), visible(engine.name), numeric=False) for engine in shown]
             caption = f"Level {visible(level)}: outcome and cases passed / claimed / total"
             made.append(table(f"matrix-{len(made)}", caption, columns, rows))
     return made

@@ -113,8 +113,9 @@ def _results_table(engines: Sequence[Engine]) -> Table:
     for engine in engines:
         for suite in engine.suites:
             header, footer = suite.results.header, suite.results.footer
+            at = header.url or str(header.engine.get("impl") or "")
             rows.append([words(text) for text in (
-                engine.name, header.url, header.profile, str(header.seed), header.started, footer.status,
+                engine.name, at, header.profile, str(header.seed), header.started, footer.status,
                 header.pabench_version, header.smoke)])
     return table("results", "The runs of the suite", columns, rows)
 
