@@ -25,6 +25,7 @@ from pabench.conformance.targets import unsupported
 from pabench.conformance.verify import Ask, check_completion
 from pabench.engines.base import Completion, EngineFacts, GenerationRequest
 from pabench.engines.cleaning import clean
+from pabench.engines.client import ABORT_DELAY_S
 from pabench.errors import EngineDied, EngineError, EngineTimeout, EngineUnreachable
 from pabench.probe import ProbeSpec, Ring, complement
 from pabench.telemetry.vocabulary import KVSample
@@ -195,6 +196,16 @@ class EngineUnderTest:
         exchange = self._record([request])[0]
         return self._call(self._abort(exchange, after_tokens), [exchange])
 
+    def abort_all(self, requests: Sequence[GenerationRequest], delays_s: Sequence[float]) -> None:
+        """Stream all `requests` at once; disconnect from each so many seconds after it was sent."""
+        exchanges = self._record(requests)
+
+        async def all_of_them() -> None:
+            await asyncio.gather(*(self._abort(exchange, 0, delay_s)
+                                   for exchange, delay_s in zip(exchanges, delays_s, strict=True)))
+
+        self._call(all_of_them(), exchanges)
+
     def post_raw(self, path: str, body: bytes | dict[str, object]) -> tuple[int, bytes]:
         """Status and body of a POST of exactly this."""
         return self._call(self._session.client.post_raw(path, body), [])
@@ -278,9 +289,9 @@ class EngineUnderTest:
         exchange.end_s = time.monotonic()
         return not isinstance(exchange.error, (EngineDied, EngineUnreachable, EngineTimeout))
 
-    async def _abort(self, exchange: Exchange, after_tokens: int) -> Completion:
+    async def _abort(self, exchange: Exchange, after_tokens: int, delay_s: float = ABORT_DELAY_S) -> Completion:
         exchange.sent_s = time.monotonic()
-        exchange.completion = await self._session.client.start_then_abort(exchange.request, after_tokens)
+        exchange.completion = await self._session.client.start_then_abort(exchange.request, after_tokens, delay_s)
         exchange.end_s = time.monotonic()
         return exchange.completion
 

@@ -23,6 +23,7 @@ class Profile:
     refusal_s: float                  # what cannot be served has to be refused within this
     settle_s: float                   # gauges have to show the truth within this
     pool_tokens: int                  # largest pool (slots) that a case tries to fill
+    prompt_tokens: int                # longest prompt
     traces: int                       # of operations on a block manager, a requirement
     operations: int                   # in a trace, at most
     kernel_cases: int                 # of attention, writes, copies, merges with all options together, a requirement
@@ -37,14 +38,15 @@ PROFILES = {
     profile.name: profile
     for profile in (
         Profile("smoke", (1, 3), rings=10, concurrency=6, rounds=4, samples=6, refusal_s=5, settle_s=3,
-                pool_tokens=2048, traces=30, operations=40, kernel_cases=10, kernel_edges=2,
+                pool_tokens=2048, prompt_tokens=512, traces=30, operations=40, kernel_cases=10, kernel_edges=2,
                 shrink_s=3, request_timeout_s=20, case_timeout_s=40, run_timeout_s=300),
         Profile("ci", (1, 2, 3, 8), rings=32, concurrency=16, rounds=5, samples=8, refusal_s=10, settle_s=5,
-                pool_tokens=8192, traces=200, operations=60, kernel_cases=40, kernel_edges=4,
+                pool_tokens=8192, prompt_tokens=4096, traces=200, operations=60, kernel_cases=40, kernel_edges=4,
                 shrink_s=10, request_timeout_s=60, case_timeout_s=180, run_timeout_s=1200),
         Profile("full", (1, 2, 3, 5, 8, 16, 31), rings=128, concurrency=64, rounds=8, samples=16, refusal_s=20,
-                settle_s=10, pool_tokens=65536, traces=3000, operations=100, kernel_cases=1000, kernel_edges=50,
-                shrink_s=60, request_timeout_s=180, case_timeout_s=900, run_timeout_s=7200),
+                settle_s=10, pool_tokens=65536, prompt_tokens=32768, traces=3000, operations=100,
+                kernel_cases=1000, kernel_edges=50, shrink_s=60, request_timeout_s=180, case_timeout_s=900,
+                run_timeout_s=7200),
     )
 }
 

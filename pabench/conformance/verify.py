@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 from pabench.conformance.failure import Failure
 from pabench.engines.base import Choice, Completion, GenerationRequest
 from pabench.engines.cleaning import clean
-from pabench.probe import Diagnosis, Fork, ProbePrompt, ProbeSpec, Ring, check_answer, diagnose
+from pabench.probe import HARD_BETA, Diagnosis, ProbePrompt, ProbeSpec, Ring, check_answer, diagnose
 
 # Between the two branches of a fork that was met before, the logits differ by 2/3 of what they do elsewhere (two of
 # three matches agree), about 8 nats: a low temperature makes the choice certain, and keeps the first one even.
 FORK_TEMPERATURE = 0.25
+
+def fork_temperature(spec: ProbeSpec) -> float:
+    """FORK_TEMPERATURE, which is a hard probe's, for `spec`: a soft one has smaller logits."""
+    return FORK_TEMPERATURE * spec.beta / HARD_BETA
+
 
 _ENOUGH = 3    # tokens in a row that tell a shift from chance
 _FURTHEST = 4  # tokens that a shift is looked for
@@ -20,7 +25,10 @@ _FURTHEST = 4  # tokens that a shift is looked for
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """A probe prompt and how to send it. `name` is what failure texts call it; `tokens` are exact, a choice."""
+    """A probe prompt and how to send it. `name` is what failure texts call it; the other fields are the request's.
+
+    `tokens` are exact, a choice; a choice that meets one of `stop_token_ids` ends there.
+    """
 
     prompt: ProbePrompt
     tokens: int
@@ -28,13 +36,25 @@ class Ask:
     n: int = 1
     stream: bool = True
     temperature: float = 0.0
+    logprobs: bool = False
+    chat: bool = False
+    beam_width: int = 0
+    cache_salt: str | None = None
+    request_id: str | None = None
+    stop_token_ids: tuple[int, ...] = ()
 
     @property
     def request(self) -> GenerationRequest:
         """The request to send."""
-        return GenerationRequest(
-            self.prompt.prompt, self.tokens, n=self.n, stream=self.stream, temperature=self.temperature
-        )
+        own = {each.name: getattr(self, each.name) for each in fields(self)}
+        own |= {"prompt": self.prompt.prompt, "max_tokens": own.pop("tokens")}
+        del own["name"]
+        return GenerationRequest(**own)
+
+    def length(self, ids: Sequence[int]) -> int:
+        """How many tokens a choice has that begins with `ids`."""
+        stops = (at + 1 for at, token in enumerate(ids[: self.tokens]) if token in self.stop_token_ids)
+        return next(stops, self.tokens)
 
 
 def check_completion(
@@ -69,10 +89,10 @@ def _check_choice(
         if found is not None:
             shifted = _shifted(ask.prompt, ids, found.index) if isinstance(ask.prompt, Ring) else ""
             return replace(_diagnosed(found, name), **({"hint": shifted} if shifted else {}))
-    if isinstance(ask.prompt, Fork) and (failure := _check_loyalty(ask.prompt, ids, name, block_size)):
+    if not isinstance(ask.prompt, Ring) and (failure := _check_loyalty(ask.prompt, ids, name, block_size)):
         return failure
-    if len(ids) != ask.tokens:
-        return Failure(f"{name} has {ask.tokens} tokens", f"{len(ids)} tokens, all of them right",
+    if len(ids) != ask.length(ids):
+        return Failure(f"{name} has {ask.length(ids)} tokens", f"{len(ids)} tokens, all of them right",
                        hint="a token was lost or invented: check what happens to the last token of a step that is "
                             "preempted, cancelled or the first of a batch")
     return None
@@ -100,18 +120,27 @@ def _shifted(ring: Ring, ids: Sequence[int], at: int) -> str:
     return ""
 
 
-def _check_loyalty(fork: Fork, ids: Sequence[int], name: str, block_size: int | None) -> Failure | None:
-    """At each return to the fork the first choice must be made again: only generated slots remember it."""
-    first = fork.branch(ids)
-    for index in range(1, len(ids)):
-        if ids[index - 1] != fork.fork or first is None or ids[index] == fork.branches[first][0]:
+def _check_loyalty(
+    prompt: ProbePrompt, ids: Sequence[int], name: str, block_size: int | None
+) -> Failure | None:
+    """Where two tokens may follow one, the first choice must be made again at each return: only generated slots
+    remember it.
+    """
+    chosen: dict[int, int] = {}  # token -> output that first followed it
+    for index, before in enumerate([prompt.prompt[-1], *ids[:-1]]):
+        if before not in chosen:
+            if len(prompt.successors(before)) > 1:
+                chosen[before] = index
             continue
-        position = len(fork.prompt)
+        first = chosen[before]
+        if ids[index] == ids[first]:
+            continue
+        position = len(prompt.prompt) + first
         place = f"position {position}"
         if block_size is not None:
             place += f" -> block {position // block_size}, slot {position % block_size}"
         return Failure(
-            f"{name}[{index}] = t{fork.branches[first][0]}, the branch it took at output 0 ({place})",
+            f"{name}[{index}] = t{ids[first]}, the branch it took at output {first} ({place})",
             f"{name}[{index}] = t{ids[index]}, the other branch",
             reads="all tokens of the prompt are right: what is wrong was written while generating",
             hint="another sample wrote into this one's slot, or it was never written: copy a shared block before "

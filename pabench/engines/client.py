@@ -29,7 +29,7 @@ from pabench.telemetry.vocabulary import MetricFamilies
 _HEALTH_TIMEOUT_S = 5.0
 _GONE_ATTEMPTS = 3
 _GONE_PAUSE_S = 0.1
-_ABORT_DELAY_S = 0.05  # long enough for a request's bytes to be read by an engine on this host
+ABORT_DELAY_S = 0.05  # long enough for a request's bytes to be read by an engine on this host
 # A connection that broke, before or inside the answer.
 _BROKEN = (aiohttp.ClientPayloadError, aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, ConnectionError)
 
@@ -114,7 +114,7 @@ class EngineClient:
         return await self._generate(request, None)
 
     async def start_then_abort(
-        self, request: GenerationRequest, after_tokens: int, delay_s: float = _ABORT_DELAY_S
+        self, request: GenerationRequest, after_tokens: int, delay_s: float = ABORT_DELAY_S
     ) -> Completion:
         """Stream `request` and disconnect once `after_tokens` tokens have come; the answer so far.
 

@@ -181,12 +181,12 @@ class Trials:
         return [answer.choices[0].text for answer in answers]
 
     async def _stop_token(self) -> bool:
-        """Ends at the third token of the ring, instead of at max_tokens."""
+        """Ends with the third token of the ring, which still belongs to the answer, instead of at max_tokens."""
         if not self.is_probe:
             raise UsageError("which token comes third is known of the probe alone")
         answer = await self._ask(replace(self._request(RING.prompt), stop_token_ids=tuple(RING.expected(3)[2:])))
-        reasons = [choice.finish_reason for choice in answer.choices]
-        return reasons == ["stop"] and len(answer.choices[0].token_times_s) <= 3
+        ends = [(choice.finish_reason, len(choice.token_ids or ())) for choice in answer.choices]
+        return ends == [("stop", 3)]
 
     async def _chat(self) -> bool:
         """The ring as a chat message comes back as a ring: the template adds nothing."""

@@ -3,14 +3,26 @@
 from pabench.probe.checkpoint import build_checkpoint, check_checkpoint, load_spec
 from pabench.probe.diagnosis import Diagnosis, diagnose
 from pabench.probe.oracle import Check, check_answer
-from pabench.probe.prompts import Fork, ProbePrompt, Ring, complement, draw_fork, draw_rings
-from pabench.probe.spec import EOS, FIRST_RING, FIRST_SALT, PAD, PRESETS, SEP, UNK, ProbeSpec, preset
+from pabench.probe.prompts import Chain, Fork, ProbePrompt, Ring, complement, draw_braid, draw_fork, draw_rings
+from pabench.probe.spec import (
+    EOS,
+    FIRST_RING,
+    FIRST_SALT,
+    HARD_BETA,
+    PAD,
+    PRESETS,
+    SEP,
+    SOFT_BETA,
+    UNK,
+    ProbeSpec,
+    preset,
+)
 from pabench.probe.tensors import DTYPES
 from pabench.probe.text import Codec
 
 __all__ = [
-    "DTYPES", "EOS", "FIRST_RING", "FIRST_SALT", "PAD", "PRESETS", "SEP", "UNK",
-    "Check", "Codec", "Diagnosis", "Fork", "ProbePrompt", "ProbeSpec", "Ring",
-    "build_checkpoint", "check_answer", "check_checkpoint", "complement", "diagnose", "draw_fork", "draw_rings",
-    "load_spec", "preset",
+    "DTYPES", "EOS", "FIRST_RING", "FIRST_SALT", "HARD_BETA", "PAD", "PRESETS", "SEP", "SOFT_BETA", "UNK",
+    "Chain", "Check", "Codec", "Diagnosis", "Fork", "ProbePrompt", "ProbeSpec", "Ring",
+    "build_checkpoint", "check_answer", "check_checkpoint", "complement", "diagnose", "draw_braid", "draw_fork",
+    "draw_rings", "load_spec", "preset",
 ]

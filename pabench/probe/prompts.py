@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
@@ -45,7 +47,7 @@ class Ring:
     """`[SEP] salt r0 r1 … r(N-1) r0`: continued by `r1 r2 … r(N-1) r0 r1 …` for ever.
 
     `prompt_len` (tokens; N + 3 when None) makes the prompt go round more than once. Tokens are distinct.
-    `lead` stands between the salt and the ring and is never read again: it makes a prompt long whose end alone matters.
+    `lead`, other tokens, stands between the salt and the ring and is never read again: it makes a prompt long.
     """
 
     tokens: tuple[int, ...]
@@ -54,12 +56,13 @@ class Ring:
     lead: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        body = self.lead + self.tokens
-        if len(set(body)) != len(body) or not self.tokens:
-            raise UsageError(f"a ring needs distinct tokens, at least one, and a lead of others: got {len(body)} "
-                             f"tokens, {len(set(body))} distinct")
-        if min(body) < FIRST_RING:
-            raise UsageError(f"ring tokens are ids from {FIRST_RING} on: got {min(body)}")
+        if len(set(self.tokens)) != len(self.tokens) or not self.tokens:
+            raise UsageError(f"a ring needs distinct tokens, at least one: got {len(self.tokens)} tokens, "
+                             f"{len(set(self.tokens))} distinct")
+        if both := set(self.lead) & set(self.tokens):
+            raise UsageError(f"a ring has a lead of other tokens than its own: got {sorted(both)[:8]} in both")
+        if min(self.lead + self.tokens) < FIRST_RING:
+            raise UsageError(f"ring tokens are ids from {FIRST_RING} on: got {min(self.lead + self.tokens)}")
         if self.prompt_len is not None and self.prompt_len < self._start + len(self.tokens) + 1:
             raise UsageError(f"a ring of {len(self.tokens)} tokens closes after "
                              f"{self._start + len(self.tokens) + 1} prompt tokens: got prompt_len {self.prompt_len}")
@@ -144,6 +147,34 @@ class Fork:
         return HEADER_TOKENS + body.index(token) if token in body else None
 
 
+@dataclass(frozen=True)
+class Chain:
+    """`[SEP] salt body`, any tokens: what may follow a token is whatever followed it before in the prompt."""
+
+    body: tuple[int, ...]
+    salt: int
+
+    @property
+    def prompt(self) -> tuple[int, ...]:
+        """Token ids to send."""
+        return (SEP, self.salt, *self.body)
+
+    def successors(self, token: int) -> tuple[int, ...]:
+        """Tokens that stand behind `token` in the body."""
+        return self._followers.get(token, ())
+
+    @cached_property
+    def _followers(self) -> dict[int, tuple[int, ...]]:
+        found: dict[int, dict[int, None]] = {}
+        for token, later in pairwise(self.body):
+            found.setdefault(token, {})[later] = None
+        return {token: tuple(later) for token, later in found.items()}
+
+    def owner(self, token: int) -> int | None:
+        """First cache position that holds `token`."""
+        return HEADER_TOKENS + self.body.index(token) if token in self.body else None
+
+
 def complement(ring: Ring, spec: ProbeSpec) -> Ring:
     """The ring with every bit of every token flipped.
 
@@ -187,6 +218,27 @@ def draw_fork(spec: ProbeSpec, rng: np.random.Generator, branch_len: int) -> For
     fork, *tails = (_take(rest, count) for count in (1, branch_len - 1, branch_len - 1))
     branches = ((first, *tails[0]), (second, *tails[1]))
     return Fork(fork[0], branches, _salts(spec, rng, 1, shared=False)[0])
+
+
+def draw_braid(spec: ProbeSpec, rng: np.random.Generator, num_forks: int, lead: int = 0) -> Chain:
+    """Two strands that meet again and again: `f0 x0 f1 x1 … f0 y0 f1 y1 … f0`, each `y` an `x` with one bit flipped.
+
+    After each `f` its `x` and `y` have probability 1/2 each: only the slot that is generated there remembers which it
+    was. On its second round an answer must choose as on its first, so every second generated slot is read alone.
+    The prompt has 3 + `lead` + 4 * `num_forks` tokens, `lead` of them in front and never read.
+    """
+    needed = 3 * num_forks + lead
+    if num_forks < 1 or needed > len(spec.paired_ids) // 2:
+        raise UsageError(f"a braid of {num_forks} forks and a lead of {lead} needs {needed} tokens, probe "
+                         f"{spec.preset!r} has {len(spec.paired_ids) // 2} for it: use fewer forks")
+    bit = 1 << int(rng.integers(spec.bits))
+    # Pairs differ in one bit, the same for all; of those that lie within the ids, what is left over serves as the rest.
+    halves = [token for token in spec.paired_ids if not token & bit and token | bit in spec.paired_ids]
+    picked = iter([halves[int(at)] for at in rng.permutation(len(halves))[:needed]])
+    firsts = [token if rng.integers(2) else token | bit for token in _take(picked, num_forks)]
+    forks, before = _take(picked, num_forks), _take(picked, lead)
+    strands = [[token for i, fork in enumerate(forks) for token in (fork, firsts[i] ^ flip)] for flip in (0, bit)]
+    return Chain((*before, *strands[0], *strands[1], forks[0]), _salts(spec, rng, 1, shared=False)[0])
 
 
 def _take(tokens: Iterable[int], count: int) -> tuple[int, ...]:

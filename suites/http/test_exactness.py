@@ -1,13 +1,24 @@
-"""One sequence alone, many at once, and more than fit: every token is the one that its prompt demands."""
+"""One sequence alone, and many at once: every token is the one that its prompt demands."""
 
 from __future__ import annotations
 
 import pytest
 
-from pabench.conformance.engine import EngineUnderTest, unsupported
-from pabench.conformance.failure import fail
-from pabench.conformance.prompts import edge_lengths, fork_of_prompt_length, longest_fork
+from pabench.conformance.engine import EngineUnderTest
+from pabench.conformance.prompts import (
+    SHORTEST_RING,
+    braid_of_prompt_length,
+    edge_lengths,
+    longest_braid,
+    second_turn,
+)
+from pabench.conformance.targets import unsupported
 from pabench.conformance.verify import Ask
+
+_TURNS = 2     # of a conversation behind its first
+_WAVES = 2     # how often a batch shrinks and grows again
+_LEAVING = 3   # sequences of eight that end early: eight run, then five, then eight
+_STAYING = 5
 
 
 @pytest.mark.requirement("http/ring-exact")
@@ -15,8 +26,8 @@ from pabench.conformance.verify import Ask
 def test_ring_exact(engine: EngineUnderTest, offset: int) -> None:
     """Prompts that end one before, at and one behind a block edge, one at a time.
 
-    A ring reads every slot of its prompt once. A fork under greedy decoding reads a slot that was generated: the
-    choice at its first output, at position kB + offset, is remembered nowhere else.
+    A ring reads every slot of its prompt once. A braid reads slots that were generated, from the one at position
+    kB + offset on: on its second round it has to choose as on its first, which is remembered nowhere else.
     """
     longest = min((engine.longest - 8) // 2, len(engine.spec.paired_ids))
     lengths = edge_lengths(engine.edge, engine.profile.block_multiples, offset, longest)
@@ -28,14 +39,24 @@ def test_ring_exact(engine: EngineUnderTest, offset: int) -> None:
             engine.case = f"{engine.block_text}; one ring of {length} prompt tokens; greedy, {length} tokens"
             engine.ask([Ask(ring, length, "A")])
     for length in lengths:
-        if length > longest_fork(engine.spec):
+        if length > longest_braid(engine.spec):
             break
-        fork = fork_of_prompt_length(engine.spec, engine.rng, length)
-        engine.case = f"{engine.block_text}; one fork of {length} prompt tokens; greedy, {length} tokens"
-        engine.ask([Ask(fork, length, "A")])
+        braid = braid_of_prompt_length(engine.spec, engine.rng, length)
+        engine.case = f"{engine.block_text}; one braid of {length} prompt tokens; greedy, {length} tokens"
+        engine.ask([Ask(braid, length, "A")])
 
 
-@pytest.mark.requirement("http/concurrent-isolation")
+@pytest.mark.requirement("http/ring-exact", case="shorter-than-a-block")
+def test_short_rings(engine: EngineUnderTest) -> None:
+    """The shortest prompts, one at a time, each read over the edge of its first block."""
+    for length in (SHORTEST_RING, SHORTEST_RING + 1, engine.edge // 2 + 1):
+        tokens = min(engine.edge + 2, engine.longest - length)
+        for (ring,) in engine.rings([length]):
+            engine.case = f"{engine.block_text}; one ring of {length} prompt tokens; greedy, {tokens} tokens"
+            engine.ask([Ask(ring, tokens, "A")])
+
+
+@pytest.mark.requirement("http/concurrent-isolation", case="crowd")
 def test_concurrent_isolation(engine: EngineUnderTest) -> None:
     """A crowd of rings without a common token, of many lengths, coming and going: each foreign token has an owner."""
     profile, block = engine.profile, engine.edge
@@ -49,28 +70,38 @@ def test_concurrent_isolation(engine: EngineUnderTest) -> None:
         engine.ask(asks, concurrency=profile.concurrency)
 
 
-@pytest.mark.requirement("http/preemption-exact")
-def test_preemption_exact(engine: EngineUnderTest) -> None:
-    """Sequences that fit when they start and not when they have grown."""
-    capacity = engine.geometry.capacity_tokens
-    if capacity is None:
-        unsupported("the engine does not tell how many blocks it has")
-    if capacity > engine.profile.pool_tokens:
-        unsupported(f"the pool of {capacity} slots is larger than the {engine.profile.pool_tokens} that profile "
-                    f"{engine.profile.name} fills: start the engine with fewer blocks to have this checked")
-    before = engine.metrics()
-    if before is None or before.preemptions is None:
-        unsupported("the engine does not count preemptions")
-    prompt_len = min(engine.edge + 5, engine.longest // 4)
-    total = min(engine.longest - 1, max(prompt_len + 8, min(220, capacity // 3)))
-    count = engine.num_rings(2 * capacity // total + 2, prompt_len)
-    engine.case = (f"pool of {capacity} slots; {count} rings of {prompt_len} prompt tokens at once; "
-                   f"greedy {total - prompt_len} tokens")
-    ring_crowd = engine.rings([prompt_len] * count)[int(engine.rng.integers(2))]
-    engine.ask([Ask(ring, total - prompt_len, f"request {i}") for i, ring in enumerate(ring_crowd)])
-    after = engine.metrics_when_stable(lambda sample: sample.preemptions != before.preemptions, within_s=1.0)
-    if after.preemptions is None or after.preemptions < before.preemptions:
-        fail("the count of preemptions grows", f"{before.preemptions:g} before, {after.preemptions} after")
-    if after.preemptions == before.preemptions:
-        unsupported(f"the engine preempted nothing: {count} sequences of {total} tokens waited for room instead")
-    engine.note = f"{after.preemptions - before.preemptions:g} preemptions"
+@pytest.mark.requirement("http/concurrent-isolation", case="shrinking-batch")
+def test_shrinking_batch(engine: EngineUnderTest) -> None:
+    """Eight sequences, then five, then eight again: what a large batch left behind must not reach a smaller one.
+
+    Those that stay are braids: they read what they generated meanwhile.
+    """
+    length = min(engine.edge + 5, engine.longest // 3)
+    short, long = engine.edge // 2, min((_WAVES + 2) * engine.edge, engine.longest - length)
+    engine.case = (f"{engine.block_text}; {_STAYING} braids of {length} prompt tokens, greedy {long} tokens; beside "
+                   f"them {_LEAVING} of {short} tokens come and go, {_WAVES + 1} times")
+    leaving = engine.rings([length] * _LEAVING * (_WAVES + 1))[0]
+    braids = [braid_of_prompt_length(engine.spec, engine.rng, length) for _ in range(_STAYING)]
+    staying = engine.start([Ask(braid, long, f"staying {i}") for i, braid in enumerate(braids)])
+    for first in range(0, len(leaving), _LEAVING):
+        engine.ask([Ask(ring, short, f"leaving {i}") for i, ring in enumerate(leaving[first : first + _LEAVING])])
+    staying.verify()
+
+
+@pytest.mark.requirement("http/concurrent-isolation", case="conversations")
+def test_conversations(engine: EngineUnderTest) -> None:
+    """Twice as many conversations as requests at once, turn by turn: each must find its own first turn again."""
+    block, profile = engine.edge, engine.profile
+    length, answer = min(2 * block + 3, engine.longest // 4), min(block // 2, engine.longest // 8)
+    tail = answer
+    count = engine.num_rings(2 * profile.concurrency, length + tail)
+    tokens = min(length - 4, engine.longest // 4)
+    rings = engine.rings([length] * count)[0]
+    engine.case = (f"{engine.block_text}; {count} conversations, {profile.concurrency} at once: rings of {length} "
+                   f"prompt tokens, {answer} tokens of answer, {tail} new tokens behind it, {tokens} tokens of answer")
+    engine.ask([Ask(ring, answer, f"conversation {i}, turn 0") for i, ring in enumerate(rings)],
+               concurrency=profile.concurrency)
+    for turn in range(1, _TURNS + 1):
+        asks = [Ask(second_turn(engine.spec, engine.rng, ring, answer, tail), tokens, f"conversation {i}, turn {turn}")
+                for i, ring in enumerate(rings)]
+        engine.ask([asks[i] for i in engine.rng.permutation(count)], concurrency=profile.concurrency)

@@ -1,49 +1,21 @@
-"""Blocks that several sequences share or inherit: through a prefix, a cache or a fork."""
+"""Blocks that several sequences share: through a prefix, or because they are samples or beams of one prompt."""
 
 from __future__ import annotations
 
 import pytest
 
-from pabench.conformance.engine import EngineUnderTest, unsupported
+from pabench.conformance.engine import EngineUnderTest
 from pabench.conformance.failure import fail
 from pabench.conformance.prompts import fork_of_prompt_length, rings_with_shared_prefix
-from pabench.conformance.verify import FORK_TEMPERATURE, Ask
+from pabench.conformance.targets import unsupported
+from pabench.conformance.verify import Ask, fork_temperature
 from pabench.engines.base import GenerationRequest
 from pabench.probe import Fork, Ring
 
 # Samples of a fork are all alike by chance with probability 2^-(n-1): tried until that is below 2^-20.
 _DOUBLINGS = 20
-
-
-@pytest.mark.requirement("http/cold-equals-warm")
-@pytest.mark.parametrize("offset", [0, 5], ids=["whole-blocks", "partial-block"])
-def test_cold_equals_warm(engine: EngineUnderTest, offset: int) -> None:
-    """Cold, at once again, after others have churned the pool, and with one more block behind the cached ones.
-
-    Each answer goes round twice: a key at a wrong position misleads only when its token is looked up again.
-    """
-    block = engine.edge
-    blocks = min(3, (engine.longest - block - 3 * offset) // (3 * block))
-    if blocks < 1:
-        unsupported(f"{engine.block_text}: a prompt of a block, read twice, does not fit into {engine.longest} tokens")
-    length = blocks * block + offset
-    room = len(engine.spec.paired_ids) - length
-    churn_len = min(5 * block, engine.longest // 2, room)
-    churn = [churn_len] * min(engine.profile.concurrency, room // churn_len)
-    for crowd in engine.rings([length, *churn]):
-        again = Ask(crowd[0], 2 * length, "A")
-        others = [Ask(ring, 4, f"churn {i}") for i, ring in enumerate(crowd[1:])]
-        for state in ("cold", "warm, two at once"):
-            engine.case = f"{engine.block_text}; one ring of {length} prompt tokens, {state}; greedy, two rounds"
-            engine.ask([again] * (2 if "two" in state else 1))
-        engine.case = (f"{engine.block_text}; a ring of {length} prompt tokens after {len(others)} others; "
-                       "greedy, two rounds")
-        engine.ask(others, concurrency=engine.profile.concurrency)
-        engine.ask([again])
-        longer = Ring(crowd[0].tokens, crowd[0].salt, length + block)
-        engine.case = (f"{engine.block_text}; a prompt of {length} tokens, then one of {length + block} that begins "
-                       "with it")
-        engine.ask([Ask(longer, 2 * length, "A")])
+_CROWD = 12        # sequences behind one long prefix: engines treat so many apart
+_PREFIX_BLOCKS = 5
 
 
 @pytest.mark.requirement("http/same-block-behind-another-prefix")
@@ -65,7 +37,7 @@ def test_same_block_behind_another_prefix(engine: EngineUnderTest) -> None:
         engine.ask([Ask(behind_y, length, "Y+S")])
 
 
-@pytest.mark.requirement("http/shared-prefix-divergence")
+@pytest.mark.requirement("http/shared-prefix-divergence", case="three")
 def test_shared_prefix_divergence(engine: EngineUnderTest) -> None:
     """A prefix that ends inside a block, alone first, then continued by several at once, then once more."""
     block = engine.edge
@@ -84,27 +56,68 @@ def test_shared_prefix_divergence(engine: EngineUnderTest) -> None:
     engine.generate([GenerationRequest(rings[0].prompt[:shared], max_tokens=1, stream=False)])
     engine.ask(asks)
     engine.ask(asks[::-1])
-    # The first holder of the shared blocks goes while the second still reads them.
-    first, second = asks[0], Ask(rings[1], min(2 * tokens, room), "B")
-    engine.case = f"{engine.block_text}; A and B share {shared} tokens; A ends first, B reads on; greedy"
-    engine.ask([Ask(first.prompt, 4, "A"), second, Ask(rings[2], 8, "C")])
+
+
+@pytest.mark.requirement("http/shared-prefix-divergence", case="crowd")
+def test_crowd_behind_one_prefix(engine: EngineUnderTest) -> None:
+    """A long prefix that a dozen sequences share: engines may compute their attention to it once for all."""
+    block = engine.edge
+    blocks = min(_PREFIX_BLOCKS, (engine.longest // 2 - block) // block)
+    if blocks < 1:
+        unsupported(f"{engine.block_text}: a prefix of a block and a tail cannot be read whole within "
+                    f"{engine.longest} tokens")
+    shared, tail = blocks * block, block // 2
+    rings = rings_with_shared_prefix(engine.spec, engine.rng, shared, tail, _CROWD)
+    tokens = len(rings[0].tokens)
+    engine.case = (f"{engine.block_text}; one of {_CROWD} sequences alone, then all at once; they share {shared} "
+                   f"tokens; greedy {tokens} tokens")
+    asks = [Ask(ring, tokens, f"sequence {i}") for i, ring in enumerate(rings)]
+    engine.ask(asks[:1])
+    engine.ask(asks)
+
+
+@pytest.mark.requirement("http/shared-block-outlives-first-holder")
+def test_shared_block_outlives_first_holder(engine: EngineUnderTest) -> None:
+    """A writes a prefix, B joins it while A runs, A ends, others churn the pool, and B still reads."""
+    block = engine.edge
+    shared, tail = 2 * block + block // 2, block // 2
+    room = engine.longest - (shared + tail + 1)
+    if room < 3 * block:
+        unsupported(f"{engine.block_text}: a prefix of more than two blocks cannot be read again within "
+                    f"{engine.longest} tokens")
+    first, second = rings_with_shared_prefix(engine.spec, engine.rng, shared, tail, 2)
+    capacity = engine.geometry.capacity_tokens
+    tokens = min(room, 2 * len(second.tokens) + 4 * block)
+    churn = min(capacity or 0, engine.profile.pool_tokens) or 40 * block
+    length = min(5 * block, engine.longest - 2, len(engine.spec.paired_ids) // 4)
+    count = max(4, churn // length)
+    engine.case = (f"{engine.block_text}; A and B share {shared} tokens; A ends first, B reads {tokens} tokens while "
+                   f"{count} prompts of {length} tokens pass by")
+    holder = engine.start([Ask(first, block, "A")])
+    reader = engine.start([Ask(second, tokens, "B")])
+    holder.verify()
+    while count > 0 and not reader.done:
+        passing = engine.rings([length] * min(count, 4))[0]
+        engine.ask([Ask(ring, 2, f"passer-by {i}") for i, ring in enumerate(passing)])
+        count -= len(passing)
+    reader.verify()
+    # Once more from the cache: what the first reader left must be whole too.
+    engine.ask([Ask(second, len(second.tokens), "B again")])
+    told = "an unknown pool" if capacity is None else f"a pool of {capacity} slots"
+    engine.note = f"{churn - max(0, count) * length} tokens of churn, {told}"
 
 
 @pytest.mark.requirement("http/n-samples-isolated")
 @pytest.mark.parametrize("offset", [0, 1, 5], ids=["full-block", "one-slot", "partial-block"])
 def test_n_samples_isolated(engine: EngineUnderTest, offset: int) -> None:
     """Samples that part at a fork and meet it again: each must then choose as it did, and only its own slots know."""
-    block, samples = engine.edge, engine.profile.samples
-    blocks = min(2, (engine.longest - 16) // (3 * block))
-    if blocks < 1:
-        unsupported(f"{engine.block_text}: samples of a prompt of a block do not fit into {engine.longest} tokens")
-    length = blocks * block + offset
-    tried = 0
+    samples, length = engine.profile.samples, _fork_length(engine, offset)
+    temperature, tried = fork_temperature(engine.spec), 0
     while tried * (samples - 1) < _DOUBLINGS:
         fork = fork_of_prompt_length(engine.spec, engine.rng, length)
         engine.case = (f"{engine.block_text}; a fork of {length} prompt tokens; n {samples}, {length} tokens, "
-                       f"temperature {FORK_TEMPERATURE}")
-        ask, answer = engine.ask_samples(Ask(fork, length, "A", n=samples, temperature=FORK_TEMPERATURE))
+                       f"temperature {temperature:g}")
+        ask, answer = engine.ask_samples(Ask(fork, length, "A", n=samples, temperature=temperature))
         samples, tried = ask.n, tried + 1
         if len(_branches(fork, [choice.token_ids or [] for choice in answer.choices])) == 2:
             engine.note = f"n {samples}"
@@ -114,5 +127,41 @@ def test_n_samples_isolated(engine: EngineUnderTest, offset: int) -> None:
          hint="is the temperature obeyed, and is each sample drawn for itself?")
 
 
+def _fork_length(engine: EngineUnderTest, offset: int) -> int:
+    """Prompt tokens of a fork that ends `offset` behind a block edge and can be read whole."""
+    blocks = min(2, (engine.longest - 16) // (3 * engine.edge))
+    if blocks < 1:
+        unsupported(f"{engine.block_text}: samples of a prompt of a block do not fit into {engine.longest} tokens")
+    return blocks * engine.edge + offset
+
+
 def _branches(fork: Fork, answers: list[list[int]]) -> set[int | None]:
     return {fork.branch(ids) for ids in answers}
+
+
+@pytest.mark.requirement("http/beam-isolated")
+@pytest.mark.parametrize("offset", [0, 1, 5], ids=["full-block", "one-slot", "partial-block"])
+def test_beam_isolated(engine: EngineUnderTest, offset: int) -> None:
+    """Two beams: the two branches of a fork are equally likely and nothing else is, so each beam is one of them.
+
+    Each goes its way past the fork again, where its own slots alone tell which branch is its own.
+    """
+    length = _fork_length(engine, offset)
+    fork = fork_of_prompt_length(engine.spec, engine.rng, length)
+    tokens = length - 5
+    engine.case = f"{engine.block_text}; a fork of {length} prompt tokens; 2 beams, {tokens} tokens"
+    ask = Ask(fork, tokens, "A", n=2, beam_width=2, stream=False)
+    alone = engine.ask([ask])
+    _check_both_branches(fork, [choice.token_ids or [] for choice in alone[0].choices])
+    others = [fork_of_prompt_length(engine.spec, engine.rng, length) for _ in range(3)]
+    engine.case = f"{engine.block_text}; 3 forks of {length} prompt tokens at once; 2 beams each, {tokens} tokens"
+    crowd = [Ask(other, tokens, f"{'BCD'[i]}", n=2, beam_width=2, stream=False) for i, other in enumerate(others)]
+    for each, answer in zip(others, engine.ask(crowd), strict=True):
+        _check_both_branches(each, [choice.token_ids or [] for choice in answer.choices])
+
+
+def _check_both_branches(fork: Fork, answers: list[list[int]]) -> None:
+    found = _branches(fork, answers)
+    if found != {0, 1}:
+        fail("one beam on each branch of the fork: nothing else is as likely",
+             f"both on branch {found.pop()}", hint="does a beam overwrite the other's slots, or inherit its score?")

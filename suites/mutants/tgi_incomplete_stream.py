@@ -5,7 +5,7 @@ from __future__ import annotations
 from reference_engine.engine import Engine, StepOutput
 
 BUG = "tgi-incomplete-stream"
-MUST_FAIL = ("http/stream-equals-whole",)
+MUST_FAIL = ("http/max-tokens-1-joins-batch",)
 ENGINE_ARGS: tuple[str, ...] = ()
 
 

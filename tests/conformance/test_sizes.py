@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 from collections.abc import Callable, Sequence
+from math import log
 from types import ModuleType
 from typing import Any
 
@@ -17,11 +18,11 @@ from pabench.conformance.profiles import PROFILES
 from pabench.conformance.session import EngineSession
 from pabench.conformance.verify import Ask
 from pabench.engines.base import CAPABILITIES, Choice, Completion, EngineFacts, GenerationRequest, Usage
-from pabench.probe import PRESETS, Fork
+from pabench.probe import PRESETS, Fork, ProbePrompt
 from pabench.resources import data_dir
 from pabench.telemetry.vocabulary import KVFacts, KVSample
 
-BLOCKS, CONTEXTS = (1, 8, 16, 32, 64, 128, 256), (256, 512, 2048, 4096)
+BLOCKS, CONTEXTS = (1, 16, 64, 128, 256), (256, 512, 4096)
 
 
 class PerfectEngine(EngineUnderTest):
@@ -33,6 +34,7 @@ class PerfectEngine(EngineUnderTest):
         session = EngineSession(None, facts, PRESETS["tiny"], PROFILES[profile], 0, None)  # type: ignore[arg-type]
         super().__init__(session, np.random.default_rng(0), Geometry.of(facts))
         self._preemptions = 0
+        self._known: set[tuple[str | None, tuple[int, ...]]] = set()
 
     def generate(
         self, requests: Sequence[GenerationRequest], *, concurrency: int | None = None
@@ -46,9 +48,23 @@ class PerfectEngine(EngineUnderTest):
     def ask_samples(self, ask: Ask) -> tuple[Ask, Completion]:
         return ask, self.ask([ask])[0]
 
+    def start(self, asks: Sequence[Ask], *, concurrency: int | None = None) -> Done:  # type: ignore[override]
+        return Done(self.ask(asks))
+
+    def abort_all(self, requests: Sequence[GenerationRequest], delays_s: Sequence[float]) -> None:
+        assert len(requests) == len(delays_s)
+        self.generate(requests)
+
+    def abort(self, request: GenerationRequest, after_tokens: int) -> Completion:
+        return self._accept(request)
+
+    def verify(self, asks: Sequence[Ask], completions: Sequence[Completion]) -> None:
+        assert len(asks) == len(completions)
+
     def metrics(self) -> KVSample | None:
         self._preemptions += 1
-        return KVSample(0.0, running=0, waiting=0, kv_usage=0.0, preemptions=self._preemptions)
+        return KVSample(0.0, running=0, waiting=0, kv_usage=0.0, preemptions=self._preemptions,
+                        drafted=self._preemptions, accepted=0)
 
     def metrics_when_stable(self, ready: Callable[[KVSample], bool], *, within_s: float) -> KVSample:
         sample = self.metrics()
@@ -66,11 +82,46 @@ class PerfectEngine(EngineUnderTest):
         for index in range(ask.n):
             prompt = ask.prompt
             fork = isinstance(prompt, Fork)
-            ids = [prompt.branches[index % 2][0]] if isinstance(prompt, Fork) else prompt.expected(ask.tokens)
-            completion.choices.append(Choice(index, "" if fork else "x", ids, finish_reason="length"))
+            ids = [prompt.branches[index % 2][0]] if isinstance(prompt, Fork) else _continued(prompt, ask.tokens)
+            ids, reason = ids[: ask.length(ids)], "stop" if ask.length(ids) < ask.tokens else "length"
+            logprobs = [log(0.5)] * len(ids) if ask.logprobs else None
+            choice = Choice(index, "" if fork else "x", ids, logprobs, finish_reason=reason, token_times_s=[1.0])
+            completion.choices.append(choice)
         completion.finish_events = ask.n
-        completion.usage = Usage(len(ask.prompt.prompt), ask.tokens * ask.n, 0)
+        completion.usage = Usage(len(ask.prompt.prompt), ask.tokens * ask.n, self._cached(ask))
         return completion
+
+    def _cached(self, ask: Ask) -> int:
+        """What a cache of whole blocks that forgets nothing finds of a prompt."""
+        salt, prompt, size = ask.cache_salt, ask.prompt.prompt, self.block_size or 1
+        if len(prompt) // size > 600:  # no case counts so far
+            return 0
+        ends = range(size, len(prompt), size)
+        found = max((end for end in ends if (salt, prompt[:end]) in self._known), default=0)
+        self._known |= {(salt, prompt[:end]) for end in range(size, len(prompt) + 1, size)}
+        return found
+
+
+class Done:
+    """Requests that were answered at once."""
+
+    done = True
+
+    def __init__(self, completions: list[Completion]) -> None:
+        self._completions = completions
+
+    def wait(self) -> list[Completion]:
+        return self._completions
+
+    verify = wait
+
+
+def _continued(prompt: ProbePrompt, count: int) -> list[int]:
+    """The first of the tokens that may follow, again and again."""
+    ids = [prompt.prompt[-1]]
+    while len(ids) <= count:
+        ids.append(prompt.successors(ids[-1])[0])
+    return ids[1:]
 
 
 def suite_file(name: str) -> ModuleType:
@@ -82,18 +133,46 @@ def suite_file(name: str) -> ModuleType:
     return module
 
 
-EXACTNESS, SHARING, ANSWERS = (suite_file(f"test_{name}") for name in ("exactness", "sharing", "answers"))
+EXACTNESS, SHARING, ANSWERS, LENGTHS, PREEMPTION, CACHE, TENANTS, ABORTS, NUMERICS = (
+    suite_file(f"test_{name}") for name in
+    ("exactness", "sharing", "answers", "lengths", "preemption", "cache", "tenants", "aborts", "numerics")
+)
 CASES: list[tuple[Callable[..., None], list[Any]]] = [
     (EXACTNESS.test_ring_exact, [-1, 0, 1]),
+    (EXACTNESS.test_short_rings, [None]),
     (EXACTNESS.test_concurrent_isolation, [None]),
-    (EXACTNESS.test_preemption_exact, [None]),
-    (SHARING.test_cold_equals_warm, [0, 5]),
+    (EXACTNESS.test_shrinking_batch, [None]),
+    (EXACTNESS.test_conversations, [None]),
+    (LENGTHS.test_chunk_boundary_alone, [None]),
+    (LENGTHS.test_chunk_boundary_beside_decodes, [None]),
+    (LENGTHS.test_max_length_exact, ["two-blocks", "one-token"]),
+    (PREEMPTION.test_preemption_exact, [None]),
+    (PREEMPTION.test_two_large, [None]),
+    (PREEMPTION.test_preempted_samples, [None]),
+    (CACHE.test_cold_equals_warm, [0, 5]),
+    (CACHE.test_revisited_after_churn, [None]),
+    (CACHE.test_hits_beside_misses, [None]),
+    (CACHE.test_second_turn, [None]),
+    (CACHE.test_two_laps_after_hit, [0, 5]),
+    (CACHE.test_cached_tokens, [None]),
+    (TENANTS.test_salt_isolates, [None]),
     (SHARING.test_same_block_behind_another_prefix, [None]),
     (SHARING.test_shared_prefix_divergence, [None]),
+    (SHARING.test_crowd_behind_one_prefix, [None]),
+    (SHARING.test_shared_block_outlives_first_holder, [None]),
     (SHARING.test_n_samples_isolated, [0, 1, 5]),
+    (SHARING.test_beam_isolated, [0, 1, 5]),
+    (ABORTS.test_abort_storm, [None]),
+    (ABORTS.test_abort_in_prefill, [None]),
     (ANSWERS.test_stream_equals_whole, [None]),
     (ANSWERS.test_stream_of_samples, [None]),
+    (ANSWERS.test_finish_once, [None]),
+    (ANSWERS.test_finish_at_a_stop_token, [None]),
+    (ANSWERS.test_single_tokens_join, [None]),
+    (ANSWERS.test_duplicate_request_ids, [None]),
     (ANSWERS.test_usage_exact, [True, False]),
+    (NUMERICS.test_batch_invariant, [None]),
+    (NUMERICS.test_spec_decode_exact, [None]),
 ]
 
 

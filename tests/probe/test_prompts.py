@@ -13,6 +13,7 @@ from pabench.probe import (
     PRESETS,
     SEP,
     UNK,
+    Chain,
     Codec,
     Fork,
     ProbeSpec,
@@ -154,6 +155,15 @@ def test_position_one_back_stands_out_at_any_distance(spec: ProbeSpec) -> None:
     assert gap.min() >= 0.999 * gap[0]
 
 
+def test_a_chain_goes_on_as_it_did_before() -> None:
+    chain = Chain((300, 301, 302, 300, 303, 300), salt=20)
+    assert chain.prompt == (SEP, 20, 300, 301, 302, 300, 303, 300)
+    assert (chain.successors(300), chain.successors(302), chain.successors(303)) == ((301, 303), (300,), (300,))
+    assert (chain.successors(999), chain.owner(303), chain.owner(999)) == ((), 6, None)
+    assert check_answer(chain, [303, 300, 301, 302]).ok
+    assert check_answer(chain, [303, 301]).first_wrong == 1
+
+
 def test_a_lead_makes_a_prompt_long_and_is_never_read() -> None:
     ring = Ring((300, 301, 302), salt=20, lead=(400, 401))
     assert ring.prompt == (SEP, 20, 400, 401, 300, 301, 302, 300)
@@ -162,7 +172,7 @@ def test_a_lead_makes_a_prompt_long_and_is_never_read() -> None:
     twice = Ring(ring.tokens, ring.salt, prompt_len=10, lead=ring.lead)
     assert twice.prompt == (*ring.prompt, 301, 302)
     assert twice.expected(2) == [300, 301]
-    with pytest.raises(UsageError, match="a lead of others"):
+    with pytest.raises(UsageError, match="a lead of other tokens"):
         Ring((300, 301), salt=20, lead=(301,))
     with pytest.raises(UsageError, match="closes after 8 prompt tokens"):
         Ring(ring.tokens, 20, prompt_len=7, lead=ring.lead)

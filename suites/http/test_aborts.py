@@ -1,0 +1,139 @@
+"""Clients that leave: what they asked for ends, its memory is free at once, and nobody else notices."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import time
+from dataclasses import replace
+
+import pytest
+
+from pabench.conformance.engine import EngineUnderTest, refused
+from pabench.conformance.failure import fail
+from pabench.conformance.gauges import all_given_back, given_back, idle_baseline, settled, state
+from pabench.conformance.prompts import braid_of_prompt_length, long_rings
+from pabench.conformance.targets import unsupported
+from pabench.conformance.verify import Ask
+from pabench.engines.base import GenerationRequest
+
+_BEFORE_ABORT = (8, 64, 256)  # tokens of each sample
+_SHORTEST_ABORTED = 8         # tokens
+_TELLING_S = 0.3  # a request that has less left to do than this might just have ended
+_LONGEST_STAY_S = 0.25        # of a client that leaves while prompts are computed
+_LONG_PROMPT = 1024           # tokens: takes an engine several steps
+_HELD = "blocks of an aborted request were not given back, or it still runs"
+
+
+@pytest.mark.requirement("http/abort-frees")
+@pytest.mark.parametrize("n", [1, 4], ids=["one-sample", "four-samples"])
+def test_abort_frees(engine: EngineUnderTest, n: int) -> None:
+    """A long request whose client leaves after its first tokens: gone long before it would have ended."""
+    engine.need("running_metrics", "whether a request still runs shows in the gauges alone")
+    if n > 1:
+        engine.need("n", "several samples")
+    baseline = idle_baseline(engine)
+    prompt = engine.plain_prompt(engine.edge + 3)
+    share = (engine.geometry.capacity_tokens or engine.longest) // n  # so that nothing has to be preempted
+    tokens = min(engine.longest, share) - engine.edge - 8
+    if tokens < _SHORTEST_ABORTED:
+        unsupported(f"{engine.block_text}: no room for an answer long enough to be aborted")
+    engine.case = f"n {n}, max_tokens {tokens}; the client disconnects after its first tokens"
+    left_s = _start_and_abort(engine, GenerationRequest(prompt, tokens, n=n, temperature=1.0 if n > 1 else 0.0))
+    if left_s < _TELLING_S:
+        unsupported(f"the longest sequence that fits ends within {left_s:.2f} s: too soon to tell an abort from an end")
+    within_s = min(engine.profile.settle_s, left_s / 3)
+    start = time.monotonic()
+    sample = settled(engine, baseline, within_s)
+    if not given_back(sample, baseline):
+        fail(f"idle again within {within_s:.1f} s: {state(baseline)}", state(sample),
+             hint="the request runs on without a reader: does the disconnect reach all of its samples, and are the "
+                  "blocks of an aborted sequence freed?")
+    engine.note = f"free after {time.monotonic() - start:.2f} s, would have run {left_s:.1f} s more"
+
+
+def _start_and_abort(engine: EngineUnderTest, request: GenerationRequest) -> float:
+    """Seconds that the aborted request would have gone on, at the pace of the tokens that came.
+
+    A busy engine may send many tokens in one piece, which shows no pace: then once more, and later.
+    """
+    pace_s, received = 0.0, 0
+    for after in _BEFORE_ABORT:
+        answer = engine.abort(request, min(after, request.max_tokens // 4) * request.n)
+        while request.n > 1 and refused(answer):
+            request = replace(request, n=engine.fewer_samples(request.n, answer))
+            answer = engine.abort(request, min(after, request.max_tokens // 4) * request.n)
+        if answer.error is not None:
+            fail("the request is served", f"HTTP {answer.status}: {answer.error[:200]}")
+        times = [choice.token_times_s for choice in answer.choices if len(choice.token_times_s) > 1]
+        received = max(map(len, times), default=0)
+        gaps = [later - earlier for each in times for earlier, later in itertools.pairwise(each)]
+        # The median, since a stall would make the rest look longer than it is; the mean where tokens come in pieces.
+        pace_s = (statistics.median(gaps) or statistics.mean(gaps)) if gaps else 0.0
+        if pace_s > 0:
+            break
+    if pace_s == 0:
+        unsupported("all tokens come at once, so that nobody can tell when a request would have ended")
+    return pace_s * (request.max_tokens - received)
+
+
+@pytest.mark.requirement("http/abort-frees", case="bystanders")
+def test_abort_leaves_others_alone(engine: EngineUnderTest) -> None:
+    """Several run, clients of some leave: the answers of the others are whole and right."""
+    ring_len, tokens = min(engine.edge + 5, engine.longest // 4), min(4 * engine.edge, engine.longest // 2)
+    rings = engine.rings([ring_len] * 5)[0]
+    engine.case = f"4 rings at once; greedy {tokens} tokens; 3 other clients disconnect meanwhile"
+    with all_given_back(engine, _HELD):
+        pending = engine.start([Ask(ring, tokens, f"bystander {i}") for i, ring in enumerate(rings[:4])])
+        for after in (1, 2, 0):
+            engine.abort(GenerationRequest(rings[4].prompt, tokens), after)
+        pending.verify()
+
+
+@pytest.mark.requirement("http/abort-storm-exact")
+def test_abort_storm(engine: EngineUnderTest) -> None:
+    """Most clients leave, each at another moment, and come again; those who stay get whole and right answers, to
+    braids, which read what they generated meanwhile.
+
+    The prompts of those who left are asked again in the end: what they left behind in the cache must be right.
+    """
+    profile, block = engine.profile, engine.edge
+    length, tokens = min(2 * block + 5, engine.longest // 4), min(4 * block, engine.longest // 2)
+    leaving = engine.num_rings(2 * profile.concurrency, 2 * length)
+    rings = engine.rings([length] * leaving)[0]
+    gone = [GenerationRequest(ring.prompt, tokens) for ring in rings]
+    engine.case = (f"{engine.block_text}; 4 braids, again and again, while {leaving} others are aborted at once at any "
+                   f"moment, {profile.rounds} times; {length} prompt tokens, greedy {tokens} tokens")
+    with all_given_back(engine, _HELD):
+        for _ in range(profile.rounds):
+            braids = [braid_of_prompt_length(engine.spec, engine.rng, length) for _ in range(4)]
+            staying = engine.start([Ask(braid, tokens, f"staying {i}") for i, braid in enumerate(braids)])
+            engine.abort_all(gone, [float(delay_s) for delay_s in engine.rng.uniform(0, _LONGEST_STAY_S, leaving)])
+            staying.verify()
+    engine.ask([Ask(ring, length, f"aborted before {i}") for i, ring in enumerate(rings)],
+               concurrency=profile.concurrency)
+
+
+@pytest.mark.requirement("http/abort-in-prefill")
+def test_abort_in_prefill(engine: EngineUnderTest) -> None:
+    """Clients of long prompts leave before their first token; then the same prompts are asked, and read.
+
+    Their blocks may be in the prefix cache: only those that were computed may be found there. How long the engine
+    takes for so many prompts is measured first, with others, so that clients leave all along it.
+    """
+    profile, block = engine.profile, engine.edge
+    length = min(max(8 * block, min(profile.prompt_tokens // 2, _LONG_PROMPT)), engine.longest - 2 * block)
+    if length < 3 * block:
+        unsupported(f"{engine.block_text}: no prompt of several blocks fits into {engine.longest} tokens")
+    count = min(profile.concurrency, len(engine.spec.paired_ids) // (2 * block))
+    others, rings = (long_rings(engine.spec, engine.rng, [length] * count, block) for _ in range(2))
+    start = time.monotonic()
+    engine.ask([Ask(ring, 1, f"computed {i}") for i, ring in enumerate(others)])
+    whole_s = time.monotonic() - start
+    gone = [GenerationRequest(ring.prompt, block) for ring in rings]
+    engine.case = (f"{engine.block_text}; {count} prompts of {length} tokens at once, all aborted within the "
+                   f"{whole_s:.2f} s that they take; then all again, greedy {block + 1} tokens")
+    with all_given_back(engine, _HELD):
+        engine.abort_all(gone, [whole_s * (i + 0.5) / count for i in range(count)])
+    engine.ask([Ask(ring, block + 1, f"aborted before {i}") for i, ring in enumerate(rings)],
+               concurrency=profile.concurrency)

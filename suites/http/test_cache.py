@@ -1,0 +1,232 @@
+"""What a prefix cache must not change, and what it must tell: answers, positions, counts."""
+
+from __future__ import annotations
+
+from math import exp
+
+import pytest
+
+from pabench.conformance.engine import EngineUnderTest
+from pabench.conformance.failure import fail
+from pabench.conformance.prompts import (
+    braid_of_prompt_length,
+    long_rings,
+    rings_with_shared_prefix,
+    second_turn,
+    shared_by_all,
+)
+from pabench.conformance.targets import unsupported
+from pabench.conformance.verify import Ask
+from pabench.engines.base import Completion, GenerationRequest
+from pabench.probe import Ring
+
+# A fork's branches have probability 1/2 each, in bfloat16 between 0.3 and 0.7; a branch whose key is lost has none.
+_FORKED = (0.1, 0.9)
+_HITS = 4             # requests of a batch that hit, beside as many that miss
+
+
+@pytest.mark.requirement("http/cold-equals-warm")
+@pytest.mark.parametrize("offset", [0, 5], ids=["whole-blocks", "partial-block"])
+def test_cold_equals_warm(engine: EngineUnderTest, offset: int) -> None:
+    """Cold, at once again, after others have come, and with one more block behind the cached ones.
+
+    Prompts of every length that is a whole number of blocks are asked twice: nothing is left to compute of them.
+    """
+    block = engine.edge
+    longest = (engine.longest - block - 3 * offset) // 3
+    lengths = [k * block + offset for k in engine.profile.block_multiples if k * block + offset <= longest]
+    if not lengths:
+        unsupported(f"{engine.block_text}: a prompt of a block, read twice, does not fit into {engine.longest} tokens")
+    for length in lengths:
+        for (ring,) in engine.rings([length]):
+            again = Ask(ring, length, "A")
+            for state, asks in (("cold", [again]), ("warm, two at once", [again, again])):
+                engine.case = f"{engine.block_text}; one ring of {length} prompt tokens, {state}; greedy, one round"
+                engine.ask(asks)
+            longer = Ring(ring.tokens, ring.salt, length + block)
+            engine.case = (f"{engine.block_text}; a prompt of {length} tokens, then one of {length + block} that "
+                           "begins with it")
+            engine.ask([Ask(longer, length, "A")])
+
+
+@pytest.mark.requirement("http/cold-equals-warm", case="revisited")
+def test_revisited_after_churn(engine: EngineUnderTest) -> None:
+    """More prompts than the pool holds, then all again, in another order: what was evicted or moved away comes back."""
+    block, capacity = engine.edge, engine.geometry.capacity_tokens
+    length = min(4 * block, engine.longest // 3)
+    fill = min(capacity or 0, engine.profile.pool_tokens) or 40 * block
+    count = max(6, fill * 5 // 4 // length)
+    rings: list[Ring] = []
+    while len(rings) < count:
+        rings += engine.rings([length] * engine.num_rings(count - len(rings), length))[0]
+    tokens = min(block, engine.longest // 3)
+    asks = [Ask(ring, tokens, f"prompt {i}") for i, ring in enumerate(rings)]
+    engine.case = (f"{engine.block_text}; {count} rings of {length} prompt tokens, then all again; greedy {tokens} "
+                   "tokens")
+    engine.ask(asks, concurrency=engine.profile.concurrency)
+    engine.ask([asks[i] for i in engine.rng.permutation(count)], concurrency=engine.profile.concurrency)
+    told = "an unknown pool" if capacity is None else f"a pool of {capacity}"
+    engine.note = f"{count * (length + tokens)} tokens through {told}"
+
+
+@pytest.mark.requirement("http/cold-equals-warm", case="hits-beside-misses")
+def test_hits_beside_misses(engine: EngineUnderTest) -> None:
+    """Prompts that are cached and prompts that are not, in one batch: all wait while a long one is computed."""
+    block = engine.edge
+    length = min(2 * block + block // 2, engine.longest // 3, len(engine.spec.paired_ids) // (2 * _HITS))
+    rings = engine.rings([length] * (2 * _HITS))[0]
+    (long,) = long_rings(engine.spec, engine.rng, [min(engine.longest - 8, engine.profile.prompt_tokens // 2)], 4)
+    known = [Ask(ring, length, f"hit {i}") for i, ring in enumerate(rings[:_HITS])]
+    new = [Ask(ring, length, f"miss {i}") for i, ring in enumerate(rings[_HITS : 2 * _HITS])]
+    engine.case = (f"{engine.block_text}; {_HITS} rings of {length} prompt tokens that are cached and {_HITS} that are "
+                   f"not, behind a prompt of {len(long.prompt)} tokens; greedy, one round")
+    engine.ask(known)
+    engine.ask([Ask(long, 4, "long"), *(ask for pair in zip(known, new, strict=True) for ask in pair)])
+
+
+@pytest.mark.requirement("http/cold-equals-warm", case="second-turn")
+def test_second_turn(engine: EngineUnderTest) -> None:
+    """A conversation: a prompt, its answer and new text, where the answer ends at a block edge, and one before it.
+
+    The last token of an answer was never fed back: whoever takes it for computed leaves a hole. It shows where two
+    tokens may follow, one of them behind the hole: both must be as likely as each other, and so they are told.
+    """
+    engine.need("logprobs", "whether both continuations are still likely")
+    block = engine.edge
+    blocks = min(3, (engine.longest // 2 - 2 * block) // block)
+    if blocks < 2:
+        unsupported(f"{engine.block_text}: two turns of a block each do not fit into {engine.longest} tokens")
+    for behind in (0, 1):
+        answer = block // 2 + 3
+        first = engine.rings([blocks * block - behind - answer])[0][0]
+        engine.case = (f"{engine.block_text}; a ring of {len(first.prompt)} prompt tokens, {answer} of answer, that is "
+                       f"{blocks} blocks less {behind}, then {block // 2} new tokens; greedy")
+        engine.ask([Ask(first, answer, "turn 1")])
+        read = second_turn(engine.spec, engine.rng, first, answer, block // 2)
+        engine.ask([Ask(read, len(first.tokens) - 1, "turn 2")])
+        seam = second_turn(engine.spec, engine.rng, first, answer, block // 2, at_seam=True)
+        (told,) = engine.ask([Ask(seam, 1, "turn 2", logprobs=True, stream=False)])
+        _check_both_likely(told, len(first.prompt) + answer)
+
+
+def _check_both_likely(answer: Completion, seam: int) -> None:
+    logprobs = answer.choices[0].logprobs
+    if not logprobs:
+        fail("the log-probability of turn 2[0]", "none")
+    probability = exp(logprobs[0])
+    if not _FORKED[0] < probability < _FORKED[1]:
+        fail(f"probability 1/2 of each of two tokens that may follow (the second stands at position {seam})",
+             f"probability {probability:.3f} of turn 2[0]",
+             hint="the last token of the answer was taken for computed: its key is not there, so what stands behind it "
+                  "is not found. Only what was fed to the model is cached")
+
+
+@pytest.mark.requirement("http/two-laps-after-hit")
+@pytest.mark.parametrize("offset", [0, 5], ids=["whole-blocks", "partial-block"])
+def test_two_laps_after_hit(engine: EngineUnderTest, offset: int) -> None:
+    """A prompt that was cached by a request of one token, then read round twice; once more with a braid.
+
+    A key at a wrong position misleads only when its token is looked up again: in the second lap.
+    """
+    block = engine.edge
+    blocks = min(3, (engine.longest - 3 * offset - 8) // (3 * block))
+    if blocks < 1:
+        unsupported(f"{engine.block_text}: a prompt of a block, read twice, does not fit into {engine.longest} tokens")
+    length = blocks * block + offset
+    (ring,) = engine.rings([length])[0]
+    engine.case = f"{engine.block_text}; a ring of {length} prompt tokens, cached before; greedy, two rounds"
+    engine.ask([Ask(ring, 1, "A, cold")])
+    (warm,) = engine.ask([Ask(ring, 2 * length, "A")])
+    if warm.usage is not None and warm.usage.cached_tokens == 0 and length > block:
+        unsupported("the second request was no hit")
+    braid = braid_of_prompt_length(engine.spec, engine.rng, length)
+    engine.case = f"{engine.block_text}; a braid of {length} prompt tokens, cached before; greedy, two rounds"
+    engine.ask([Ask(braid, 1, "A, cold")])
+    engine.ask([Ask(braid, length, "A")])
+
+
+@pytest.mark.requirement("http/cached-tokens-match-block-model")
+def test_cached_tokens(engine: EngineUnderTest) -> None:
+    """One at a time: a new prompt, the same again, and one that parts from it inside a block.
+
+    What can be shared is the whole blocks before the first token that differs, and never the last token: that one
+    must be computed, to know what follows it.
+    """
+    block = engine.edge
+    lengths = [k * block + offset for k in engine.profile.block_multiples for offset in (-1, 0, 1)
+               if block // 2 + 4 <= k * block + offset < engine.longest // 2 - block]
+    if not lengths:
+        unsupported(f"{engine.block_text}: no prompt of a block and another fit into {engine.longest} tokens")
+    for length in lengths:
+        shared, tail = length - block // 2 - 1, block // 2
+        first, second = rings_with_shared_prefix(engine.spec, engine.rng, shared, tail, 2)
+        for ring, common, what in ((first, 0, "a new prompt"), (first, len(first.prompt), "the same again"),
+                                   (second, shared, f"one that shares {shared} tokens with it")):
+            engine.case = f"{engine.block_text}; {what}, of {len(ring.prompt)} tokens; nothing else in the engine"
+            (answer,) = engine.ask([Ask(ring, 1, "A", stream=False)])
+            _check_cached(engine, answer, common, len(ring.prompt))
+
+
+def _check_cached(engine: EngineUnderTest, answer: Completion, common: int, length: int) -> None:
+    """`common`: how many tokens at its beginning the prompt shares with what was sent before."""
+    told = answer.usage.cached_tokens if answer.usage is not None else None
+    if told is None:
+        told = 0  # engines leave the field out where there is nothing to tell
+    most = min(common, length - 1)
+    size = engine.block_size
+    if size is None:
+        if told > most:
+            fail(f"at most {most} cached tokens: so many are shared, and the last is always computed", f"{told}")
+        return
+    expected = most // size * size
+    if common == 0 and told <= shared_by_all(size):
+        return
+    if told != expected:
+        fail(f"cached_tokens = {expected}: {common} of {length} tokens were sent before, in whole blocks of {size}, "
+             "the last token left out", f"{told}",
+             hint="more: a block is counted that was computed again, or that belongs to another prefix; less: a block "
+                  "that is still there is not found")
+
+
+@pytest.mark.requirement("http/prompt-logprobs-cold-equals-warm")
+def test_prompt_logprobs(engine: EngineUnderTest) -> None:
+    """Log-probabilities of a prompt that goes round twice, cold and when it is cached: whole, and equal.
+
+    In its second lap each token is certain. In its first, none is to be expected, and how unlikely each is was set
+    when the probe was built: far apart, so that a list out of step shows.
+    """
+    block = engine.edge
+    size = min(block + 3, engine.longest // 4)
+    drawn = engine.rings([size])[0][0]
+    ring = Ring(drawn.tokens, drawn.salt, 2 * len(drawn.tokens) + 3)
+    length = len(ring.prompt)
+    request = GenerationRequest(ring.prompt, 2, stream=False, prompt_logprobs=True)
+    told = []
+    for state in ("cold", "warm", "warm again"):
+        engine.case = f"{engine.block_text}; log-probabilities of a prompt of {length} tokens, {state}"
+        (answer,) = engine.generate([request])
+        told.append(_prompt_logprobs(answer, length))
+        if state == "cold":
+            engine.ask([Ask(ring, 2, "A")])  # without them: now it is surely cached
+    certain = engine.spec.exact_logprob
+    for at in range(size, length):
+        value = told[0][at]
+        if value is None or abs(value - certain) > 0.1 + abs(certain) / 10:
+            fail(f"log-probability {certain:.2f} of token {at}, which the second lap demands", f"{value}")
+    for at, (cold, *warm) in enumerate(zip(*told, strict=True)):
+        for value in warm:
+            if (cold is None) != (value is None) or abs((cold or 0) - (value or 0)) > 0.5 + abs(cold or 0) / 50:
+                fail(f"log-probability of prompt token {at}: {cold}, as it was cold", f"{value}",
+                     hint="it was computed for the part behind the hit alone: do not read the cache for such a "
+                          "request, or keep what it would have told")
+
+
+def _prompt_logprobs(answer: Completion, length: int) -> list[float | None]:
+    if answer.error is not None:
+        fail("log-probabilities of the prompt", f"HTTP {answer.status}: {answer.error[:200]}",
+             hint="are there fewer log-probabilities than prompt tokens, since a part of it came from the cache?")
+    told = answer.choices[0].prompt_logprobs if answer.choices else None
+    if told is None or len(told) != length or told[0] is not None:
+        got = "none" if told is None else f"{len(told)}, the first {told[0] if told else None}"
+        fail(f"{length} log-probabilities, the first null: nothing comes before it", got)
+    return told

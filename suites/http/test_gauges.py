@@ -1,0 +1,100 @@
+"""The gauges of requests and of KV use: true under load, back at their baseline after it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import pytest
+
+from pabench.conformance.engine import EngineUnderTest
+from pabench.conformance.failure import fail
+from pabench.conformance.gauges import all_given_back, idle_baseline, sampled, state
+from pabench.engines.base import Completion, GenerationRequest
+from pabench.telemetry.vocabulary import KVSample
+
+_ENOUGH_SAMPLES = 10
+_REPEATS = 8  # of one prompt
+_HELD = "blocks of an ended or aborted request were not given back"
+
+
+@pytest.mark.requirement("http/gauges-in-range")
+def test_gauges_in_range(engine: EngineUnderTest) -> None:
+    """A crowd: the gauges show it while it lasts, and never what cannot be; counters only grow."""
+    idle_baseline(engine)
+    requests = _crowd(engine)
+    seen: list[KVSample] = []
+    while len(seen) < _ENOUGH_SAMPLES and engine.time_left_s > engine.profile.case_timeout_s / 2:
+        seen += _watch(engine, requests)
+    after = idle_baseline(engine)
+    for sample in (*seen, after):
+        if not 0 <= (sample.kv_usage or 0) <= 1 or (sample.running or 0) < 0 or (sample.waiting or 0) < 0:
+            fail("KV use between 0 and 1, counts not below 0", state(sample),
+                 hint="is a block given back twice, or a request counted out twice?")
+        total = (sample.running or 0) + (sample.waiting or 0)
+        if total > len(requests):
+            fail(f"at most the {len(requests)} requests that were sent, running or waiting", state(sample))
+    _check_counters([*seen, after])
+    shown = any(sample.running for sample in seen) and any(sample.kv_usage for sample in seen)
+    if not shown and len(seen) >= _ENOUGH_SAMPLES:
+        fail("the gauges show the load while it lasts", f"{len(seen)} samples, all without running requests or KV use")
+    engine.note = f"{len(seen)} samples under load, at most {max(sample.running or 0 for sample in seen):g} running"
+
+
+def _check_counters(samples: Sequence[KVSample]) -> None:
+    for name in ("preemptions", "prefix_queries", "prefix_hits"):
+        values = [value for sample in samples if (value := getattr(sample, name)) is not None]
+        if values != sorted(values):
+            fail(f"the counter of {name} only grows", f"{values}")
+    last = samples[-1]
+    if last.prefix_hits is not None and last.prefix_queries is not None and last.prefix_hits > last.prefix_queries:
+        fail("no more prefix hits than prompt tokens that were looked up",
+             f"{last.prefix_hits:g} hits of {last.prefix_queries:g} tokens")
+
+
+@pytest.mark.requirement("http/gauges-return-to-idle", case="crowd")
+def test_gauges_return_to_idle(engine: EngineUnderTest) -> None:
+    """A crowd with aborts and refusals in it: afterwards all is as it was."""
+    requests = _crowd(engine)
+    engine.case += "; 2 more are aborted"
+    with all_given_back(engine, _HELD):
+        pending = engine.start_plain(requests)
+        for after in (0, 1):
+            engine.abort(requests[0], after)
+        _check_served(pending.wait())
+
+
+@pytest.mark.requirement("http/gauges-return-to-idle", case="repeats")
+def test_gauges_after_repeats(engine: EngineUnderTest) -> None:
+    """One prompt again and again, a whole number of blocks long: nothing is left to compute of it, and all to free."""
+    length = min(2 * engine.edge, engine.longest // 3)
+    request = GenerationRequest(engine.plain_prompt(length), min(engine.edge, engine.longest // 3))
+    engine.case = f"{engine.block_text}; one prompt of {length} tokens, {_REPEATS} times; {request.max_tokens} tokens"
+    with all_given_back(engine, "the blocks of a prompt that was cached as a whole were not given back"):
+        for _ in range(_REPEATS // 2):
+            _check_served(engine.generate([request]))
+        _check_served(engine.generate([request] * (_REPEATS // 2)))
+
+
+def _crowd(engine: EngineUnderTest) -> list[GenerationRequest]:
+    length, tokens = min(2 * engine.edge + 1, engine.longest // 3), min(4 * engine.edge, engine.longest // 2)
+    count = engine.profile.concurrency
+    engine.case = f"{count} requests of {length} prompt tokens at once, {tokens} tokens each"
+    return [GenerationRequest(engine.plain_prompt(length), tokens) for _ in range(count)]
+
+
+def _watch(engine: EngineUnderTest, requests: Sequence[GenerationRequest]) -> list[KVSample]:
+    """The gauges while `requests` run."""
+    pending = engine.start_plain(requests)
+    seen = [sampled(engine)]
+    while not pending.done:
+        seen.append(sampled(engine))
+        time.sleep(0.02)
+    _check_served(pending.wait())
+    return seen
+
+
+def _check_served(answers: Sequence[Completion]) -> None:
+    for answer in answers:
+        if answer.error is not None:
+            fail("every request is served", answer.error)

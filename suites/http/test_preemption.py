@@ -1,0 +1,106 @@
+"""More than fits: sequences that are preempted, and go on as if they had not been."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from pabench.conformance.engine import EngineUnderTest
+from pabench.conformance.failure import fail
+from pabench.conformance.prompts import braid_of_prompt_length, fork_of_prompt_length
+from pabench.conformance.targets import unsupported
+from pabench.conformance.verify import Ask, fork_temperature
+from pabench.engines.base import Completion
+from pabench.probe import ProbePrompt
+from pabench.telemetry.vocabulary import KVSample
+
+
+def _pool(engine: EngineUnderTest) -> int:
+    """Slots of a pool that the profile can overrun. Skips the test, as UNSUPPORTED, where it cannot."""
+    capacity = engine.geometry.capacity_tokens
+    if capacity is None:
+        unsupported("the engine does not tell how many blocks it has")
+    if capacity > engine.profile.pool_tokens:
+        unsupported(f"the pool of {capacity} slots is larger than the {engine.profile.pool_tokens} that profile "
+                    f"{engine.profile.name} fills: start the engine with fewer blocks to have this checked")
+    return capacity
+
+
+def _counted(engine: EngineUnderTest) -> KVSample:
+    """The metrics before a case. Skips the test, as UNSUPPORTED, where they do not count preemptions."""
+    before = engine.metrics()
+    if before is None or before.preemptions is None:
+        unsupported("the engine does not count preemptions")
+    return before
+
+
+def _check_preempted(engine: EngineUnderTest, before: KVSample) -> None:
+    after = engine.metrics_when_stable(lambda sample: sample.preemptions != before.preemptions, within_s=1.0)
+    if after.preemptions is None or before.preemptions is None or after.preemptions < before.preemptions:
+        fail("the count of preemptions grows", f"{before.preemptions} before, {after.preemptions} after")
+    if after.preemptions == before.preemptions:
+        unsupported("the engine preempted nothing: sequences waited for room instead")
+    engine.note = f"{after.preemptions - before.preemptions:g} preemptions"
+
+
+@pytest.mark.requirement("http/preemption-exact", case="rings")
+def test_preemption_exact(engine: EngineUnderTest) -> None:
+    """Sequences that fit when they start and not when they have grown. Half of them read what they generated."""
+    capacity, before = _pool(engine), _counted(engine)
+    prompt_len = min(engine.edge + 5, engine.longest // 4)
+    total = min(engine.longest - 1, max(prompt_len + 8, min(220, capacity // 3)))
+    count = engine.num_rings(2 * capacity // total + 2, prompt_len)
+    engine.case = (f"pool of {capacity} slots; {count} rings and braids of {prompt_len} prompt tokens at "
+                   f"once; greedy {total - prompt_len} tokens")
+    crowd: list[ProbePrompt] = [*engine.rings([prompt_len] * count)[int(engine.rng.integers(2))]]
+    for i in range(1, count, 2):
+        crowd[i] = braid_of_prompt_length(engine.spec, engine.rng, prompt_len)
+    engine.ask([Ask(prompt, total - prompt_len, f"request {i}") for i, prompt in enumerate(crowd)])
+    _check_preempted(engine, before)
+
+
+@pytest.mark.requirement("http/preemption-exact", case="two-of-half-the-pool")
+def test_two_large(engine: EngineUnderTest) -> None:
+    """Two sequences, each of which needs more than half of the pool in the end: one has to give way to the other."""
+    capacity = _pool(engine)
+    total = capacity * 3 // 5
+    if total > engine.longest:
+        unsupported(f"no sequence of more than half of the pool of {capacity} slots fits into {engine.longest} tokens")
+    prompt_len = min(total - 4 * engine.edge, len(engine.spec.paired_ids) // 2)
+    tokens = min(total - prompt_len, engine.longest - prompt_len)
+    engine.case = (f"pool of {capacity} slots; 2 rings of {prompt_len} prompt tokens at once; greedy {tokens} tokens")
+    engine.ask([Ask(ring, tokens, f"request {i}") for i, ring in enumerate(engine.rings([prompt_len] * 2)[0])])
+
+
+@pytest.mark.requirement("http/preemption-exact", case="samples-of-unequal-length")
+def test_preempted_samples(engine: EngineUnderTest) -> None:
+    """Samples of one prompt, some of which stop early: those that remain are preempted without them.
+
+    A sample ends when it has followed the first branch of its fork, and goes on where it took the other one.
+    """
+    engine.need("n", "several samples of one prompt")
+    engine.need("sampling", "samples that differ")
+    engine.need("stop_token_ids", "samples of unequal length")
+    capacity, before = _pool(engine), _counted(engine)
+    prompt_len = min(engine.edge + 5, engine.longest // 4)
+    total = min(engine.longest - 1, max(prompt_len + 8, min(160, capacity // 4)))
+    # Half of the samples, about, stop early: as many requests as fill the pool twice with those that do not.
+    count = max(3, 2 * capacity // total)
+    forks = [fork_of_prompt_length(engine.spec, engine.rng, prompt_len) for _ in range(count)]
+    asks = [Ask(fork, total - prompt_len, f"request {i}", n=2, temperature=fork_temperature(engine.spec),
+                stop_token_ids=(fork.branches[0][-1],)) for i, fork in enumerate(forks)]
+    engine.case = (f"pool of {capacity} slots; {count} forks of {prompt_len} prompt tokens at once, n 2, up to "
+                   f"{total - prompt_len} tokens; a sample stops at the end of the first branch")
+    answers = engine.ask(asks)
+    _check_reasons(asks, answers)
+    _check_preempted(engine, before)
+
+
+def _check_reasons(asks: Sequence[Ask], answers: Sequence[Completion]) -> None:
+    for ask, answer in zip(asks, answers, strict=True):
+        for choice in answer.choices:
+            expected = "stop" if (choice.token_ids or [0])[-1] in ask.stop_token_ids else "length"
+            if choice.finish_reason != expected:
+                fail(f"{ask.name} sample {choice.index} ends with finish reason {expected!r}",
+                     repr(choice.finish_reason))
