@@ -139,8 +139,8 @@ def digest(schedule: Schedule) -> str:
     """Fingerprint of all requests: two runs with the same one carried the same load."""
     total = hashlib.sha256()
     for one in schedule.requests:
-        total.update(repr((one.user, one.intended_s, one.cancel_after_tokens, dataclasses.astuple(one.request)[:-1]))
-                     .encode())
+        request = dataclasses.replace(one.request, request_id=None)  # it names the run as well
+        total.update(repr((one.user, one.intended_s, one.cancel_after_tokens, dataclasses.astuple(request))).encode())
     return total.hexdigest()
 
 
