@@ -16,12 +16,15 @@ from pabench.conformance.prompts import braid_of_prompt_length, long_rings
 from pabench.conformance.targets import unsupported
 from pabench.conformance.verify import Ask
 from pabench.engines.base import GenerationRequest
+from pabench.probe import Ring
 
 _BEFORE_ABORT = (8, 64, 256)  # tokens of each sample
 _SHORTEST_ABORTED = 8         # tokens
 _TELLING_S = 0.3  # a request that has less left to do than this might just have ended
 _LONGEST_STAY_S = 0.25        # of a client that leaves while prompts are computed
-_LONG_PROMPT = 1024           # tokens: takes an engine several steps
+_LONG_PROMPT = 512            # tokens: takes an engine several steps
+# Who is aborted leaves room for the next, so the last would be served before its client leaves at full pace.
+_PACES = (0.25, 0.5, 0.75, 1.0)
 _HELD = "blocks of an aborted request were not given back, or it still runs"
 
 
@@ -119,21 +122,29 @@ def test_abort_in_prefill(engine: EngineUnderTest) -> None:
     """Clients of long prompts leave before their first token; then the same prompts are asked, and read.
 
     Their blocks may be in the prefix cache: only those that were computed may be found there. How long the engine
-    takes for so many prompts is measured first, with others, so that clients leave all along it.
+    takes for so many prompts is measured first, with others, so that clients leave all along it, at several paces.
     """
     profile, block = engine.profile, engine.edge
     length = min(max(8 * block, min(profile.prompt_tokens // 2, _LONG_PROMPT)), engine.longest - 2 * block)
     if length < 3 * block:
         unsupported(f"{engine.block_text}: no prompt of several blocks fits into {engine.longest} tokens")
-    count = min(profile.concurrency, len(engine.spec.paired_ids) // (2 * block))
-    others, rings = (long_rings(engine.spec, engine.rng, [length] * count, block) for _ in range(2))
-    start = time.monotonic()
-    engine.ask([Ask(ring, 1, f"computed {i}") for i, ring in enumerate(others)])
-    whole_s = time.monotonic() - start
-    gone = [GenerationRequest(ring.prompt, block) for ring in rings]
+    read = min(2 * block + 3, length // 2)
+    # So few that all stay in the cache until they are asked again.
+    room = (engine.geometry.capacity_tokens or profile.pool_tokens) // 2 // length
+    count = max(2, min(profile.concurrency, room, len(engine.spec.paired_ids) // (2 * read)))
+    whole_s = min(_seconds_for(engine, long_rings(engine.spec, engine.rng, [length] * count, read)) for _ in range(2))
     engine.case = (f"{engine.block_text}; {count} prompts of {length} tokens at once, all aborted within the "
-                   f"{whole_s:.2f} s that they take; then all again, greedy {block + 1} tokens")
+                   f"{whole_s:.2f} s that they take, then all again, greedy {block} tokens; {len(_PACES)} times")
     with all_given_back(engine, _HELD):
-        engine.abort_all(gone, [whole_s * (i + 0.5) / count for i in range(count)])
-    engine.ask([Ask(ring, block + 1, f"aborted before {i}") for i, ring in enumerate(rings)],
-               concurrency=profile.concurrency)
+        for pace in _PACES:
+            rings = long_rings(engine.spec, engine.rng, [length] * count, read)
+            gone = [GenerationRequest(ring.prompt, block) for ring in rings]
+            engine.abort_all(gone, [pace * whole_s * (i + 0.5) / count for i in range(count)])
+            engine.ask([Ask(ring, block, f"aborted before {i}") for i, ring in enumerate(rings)])
+
+
+def _seconds_for(engine: EngineUnderTest, rings: list[Ring]) -> float:
+    """How long these prompts take, all at once."""
+    start = time.monotonic()
+    engine.ask([Ask(ring, 1, f"computed {i}") for i, ring in enumerate(rings)])
+    return time.monotonic() - start
