@@ -6,6 +6,7 @@ The tool never imports the reference engine: suites/mutants/host.py does, in the
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib.util
 import multiprocessing
 import os
@@ -18,7 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from pabench.conformance.profiles import load_profile
+from pabench.conformance.profiles import PROFILES, load_profile
 from pabench.conformance.runner import believed
 from pabench.engines import free_port
 from pabench.errors import EXIT_COULD_NOT_RUN, EngineDied
@@ -72,6 +73,7 @@ def _serve(name: str | None, args: list[str], log: str) -> None:
 
 def _conform(name: str, level: str, ids: list[str], out: str, profile: str, log: str) -> None:
     _write_to(log)
+    PROFILES[profile] = dataclasses.replace(PROFILES[profile], shrink_s=0)  # a kill needs no smallest case
     hosting = host()
     impl = hosting.impl_of(hosting.load(name), level)
     raise SystemExit(hosting.conform(name, impl, out=Path(out), profile=profile, ids=ids))
