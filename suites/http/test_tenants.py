@@ -15,6 +15,7 @@ from pabench.conformance.verify import Ask
 from pabench.engines.base import Completion
 from pabench.probe import Ring
 
+_TIMED_PROMPT = 512    # tokens: long enough that computing them takes longer than a step
 _PAIRS = 30            # of a first-token time with and without somebody else's prefix in the cache
 _TELLING_P = 0.001     # what happens by chance once in a thousand runs
 _TELLING_SHARE = 0.25  # of what a hit saves: less could be anything
@@ -63,11 +64,13 @@ def test_salt_hides_in_time(engine: EngineUnderTest) -> None:
     """
     if engine.profile.name == "smoke":
         unsupported("profile smoke takes no times: ask with --profile ci")
-    length = min(engine.longest - 8, engine.profile.prompt_tokens // 4, len(engine.spec.paired_ids) // 2)
+    length = min(engine.longest - 8, _TIMED_PROMPT, len(engine.spec.paired_ids) // 2)
     engine.case = (f"{engine.block_text}; {_PAIRS} prompts of {length} tokens under salt victim, then each under salt "
                    f"spy, and {_PAIRS} that nobody sent; times to the first token, one at a time")
     own_hits, hits, misses = [], [], []
     for i in range(_PAIRS):
+        if engine.time_left_s < engine.profile.case_timeout_s / 2:
+            unsupported(f"{i} of {_PAIRS} pairs in half of the {engine.profile.case_timeout_s:g} s of a case: too slow")
         sent, fresh = engine.rings([length, length])[0]
         mark = f"{int(engine.rng.integers(2**62)):x}"
         _first_token_s(engine, sent, f"victim-{mark}")
