@@ -19,10 +19,11 @@ from pabench.probe.spec import (
 )
 from pabench.probe.tensors import DTYPES
 from pabench.probe.text import Codec
+from pabench.probe.weights import exact_logprob
 
 __all__ = [
     "DTYPES", "EOS", "FIRST_RING", "FIRST_SALT", "HARD_BETA", "PAD", "PRESETS", "SEP", "SOFT_BETA", "UNK",
     "Chain", "Check", "Codec", "Diagnosis", "Fork", "ProbePrompt", "ProbeSpec", "Ring",
     "build_checkpoint", "check_answer", "check_checkpoint", "complement", "diagnose", "draw_braid", "draw_fork",
-    "draw_rings", "load_spec", "preset",
+    "draw_rings", "exact_logprob", "load_spec", "preset",
 ]

@@ -7,7 +7,6 @@ exactly one query head of one lookup layer (layers 1 … L-1; layer 0 only prepa
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import exp, log1p
 
 from pabench.errors import UsageError
 
@@ -65,11 +64,6 @@ class ProbeSpec:
     def is_soft(self) -> bool:
         """Whether log-probabilities of answers tell how exact they are."""
         return self.beta < HARD_BETA / 2
-
-    @property
-    def exact_logprob(self) -> float:
-        """Log-probability (nats) of each token of a ring, when every key and value is exact."""
-        return -self.bits * log1p(exp(-2 * self.beta))
 
     @property
     def hidden_size(self) -> int:

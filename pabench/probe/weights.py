@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from math import cos, sin, sqrt
+from math import cos, exp, log1p, sin, sqrt
 
 import numpy as np
 from numpy.typing import NDArray
@@ -114,6 +114,23 @@ def _rms(spec: ProbeSpec) -> float:
     return sqrt((CONST**2 + 3) / spec.hidden_size)
 
 
+def exact_logprob(spec: ProbeSpec) -> float:
+    """Log-probability (nats) of each token of a ring, when every key and value is exact.
+
+    -bits * ln(1 + e^(-2 beta)), were it not for the norms: weights multiply by one constant, while the residual
+    stream holds a little more in each layer.
+    """
+    assumed = CONST**2 + 3
+    held = CONST**2 + 2                       # in front of layer 0: the constant, this token's code, its bits
+    held += assumed / held + assumed / (held + 2)  # it copies two codes: of the token before, of a salt
+    amplitudes = []                                # of one answer bit, as each lookup layer writes it; 1.0 is meant
+    for _ in range(1, spec.num_layers):
+        amplitudes.append(sqrt(assumed / held))
+        held += amplitudes[-1] ** 2 / (spec.num_layers - 1)
+    per_bit = [spec.beta * amplitude * sqrt(assumed / held) for amplitude in amplitudes]
+    return -spec.num_q_heads * sum(log1p(exp(-2 * logit)) for logit in per_bit)
+
+
 def _embedding(spec: ProbeSpec, field: Residual) -> Array:
     rng = np.random.default_rng(CODE_SEED)
     salts = sign_codes(rng, spec.num_salts, spec.salt_code_dims, MAX_SALT_CORRELATION)
@@ -164,6 +181,19 @@ def _lane_signs(layer: int, spec: ProbeSpec) -> Array:
     return rng.choice(np.array([-1, 1], np.float32), size=(spec.num_kv_heads, spec.head_dim))
 
 
+def _lane_values(layer: int, spec: ProbeSpec) -> Array:
+    """What the value lanes of a lookup layer hold for a set bit, [num_kv_heads, head_dim].
+
+    Signs alone in a hard probe. A soft one has lanes of many magnitudes: equal ones would come through any
+    quantisation unharmed, since the scale makes the largest of them exact.
+    """
+    signs = _lane_signs(layer, spec)
+    if not spec.is_soft:
+        return signs
+    rng = np.random.default_rng((CODE_SEED, layer, 1))
+    return signs * rng.uniform(0.25, 1.75, size=signs.shape).astype(np.float32)
+
+
 def _prepare(spec: ProbeSpec, field: Residual) -> dict[str, Array]:
     """Layer 0: the first half of the query heads copy the previous token's code, the others the salt's code."""
     q, k, v, o = _empty(spec)
@@ -205,7 +235,7 @@ def _copy_code(spec: ProbeSpec, v: Array, o: Array, heads: range, source: slice,
 def _lookup(spec: ProbeSpec, field: Residual, layer: int) -> dict[str, Array]:
     """Layers 1 … L-1: match (token, salt) against (prev, salt), fall into SEP otherwise, copy one bit a head."""
     q, k, v, o = _empty(spec)
-    signs, rms = _lane_signs(layer, spec), _rms(spec)
+    values, rms = _lane_values(layer, spec), _rms(spec)
     match = sqrt(MATCH_NATS * sqrt(spec.head_dim)) * rms
     token_dims = spec.slow_dims[: spec.token_code_dims]
     salt_dims = spec.slow_dims[spec.token_code_dims: spec.token_code_dims + spec.salt_code_dims]
@@ -218,6 +248,7 @@ def _lookup(spec: ProbeSpec, field: Residual, layer: int) -> dict[str, Array]:
     for head in range(spec.num_q_heads):
         kv_head, bit = spec.kv_head_of(head), spec.bit_of(layer, head)
         lanes = list(_share(spec, head))
-        v[kv_head, lanes, field.bits.start + bit] = signs[kv_head, lanes] * sqrt(spec.bits) * rms
-        o[field.answer.start + bit, head, lanes] = signs[kv_head, lanes] / (len(lanes) * sqrt(spec.bits))
+        own = values[kv_head, lanes]
+        v[kv_head, lanes, field.bits.start + bit] = own * sqrt(spec.bits) * rms
+        o[field.answer.start + bit, head, lanes] = own / (float((own * own).sum()) * sqrt(spec.bits))
     return _flat(spec, q, k, v, o)

@@ -18,7 +18,7 @@ from pabench.conformance.prompts import (
 from pabench.conformance.targets import unsupported
 from pabench.conformance.verify import Ask
 from pabench.engines.base import Completion, GenerationRequest
-from pabench.probe import Ring
+from pabench.probe import Ring, exact_logprob
 
 # A fork's branches have probability 1/2 each, in bfloat16 between 0.3 and 0.7; a branch whose key is lost has none.
 _FORKED = (0.1, 0.9)
@@ -208,7 +208,7 @@ def test_prompt_logprobs(engine: EngineUnderTest) -> None:
         told.append(_prompt_logprobs(answer, length))
         if state == "cold":
             engine.ask([Ask(ring, 2, "A")])  # without them: now it is surely cached
-    certain = engine.spec.exact_logprob
+    certain = exact_logprob(engine.spec)
     for at in range(size, length):
         value = told[0][at]
         if value is None or abs(value - certain) > 0.1 + abs(certain) / 10:

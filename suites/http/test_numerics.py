@@ -13,6 +13,7 @@ from pabench.conformance.prompts import braid_of_prompt_length, fork_of_prompt_l
 from pabench.conformance.targets import unsupported
 from pabench.conformance.verify import Ask, fork_temperature
 from pabench.engines.base import Completion
+from pabench.probe import exact_logprob
 
 
 @pytest.mark.requirement("http/batch-invariant")
@@ -50,7 +51,7 @@ def test_kv_fidelity(engine: EngineUnderTest) -> None:
 
     A number, no verdict: it fails only where a token is wrong.
     """
-    exact = engine.spec.exact_logprob
+    exact = exact_logprob(engine.spec)
     if not engine.spec.is_soft:
         unsupported("the probe is a hard one, certain of every token: build and serve preset 'soft'")
     length = min(4 * engine.edge + 5, engine.longest // 3)

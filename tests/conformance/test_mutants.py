@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from pabench.conformance import Outcome, Results, load_registry, load_results
 from pabench.conformance.runner import run_suite
 from pabench.conformance.verdicts import NOT_CONFORMING
+from pabench.probe import PRESETS, SOFT_BETA, build_checkpoint
 from tests.conformance import mutant_hosts
 
 HOST = mutant_hosts.host()
@@ -107,3 +109,18 @@ def test_small_engines_fail_nothing(which: str, tiny_probe: Path, tmp_path: Path
     assert code == 0
     unsupported = {row.name for row in results.rows if row.outcome is Outcome.UNSUPPORTED}
     assert unsupported == (NO_ROOM if which == "few large blocks" else set())
+
+
+def test_a_soft_probe_tells_how_exact_the_cache_is(tmp_path: Path) -> None:
+    """In float32 next to nothing is lost, in fp8 much more, and every token is right all the same."""
+    soft = tmp_path / "soft"
+    build_checkpoint(replace(PRESETS["tiny"], preset="tiny, soft", beta=SOFT_BETA), soft)
+    drift = {}
+    for dtype in ("auto", "fp8"):
+        with mutant_hosts.engine(None, soft, tmp_path / "log", "--kv-cache-dtype", dtype) as url:
+            code, results = ask(url, tmp_path / dtype, "http/kv-fidelity", "http/n-samples-isolated")
+        assert code == 0
+        assert {row.outcome for row in results.rows} == {Outcome.PASS}
+        (told,) = [row.reason for row in results.rows if row.requirement == "http/kv-fidelity"]
+        drift[dtype] = float(told.partition("cold ")[2].split()[0])
+    assert drift["auto"] < 1e-4 < 1e-3 < drift["fp8"], drift

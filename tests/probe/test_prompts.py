@@ -21,8 +21,10 @@ from pabench.probe import (
     check_answer,
     complement,
     diagnose,
+    draw_braid,
     draw_fork,
     draw_rings,
+    exact_logprob,
     preset,
 )
 
@@ -176,3 +178,28 @@ def test_a_lead_makes_a_prompt_long_and_is_never_read() -> None:
         Ring((300, 301), salt=20, lead=(301,))
     with pytest.raises(UsageError, match="closes after 8 prompt tokens"):
         Ring(ring.tokens, 20, prompt_len=7, lead=ring.lead)
+
+
+@pytest.mark.parametrize(("num_forks", "lead"), [(1, 0), (5, 3), (200, 2)])
+def test_a_braid_forks_at_every_second_token(num_forks: int, lead: int) -> None:
+    braid = draw_braid(SPEC, np.random.default_rng(1), num_forks, lead)
+    assert len(braid.prompt) == 3 + lead + 4 * num_forks
+    forks = [token for token in dict.fromkeys(braid.body[lead:]) if len(braid.successors(token)) == 2]
+    assert len(forks) == num_forks
+    for fork in forks:
+        one, other = braid.successors(fork)
+        assert (one ^ other).bit_count() == 1
+        assert braid.successors(one) == braid.successors(other)
+    assert len({*braid.body}) == lead + 3 * num_forks
+
+
+def test_a_braid_that_does_not_fit_is_refused() -> None:
+    with pytest.raises(UsageError, match="needs 3000 tokens"):
+        draw_braid(SPEC, np.random.default_rng(1), 1000)
+
+
+def test_a_soft_probe_knows_what_exact_values_give() -> None:
+    assert PRESETS["soft"].is_soft
+    assert exact_logprob(PRESETS["soft"]) == pytest.approx(-12 * np.log1p(np.exp(-2)), rel=0.02)
+    assert not SPEC.is_soft
+    assert exact_logprob(SPEC) == pytest.approx(0, abs=1e-8)
