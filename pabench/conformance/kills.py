@@ -155,8 +155,9 @@ def _answer(question: Question, out: Path, probe: Path, profile: str) -> Kill:
             tail = " ".join((folder / "log").read_text(errors="replace").split())[-_LAST_WORDS_CHARS:]
             kill = replace(kill, reason=f"the suite ended with {code}: {tail}")
         else:
+            # Of what it was not named for, a MUST alone is a kill: a sound engine may fail the others.
             failed = {v.requirement for v in load_results(folder / "results").by_requirement()
-                      if v.outcome in NOT_CONFORMING}
+                      if v.outcome in NOT_CONFORMING and (v.level == "MUST" or v.requirement in question.ids)}
             kill = replace(kill, outcome=KILLED if failed else SURVIVED, by=tuple(sorted(failed)),
                            missed=tuple(each for each in question.ids if each not in failed))
     except EngineDied as error:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pabench.conformance import Outcome, Registry, Requirement, Verdict
+from pabench.conformance import Outcome, Registry, Requirement, Verdict, load_registry
 from pabench.conformance.bugs import Bug
 from pabench.conformance.kills import (
     KILLS_FILE,
@@ -43,7 +43,7 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> dict[str, Outcome]:
     made: dict[str, Outcome] = {}
 
     def ask(asked: Question, folder: Path, probe: Path, profile: str) -> int:
-        rows = [Verdict(each, "", "MUST", made[each]) for each in asked.ids]
+        rows = [Verdict(each, "", load_registry()[each].level, made[each]) for each in asked.ids or made]
         (folder / "log").touch()
         write_suite(folder / "results", rows)
         return int(any(row.outcome is Outcome.FAIL for row in rows))
@@ -115,6 +115,14 @@ def test_a_requirement_that_does_not_notice_is_named(answers: dict[str, Outcome]
         "killed", ("http/ring-exact",), ("http/usage-exact",), False)
     assert cell(kill) == "killed by ring-exact MISSED by usage-exact"
     assert exit_code([kill]) == 1
+
+
+def test_asked_everything_a_must_alone_is_a_kill(answers: dict[str, Outcome], tmp_path: Path) -> None:
+    everything = replace(question(), ids=())
+    answers |= {"http/ring-exact": Outcome.PASS, "http/batch-invariant": Outcome.FAIL}
+    assert run_mutants([everything], tmp_path, "smoke", nothing)[0].outcome == "survived"
+    answers["http/ring-exact"] = Outcome.CRASH
+    assert run_mutants([replace(everything, digest="e")], tmp_path, "smoke", nothing)[0].by == ("http/ring-exact",)
 
 
 def test_what_cannot_be_asked_is_broken_and_no_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
