@@ -23,7 +23,7 @@ from pabench.conformance.registry import Registry, load_registry
 from pabench.conformance.results import SPEC_VERSION, load_results
 from pabench.conformance.runner import run_suite
 from pabench.conformance.verdicts import NOT_CONFORMING
-from pabench.errors import EXIT_NOT_CONFORMING, EXIT_OK, EngineDied, UsageError
+from pabench.errors import EXIT_INTERRUPTED, EXIT_NOT_CONFORMING, EXIT_OK, EngineDied, UsageError
 from pabench.probe import PRESETS, build_checkpoint
 from pabench.resources import data_dir
 
@@ -118,7 +118,7 @@ def run_mutants(asked: Sequence[Question], out: Path, profile: str, report: Repo
     with (out / KILLS_FILE).open("a", encoding="utf-8") as file:
         for place, question in enumerate(asked, start=1):
             kill = known.get((question.mutant.name, question.level))
-            if kill is None or kill.digest != question.digest:
+            if kill is None or kill.digest != question.digest or kill.outcome == BROKEN:
                 kill = _answer(question, out, probe, profile)
                 file.write(json.dumps(asdict(kill)) + "\n")
                 file.flush()
@@ -151,6 +151,8 @@ def _answer(question: Question, out: Path, probe: Path, profile: str) -> Kill:
     kill = Kill(mutant.name, level, question.digest, BROKEN)
     try:
         code = _ask(question, folder, probe, profile)
+        if code == EXIT_INTERRUPTED:  # the suite has written what it had and says so, instead of raising it
+            raise KeyboardInterrupt
         if code not in (EXIT_OK, EXIT_NOT_CONFORMING):
             tail = " ".join((folder / "log").read_text(errors="replace").split())[-_LAST_WORDS_CHARS:]
             kill = replace(kill, reason=f"the suite ended with {code}: {tail}")

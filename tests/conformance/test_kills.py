@@ -134,6 +134,9 @@ def test_what_cannot_be_asked_is_broken_and_no_kill(tmp_path: Path, monkeypatch:
     (kill,) = run_mutants([question()], tmp_path, "smoke", nothing)
     assert (kill.outcome, kill.reason, kill.good) == ("broken", "the engine did not start: no such file", False)
     assert exit_code([kill]) == 1
+    monkeypatch.setattr("pabench.conformance.kills._ask", lambda *_: 130)
+    with pytest.raises(KeyboardInterrupt):  # asked again, and interrupted
+        run_mutants([question()], tmp_path, "smoke", nothing)
 
 
 def test_the_table_and_the_page() -> None:
