@@ -8,7 +8,7 @@ from reference_engine.scheduling.step import Step
 
 BUG = "vllm-nixl-preempted-after-receive"
 MUST_FAIL = ("http/preemption-exact",)
-ENGINE_ARGS = ("--num-blocks", "24", "--max-model-len", "256")
+ENGINE_ARGS = ("--num-blocks", "24", "--max-model-len", "256", "--no-enable-prefix-caching")
 
 
 def apply() -> None:
