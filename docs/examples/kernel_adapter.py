@@ -1,6 +1,4 @@
-"""A kernel of one's own under the suite: `pabench conform --impl docs/examples/kernel_adapter.py:adapter`."""
-
-from __future__ import annotations
+"""A kernel of one's own under the suite: `pabench conform --impl docs/examples/kernel_adapter.py:MyAdapter`."""
 
 import torch
 
@@ -17,9 +15,9 @@ def my_attention(query, keys, values, table, context_len, scale):
 
 
 class MyAdapter:
-    """Has attention alone: no log-sum-exp, no cache write. See pabench.conformance.kernel.adapter."""
+    """Attention alone: no log-sum-exp, no cache write. See pabench.conformance.kernel.adapter."""
 
-    capabilities: frozenset[str] = frozenset()
+    capabilities = frozenset()
     device = "cpu"
 
     def describe(self):
@@ -36,6 +34,3 @@ class MyAdapter:
             rows = batch.query[starts[seq] : starts[seq + 1]]
             out.append(my_attention(rows, *batch.cache[:2], batch.block_tables[seq], context_len, batch.scale))
         return torch.cat(out), None
-
-
-adapter = MyAdapter

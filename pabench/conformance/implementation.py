@@ -44,6 +44,8 @@ SHIPPED = {
     "paged-triton": "paged.py:in_triton",
     "paged-numba": "paged.py:in_numba",
     "flex-attention": "flex.py:eager",
+    "flashinfer": "flashinfer.py:paged",
+    "flash-attention": "flash_attention.py:paged",
 }
 
 

@@ -87,8 +87,7 @@ def test_a_row_that_sees_nothing_is_zero() -> None:
 
 
 @pytest.mark.parametrize(
-    ("length", "dtype"), [(n, dtype) for n in (17, 1024) for dtype in DTYPES] + [(8192, "bfloat16")]
-)
+    ("length", "dtype"), [*((n, dtype) for n in (17, 1024) for dtype in DTYPES), (8192, "bfloat16")])
 def test_a_kernel_that_loses_the_last_position_is_caught(length: int, dtype: str) -> None:
     """With random queries and a tolerance of 0.01 it is caught 6 times of 20 at 1024 positions, never at 8192."""
     form = CacheForm(head_dim=32, value_dim=32, storage=dtype)

@@ -5,55 +5,25 @@ Hypothesis draws the traces and shrinks; then operations are left out one by one
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
-import hypothesis
-from hypothesis import HealthCheck, Phase, Verbosity, settings
 from hypothesis.strategies import SearchStrategy
 
-from pabench.errors import EngineError, RequirementFailed
+from pabench.conformance.search import search as search_cases
+from pabench.errors import RequirementFailed
 
 Trace = dict[str, Any]
 _MAX_TRIES = 300
 
 
-class _Over(BaseException):
-    """Not an Exception: Hypothesis would take it for a failure, and try to shrink it."""
-
-
 def search(strategy: SearchStrategy[Trace], play: Callable[[Trace], None], *, traces: int, seed: int) -> Trace | None:
     """The shortest trace found for which `play` raises RequirementFailed; None: `traces` of them do not.
 
-    An EngineError ends the search at once, and is raised: a manager that has died is not to be killed a hundred times.
+    Raises EngineError, as `search_cases` does.
     """
-    failing: list[Trace] = []
-    ended: list[EngineError] = []
-
-    @hypothesis.seed(seed)
-    @settings(max_examples=traces, deadline=None, database=None, print_blob=False, report_multiple_bugs=False,
-              phases=(Phase.generate, Phase.shrink), suppress_health_check=list(HealthCheck), verbosity=Verbosity.quiet)
-    @hypothesis.given(strategy)
-    def look(trace: Trace) -> None:
-        try:
-            play(trace)
-        except RequirementFailed:
-            failing.append(trace)
-            raise
-        except EngineError as error:
-            ended.append(error)
-            raise _Over from error
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            look()
-    except _Over:
-        raise ended[0] from None
-    except (RequirementFailed, hypothesis.errors.Flaky):
-        return shortened(failing[-1], play)
-    return None
+    found = search_cases(strategy, play, examples=traces, seed=seed)
+    return None if found is None else shortened(found, play)
 
 
 def shortened(trace: Trace, play: Callable[[Trace], None]) -> Trace:
