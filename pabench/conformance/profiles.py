@@ -45,7 +45,7 @@ PROFILES = {
                 shrink_s=10, request_timeout_s=60, case_timeout_s=180, run_timeout_s=1200),
         Profile("full", (1, 2, 3, 5, 8, 16, 31), rings=128, concurrency=64, rounds=8, samples=16, refusal_s=20,
                 settle_s=10, pool_tokens=65536, prompt_tokens=32768, traces=3000, operations=100,
-                kernel_cases=1000, kernel_edges=50, shrink_s=60, request_timeout_s=180, case_timeout_s=900,
+                kernel_cases=1000, kernel_edges=12, shrink_s=60, request_timeout_s=180, case_timeout_s=900,
                 run_timeout_s=7200),
     )
 }

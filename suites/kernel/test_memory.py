@@ -22,7 +22,7 @@ from pabench.conformance.kernel.strategies import copy_cases, forms, merge_cases
 @pytest.mark.parametrize("storage", STORAGE)
 def test_cache_write_injective(kernel: KernelUnderTest, storage: str) -> None:
     """Every element of every token comes back from its own place."""
-    kernel.every(write_cases(form=forms(storage=storage, block_size=4)), written_exactly, many=True)
+    kernel.every(write_cases(form=forms(storage=storage, block_size=4)), written_exactly, share=len(STORAGE))
 
 
 @pytest.mark.requirement("kernel/cache-write-injective", case="all-slots")
@@ -63,7 +63,7 @@ def test_quantisation_error_bounded(kernel: KernelUnderTest, storage: str, numbe
 @pytest.mark.requirement("kernel/block-copy-exact")
 def test_block_copy_exact(kernel: KernelUnderTest) -> None:
     """Any bits, NaN too, in any strides; sources that are targets; into another cache."""
-    kernel.every(copy_cases(), copied_exactly, many=True)
+    kernel.every(copy_cases(), copied_exactly, share=1)
 
 
 @pytest.mark.requirement("kernel/64-bit-addresses", case="write")
@@ -85,4 +85,4 @@ def test_far_copies(kernel: KernelUnderTest) -> None:
 @pytest.mark.requirement("kernel/merge-equals-dense")
 def test_merge_equals_dense(kernel: KernelUnderTest) -> None:
     """Parts of close and of distant LSE, and parts that have seen nothing."""
-    kernel.every(merge_cases(), merges_as_dense, many=True)
+    kernel.every(merge_cases(), merges_as_dense, share=1)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from hypothesis.strategies import SearchStrategy
 
 C = TypeVar("C", bound=Case)
+_MOST_REFUSALS = 8  # times as many as cases are wanted: then an adapter that supports hardly any is let be
 
 
 class KernelUnderTest(ImplementationUnderTest):
@@ -43,17 +44,20 @@ class KernelUnderTest(ImplementationUnderTest):
         self.found: Case | None = None  # of a failure: the case that broke the property
 
     def every(
-        self, cases: SearchStrategy[C], ask: Callable[[KernelUnderTest, C], None], *, many: bool = False
+        self, cases: SearchStrategy[C], ask: Callable[[KernelUnderTest, C], None], *, share: int | None = None
     ) -> None:
         """Ask `ask` of as many cases as the profile says, or of the one of a case file. Raises CaseFailed.
 
-        `many`: this is the place where all options meet, rather than one of many with one option each.
+        With `share` this is a place where all options meet, and one of so many that share the profile's many cases.
+        Without, it is one of many places with one option each, and a few cases do.
         """
         if self.replayed is not None:
             self.found = case_from_json(self.replayed["case"])
             self._refuse(Counter(self._reasons(self.found)))
         else:
-            self.found = self._search(cases, ask, self.profile.kernel_cases if many else self.profile.kernel_edges)
+            edges = self.profile.kernel_edges
+            examples = edges if share is None else max(edges, self.profile.kernel_cases // share)
+            self.found = self._search(cases, ask, examples)
         if self.found is not None:
             self.case = in_words(self.found)
             ask(self, self.found)  # type: ignore[arg-type]
@@ -70,7 +74,9 @@ class KernelUnderTest(ImplementationUnderTest):
             against = self._reasons(case)
             if against:
                 reasons.update(against)
-                reject()  # another one instead
+                if sum(reasons.values()) < _MOST_REFUSALS * examples:
+                    reject()  # another one instead
+                return
             asked += 1
             ask(self, case)
 
