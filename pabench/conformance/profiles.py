@@ -41,7 +41,7 @@ PROFILES = {
                 pool_tokens=2048, prompt_tokens=512, traces=30, operations=40, kernel_cases=10, kernel_edges=2,
                 shrink_s=3, request_timeout_s=20, case_timeout_s=40, run_timeout_s=300),
         Profile("ci", (1, 2, 3, 8), rings=32, concurrency=16, rounds=5, samples=8, refusal_s=10, settle_s=5,
-                pool_tokens=8192, prompt_tokens=4096, traces=200, operations=60, kernel_cases=40, kernel_edges=4,
+                pool_tokens=8192, prompt_tokens=4096, traces=200, operations=60, kernel_cases=40, kernel_edges=3,
                 shrink_s=10, request_timeout_s=60, case_timeout_s=180, run_timeout_s=1200),
         Profile("full", (1, 2, 3, 5, 8, 16, 31), rings=128, concurrency=64, rounds=8, samples=16, refusal_s=20,
                 settle_s=10, pool_tokens=65536, prompt_tokens=32768, traces=3000, operations=100,
