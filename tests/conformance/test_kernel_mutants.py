@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from pabench.conformance import load_results
+from pabench.conformance.hosting import PRELOADED
 from pabench.conformance.mutants import load_mutants
 from pabench.conformance.verdicts import NOT_CONFORMING, Outcome
 from tests.conformance import mutant_hosts
@@ -42,6 +43,7 @@ def conform(name: str | None, impl: str | None, out: Path, ids: tuple[str, ...],
 def outcomes(name: str | None, impl: str | None, out: Path, *ids: str, profile: str = "ci") -> dict[str, Outcome]:
     """What became of the requirements."""
     context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
     process = context.Process(target=conform, args=(name, impl, out, ids, profile), daemon=True)
     process.start()
     process.join(_END_S)

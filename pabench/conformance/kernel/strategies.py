@@ -73,7 +73,8 @@ def attend_cases(
     cache = draw(forms() if form is None else form)
     longest = longest or _LONGEST[rows]
     max_seqs = max_seqs or (4 if rows == "decode" else 2 if rows == "prefill" else 3)
-    contexts = draw(st.lists(lengths(cache.block_size, longest), min_size=1, max_size=max_seqs))
+    num_seqs = draw(st.integers(1, max_seqs))
+    contexts = draw(st.lists(lengths(cache.block_size, longest), min_size=num_seqs, max_size=num_seqs))
     values: dict[str, Any] = {
         "form": cache, "group": draw(st.sampled_from((1, 2, 3, 5))), "seed": draw(SEEDS),
         "placement": draw(st.integers(0, 99)),
@@ -82,7 +83,7 @@ def attend_cases(
         "soft_cap": draw(st.none() | st.sampled_from((0.5, 2.0, 30.0))), "alibi": draw(st.booleans()),
         "with_lse": draw(st.booleans()),
         "tail": draw(st.sampled_from(TAILS)), "arguments": draw(st.sampled_from(ARGUMENTS)),
-        "fill": draw(st.sampled_from(FILLS[:-1])), "scale": draw(st.none() | st.sampled_from((0.05, 0.3))),
+        "fill": draw(st.sampled_from(("nan", *FILLS[:-1]))), "scale": draw(st.none() | st.sampled_from((0.05, 0.3))),
         "context_lens": tuple(contexts), "shared_prefix_len": 0,
     } | fixed
     prefix: int = values["shared_prefix_len"]
