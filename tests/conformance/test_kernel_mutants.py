@@ -16,7 +16,7 @@ from pabench.conformance.verdicts import NOT_CONFORMING, Outcome
 from tests.conformance import mutant_hosts
 
 MUTANTS = {name: mutant.owes("kernel") for name, mutant in load_mutants().items() if mutant.owes("kernel")}
-_END_S = 120.0
+_END_S = 240.0
 
 
 def conform(name: str | None, impl: str | None, out: Path, ids: tuple[str, ...], profile: str) -> None:
