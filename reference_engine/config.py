@@ -18,7 +18,7 @@ CHOICES = {
     "reservation": ("max", "pow2", "oracle"),
     "kv_dtype": ("auto", "float32", "bfloat16", "float16", "int8", "fp8"),
     "weight_dtype": ("auto", "int8"),
-    "attention_backend": ("auto", "torch", "numba"),
+    "attention_backend": ("auto", "torch", "numba", "triton"),
     "preemption": ("recompute", "swap", "wait"),
     "policy": ("fcfs", "priority"),
     "batching": ("continuous", "static"),
@@ -37,7 +37,8 @@ class EngineConfig:
     num_blocks: int = 2048
     kv_dtype: str = "auto"           # of keys and values; auto: the model's
     weight_dtype: str = "auto"
-    attention_backend: str = "auto"  # of paged_kernels; auto: numba on a CPU, torch elsewhere
+    attention_backend: str = "auto"  # of paged_kernels; auto: numba on a CPU, triton on a GPU
+    enforce_eager: bool = False      # on a GPU, launch the kernels of a decode one by one: no CUDA graphs
     prefix_caching: bool = True      # of a paged cache; a contiguous one shares nothing
     max_num_seqs: int = 64
     max_num_batched_tokens: int = 2048

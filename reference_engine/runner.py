@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence as SequenceOf
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from paged_kernels import elementwise, plan_attention, warm_up
+from paged_kernels import elementwise, move_backend, plan_attention, warm_up
 
 from pabench.errors import UsageError
 from reference_engine.config import EngineConfig
+from reference_engine.graphs import DecodeGraphs, cuda_graph
 from reference_engine.memory.allocator import Allocator, blocks_for
 from reference_engine.memory.pool import KVPool, kv_dtype
 from reference_engine.model.transformer import StepInput, Transformer
@@ -22,10 +24,34 @@ from reference_engine.scheduling.step import Step
 def attention_backend(name: str, device: torch.device) -> str:
     """The backend of paged_kernels that `name`, "auto" too, means on this device. Raises UsageError for a bad pair."""
     if name == "numba" and device.type != "cpu":
-        raise UsageError(f"attention backend 'numba' runs on a CPU, the device is {device}: choose torch or auto")
+        raise UsageError(f"attention backend 'numba' runs on a CPU, the device is {device}: choose triton or auto")
+    if name == "triton":
+        from paged_kernels.triton_backend.device import check_device  # triton is heavy
+
+        try:
+            check_device(device)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
     if name != "auto":
         return name
-    return "numba" if device.type == "cpu" else "torch"
+    return "numba" if device.type == "cpu" else "triton"
+
+
+class Batch(NamedTuple):
+    """What one forward pass computes, on the host. n tokens of s sequences."""
+
+    token_ids: NDArray[np.int64]        # [n]
+    positions: NDArray[np.int64]        # [n]
+    slots: NDArray[np.int64]            # [n]
+    tables: NDArray[np.int64]           # [s, blocks]
+    contexts: NDArray[np.int64]         # [s]
+    query_start_loc: NDArray[np.int64]  # [s + 1]
+    logit_rows: NDArray[np.int64]       # the rows whose next token is wanted
+
+    @property
+    def is_decode(self) -> bool:
+        """One token and one row of logits a sequence."""
+        return len(self.token_ids) == len(self.contexts) == len(self.logit_rows)
 
 
 class Runner:
@@ -33,10 +59,10 @@ class Runner:
 
     def __init__(
         self, model: Transformer, pool: KVPool, allocator: Allocator, *, host_pool: KVPool | None = None,
-        backend: str,
+        backend: str, graphs: DecodeGraphs | None = None,
     ) -> None:
         self.model, self.pool, self.host_pool, self.allocator = model, pool, host_pool, allocator
-        self.backend = backend
+        self.backend, self.graphs = backend, graphs
         model.ops = elementwise("numba" if backend == "numba" else "torch")
 
     @classmethod
@@ -44,12 +70,17 @@ class Runner:
         """With a new KV pool, and one in host memory if the config swaps. Compiles what the attention backend needs."""
         backend = attention_backend(config.attention_backend, model.device)
         dtype = kv_dtype(config.kv_dtype, model.dtype)
-        pool = KVPool(model.config, config.num_blocks, config.block_size, dtype, model.device)
+        copies = move_backend(backend)
+        pool = KVPool(model.config, config.num_blocks, config.block_size, dtype, model.device, copies)
         host_pool = None
         if config.preemption == "swap":
-            host_pool = KVPool(model.config, config.num_swap_blocks, config.block_size, dtype, torch.device("cpu"))
+            host = torch.device("cpu")
+            host_pool = KVPool(model.config, config.num_swap_blocks, config.block_size, dtype, host, copies)
         warm_up(dtype, model.dtype, backend=backend)
-        return cls(model, pool, allocator, host_pool=host_pool, backend=backend)
+        graphs = None
+        if backend == "triton" and model.device.type == "cuda" and not config.enforce_eager:
+            graphs = DecodeGraphs(model, pool.layers, config, cuda_graph)
+        return cls(model, pool, allocator, host_pool=host_pool, backend=backend, graphs=graphs)
 
     def run(self, step: Step, num_logits: SequenceOf[int]) -> torch.Tensor:
         """Logits [sum(num_logits), vocab_size] float32: of each sequence those of its last num_logits[i] new tokens."""
@@ -65,7 +96,10 @@ class Runner:
         num_logits: SequenceOf[int],
     ) -> torch.Tensor:
         """Logits, as `run` gives them, of one pass over the tokens texts[i] from position starts[i] of seqs[i] on."""
-        return self.model.forward(self.prepare(seqs, starts, texts, num_logits), self.pool.layers)
+        batch = self.batch(seqs, starts, texts, num_logits)
+        if self.graphs is not None and batch.is_decode:
+            return self.graphs.run(batch)
+        return self.model.forward(self.prepare(batch), self.pool.layers)
 
     def move(self, step: Step) -> None:
         """Do the step's copies."""
@@ -79,11 +113,11 @@ class Runner:
             else:
                 self.pool.copy_from(self.host_pool, copies)
 
-    def prepare(
+    def batch(
         self, seqs: SequenceOf[Sequence], starts: SequenceOf[int], texts: SequenceOf[list[int]],
         num_logits: SequenceOf[int],
-    ) -> StepInput:
-        """The batch of `compute` as tensors."""
+    ) -> Batch:
+        """What `compute` computes."""
         block_size = self.allocator.block_size
         first = np.array(starts, dtype=np.int64)
         counts = np.array([len(text) for text in texts], dtype=np.int64)
@@ -97,14 +131,18 @@ class Runner:
         owner = np.repeat(np.arange(len(seqs)), counts)  # which sequence each token belongs to
         positions = first[owner] + np.arange(len(owner)) - query_start_loc[owner]
         slots = tables[owner, positions // block_size] * block_size + positions % block_size
+        return Batch(token_ids, positions, slots, tables, contexts, query_start_loc,
+                     _last_rows(query_start_loc[1:], num_logits))
+
+    def prepare(self, batch: Batch) -> StepInput:
+        """The batch as tensors on the device."""
         plan = plan_attention(
-            self._tensor(tables), torch.from_numpy(contexts), torch.from_numpy(query_start_loc), block_size,
-            backend=self.backend,
+            self._tensor(batch.tables), torch.from_numpy(batch.contexts), torch.from_numpy(batch.query_start_loc),
+            self.allocator.block_size, backend=self.backend,
         )
-        return StepInput(
-            self._tensor(token_ids), self._tensor(positions), self._tensor(slots),
-            self._tensor(_last_rows(query_start_loc[1:], num_logits)), plan,
-        )
+        token_ids, positions, slots, rows = (
+            self._tensor(array) for array in (batch.token_ids, batch.positions, batch.slots, batch.logit_rows))
+        return StepInput(token_ids, positions, slots, rows, plan)
 
     def _tensor(self, array: NDArray[np.int64]) -> torch.Tensor:
         return torch.from_numpy(array).to(self.model.device)

@@ -27,7 +27,7 @@ from typing import Protocol
 
 import torch
 
-from paged_kernels.cache import KVCache
+from paged_kernels.cache import KVCache, write_kv
 from paged_kernels.scoring import Scoring
 from paged_kernels.torch_backend import TorchPlan
 
@@ -52,12 +52,16 @@ class BackendPlan(Protocol):
 class AttentionPlan:
     """One step's attention: what it needs to know about its batch, for all layers."""
 
-    def __init__(self, plan: BackendPlan) -> None:
-        self._plan = plan
+    def __init__(self, plan: BackendPlan, backend: str) -> None:
+        self._plan, self.backend = plan, backend
 
     def describe(self) -> str:
         """Which part of the batch runs where: what really ran, for reports."""
         return self._plan.describe()
+
+    def write(self, key: torch.Tensor, value: torch.Tensor, cache: KVCache, slot_mapping: torch.Tensor) -> None:
+        """`paged_kernels.cache.write_kv` in this plan's backend; numba's is torch's."""
+        write_kv(key, value, cache, slot_mapping, backend=move_backend(self.backend))
 
     def attend(
         self, query: torch.Tensor, cache: KVCache, *, scale: float, window: int | None = None,
@@ -110,6 +114,11 @@ BACKENDS: dict[str, Callable[[torch.Tensor, torch.Tensor, torch.Tensor, int, int
 }
 
 
+def move_backend(backend: str) -> str:
+    """Which backend writes keys and values and copies blocks where attention runs in `backend`."""
+    return "triton" if backend == "triton" else "torch"
+
+
 def plan_attention(
     block_tables: torch.Tensor,
     context_lens: torch.Tensor,
@@ -135,10 +144,13 @@ def plan_attention(
         )
     contexts, starts = context_lens.cpu().long(), query_start_loc.cpu().long()
     _check_batch(contexts, starts, block_tables.shape[1] * block_size)
-    if shared_prefix_len % block_size or bool((contexts - starts.diff() < shared_prefix_len).any()):
+    if shared_prefix_len and (
+        shared_prefix_len < 0 or shared_prefix_len % block_size
+        or bool((contexts - starts.diff() < shared_prefix_len).any())
+    ):
         raise ValueError(f"a shared prefix of {shared_prefix_len} positions: expected whole blocks of {block_size}, "
                          "with all query rows behind them")
-    return AttentionPlan(BACKENDS[backend](block_tables, contexts, starts, block_size, shared_prefix_len))
+    return AttentionPlan(BACKENDS[backend](block_tables, contexts, starts, block_size, shared_prefix_len), backend)
 
 
 def _check_batch(contexts: torch.Tensor, starts: torch.Tensor, room: int) -> None:

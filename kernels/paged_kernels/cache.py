@@ -59,7 +59,7 @@ def dequantise(stored: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) ->
 def write_kv(
     key: torch.Tensor, value: torch.Tensor, cache: KVCache, slot_mapping: torch.Tensor, *, backend: str = "torch"
 ) -> None:
-    """Write key [num_tokens, num_kv_heads, head_dim] and value into the slots slot_mapping [num_tokens] int64.
+    """Write key [num_tokens, num_kv_heads, head_dim] and value into the slots slot_mapping [num_tokens] int.
 
     A slot is block * block_size + offset in the block; a negative one belongs to padding, and nothing is written.
     The others of one call are distinct. No other slot is touched. Backend "triton" or "torch".
@@ -69,6 +69,7 @@ def write_kv(
 
         write_kv_in_triton(key, value, cache, slot_mapping)
         return
+    slot_mapping = slot_mapping.long()
     real = slot_mapping >= 0
     if not bool(real.all()):
         key, value, slot_mapping = key[real], value[real], slot_mapping[real]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from paged_kernels import SCALED_DTYPES, KVCache
+from paged_kernels import SCALED_DTYPES, KVCache, copy_blocks
 
 from pabench.errors import UsageError
 from reference_engine.model.config import ModelConfig
@@ -40,8 +40,10 @@ class KVPool:
     """
 
     def __init__(
-        self, model: ModelConfig, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
+        self, model: ModelConfig, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device,
+        copy_backend: str = "torch",
     ) -> None:
+        self._copy_backend = copy_backend
         shape = (model.num_layers, 2, num_blocks, block_size, model.num_kv_heads, model.head_dim)
         try:
             self.tensor = torch.zeros(shape, dtype=dtype, device=device)
@@ -67,15 +69,12 @@ class KVPool:
 
         The pools may differ in their number of blocks alone, else ValueError.
         """
-        if not copies:
-            return
         if other._geometry != self._geometry:
             raise ValueError(f"blocks of {other._geometry} cannot be copied into a pool of {self._geometry}")
+        pairs = torch.tensor(copies, dtype=torch.int64).view(-1, 2)
         for theirs, ours in ((other.tensor, self.tensor), (other.scales, self.scales)):
             if theirs is not None and ours is not None:
-                sources = torch.tensor([copy.source for copy in copies], device=theirs.device)
-                targets = torch.tensor([copy.target for copy in copies], device=ours.device)
-                ours[:, :, targets] = theirs[:, :, sources].to(ours.device)
+                copy_blocks(theirs.flatten(0, 1), ours.flatten(0, 1), pairs, backend=self._copy_backend)
 
     @property
     def _geometry(self) -> tuple[torch.dtype, tuple[int, ...]]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from paged_kernels import AttentionPlan, KVCache, elementwise, write_kv
+from paged_kernels import AttentionPlan, KVCache, elementwise
 
 from pabench.errors import UsageError
 from reference_engine.model.config import ModelConfig
@@ -27,7 +27,7 @@ class StepInput:
 
     token_ids: torch.Tensor     # [num_tokens] int64
     positions: torch.Tensor     # [num_tokens] int64
-    slot_mapping: torch.Tensor  # [num_tokens] int64: where each token's key and value go
+    slot_mapping: torch.Tensor  # [num_tokens] int64: where each token's key and value go; negative: nowhere
     logit_rows: torch.Tensor    # [num_logits] int64: the rows whose next token is wanted
     plan: AttentionPlan
 
@@ -117,7 +117,7 @@ class Transformer:
             qk = torch.cat([self._norm(qk[:, :q_heads], layer.q_norm), self._norm(qk[:, q_heads:], layer.k_norm)], 1)
         if layer.config.rope is not None:
             qk = self.ops.rotate(qkv if layer.q_norm is None else qk, turning, *turns[layer.config.rope])
-        write_kv(qk[:, q_heads:], value, cache, step.slot_mapping)
+        step.plan.write(qk[:, q_heads:], value, cache, step.slot_mapping)
         out = step.plan.attend(
             qk[:, :q_heads], cache, scale=self.scale, window=layer.config.window, soft_cap=c.attention_soft_cap
         )

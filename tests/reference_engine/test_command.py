@@ -91,12 +91,12 @@ def test_every_switch_of_the_engine_has_a_flag_and_the_same_default(tiny_probe):
         "--weight-dtype int8 --no-enable-prefix-caching --max-num-seqs 7 --max-num-batched-tokens 300 "
         "--no-enable-chunked-prefill --batching static --scheduling-policy priority --preemption-mode swap "
         "--num-swap-blocks 5 --speculation ngram --num-speculative-tokens 3 --attention-backend torch "
-        "--check-integrity")
+        "--enforce-eager --check-integrity")
     expected = EngineConfig(
         max_model_len=128, kv="contiguous", reservation="pow2", block_size=8, num_blocks=99, kv_dtype="int8",
         weight_dtype="int8", prefix_caching=False, max_num_seqs=7, max_num_batched_tokens=300, chunked_prefill=False,
         batching="static", policy="priority", preemption="swap", num_swap_blocks=5, speculation="ngram",
-        num_speculative_tokens=3, attention_backend="torch", check_integrity=True)
+        num_speculative_tokens=3, attention_backend="torch", enforce_eager=True, check_integrity=True)
     assert engine_config(parser().parse_args(["--model", str(tiny_probe), *given.split()])) == expected
     drafting = ["--speculation", "draft", "--draft-model", str(tiny_probe)]
     drafting = engine_config(parser().parse_args(["--model", str(tiny_probe), *drafting]))
@@ -111,9 +111,9 @@ def test_the_start_line_tells_what_is_on():
     line = describe(EngineConfig(
         max_model_len=64, kv="contiguous", reservation="oracle", batching="static", policy="priority", kv_dtype="fp8",
         weight_dtype="int8", preemption="wait", chunked_prefill=False, attention_backend="torch",
-        check_integrity=True))
+        enforce_eager=True, check_integrity=True))
     assert line == ("contiguous KV cache (reservation oracle), 2048 blocks of 16 tokens, static batching, priority, "
-                    "preemption by wait, attention in torch, KV fp8, weights int8, integrity checks")
+                    "preemption by wait, attention in torch, no CUDA graphs, KV fp8, weights int8, integrity checks")
 
 
 def test_a_draft_model_of_other_tokens_is_refused_before_any_weight_is_read(tiny_probe, tmp_path, capsys):

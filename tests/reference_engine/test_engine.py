@@ -253,7 +253,7 @@ def test_the_attention_backend_is_chosen_once_and_told(make_engine, asked):
 
 
 def test_a_device_without_the_attention_backend_is_refused():
-    assert attention_backend("auto", torch.device("cuda")) == "torch"
+    assert attention_backend("auto", torch.device("cuda")) == "triton"
     with pytest.raises(UsageError, match="'numba' runs on a CPU, the device is cuda"):
         attention_backend("numba", torch.device("cuda"))
 

@@ -46,6 +46,16 @@ def _tanh(x):
 
 
 @triton.jit
+def _dot(a, b, WIDEN: tl.constexpr):
+    """a b in float32. WIDEN: Triton's interpreter multiplies bfloat16 as the integers that it keeps them in."""
+    if WIDEN:
+        product = tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision="ieee")
+    else:
+        product = tl.dot(a, b, input_precision="ieee")
+    return product
+
+
+@triton.jit
 def _load(pointers, mask, MASKED: tl.constexpr, other):
     return tl.load(pointers, mask=mask, other=other) if MASKED else tl.load(pointers)
 
@@ -73,7 +83,7 @@ def _attend_tile(
     BLOCK_SIZE: tl.constexpr, HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr,
     HEAD_PAD: tl.constexpr, VALUE_PAD: tl.constexpr, TILE: tl.constexpr, MASKED: tl.constexpr,
     HAS_WINDOW: tl.constexpr, HAS_CAP: tl.constexpr, HAS_ALIBI: tl.constexpr,
-    SCALES: tl.constexpr, FP8_BITS: tl.constexpr,
+    SCALES: tl.constexpr, FP8_BITS: tl.constexpr, WIDEN: tl.constexpr,
 ):
     """Running maximum, sum and output, (top [M], total [M], acc [M, VALUE_PAD]) in float32, after one more tile."""
     offsets = start + tl.arange(0, TILE)
@@ -86,7 +96,7 @@ def _attend_tile(
         slot = offsets % BLOCK_SIZE
     k = _load_rows(key, block * stride_kb + slot * stride_ks, tl.arange(0, HEAD_PAD), seen, HEAD_DIM, HEAD_PAD, MASKED,
                    FP8_BITS)
-    scores = tl.dot(q, tl.trans(k.to(q.dtype)), input_precision="ieee") * score_scale  # [M, TILE]
+    scores = _dot(q, tl.trans(k.to(q.dtype)), WIDEN) * score_scale  # [M, TILE]
     if SCALES == SCALE_A_SLOT:
         scores *= _load(key_scale + block * stride_ksb + slot * stride_kss, seen, MASKED, 0.0)[None, :]
     if HAS_CAP:
@@ -111,10 +121,9 @@ def _attend_tile(
         v_scale = _load(value_scale + block * stride_vsb + slot * stride_vss, seen, MASKED, 0.0)
         largest = tl.maximum(tl.max(v_scale, 0), 1e-37)
         weights *= (v_scale / largest)[None, :]
-        tile_out = tl.dot(weights.to(q.dtype), v.to(q.dtype), input_precision="ieee") * largest
-        acc = acc * shrink[:, None] + tile_out
+        acc = acc * shrink[:, None] + _dot(weights.to(q.dtype), v.to(q.dtype), WIDEN) * largest
     else:
-        acc = tl.dot(weights.to(q.dtype), v.to(q.dtype), acc * shrink[:, None], input_precision="ieee")
+        acc = acc * shrink[:, None] + _dot(weights.to(q.dtype), v.to(q.dtype), WIDEN)
     return new_top, total, acc
 
 
@@ -128,6 +137,7 @@ def attend_kernel(
     HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, HEAD_PAD: tl.constexpr, VALUE_PAD: tl.constexpr,
     BLOCK_M: tl.constexpr, TILE: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_CAP: tl.constexpr,
     HAS_ALIBI: tl.constexpr, SCALES: tl.constexpr, FP8_BITS: tl.constexpr, WITH_LSE: tl.constexpr,
+    WIDEN: tl.constexpr,
 ):
     """out [num_tokens, num_q_heads, VALUE_DIM] and lse [num_tokens, num_q_heads] of the rows of `items`.
 
@@ -180,7 +190,7 @@ def attend_kernel(
                     value_scale + head * stride_vsh, table, score_scale, soft_cap, window,
                     stride_kb, stride_ks, stride_vb, stride_vs, stride_ksb, stride_kss, stride_vsb, stride_vss,
                     BLOCK_SIZE, HEAD_DIM, VALUE_DIM, HEAD_PAD, VALUE_PAD, TILE, EDGES == 1,
-                    HAS_WINDOW, HAS_CAP, HAS_ALIBI, SCALES, FP8_BITS)
+                    HAS_WINDOW, HAS_CAP, HAS_ALIBI, SCALES, FP8_BITS, WIDEN)
 
         nothing = total == 0
         total = tl.where(nothing, 1.0, total)

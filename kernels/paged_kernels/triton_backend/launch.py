@@ -9,7 +9,7 @@ import torch
 from paged_kernels.cache import SCALED_DTYPES, KVCache
 from paged_kernels.scoring import Scoring
 from paged_kernels.triton_backend.attend import NO_SCALE, SCALE_A_HEAD, SCALE_A_SLOT, attend_kernel, merge_kernel
-from paged_kernels.triton_backend.device import check_device, reads_fp8
+from paged_kernels.triton_backend.device import check_device, interpreted, reads_fp8
 from paged_kernels.triton_backend.tiles import MAX_GROUP, Geometry, Tile, next_power_of_2
 
 QUERY_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -75,6 +75,7 @@ def constants(
         "VALUE_PAD": max(16, next_power_of_2(geometry.value_dim)),
         "BLOCK_M": tile.block_m, "TILE": tile.tile, "HAS_WINDOW": window, "HAS_CAP": soft_cap, "HAS_ALIBI": alibi,
         "SCALES": scales, "FP8_BITS": fp8_bits, "WITH_LSE": lse,
+        "WIDEN": interpreted() and geometry.query == torch.bfloat16,
     }
 
 

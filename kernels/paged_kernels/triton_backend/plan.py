@@ -107,8 +107,9 @@ class TritonPlan:
         (tile, _), = work.launches
         room = self._capacity.rows * -(-self._capacity.max_context // tile.split)
         sizes = ((room, 8), (1,), (self._capacity.rows + 1,), (room,))
-        items, count, part_starts, part_rows = (
-            torch.zeros(size, dtype=torch.int32, device=self.device) for size in sizes)
+        with torch.inference_mode(False):  # what a forward pass makes cannot be refilled outside of one
+            items, count, part_starts, part_rows = (
+                torch.zeros(size, dtype=torch.int32, device=self.device) for size in sizes)
         loaded = _Loaded([_Launch(tile, items, count, self._capacity.programs)], part_starts, part_rows, room)
         self._store(loaded, work)
         return loaded
