@@ -18,17 +18,13 @@ PROFILE = "full" if os.environ.get("PABENCH_HYPOTHESIS") == "full" else "smoke"
 IDS = [each for each in load_registry() if each.startswith("kernel/")]
 SHARES = 6 if PROFILE == "full" else 1  # of the requirements, each in a process of its own
 
-# Not yet right: each goes with the fault.
-KNOWN = {"kernel/empty-sequence", "kernel/every-row-written"}  # an empty context is refused
-INTERPRETER = pytest.mark.xfail(reason="bfloat16 is wrong in Triton's interpreter", strict=False)
-
 
 @pytest.mark.parametrize("share", range(SHARES))
-@pytest.mark.parametrize("impl", ["paged-torch", "paged-numba", pytest.param("paged-triton", marks=INTERPRETER)])
+@pytest.mark.parametrize("impl", ["paged-torch", "paged-numba", "paged-triton"])
 def test_a_backend_conforms(impl: str, share: int, tmp_path: Path) -> None:
     code = run_suite(impl=impl, out=tmp_path / "out", profile=PROFILE, ids=IDS[share::SHARES], quiet=True)
     rows = load_results(tmp_path / "out").rows
     failed = [row for row in rows if row.outcome in NOT_CONFORMING and row.level == "MUST"]
-    assert [row.text for row in failed if row.requirement not in KNOWN] == []
+    assert [row.text for row in failed] == []
     assert code == (1 if failed else 0)
     assert any(row.outcome is Outcome.PASS for row in rows)

@@ -47,11 +47,14 @@ def _tanh(x):
 
 @triton.jit
 def _dot(a, b, WIDEN: tl.constexpr):
-    """a b in float32. WIDEN: Triton's interpreter multiplies bfloat16 as the integers that it keeps them in."""
+    """a b in float32, b taken in a's dtype.
+
+    WIDEN: both in float32. Triton's interpreter takes a bfloat16 for the integer that it keeps it in.
+    """
     if WIDEN:
         product = tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision="ieee")
     else:
-        product = tl.dot(a, b, input_precision="ieee")
+        product = tl.dot(a, b.to(a.dtype), input_precision="ieee")
     return product
 
 
@@ -96,7 +99,7 @@ def _attend_tile(
         slot = offsets % BLOCK_SIZE
     k = _load_rows(key, block * stride_kb + slot * stride_ks, tl.arange(0, HEAD_PAD), seen, HEAD_DIM, HEAD_PAD, MASKED,
                    FP8_BITS)
-    scores = _dot(q, tl.trans(k.to(q.dtype)), WIDEN) * score_scale  # [M, TILE]
+    scores = _dot(q, tl.trans(k), WIDEN) * score_scale  # [M, TILE]
     if SCALES == SCALE_A_SLOT:
         scores *= _load(key_scale + block * stride_ksb + slot * stride_kss, seen, MASKED, 0.0)[None, :]
     if HAS_CAP:
@@ -121,9 +124,9 @@ def _attend_tile(
         v_scale = _load(value_scale + block * stride_vsb + slot * stride_vss, seen, MASKED, 0.0)
         largest = tl.maximum(tl.max(v_scale, 0), 1e-37)
         weights *= (v_scale / largest)[None, :]
-        acc = acc * shrink[:, None] + _dot(weights.to(q.dtype), v.to(q.dtype), WIDEN) * largest
+        acc = acc * shrink[:, None] + _dot(weights.to(q.dtype), v, WIDEN) * largest
     else:
-        acc = acc * shrink[:, None] + _dot(weights.to(q.dtype), v.to(q.dtype), WIDEN)
+        acc = acc * shrink[:, None] + _dot(weights.to(q.dtype), v, WIDEN)
     return new_top, total, acc
 
 

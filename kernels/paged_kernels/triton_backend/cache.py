@@ -8,7 +8,7 @@ import triton.language as tl
 
 from paged_kernels.cache import SCALED_DTYPES, KVCache
 from paged_kernels.triton_backend.attend import NO_SCALE, SCALE_A_SLOT
-from paged_kernels.triton_backend.device import check_device
+from paged_kernels.triton_backend.device import check_device, interpreted
 from paged_kernels.triton_backend.launch import as_stored, scale_kind
 from paged_kernels.triton_backend.tiles import next_power_of_2
 
@@ -104,6 +104,8 @@ def write_kv(key: torch.Tensor, value: torch.Tensor, cache: KVCache, slot_mappin
         raise ValueError("the last dim of key, value and their cache must be contiguous")
     stored_key, stored_value = as_stored(cache.key), as_stored(cache.value)
     scales = scale_kind(cache)
+    if interpreted() and cache.key.dtype == torch.bfloat16:  # the interpreter would cut what a GPU rounds
+        key, value = key.to(torch.bfloat16), value.to(torch.bfloat16)
     key_scale, value_scale = (key if x is None else x.expand(cache.key.shape[:3])
                               for x in (cache.key_scale, cache.value_scale))
     num_kv_heads, head_dim, value_dim = key.shape[1], key.shape[2], value.shape[2]
