@@ -20,20 +20,24 @@ from pabench.conformance.exchange import Exchange, Geometry, Pending, exchange_a
 from pabench.conformance.failure import CaseFailed, Failure
 from pabench.conformance.profiles import Profile
 from pabench.conformance.prompts import rings_of_prompt_lengths
+from pabench.conformance.selfcheck import Tally
 from pabench.conformance.session import EngineSession, plain_prompt
 from pabench.conformance.targets import unsupported
-from pabench.conformance.verify import Ask, check_completion
+from pabench.conformance.verify import Ask, check_completion, check_form, check_length, fork_temperature
 from pabench.engines.base import Completion, EngineFacts, GenerationRequest
 from pabench.engines.cleaning import clean
 from pabench.engines.client import ABORT_DELAY_S
 from pabench.errors import EngineDied, EngineError, EngineTimeout, EngineUnreachable
-from pabench.probe import ProbeSpec, Ring, complement
+from pabench.probe import PRESETS, ProbeSpec, Ring, complement
 from pabench.telemetry.vocabulary import KVSample
 
 ASSUMED_BLOCK_SIZE = 16   # where the engine does not tell: edges of larger powers of two are among its multiples
 _SMALLEST_EDGE = 8        # tokens: shorter rings and forks say nothing
 _ASSUMED_CONTEXT = 2048
 _POLL_S = 0.05
+_STAND_IN = PRESETS["long"]  # the most tokens, so that rings for other models are never short of them
+_SHARE_COMPARED = 0.5  # of the tokens of a case without the probe, or it proves nothing
+_TIME_KEPT = 0.4       # of a case's time, which references are not to use up
 _NUDGE_AFTER_S = 0.4      # engines that update gauges once a step need a step to show that they are idle
 
 T = TypeVar("T")
@@ -47,11 +51,12 @@ class EngineUnderTest:
         self.profile: Profile = session.profile
         self.rng = rng
         self.case = ""
-        self.note = ""                      # shown beside a PASS: what was, and was not, exercised
         self.exchanges: list[Exchange] = []  # all requests of the case, in the order of sending
         self.asked = False                   # whether anything at all was asked of the engine
         self.geometry = geometry or Geometry.of(session.facts)
         self._session = session
+        self._note = ""
+        self._tally = Tally()
         self._pending: list[Pending] = []
         self._deadline = time.monotonic() + session.profile.case_timeout_s
 
@@ -59,10 +64,29 @@ class EngineUnderTest:
 
     @property
     def spec(self) -> ProbeSpec:
-        """The KV probe that it serves. Skips the test, as UNSUPPORTED, where it serves another model."""
-        if self._session.spec is None:
-            unsupported("the engine does not serve the KV probe, so its answers cannot be checked")
-        return self._session.spec
+        """The KV probe that it serves; for another model, the one whose prompts are drawn and put in its words."""
+        return self._session.spec or _STAND_IN
+
+    @property
+    def is_probe(self) -> bool:
+        """Whether it serves the KV probe: then answers are checked by its oracle, else by self-consistency."""
+        return self._session.spec is not None
+
+    @property
+    def note(self) -> str:
+        """Shown beside a PASS: what was, and was not, exercised; without the probe, what was compared."""
+        return "; ".join(filter(None, [self._note, self._session.selfcheck.text(self._tally)]))
+
+    @note.setter
+    def note(self, text: str) -> None:
+        self._note = text
+
+    @property
+    def unproven(self) -> str:
+        """Why a case that came to its end proves nothing; "" when it does."""
+        if self._tally.compared < _SHARE_COMPARED * self._tally.total:
+            return f"too little could be compared: {self._session.selfcheck.text(self._tally)}"
+        return ""
 
     @property
     def block_size(self) -> int | None:
@@ -119,6 +143,21 @@ class EngineUnderTest:
 
     # Asking ------------------------------------------------------------------------------------------------------
 
+    @property
+    def sampling_temperature(self) -> float:
+        """For samples of a fork, that choose at the fork alone; of another model, for samples that differ at once."""
+        return fork_temperature(self.spec) if self.is_probe else 1.0
+
+    @property
+    def time_for_references(self) -> bool:
+        """Whether the case has time left to ask more of what its answers are held against, without the probe."""
+        return self.time_left_s > _TIME_KEPT * self.profile.case_timeout_s
+
+    def need_cold(self, why: str) -> None:
+        """Skip the test, as UNSUPPORTED, where the model is not the probe and nothing warm can be asked cold."""
+        if not self.is_probe and not self._session.selfcheck.cold_at_any_time:
+            unsupported(f"{why}: without the KV probe that takes an engine with cache salts, or without a prefix cache")
+
     def rings(self, prompt_lengths: Sequence[int]) -> list[list[Ring]]:
         """Two crowds of rings of these prompt lengths, the second the complement of the first.
 
@@ -147,11 +186,13 @@ class EngineUnderTest:
 
     def start_plain(self, requests: Sequence[GenerationRequest], *, concurrency: int | None = None) -> Pending:
         """Send any requests without waiting."""
-        return self._start(requests, [], concurrency)
+        return self._start([self._phrased(request) for request in requests], [], concurrency)
 
     def start(self, asks: Sequence[Ask], *, concurrency: int | None = None) -> Pending:
         """Send without waiting."""
-        return self._start([ask.request for ask in asks], asks, concurrency)
+        if not self.is_probe:
+            self._session.selfcheck.prepare(self, asks)
+        return self._start([self._request(ask) for ask in asks], asks, concurrency)
 
     def ask(self, asks: Sequence[Ask], *, concurrency: int | None = None) -> list[Completion]:
         """Send, wait, and verify every token of every answer. Raises CaseFailed."""
@@ -162,10 +203,10 @@ class EngineUnderTest:
 
         An engine may refuse more samples than it has room for; skips the test, as UNSUPPORTED, when it refuses 2.
         """
-        completion = self.generate([ask.request])[0]
+        completion = self.generate([self._request(ask)])[0]
         while refused(completion):
             ask = replace(ask, n=self.fewer_samples(ask.n, completion))
-            completion = self.generate([ask.request])[0]
+            completion = self.generate([self._request(ask)])[0]
         self.verify([ask], [completion])
         return ask, completion
 
@@ -180,20 +221,50 @@ class EngineUnderTest:
 
     def verify(self, asks: Sequence[Ask], completions: Sequence[Completion]) -> None:
         """Raise CaseFailed for the first answer that is not what its prompt demands."""
-        failures: list[Failure] = []
-        for i, (ask, completion) in enumerate(zip(asks, completions, strict=True)):
-            others = [*asks[:i], *asks[i + 1:]]
-            failure = check_completion(self.spec, ask, completion, others, self.block_size)
-            if failure is not None:
-                failures.append(failure)
+        failures = list(filter(None, (
+            self._check(i, asks, completions) if self.is_probe else self._check_by_itself(i, asks, completions)
+            for i in range(len(asks)))))
         if failures:
             if len(asks) > 1:
                 self.case += f"; {len(failures)} of {len(asks)} answers wrong, the first is shown"
             raise CaseFailed(failures[0])
 
+    def _check(self, i: int, asks: Sequence[Ask], completions: Sequence[Completion]) -> Failure | None:
+        """By the probe's oracle."""
+        others = [*asks[:i], *asks[i + 1:]]
+        return check_completion(self.spec, asks[i], completions[i], others, self.block_size)
+
+    def _check_by_itself(self, i: int, asks: Sequence[Ask], completions: Sequence[Completion]) -> Failure | None:
+        """By self-consistency. Skips the test, as UNSUPPORTED, where that can tell nothing of this model."""
+        ask, check = asks[i], self._session.selfcheck
+        if (failure := check_form(ask, completions[i])) is not None:
+            return failure
+        if fault := check.noise(self).fault:
+            return Failure("one prompt, alone and cold, has one answer", fault,
+                           hint="does a sequence own all of its blocks, or is one of them in another's hands?")
+        if problem := check.noise(self).problem:
+            unsupported(f"the engine does not serve the KV probe, and by self-consistency: {problem}")
+        others = [(other.name_of(choice), choice) for other, completion in zip(asks, completions, strict=True)
+                  if other.prompt != ask.prompt for choice in completion.choices]
+        for choice in sorted(completions[i].choices, key=lambda choice: choice.index):
+            name = ask.name_of(choice)
+            failure = check.check(self, ask, choice, name, others, self._tally)
+            if failure is None and choice.token_ids is not None and self.can("ignore_eos"):
+                failure = check_length(ask, choice.token_ids, name)
+            if failure is not None:
+                return failure
+        return None
+
+    def ask_alone(self, request: GenerationRequest, name: str) -> Completion:
+        """The answer to one request, sent as it is; see selfcheck.Asker."""
+        exchange = Exchange(request, name)
+        self.exchanges.append(exchange)
+        exchange.completion = self._call(self._session.client.generate(request), [exchange])
+        return exchange.completion
+
     def abort(self, request: GenerationRequest, after_tokens: int) -> Completion:
         """Stream `request` and disconnect after so many tokens; the answer so far."""
-        exchange = self._record([request])[0]
+        exchange = self._record([self._phrased(request)])[0]
         return self._call(self._abort(exchange, after_tokens), [exchange])
 
     def abort_all(self, requests: Sequence[GenerationRequest], delays_s: Sequence[float]) -> None:
@@ -244,6 +315,16 @@ class EngineUnderTest:
         raise type(error)(f"{error}; under way: {named or 'no request'}{more}") from error
 
     # How -------------------------------------------------------------------------------------------------------
+
+    def _request(self, ask: Ask) -> GenerationRequest:
+        """`ask` as it is sent to the model that is served."""
+        return ask.request if self.is_probe else self._session.selfcheck.request(ask)
+
+    def _phrased(self, request: GenerationRequest) -> GenerationRequest:
+        """`request` with its ids in the words of the model that is served."""
+        if self.is_probe or isinstance(request.prompt, str):
+            return request
+        return replace(request, prompt=self._session.selfcheck.phrase(request.prompt))
 
     def _record(self, requests: Sequence[GenerationRequest], asks: Sequence[Ask] = ()) -> list[Exchange]:
         names = [ask.name for ask in asks] or [""] * len(requests)

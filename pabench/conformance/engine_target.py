@@ -90,7 +90,7 @@ class EngineTarget:
         if missing:
             return f"the engine lacks {', '.join(missing)}"
         if requirement.probe and self.session.spec is None:
-            return "the engine does not serve the KV probe, so its answers cannot be checked"
+            return "the engine does not serve the KV probe, which alone can tell this"
         return ""
 
     def subject(self, rng: np.random.Generator, drawn: Mapping[str, Any] | None) -> EngineUnderTest:

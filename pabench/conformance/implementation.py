@@ -74,6 +74,7 @@ class ImplementationUnderTest:
         self.case = ""
         self.note = ""
         self.asked = False
+        self.unproven = ""
         self.replayed = drawn  # what a case file says, where one is asked again
         self._adapter: Any = adapter
 

@@ -10,7 +10,7 @@
     why = "…"                   # what goes wrong for users otherwise
     bugs = ["…"]                # entries of the bug catalogue that it would have caught
     needs = ["…"]               # from the vocabulary of its level, levels.capabilities
-    probe = true                # http: whether the engine has to serve the KV probe
+    probe = false               # http: where self-consistency of another model than the KV probe can tell too
 """
 
 from __future__ import annotations

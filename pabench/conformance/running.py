@@ -251,6 +251,8 @@ class SuiteRun:
 
     def _passed(self, subject: Subject) -> tuple[Outcome, str, Failure | None]:
         """A test that came to its end: no PASS without a question."""
+        if subject.asked and subject.unproven:
+            return Outcome.UNSUPPORTED, subject.unproven, None
         if subject.asked:
             return Outcome.PASS, subject.note, None
         failure = Failure("", "the test asked the engine nothing", hint="the suite's own fault: please report it")

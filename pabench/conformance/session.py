@@ -14,6 +14,7 @@ from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 from pabench.conformance.profiles import Profile
+from pabench.conformance.selfcheck import SelfCheck
 from pabench.engines import EngineClient, dialect, examine
 from pabench.engines.base import EngineFacts, GenerationRequest
 from pabench.engines.cleaning import clean
@@ -83,6 +84,7 @@ class EngineSession:
         self.seed = seed
         self.loop = loop
         self.gone: str | None = None
+        self.selfcheck = SelfCheck(facts, seed)  # for a model that is not the probe
 
     @property
     def impl(self) -> str:

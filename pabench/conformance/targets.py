@@ -30,6 +30,11 @@ class Subject(Protocol):
         """Whether anything at all was asked: no PASS without a question."""
         ...
 
+    @property
+    def unproven(self) -> str:
+        """Why a case that came to its end proves nothing, so that it is UNSUPPORTED; "" when it is a PASS."""
+        ...
+
     def cancel(self) -> None:
         """Give up what is still under way."""
         ...

@@ -56,11 +56,13 @@ class Ask:
         stops = (at + 1 for at, token in enumerate(ids[: self.tokens]) if token in self.stop_token_ids)
         return next(stops, self.tokens)
 
+    def name_of(self, choice: Choice) -> str:
+        """What failure texts call one of its samples."""
+        return self.name if self.n == 1 else f"{self.name} sample {choice.index}"
 
-def check_completion(
-    spec: ProbeSpec, ask: Ask, completion: Completion, others: Sequence[Ask], block_size: int | None
-) -> Failure | None:
-    """What is wrong with one answer; None when nothing is. `others` shared the engine with it."""
+
+def check_form(ask: Ask, completion: Completion) -> Failure | None:
+    """What is wrong with an answer before its tokens are looked at: an error, a broken stream, missing samples."""
     if completion.error is not None:
         return Failure(f"{ask.name} is answered with {ask.tokens} tokens",
                        f"HTTP {completion.status}: {clean(completion.error)}")
@@ -69,9 +71,17 @@ def check_completion(
                        "tokens", hint="the stream ended early: was its entry dropped when the batch changed?")
     if len(completion.choices) != ask.n:
         return Failure(f"{ask.name} has {ask.n} samples", f"{len(completion.choices)} samples")
+    return None
+
+
+def check_completion(
+    spec: ProbeSpec, ask: Ask, completion: Completion, others: Sequence[Ask], block_size: int | None
+) -> Failure | None:
+    """What is wrong with one answer; None when nothing is. `others` shared the engine with it."""
+    if (failure := check_form(ask, completion)) is not None:
+        return failure
     for choice in sorted(completion.choices, key=lambda choice: choice.index):
-        name = ask.name if ask.n == 1 else f"{ask.name} sample {choice.index}"
-        failure = _check_choice(spec, ask, choice, name, others, block_size)
+        failure = _check_choice(spec, ask, choice, ask.name_of(choice), others, block_size)
         if failure is not None:
             return failure
     return None
@@ -91,6 +101,11 @@ def _check_choice(
             return replace(_diagnosed(found, name), **({"hint": shifted} if shifted else {}))
     if not isinstance(ask.prompt, Ring) and (failure := _check_loyalty(ask.prompt, ids, name, block_size)):
         return failure
+    return check_length(ask, ids, name)
+
+
+def check_length(ask: Ask, ids: Sequence[int], name: str) -> Failure | None:
+    """Whether as many tokens came as were asked for; the last question, when all that came are right."""
     if len(ids) != ask.length(ids):
         return Failure(f"{name} has {ask.length(ids)} tokens", f"{len(ids)} tokens, all of them right",
                        hint="a token was lost or invented: check what happens to the last token of a step that is "

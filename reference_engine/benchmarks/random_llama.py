@@ -24,11 +24,16 @@ from reference_engine.config import DTYPES
 
 _SPECIAL = ("<bos>", "<eos>", "<pad>", "<unk>")
 _STD = 0.02
+_LOGIT_STD = 3.0  # of a text that varies: the best token leads by about half a nat
 
 
 @dataclass(frozen=True, slots=True)
 class LlamaShape:
-    """Sizes of a Llama whose input and output embedding are one tensor. `window`: it is a Mistral then."""
+    """Sizes of a Llama. `window`: it is a Mistral then.
+
+    `tied`: input and output embedding are one tensor, and all weights so small that the text means and moves little.
+    Else each layer changes what it is given, and the next token hangs on all before it: a text that varies.
+    """
 
     hidden: int
     layers: int
@@ -39,6 +44,7 @@ class LlamaShape:
     head_dim: int = 64
     max_positions: int = 4096
     window: int | None = None
+    tied: bool = True
 
     @property
     def tensors(self) -> dict[str, tuple[int, ...]]:
@@ -54,7 +60,17 @@ class LlamaShape:
         shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (self.vocab, self.hidden)}
         for i in range(self.layers):
             shapes |= {f"model.layers.{i}.{name}.weight": shape for name, shape in layer.items()}
-        return shapes | {"model.norm.weight": (self.hidden,)}
+        head = {} if self.tied else {"lm_head.weight": (self.vocab, self.hidden)}
+        return shapes | {"model.norm.weight": (self.hidden,)} | head
+
+    def std(self, name: str) -> float:
+        """Standard deviation of the weights of a tensor."""
+        if self.tied:
+            return _STD
+        if "embed" in name:
+            return 1.0
+        inputs = self.tensors[name][1]
+        return float((_LOGIT_STD if "lm_head" in name else 1.0) / inputs**0.5)
 
     @property
     def num_parameters(self) -> int:
@@ -63,6 +79,7 @@ class LlamaShape:
 
 
 SIZES = {
+    "2M": LlamaShape(hidden=192, layers=3, heads=6, kv_heads=2, mlp=384, vocab=2500, head_dim=32, tied=False),
     "5M": LlamaShape(hidden=320, layers=4, heads=5, kv_heads=1, mlp=864, vocab=4_000),
     "0.1B": LlamaShape(hidden=768, layers=12, heads=12, kv_heads=4, mlp=2048),
     "0.5B": LlamaShape(hidden=1280, layers=24, heads=20, kv_heads=4, mlp=4096),
@@ -74,7 +91,7 @@ def build_random_llama(shape: LlamaShape, out: Path, dtype: str = "bfloat16", se
     rng = torch.Generator().manual_seed(seed)
     tensors = {
         name: torch.ones(size, dtype=DTYPES[dtype]) if len(size) == 1
-        else torch.empty(size).normal_(std=_STD, generator=rng).to(DTYPES[dtype])
+        else torch.empty(size).normal_(std=shape.std(name), generator=rng).to(DTYPES[dtype])
         for name, size in shape.tensors.items()
     }
     try:
@@ -96,7 +113,7 @@ def _json_files(shape: LlamaShape, dtype: str) -> dict[str, dict[str, Any]]:
         "num_attention_heads": shape.heads, "num_key_value_heads": shape.kv_heads, "head_dim": shape.head_dim,
         "vocab_size": shape.vocab, "max_position_embeddings": shape.max_positions, "hidden_act": "silu",
         "rms_norm_eps": 1e-5, "rope_theta": 1e4, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
-        "tie_word_embeddings": True, **ids,
+        "tie_word_embeddings": shape.tied, **ids,
     }
     config |= {"attention_bias": False, "mlp_bias": False} if shape.window is None else {"sliding_window": shape.window}
     names = dict(zip(("bos_token", "eos_token", "pad_token", "unk_token"), _SPECIAL, strict=True))

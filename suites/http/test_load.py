@@ -13,6 +13,7 @@ from pabench.conformance.failure import fail
 from pabench.conformance.gauges import idle, sampled, state
 from pabench.conformance.targets import unsupported
 from pabench.conformance.verify import Ask
+from pabench.engines.base import GenerationRequest
 from pabench.probe import Ring
 
 
@@ -33,7 +34,7 @@ def test_oversized_rejected(engine: EngineUnderTest, limit: str) -> None:
     *rings, oversized = engine.rings([ring_len] * 5)[0]
     engine.case = f"a prompt of {length} tokens where the {limit} has {capacity if limit == 'pool' else context}; " \
                   "4 rings right behind it"
-    giant = engine.start([Ask(Ring(oversized.tokens, oversized.salt, length), 4, "oversized")])
+    giant = engine.start_plain([GenerationRequest(Ring(oversized.tokens, oversized.salt, length).prompt, 4)])
     start = time.monotonic()
     others = engine.start([Ask(ring, 8, f"request {i}") for i, ring in enumerate(rings)])
     while not (giant.done and others.done) and time.monotonic() - start < engine.profile.refusal_s:

@@ -246,8 +246,8 @@ def test_replay_asks_the_same_again(
     assert recorded["exchanges"][-1]["answer"]["choices"][0]["token_ids"]
 
 
-def test_another_model_is_unsupported_never_a_pass(tiny_probe: Path, tmp_path: Path) -> None:
-    """A model whose ring does not come back, and that does not say that it is the probe."""
+def test_a_model_that_says_always_the_same_is_unsupported_never_a_pass(tiny_probe: Path, tmp_path: Path) -> None:
+    """Not known for the probe, since it does not say so and its ring does not come back: every answer is SEP."""
     model = tmp_path / "model"
     shutil.copytree(tiny_probe, model, ignore=shutil.ignore_patterns("probe.json"))
     ids = ["http/ring-exact", "http/abort-frees"]
@@ -258,7 +258,8 @@ def test_another_model_is_unsupported_never_a_pass(tiny_probe: Path, tmp_path: P
     assert results.header.engine["probe"] is None
     assert {row.outcome for row in results.rows if row.requirement == ids[0]} == {Outcome.UNSUPPORTED}
     assert {row.reason for row in results.rows if row.requirement == ids[0]} == {
-        "the engine does not serve the KV probe, so its answers cannot be checked"}
+        "the engine does not serve the KV probe, and by self-consistency: 4 different prompts have one and the same "
+        "answer: the model cannot show what it reads"}
 
 
 @pytest.mark.parametrize("interrupt", [os.killpg, os.kill], ids=["by a terminal", "the parent alone"])
