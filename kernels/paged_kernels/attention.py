@@ -27,7 +27,7 @@ from typing import Protocol
 
 import torch
 
-from paged_kernels.cache import KVCache, write_kv
+from paged_kernels.cache import KVCache
 from paged_kernels.scoring import Scoring
 from paged_kernels.torch_backend import TorchPlan
 
@@ -59,9 +59,10 @@ class AttentionPlan:
         """Which part of the batch runs where: what really ran, for reports."""
         return self._plan.describe()
 
-    def write(self, key: torch.Tensor, value: torch.Tensor, cache: KVCache, slot_mapping: torch.Tensor) -> None:
-        """`paged_kernels.cache.write_kv` in this plan's backend; numba's is torch's."""
-        write_kv(key, value, cache, slot_mapping, backend=move_backend(self.backend))
+    @property
+    def move_backend(self) -> str:
+        """The backend that writes keys and values where attention runs in this plan's."""
+        return move_backend(self.backend)
 
     def attend(
         self, query: torch.Tensor, cache: KVCache, *, scale: float, window: int | None = None,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from paged_kernels import AttentionPlan, KVCache, elementwise
+from paged_kernels import AttentionPlan, KVCache, elementwise, write_kv
 
 from pabench.errors import UsageError
 from reference_engine.model.config import ModelConfig
@@ -117,7 +117,7 @@ class Transformer:
             qk = torch.cat([self._norm(qk[:, :q_heads], layer.q_norm), self._norm(qk[:, q_heads:], layer.k_norm)], 1)
         if layer.config.rope is not None:
             qk = self.ops.rotate(qkv if layer.q_norm is None else qk, turning, *turns[layer.config.rope])
-        step.plan.write(qk[:, q_heads:], value, cache, step.slot_mapping)
+        write_kv(qk[:, q_heads:], value, cache, step.slot_mapping, backend=step.plan.move_backend)
         out = step.plan.attend(
             qk[:, :q_heads], cache, scale=self.scale, window=layer.config.window, soft_cap=c.attention_soft_cap
         )

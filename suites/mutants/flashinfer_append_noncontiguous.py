@@ -12,8 +12,10 @@ MUST_FAIL = ("http/ring-exact",)
 ENGINE_ARGS: tuple[str, ...] = ()
 
 
-def _write_kv(key: torch.Tensor, value: torch.Tensor, cache: KVCache, slot_mapping: torch.Tensor) -> None:
-    write_kv(key, value, cache, slot_mapping)
+def _write_kv(
+    key: torch.Tensor, value: torch.Tensor, cache: KVCache, slot_mapping: torch.Tensor, *, backend: str
+) -> None:
+    write_kv(key, value, cache, slot_mapping, backend=backend)
     last = slot_mapping[slot_mapping % cache.key.shape[1] == cache.key.shape[1] - 1]
     cache.key.view(-1, *cache.key.shape[2:])[last, -1] = 0
 

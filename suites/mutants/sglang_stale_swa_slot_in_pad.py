@@ -14,14 +14,16 @@ ENGINE_ARGS = ("--num-blocks", "64")
 _buffer = torch.zeros(0, dtype=torch.int64)  # of slots, as the largest batch so far left it
 
 
-def _write_kv(key: torch.Tensor, value: torch.Tensor, cache: KVCache, slot_mapping: torch.Tensor) -> None:
+def _write_kv(
+    key: torch.Tensor, value: torch.Tensor, cache: KVCache, slot_mapping: torch.Tensor, *, backend: str
+) -> None:
     global _buffer
     rows = len(slot_mapping)
     stale = _buffer[rows:]
     if len(stale):
         cache.key.view(-1, *cache.key.shape[2:])[stale] = 0
         cache.value.view(-1, *cache.value.shape[2:])[stale] = 0
-    write_kv(key, value, cache, slot_mapping)
+    write_kv(key, value, cache, slot_mapping, backend=backend)
     if rows <= 16:  # prompts do not go through the graph
         _buffer = torch.cat([slot_mapping.clone(), stale])
 

@@ -13,8 +13,10 @@ ENGINE_ARGS = ("--num-blocks", "24", "--max-model-len", "256")
 PADDED_TO = 8  # rows
 
 
-def _write_kv(key: torch.Tensor, value: torch.Tensor, cache: KVCache, slot_mapping: torch.Tensor) -> None:
-    write_kv(key, value, cache, slot_mapping)
+def _write_kv(
+    key: torch.Tensor, value: torch.Tensor, cache: KVCache, slot_mapping: torch.Tensor, *, backend: str
+) -> None:
+    write_kv(key, value, cache, slot_mapping, backend=backend)
     if len(slot_mapping) % PADDED_TO:
         cache.key[-1, -1], cache.value[-1, -1] = 0, 0
 

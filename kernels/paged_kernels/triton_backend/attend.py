@@ -70,11 +70,11 @@ def _load_rows(
     """[TILE, PAD] stored values at element offsets rows [TILE], 0 where not seen and in the lanes from DIM on."""
     pointers = base + rows[:, None] + lanes[None, :]
     if MASKED:
-        x = tl.load(pointers, mask=seen[:, None] & (lanes < DIM)[None, :], other=0)
+        x = tl.load(pointers, mask=seen[:, None] & (lanes < DIM)[None, :], other=0.0)
     elif DIM == PAD:
         x = tl.load(pointers)
     else:
-        x = tl.load(pointers, mask=(lanes < DIM)[None, :], other=0)
+        x = tl.load(pointers, mask=(lanes < DIM)[None, :], other=0.0)
     return e4m3_to_half(x) if FP8_BITS else x
 
 
@@ -168,7 +168,7 @@ def attend_kernel(
         q_head = head * GROUP + group_head
         position = tl.load(positions + token, mask=live, other=0)
         q = tl.load(query + token[:, None] * stride_qt + q_head[:, None] * stride_qh + head_lanes[None, :],
-                    mask=live[:, None] & (head_lanes < HEAD_DIM)[None, :], other=0)
+                    mask=live[:, None] & (head_lanes < HEAD_DIM)[None, :], other=0.0)
         score_scale = scale / soft_cap if HAS_CAP else scale * LOG2_E
         if SCALES == SCALE_A_HEAD:
             score_scale *= tl.load(key_scale + head * stride_ksh)

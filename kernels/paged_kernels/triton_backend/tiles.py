@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import torch
 
+from paged_kernels.cache import SCALED_DTYPES
+
 
 class Geometry(NamedTuple):
     """What the kernel is compiled for."""
@@ -55,13 +57,14 @@ def tile_for(num_rows: int, geometry: Geometry, *, small_memory: bool = False) -
     group, lanes = geometry.group, next_power_of_2(max(geometry.head_dim, geometry.value_dim))
     at_least = max(16, next_power_of_2(group))  # tl.dot takes 16 rows or more
     wide = geometry.query == torch.float32      # exact float32 products hold their operands in registers
+    converted = geometry.storage in SCALED_DTYPES  # and so do stored values that are widened before the product
     if num_rows <= FEW_ROWS:
         block_m = at_least if num_rows == 1 else max(at_least, min(64, next_power_of_2(FEW_ROWS * group)))
-        tile = 32 if wide or lanes > 128 else 64
+        tile = 32 if wide or lanes > 128 or (converted and block_m > 16) else 64
         # As many bytes of partial results as of keys and values would cost as much as it gains.
         split = max(512, 64 * next_power_of_2(group))
-        return Tile(block_m, tile, 4 if block_m <= 32 else 8, 2 if small_memory or wide else 3, split)
-    block_m = max(at_least, 32 if wide else 64 if lanes > 128 else 128)
-    tile = 32 if wide or lanes > 128 else 64
+        return Tile(block_m, tile, 4 if block_m == 16 or small_memory else 8, 2 if small_memory or wide else 3, split)
+    block_m = max(at_least, 32 if wide else 64 if lanes > 128 or converted else 128)
+    tile = 32 if wide or lanes > 128 or converted else 64
     split = 2048 if num_rows <= SPLIT_ROWS else NO_SPLIT
     return Tile(block_m, tile, 8, 2 if small_memory or wide or lanes > 128 else 3, split)

@@ -1,0 +1,150 @@
+"""`python -m paged_kernels.triton_backend.compile`: the attention kernel ahead of time, for GPUs that are not there.
+
+Every tile is compiled for each target, plain and with all options on, over stored values of each kind. A row a variant:
+registers, bytes that spill to memory, shared memory. Exit code 1 where something spills, or needs more shared memory
+than the target has, or does not compile. Run it without TRITON_INTERPRET.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from paged_kernels.triton_backend.attend import NO_SCALE, SCALE_A_SLOT, attend_kernel
+from paged_kernels.triton_backend.launch import constants
+from paged_kernels.triton_backend.tiles import FEW_ROWS, SPLIT_ROWS, Geometry, Tile, tile_for
+
+# Target -> shared memory of one program, bytes.
+TARGETS = {
+    "sm_80": (GPUTarget("cuda", 80, 32), 163 << 10), "sm_90": (GPUTarget("cuda", 90, 32), 227 << 10),
+    "sm_100": (GPUTarget("cuda", 100, 32), 227 << 10), "gfx942": (GPUTarget("hip", "gfx942", 64), 64 << 10),
+}
+ROWS = {"decode": 1, "drafts": FEW_ROWS, "prefill": SPLIT_ROWS + 1}
+_NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.int8: "i8",
+          torch.float8_e4m3fn: "fp8e4nv"}
+_FLOAT_POINTERS = ("key_scale", "value_scale", "alibi_slopes", "lse", "part_out", "part_lse")
+_INT_POINTERS = ("tables", "positions", "items", "num_items")
+_SCALE_STRIDES = ("stride_ksb", "stride_kss", "stride_ksh", "stride_vsb", "stride_vss", "stride_vsh")
+
+
+class Variant(NamedTuple):
+    """One specialisation of the kernel."""
+
+    kind: str
+    head_dim: int
+    query: torch.dtype
+    storage: torch.dtype
+    options: bool    # window, soft cap, ALiBi and LSE, all on
+    block_size: int = 16
+
+    def __str__(self) -> str:
+        return (f"{self.kind} | {self.head_dim} | {_NAMES[self.query]} | {_NAMES[self.storage]} | {self.block_size} | "
+                f"{'all' if self.options else 'none'}")
+
+
+class Cost(NamedTuple):
+    """What a variant takes of a target, per thread and per program."""
+
+    registers: int
+    spilled_bytes: int
+    shared_bytes: int
+
+
+def variants() -> Iterator[Variant]:
+    """All that are compiled: 8 KV heads, 4 query heads each."""
+    for kind in ROWS:
+        for head_dim in (64, 80, 128, 256):
+            for options in (False, True):
+                yield Variant(kind, head_dim, torch.bfloat16, torch.bfloat16, options)
+        yield Variant(kind, 128, torch.bfloat16, torch.bfloat16, False, block_size=128)
+        for storage in (torch.int8, torch.float8_e4m3fn):
+            yield Variant(kind, 128, torch.bfloat16, storage, False)
+        yield Variant(kind, 128, torch.float16, torch.float16, False)
+        yield Variant(kind, 128, torch.float32, torch.float32, False)
+
+
+def compile_variant(variant: Variant, target: GPUTarget) -> Cost:
+    """Compile one variant. Raises what Triton raises."""
+    geometry = Geometry(8, 4, variant.head_dim, variant.head_dim, variant.query, variant.storage)
+    tile = tile_for(ROWS[variant.kind], geometry, small_memory=target.backend == "hip")
+    options = {"num_warps": tile.num_warps, "num_stages": tile.num_stages}
+    compiled = triton.compile(_source(variant, geometry, tile, target), target=target, options=options)
+    if target.backend == "hip":
+        registers, spilled = (_amd(compiled, name) for name in ("vgpr_count", "private_segment_fixed_size"))
+        return Cost(registers, spilled, compiled.metadata.shared)
+    registers, stack, local = _nvidia(compiled.asm["cubin"])
+    return Cost(registers, stack + local, compiled.metadata.shared)
+
+
+def _source(variant: Variant, geometry: Geometry, tile: Tile, target: GPUTarget) -> ASTSource:
+    """The kernel with the types, and the divisibility of addresses and strides, that a launch would give it."""
+    has_fp8 = target.backend == "cuda" and target.arch >= 89
+    fp8_bits = variant.storage == torch.float8_e4m3fn and not has_fp8
+    scaled = variant.storage in (torch.int8, torch.float8_e4m3fn)
+    query, stored = _NAMES[variant.query], "u8" if fp8_bits else _NAMES[variant.storage]
+    fixed = constants(
+        geometry, tile, variant.block_size, window=variant.options, soft_cap=variant.options, alibi=variant.options,
+        scales=(SCALE_A_SLOT if scaled else NO_SCALE).value, fp8_bits=fp8_bits, lse=variant.options)
+    types = dict.fromkeys(("query", "out"), f"*{query}") | dict.fromkeys(("key", "value"), f"*{stored}")
+    types |= dict.fromkeys(_FLOAT_POINTERS, "*fp32") | dict.fromkeys(_INT_POINTERS, "*i32")
+    types |= {"scale": "fp32", "soft_cap": "fp32"} | dict.fromkeys(fixed, "constexpr")
+    signature = {name: types.get(name, "i32") for name in attend_kernel.arg_names}
+    aligned = [i for i, (name, kind) in enumerate(signature.items())
+               if kind.startswith("*") or (name.startswith("stride_") and name not in _SCALE_STRIDES)]
+    return ASTSource(
+        attend_kernel, signature, {(attend_kernel.arg_names.index(name),): value for name, value in fixed.items()},
+        {(i,): [["tt.divisibility", 16]] for i in aligned})
+
+
+def _nvidia(cubin: bytes) -> tuple[int, int, int]:
+    """Registers, bytes of stack and of local memory of a thread, as cuobjdump reads them."""
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        text = subprocess.run([tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True)
+    found = dict(re.findall(r"\b(REG|STACK|LOCAL):(\d+)", text.stdout))
+    return int(found["REG"]), int(found["STACK"]), int(found["LOCAL"])
+
+
+def _amd(compiled: object, field: str) -> int:
+    """A number of the kernel's metadata in the assembly."""
+    found = re.search(rf"\.{field}:\s+(\d+)", compiled.asm["amdgcn"])
+    if found is None:
+        raise ValueError(f"the assembly tells no {field}")
+    return int(found[1])
+
+
+def main(argv: list[str]) -> int:
+    """Compile and print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[2])
+    parser.add_argument("--target", choices=TARGETS, action="append", help="default: all")
+    names = parser.parse_args(argv).target or list(TARGETS)
+    print("| target | rows | head_dim | query | stored | block | options | registers | spilled bytes | shared KiB | |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    bad = 0
+    for name in names:
+        target, room = TARGETS[name]
+        for variant in variants():
+            cost = compile_variant(variant, target)
+            fault = "spills" if cost.spilled_bytes else "too much shared memory" if cost.shared_bytes > room else ""
+            bad += bool(fault)
+            print(f"| {name} | {variant} | {cost.registers} | {cost.spilled_bytes} | {cost.shared_bytes / 1024:.0f} "
+                  f"| {fault} |", flush=True)
+    print(f"\n{bad} variants at fault" if bad else "\nno spills")
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
