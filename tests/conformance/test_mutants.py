@@ -22,9 +22,9 @@ def ids_of(name: str, level: str) -> list[str]:
     return [each for each in MUTANTS[name].MUST_FAIL if each.startswith(f"{level}/")]
 
 
-def ask(url: str, out: Path, *ids: str) -> tuple[int, Results]:
+def ask(url: str, out: Path, *ids: str, seed: int = 0) -> tuple[int, Results]:
     """Exit code and results of the smoke profile."""
-    code = run_suite(url, out=out, profile="smoke", ids=ids, quiet=True)
+    code = run_suite(url, out=out, profile="smoke", ids=ids, seed=seed, quiet=True)
     return code, load_results(out)
 
 
@@ -34,14 +34,20 @@ def outcomes(results: Results) -> dict[str, Outcome]:
 
 @pytest.mark.parametrize("name", [name for name in MUTANTS if ids_of(name, "http")])
 def test_every_mutant_is_failed_by_what_it_names(name: str, tiny_probe: Path, tmp_path: Path) -> None:
+    """Within three seeds: some faults need requests to meet in time, which a busy machine may keep apart."""
     ids = ids_of(name, "http")
     with mutant_hosts.engine(name, tiny_probe, tmp_path / "log", *MUTANTS[name].ENGINE_ARGS) as url:
-        code, results = ask(url, tmp_path / "out", *ids)
-    found = outcomes(results)
-    assert {each: found[each] for each in ids if found[each] not in NOT_CONFORMING} == {}
+        for seed in range(3):
+            out = tmp_path / f"out-{seed}"
+            code, results = ask(url, out, *ids, seed=seed)
+            found = outcomes(results)
+            survived = {each: found[each] for each in ids if found[each] not in NOT_CONFORMING}
+            if not survived:
+                break
+    assert survived == {}
     assert code == 1
     failed = [row for row in results.rows if row.outcome in NOT_CONFORMING]
-    assert all((tmp_path / "out" / row.replay).is_file() and row.text for row in failed)
+    assert all((out / row.replay).is_file() and row.text for row in failed)
 
 
 # Sound engines: every mechanism on, and pools so small that each is forced. With the requirements that cannot be asked.
