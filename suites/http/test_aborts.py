@@ -102,13 +102,13 @@ def test_abort_storm(engine: EngineUnderTest) -> None:
     """
     profile, block = engine.profile, engine.edge
     length, tokens = min(2 * block + 5, engine.longest // 4), min(4 * block, engine.longest // 2)
-    leaving = engine.num_rings(2 * profile.concurrency, 2 * length)
+    leaving, rounds = engine.num_rings(2 * profile.concurrency, 2 * length), -(-profile.rounds // 2)
     rings = engine.rings([length] * leaving)[0]
     gone = [GenerationRequest(ring.prompt, tokens) for ring in rings]
     engine.case = (f"{engine.block_text}; 4 braids, again and again, while {leaving} others are aborted at once at any "
-                   f"moment, {profile.rounds} times; {length} prompt tokens, greedy {tokens} tokens")
+                   f"moment, {rounds} times; {length} prompt tokens, greedy {tokens} tokens")
     with all_given_back(engine, _HELD):
-        for _ in range(profile.rounds):
+        for _ in range(rounds):
             braids = [braid_of_prompt_length(engine.spec, engine.rng, length) for _ in range(4)]
             staying = engine.start([Ask(braid, tokens, f"staying {i}") for i, braid in enumerate(braids)])
             engine.abort_all(gone, [float(delay_s) for delay_s in engine.rng.uniform(0, _LONGEST_STAY_S, leaving)])

@@ -15,7 +15,6 @@ from pabench.conformance.prompts import (
 from pabench.conformance.targets import unsupported
 from pabench.conformance.verify import Ask
 
-_TURNS = 2     # of a conversation behind its first
 _WAVES = 2     # how often a batch shrinks and grows again
 _LEAVING = 3   # sequences of eight that end early: eight run, then five, then eight
 _STAYING = 5
@@ -101,7 +100,7 @@ def test_conversations(engine: EngineUnderTest) -> None:
                    f"prompt tokens, {answer} tokens of answer, {tail} new tokens behind it, {tokens} tokens of answer")
     engine.ask([Ask(ring, answer, f"conversation {i}, turn 0") for i, ring in enumerate(rings)],
                concurrency=profile.concurrency)
-    for turn in range(1, _TURNS + 1):
+    for turn in range(1, max(2, profile.rounds - 2)):
         asks = [Ask(second_turn(engine.spec, engine.rng, ring, answer, tail), tokens, f"conversation {i}, turn {turn}")
                 for i, ring in enumerate(rings)]
         engine.ask([asks[i] for i in engine.rng.permutation(count)], concurrency=profile.concurrency)

@@ -31,13 +31,13 @@ def test_same_block_behind_another_prefix(engine: EngineUnderTest) -> None:
     length = min(4 * block + 1, engine.longest // 2)
     if length <= 2 * block:
         unsupported(f"{engine.block_text}: X and S, a block each, do not fit into {engine.longest} tokens")
-    for ring, other in engine.rings([length, block + 1]):
-        # Behind SEP and the salt, the first block holds all tokens of a ring of a block and one.
-        behind_y = Ring(other.tokens + ring.tokens[len(other.tokens):], other.salt)
-        engine.case = f"{engine.block_text}; X+S of {length} tokens, then Y alone of {block + 1}, then Y+S; greedy"
-        engine.ask([Ask(ring, length, "X+S")])
-        engine.generate([GenerationRequest(behind_y.prompt[: block + 1], max_tokens=1, stream=False)])
-        engine.ask([Ask(behind_y, length, "Y+S")])
+    ring, other = engine.rings([length, block + 1])[0]
+    # Behind SEP and the salt, the first block holds all tokens of a ring of a block and one.
+    behind_y = Ring(other.tokens + ring.tokens[len(other.tokens):], other.salt)
+    engine.case = f"{engine.block_text}; X+S of {length} tokens, then Y alone of {block + 1}, then Y+S; greedy"
+    engine.ask([Ask(ring, length, "X+S")])
+    engine.generate([GenerationRequest(behind_y.prompt[: block + 1], max_tokens=1, stream=False)])
+    engine.ask([Ask(behind_y, length, "Y+S")])
 
 
 @pytest.mark.requirement("http/shared-prefix-divergence", case="three")
@@ -53,7 +53,7 @@ def test_shared_prefix_divergence(engine: EngineUnderTest) -> None:
                     f"cannot be read whole within {engine.longest} tokens")
     count = 3
     rings = rings_with_shared_prefix(engine.spec, engine.rng, shared, tail, count)
-    tokens = min(2 * len(rings[0].tokens), room)
+    tokens = min(len(rings[0].tokens) + block, room)
     asks = [Ask(ring, tokens, f"{'ABC'[i]}") for i, ring in enumerate(rings)]
     engine.case = f"{engine.block_text}; A, B and C share {shared} tokens; {count} concurrent; greedy {tokens} tokens"
     engine.generate([GenerationRequest(rings[0].prompt[:shared], max_tokens=1, stream=False)])
@@ -81,7 +81,7 @@ def test_crowd_behind_one_prefix(engine: EngineUnderTest) -> None:
 
 @pytest.mark.requirement("http/shared-block-outlives-first-holder")
 def test_shared_block_outlives_first_holder(engine: EngineUnderTest) -> None:
-    """A writes a prefix, B joins it while A runs, A ends, others churn the pool, and B still reads."""
+    """A prefix is cached, A and B take it at once, A ends, others churn the pool, and B still reads."""
     block = engine.edge
     shared, tail = 2 * block + block // 2, block // 2
     room = engine.longest - (shared + tail + 1)
@@ -96,6 +96,7 @@ def test_shared_block_outlives_first_holder(engine: EngineUnderTest) -> None:
     count = max(4, churn // length)
     engine.case = (f"{engine.block_text}; A and B share {shared} tokens; A ends first, B reads {tokens} tokens while "
                    f"{count} prompts of {length} tokens pass by")
+    engine.generate([GenerationRequest(first.prompt[:shared], max_tokens=1, stream=False)])
     holder = engine.start([Ask(first, block, "A")])
     reader = engine.start([Ask(second, tokens, "B")])
     holder.verify()

@@ -30,7 +30,7 @@ def test_salt_isolates(engine: EngineUnderTest) -> None:
     length = min(3 * engine.edge + 1, engine.longest // 2)
     if length <= engine.edge:
         unsupported(f"{engine.block_text}: no prompt of more than a block fits into {engine.longest} tokens twice")
-    tokens = min(engine.edge, engine.longest - length)
+    tokens = min(engine.edge // 2, engine.longest - length)
     ways = [(chat, stream) for chat in ((False, True) if engine.can("chat") else (False,)) for stream in (True, False)]
     for chat, stream in ways:
         ring = engine.rings([length])[0][0]
