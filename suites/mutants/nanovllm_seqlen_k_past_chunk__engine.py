@@ -16,12 +16,12 @@ ENGINE_ARGS = ("--max-num-batched-tokens", "64", "--num-blocks", "64")
 
 def apply() -> None:
     """The length of the prompt in place of the end of the chunk."""
-    prepare, plan_attention = Runner.prepare, runner.plan_attention
+    make, plan_attention = Runner.batch, runner.plan_attention
     now: list[Any] = []
 
-    def prepare_and_note(self: Runner, seqs: Any, *rest: Any) -> Any:
+    def batch_and_note(self: Runner, seqs: Any, *rest: Any) -> Any:
         now[:] = [self.allocator, seqs]
-        return prepare(self, seqs, *rest)
+        return make(self, seqs, *rest)
 
     def plan_past_chunk(tables: torch.Tensor, contexts: torch.Tensor, *more: Any, **named: Any) -> Any:
         allocator, seqs = now
@@ -29,5 +29,5 @@ def apply() -> None:
         rows = [torch.tensor(list(allocator.block_table(seq.id))) for seq in seqs]
         return plan_attention(torch.nn.utils.rnn.pad_sequence(rows, batch_first=True), whole, *more, **named)
 
-    Runner.prepare = prepare_and_note  # type: ignore[method-assign]
+    Runner.batch = batch_and_note  # type: ignore[method-assign]
     runner.plan_attention = plan_past_chunk

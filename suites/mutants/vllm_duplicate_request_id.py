@@ -22,6 +22,9 @@ class _Streams(dict[int, "asyncio.Queue[Any]"]):
         if name in self:
             queue.get = self[name].get  # type: ignore[method-assign]
         else:
+            put = queue.put_nowait
+            # One token at a time: who takes the ends of both, being asked for one, would wait for ever.
+            queue.put_nowait = lambda batch: [put([item]) for item in batch] if isinstance(batch, list) else put(batch)
             super().__setitem__(name, queue)
 
     def pop(self, name: int, *default: Any) -> Any:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as SequenceOf
-from dataclasses import replace
 from typing import Any
 
-from reference_engine.model.transformer import StepInput
-from reference_engine.runner import Runner
+from reference_engine.runner import Batch, Runner
 from reference_engine.scheduling.sequence import Sequence
 
 BUG = "vllm-mrope-position-in-chunk"
@@ -17,17 +15,17 @@ ENGINE_ARGS = ("--max-num-batched-tokens", "64")
 
 def apply() -> None:
     """The slice has no end: chunks behind the first begin one too early."""
-    prepare = Runner.prepare
+    make = Runner.batch
 
-    def prepare_shifted(
+    def batch_shifted(
         self: Runner, seqs: SequenceOf[Sequence], starts: SequenceOf[int], texts: SequenceOf[list[int]], *rest: Any
-    ) -> StepInput:
-        batch = prepare(self, seqs, starts, texts, *rest)
-        positions, at = batch.positions.clone(), 0
+    ) -> Batch:
+        batch = make(self, seqs, starts, texts, *rest)
+        positions, at = batch.positions.copy(), 0
         for seq, start, text in zip(seqs, starts, texts, strict=True):
             if 0 < start < seq.num_prompt_tokens - 1:
                 positions[at : at + len(text)] -= 1
             at += len(text)
-        return replace(batch, positions=positions)
+        return batch._replace(positions=positions)
 
-    Runner.prepare = prepare_shifted  # type: ignore[method-assign]
+    Runner.batch = batch_shifted  # type: ignore[method-assign]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -46,6 +47,9 @@ def test_every_mutant_is_failed_by_what_it_names(name: str, tiny_probe: Path, tm
                 break
     assert survived == {}
     assert code == 1
+    # A fault that no longer fits the engine that it is put into ends it too, and proves nothing.
+    misfit = re.findall(r"(?:TypeError|AttributeError|NameError|ImportError): .*", (tmp_path / "log").read_text())
+    assert misfit == []
     failed = [row for row in results.rows if row.outcome in NOT_CONFORMING]
     assert all((out / row.replay).is_file() and row.text for row in failed)
 
