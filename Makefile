@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN    := .venv/bin
 ENVS   := .envs
 
-.PHONY: setup demo test test-kernels test-real check clean
+.PHONY: setup demo test test-mutants test-kernels compile-kernels test-real check clean
 
 setup: .venv/.done
 
@@ -18,16 +18,24 @@ setup: .venv/.done
 demo: setup
 	$(BIN)/pabench bench demo
 
-# Everything that proves the project; no GPU, no internet beyond the package index. Two workers; what measures time
-# runs after them, alone.
+# The tests, mutants aside; no GPU, no internet beyond the package index. Two workers; what measures time runs after
+# them, alone.
 TIMED := tests/load tests/stub
 test: setup check
 	$(BIN)/pytest tests -n 2 --dist worksteal $(TIMED:%=--ignore=%)
 	$(BIN)/pytest $(TIMED)
 
+# The conformance suite against every mutant: does it fail what is broken?
+test-mutants: setup
+	$(BIN)/pytest tests/conformance -m mutants -n 2 --dist worksteal
+
 # Each attention kernel on a thousand examples, in Triton's interpreter.
 test-kernels: setup
 	PABENCH_HYPOTHESIS=full $(BIN)/pytest tests/kernels -n 2 --dist worksteal --timeout 1200
+
+# The attention kernel for GPUs that are not there: refuses registers that spill to memory.
+compile-kernels: setup
+	TRITON_DEFAULT_FP_FUSION=1 $(BIN)/python -m paged_kernels.triton_backend.compile --target sm_80 --target sm_90 --target gfx942
 
 # ruff, mypy: what pre-commit runs too.
 check: setup

@@ -27,7 +27,7 @@ from typing import Protocol
 
 import torch
 
-from paged_kernels.cache import KVCache
+from paged_kernels.cache import KVCache, check_move_backend
 from paged_kernels.scoring import Scoring
 from paged_kernels.torch_backend import TorchPlan
 
@@ -199,6 +199,7 @@ def merge_states(
 
     outs [parts, rows, heads, dim], lses [parts, rows, heads] float32; a part that holds nothing has lse -inf.
     """
+    check_move_backend(backend)
     if outs.dim() != 4 or lses.shape != outs.shape[:3]:
         raise ValueError(f"outs {list(outs.shape)} and lses {list(lses.shape)} do not agree, expected "
                          "[parts, rows, heads, dim] and [parts, rows, heads]")
@@ -206,7 +207,9 @@ def merge_states(
         from paged_kernels.triton_backend.launch import merge_all  # triton is heavy
 
         return merge_all(outs, lses)
-    lse = lses.float().logsumexp(0)
+    wide = torch.promote_types(outs.dtype, torch.float32)
+    lses = lses.to(wide)
+    lse = lses.logsumexp(0)
     # Where no part holds anything, -inf - -inf would be NaN.
     weights = (lses - torch.where(lse == -torch.inf, 0, lse)).exp()
-    return (weights[..., None] * outs.float()).sum(0).to(outs.dtype), lse
+    return (weights[..., None] * outs.to(wide)).sum(0).to(outs.dtype), lse.float()

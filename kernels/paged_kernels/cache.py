@@ -17,7 +17,16 @@ import torch
 # Storage dtype that needs scales -> the largest magnitude it is used for.
 SCALED_DTYPES: dict[torch.dtype, float] = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
 
+# What writes keys and values, copies blocks and merges parts. A caller names one; there is no fall-back to another.
+MOVE_BACKENDS = ("torch", "triton")
+
 _TINY = torch.finfo(torch.float32).tiny
+
+
+def check_move_backend(backend: str) -> None:
+    """Raise ValueError for a name that is not one of MOVE_BACKENDS."""
+    if backend not in MOVE_BACKENDS:
+        raise ValueError(f"unknown backend {backend!r} for writes, copies and merges, expected one of {MOVE_BACKENDS}")
 
 
 class KVCache(NamedTuple):
@@ -64,6 +73,7 @@ def write_kv(
     A slot is block * block_size + offset in the block; a negative one belongs to padding, and nothing is written.
     The others of one call are distinct. No other slot is touched. Backend "triton" or "torch".
     """
+    check_move_backend(backend)
     if backend == "triton":
         from paged_kernels.triton_backend.cache import write_kv as write_kv_in_triton  # triton is heavy
 
@@ -105,6 +115,7 @@ def copy_blocks(
     Outer slices are layers, keys and values. source and target may be one tensor, or stand on two devices (swapping).
     pairs [n, 2] int64 on the CPU; targets are distinct. Backend "triton" or "torch".
     """
+    check_move_backend(backend)
     if source.shape[0] != target.shape[0] or source.shape[2:] != target.shape[2:] or source.dtype != target.dtype:
         raise ValueError(f"blocks of {source.dtype} {list(source.shape)} cannot be copied into {target.dtype} "
                          f"{list(target.shape)}: all but the number of blocks must agree")

@@ -73,7 +73,6 @@ class Tally:
     ties: int = 0              # tokens that differed where two were nearly alike
     furthest_nats: float = 0.0  # by which a compared log-probability was another
 
-
     def near(self, logprob: float | None, expected: float | None, tolerance: float) -> bool:
         """Whether a log-probability is the expected one; no number is not."""
         if logprob is None or expected is None or not abs(logprob - expected) <= tolerance:

@@ -49,8 +49,8 @@ class PagedKernels:
         return plan.attend(batch.query, cache, **scoring), None
 
     def write(self, key: torch.Tensor, value: torch.Tensor, cache: Cache, slot_mapping: torch.Tensor) -> None:
-        """Slots are int64 there."""
-        write_kv(key, value, KVCache(*cache), slot_mapping.long(), backend=self.backend)
+        """As it is there."""
+        write_kv(key, value, KVCache(*cache), slot_mapping, backend=self.backend)
 
     def copy_blocks(self, source: Cache, target: Cache, pairs: torch.Tensor) -> None:
         """Each part of the cache is one outer slice; heads that stand before slots in memory are seen so."""

@@ -55,6 +55,7 @@ def outcomes(name: str | None, impl: str | None, out: Path, *ids: str, profile: 
         process.join()
 
 
+@pytest.mark.mutants
 @pytest.mark.parametrize("name", MUTANTS)
 def test_every_mutant_is_failed_by_what_it_names(name: str, tmp_path: Path) -> None:
     found = outcomes(name, None, tmp_path / "out", *MUTANTS[name])

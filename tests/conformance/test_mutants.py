@@ -33,6 +33,7 @@ def outcomes(results: Results) -> dict[str, Outcome]:
     return {row.requirement: row.outcome for row in results.by_requirement()}
 
 
+@pytest.mark.mutants
 @pytest.mark.parametrize("name", [name for name in MUTANTS if ids_of(name, "http")])
 def test_every_mutant_is_failed_by_what_it_names(name: str, tiny_probe: Path, tmp_path: Path) -> None:
     """Within three seeds: some faults need requests to meet in time, which a busy machine may keep apart."""

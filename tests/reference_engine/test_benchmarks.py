@@ -31,7 +31,7 @@ SMALL = LlamaShape(hidden=64, layers=2, heads=2, kv_heads=1, mlp=96, vocab=300, 
 
 def test_sizes_are_what_their_names_say():
     assert {name: shape.num_parameters for name, shape in SIZES.items()} == {
-        "5M": 5_583_680, "0.1B": 100_092_672, "0.5B": 512_881_920}
+        "2M": 1_919_808, "5M": 5_583_680, "0.1B": 100_092_672, "0.5B": 512_881_920}
 
 
 @pytest.mark.parametrize("window", [None, 8])

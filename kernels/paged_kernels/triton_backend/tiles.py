@@ -52,7 +52,8 @@ def next_power_of_2(n: int) -> int:
 def tile_for(num_rows: int, geometry: Geometry, *, small_memory: bool = False) -> Tile:
     """The tile for sequences of `num_rows` query rows: 1, up to FEW_ROWS, up to SPLIT_ROWS, or more.
 
-    `small_memory`: a target with 64 KiB of shared memory (AMD), where fewer turns are in flight.
+    `small_memory`: a target with 64 KiB of shared memory (AMD), where fewer turns are in flight; its warps are twice as
+    wide, so that half as many have as many registers.
     """
     group, lanes = geometry.group, next_power_of_2(max(geometry.head_dim, geometry.value_dim))
     at_least = max(16, next_power_of_2(group))  # tl.dot takes 16 rows or more
@@ -64,7 +65,7 @@ def tile_for(num_rows: int, geometry: Geometry, *, small_memory: bool = False) -
         # As many bytes of partial results as of keys and values would cost as much as it gains.
         split = max(512, 64 * next_power_of_2(group))
         return Tile(block_m, tile, 4 if block_m == 16 or small_memory else 8, 2 if small_memory or wide else 3, split)
-    block_m = max(at_least, 32 if wide else 64 if lanes > 128 or converted else 128)
+    block_m = max(at_least, 32 if wide else 64 if lanes > 128 or converted or small_memory else 128)
     tile = 32 if wide or lanes > 128 or converted else 64
     split = 2048 if num_rows <= SPLIT_ROWS else NO_SPLIT
-    return Tile(block_m, tile, 8, 2 if small_memory or wide or lanes > 128 else 3, split)
+    return Tile(block_m, tile, 4 if small_memory else 8, 2 if small_memory or wide or lanes > 128 else 3, split)
