@@ -6,9 +6,10 @@ share the machine.
 
     OUT/
       probe/ or model/            the model they all serve; model.log beside it, when a command wrote it
-      <engine>/conformance/       verdicts.jsonl and failed cases; the engine's output beside it
+      <engine>/conformance/       verdicts.jsonl, failed cases, and what the engine wrote: a log a start
       <engine>/<load>/            one run folder a load
-      <engine>/*-engine.log       what the engine wrote; beside it *.blocks.jsonl where it records its blocks
+      <engine>/load-engine.log    what the engine wrote
+      <engine>/*.blocks.jsonl     where it records its blocks
       report.html
 """
 
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -235,9 +237,8 @@ def _run_engine(
 ) -> None:
     """Conformance, then the loads, each in a fresh process: what the suite left behind is no part of the loads."""
     if suite.profile != "none":
-        narrator.stage(f"starting {plan.label} for conformance")
-        with _reach(plan, folder / "conformance-engine.log", model) as url:
-            _conform(suite, plan, url, folder / CONFORMANCE_FOLDER, model, narrator, result)
+        narrator.stage(f"{plan.label}: conformance")
+        _conform(suite, plan, folder / CONFORMANCE_FOLDER, model, narrator, result)
     narrator.stage(f"starting {plan.label} for the loads")
     with _reach(plan, folder / "load-engine.log", model) as url:
         probe = None if suite.model_command else model
@@ -255,10 +256,15 @@ def _run_engine(
 
 
 def _conform(
-    suite: BenchSuite, plan: EnginePlan, url: str, out: Path, model: Path, narrator: Narrator, result: EngineResult
+    suite: BenchSuite, plan: EnginePlan, out: Path, model: Path, narrator: Narrator, result: EngineResult
 ) -> None:
-    result.conformance = run_suite(url, out=out, profile=suite.profile, dialect=plan.dialect, probe=model,
-                                   seed=suite.seed, quiet=narrator.quiet)
+    launch = None
+    if plan.command:
+        command, env = _filled(plan, model, out.with_name(f"conformance-engine{TRACE_SUFFIX}"))
+        launch = shlex.join([*(["env", *(f"{name}={value}" for name, value in env.items())] if env else []), *command])
+    result.conformance = run_suite(
+        plan.url, launch=launch, ready_timeout_s=plan.ready_timeout_s, out=out, profile=suite.profile,
+        dialect=plan.dialect, probe=model, seed=suite.seed, quiet=narrator.quiet)
     if result.conformance == EXIT_INTERRUPTED:
         raise KeyboardInterrupt
 
@@ -269,13 +275,17 @@ def _reach(plan: EnginePlan, log: Path, model: Path) -> Iterator[str]:
     if not plan.command:
         yield plan.url
         return
-    filled = {"{python}": sys.executable, "{model}": str(model.resolve()),
-              "{block_trace}": str(log.resolve().with_suffix(TRACE_SUFFIX))}
-    command = [_fill(word, filled) for word in plan.command]
-    env = {name: _fill(value, filled) for name, value in plan.env.items()}
+    command, env = _filled(plan, model, log.with_suffix(TRACE_SUFFIX))
     with EngineProcess(command, url=plan.url, log=log, env=env,
                        ready_timeout_s=plan.ready_timeout_s) as process:
         yield process.url
+
+
+def _filled(plan: EnginePlan, model: Path, block_trace: Path) -> tuple[list[str], dict[str, str]]:
+    """Command and environment; {port} stays as it is."""
+    values = {"{python}": sys.executable, "{model}": str(model.resolve()), "{block_trace}": str(block_trace.resolve())}
+    return ([_fill(word, values) for word in plan.command],
+            {name: _fill(value, values) for name, value in plan.env.items()})
 
 
 def _fill(word: str, values: dict[str, str]) -> str:

@@ -8,15 +8,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
-from typing import Any, NoReturn, TypeVar
+from typing import Any
 
 import numpy as np
 
-from pabench.conformance.exchange import Exchange, Geometry, Pending, exchange_as_json
+from pabench.conformance.exchange import Exchange, Geometry, RawPost, exchange_as_json
 from pabench.conformance.failure import CaseFailed, Failure
 from pabench.conformance.profiles import Profile
 from pabench.conformance.prompts import rings_of_prompt_lengths
@@ -24,10 +23,9 @@ from pabench.conformance.selfcheck import Tally
 from pabench.conformance.session import EngineSession, plain_prompt
 from pabench.conformance.targets import unsupported
 from pabench.conformance.verify import Ask, check_completion, check_form, check_length, fork_temperature
+from pabench.conformance.wire import Pending, Wire
 from pabench.engines.base import Completion, EngineFacts, GenerationRequest
 from pabench.engines.cleaning import clean
-from pabench.engines.client import ABORT_DELAY_S
-from pabench.errors import EngineDied, EngineError, EngineTimeout, EngineUnreachable
 from pabench.probe import PRESETS, ProbeSpec, Ring, complement
 from pabench.telemetry.vocabulary import KVSample
 
@@ -40,8 +38,6 @@ _SHARE_COMPARED = 0.5  # of the tokens of a case without the probe, or it proves
 _TIME_KEPT = 0.4       # of a case's time, which references are not to use up
 _NUDGE_AFTER_S = 0.4      # engines that update gauges once a step need a step to show that they are idle
 
-T = TypeVar("T")
-
 
 class EngineUnderTest:
     """The engine under test, for one case. `case` says in a line what the case sends; tests set it."""
@@ -51,14 +47,12 @@ class EngineUnderTest:
         self.profile: Profile = session.profile
         self.rng = rng
         self.case = ""
-        self.exchanges: list[Exchange] = []  # all requests of the case, in the order of sending
-        self.asked = False                   # whether anything at all was asked of the engine
         self.geometry = geometry or Geometry.of(session.facts)
+        self.killer: dict[str, Any] | None = None  # of the engine, as JSON, where a request alone is found to end it
         self._session = session
+        self._wire = Wire(session)
         self._note = ""
         self._tally = Tally()
-        self._pending: list[Pending] = []
-        self._deadline = time.monotonic() + session.profile.case_timeout_s
 
     # What the engine is ------------------------------------------------------------------------------------------
 
@@ -126,12 +120,21 @@ class EngineUnderTest:
     @property
     def time_left_s(self) -> float:
         """Seconds until the case has used up its time."""
-        return max(0.0, self._deadline - time.monotonic())
+        return self._wire.time_left_s
+
+    @property
+    def exchanges(self) -> list[Exchange]:
+        """All requests of the case, in the order of sending."""
+        return self._wire.exchanges
+
+    @property
+    def asked(self) -> bool:
+        """Whether anything at all was asked of the engine."""
+        return self._wire.asked
 
     def cancel(self) -> None:
         """Give up what is still under way: its connections are closed."""
-        for pending in self._pending:
-            pending.cancel()
+        self._wire.cancel()
 
     def drawn(self) -> dict[str, Any]:
         """See targets.Subject: seed and geometry give the same prompts again."""
@@ -139,7 +142,7 @@ class EngineUnderTest:
 
     def evidence(self) -> dict[str, Any]:
         """See targets.Subject."""
-        return {"exchanges": [exchange_as_json(exchange) for exchange in self.exchanges]}
+        return {"killer": self.killer, "exchanges": [exchange_as_json(exchange) for exchange in self.exchanges]}
 
     # Asking ------------------------------------------------------------------------------------------------------
 
@@ -186,13 +189,14 @@ class EngineUnderTest:
 
     def start_plain(self, requests: Sequence[GenerationRequest], *, concurrency: int | None = None) -> Pending:
         """Send any requests without waiting."""
-        return self._start([self._phrased(request) for request in requests], [], concurrency)
+        return self._wire.start([Exchange(self._phrased(request)) for request in requests], concurrency)
 
     def start(self, asks: Sequence[Ask], *, concurrency: int | None = None) -> Pending:
         """Send without waiting."""
         if not self.is_probe:
             self._session.selfcheck.prepare(self, asks)
-        return self._start([self._request(ask) for ask in asks], asks, concurrency)
+        exchanges = [Exchange(self._request(ask), ask.name) for ask in asks]
+        return self._wire.start(exchanges, concurrency, lambda completions: self.verify(asks, completions))
 
     def ask(self, asks: Sequence[Ask], *, concurrency: int | None = None) -> list[Completion]:
         """Send, wait, and verify every token of every answer. Raises CaseFailed."""
@@ -257,36 +261,26 @@ class EngineUnderTest:
 
     def ask_alone(self, request: GenerationRequest, name: str) -> Completion:
         """The answer to one request, sent as it is; see selfcheck.Asker."""
-        exchange = Exchange(request, name)
-        self.exchanges.append(exchange)
-        exchange.completion = self._call(self._session.client.generate(request), [exchange])
-        return exchange.completion
+        return self._wire.send(Exchange(request, name))
 
     def abort(self, request: GenerationRequest, after_tokens: int) -> Completion:
         """Stream `request` and disconnect after so many tokens; the answer so far."""
-        exchange = self._record([self._phrased(request)])[0]
-        return self._call(self._abort(exchange, after_tokens), [exchange])
+        return self._wire.abort(Exchange(self._phrased(request)), after_tokens)
 
     def abort_all(self, requests: Sequence[GenerationRequest], delays_s: Sequence[float]) -> None:
         """Stream all `requests` at once; disconnect from each so many seconds after it was sent."""
-        exchanges = self._record(requests)
-
-        async def all_of_them() -> None:
-            await asyncio.gather(*(self._abort(exchange, 0, delay_s)
-                                   for exchange, delay_s in zip(exchanges, delays_s, strict=True)))
-
-        self._call(all_of_them(), exchanges)
+        self._wire.abort_all([Exchange(request) for request in requests], delays_s)
 
     def post_raw(self, path: str, body: bytes | dict[str, object]) -> tuple[int, bytes]:
         """Status and body of a POST of exactly this."""
-        return self._call(self._session.client.post_raw(path, body), [])
+        return self._wire.post(Exchange(RawPost(path, body)))
 
     # Looking -----------------------------------------------------------------------------------------------------
 
     def metrics(self) -> KVSample | None:
         """The metrics now, in the one vocabulary; None where the engine has none."""
         client = self._session.client
-        families = self._call(client.metrics(), [])
+        families = self._wire.call(client.metrics(), [])
         return None if families is None else client.dialect.kv_sample(families, time.monotonic())
 
     def metrics_when_stable(self, ready: Callable[[KVSample], bool], *, within_s: float) -> KVSample:
@@ -307,13 +301,6 @@ class EngineUnderTest:
                 last_nudge = time.monotonic()
             time.sleep(_POLL_S)
 
-    def raise_named(self, error: EngineError, exchanges: Sequence[Exchange]) -> NoReturn:
-        """Raise `error` with the requests that were under way when it struck."""
-        struck = [i for i, exchange in enumerate(exchanges) if exchange.error is not None]
-        named = ", ".join(_describe(exchanges[i], i, len(exchanges)) for i in struck[:3])
-        more = f" and {len(struck) - 3} more" if len(struck) > 3 else ""
-        raise type(error)(f"{error}; under way: {named or 'no request'}{more}") from error
-
     # How -------------------------------------------------------------------------------------------------------
 
     def _request(self, ask: Ask) -> GenerationRequest:
@@ -326,77 +313,11 @@ class EngineUnderTest:
             return request
         return replace(request, prompt=self._session.selfcheck.phrase(request.prompt))
 
-    def _record(self, requests: Sequence[GenerationRequest], asks: Sequence[Ask] = ()) -> list[Exchange]:
-        names = [ask.name for ask in asks] or [""] * len(requests)
-        exchanges = [Exchange(request, name) for request, name in zip(requests, names, strict=True)]
-        self.exchanges += exchanges
-        self.asked |= bool(exchanges)
-        return exchanges
-
-    def _start(self, requests: Sequence[GenerationRequest], asks: Sequence[Ask], concurrency: int | None) -> Pending:
-        if self._session.gone is not None:
-            raise EngineDied(self._session.gone)
-        exchanges = self._record(requests, asks)
-        workers = min(concurrency or len(exchanges), len(exchanges))
-        future = self._session.loop.submit(self._work(exchanges, workers))
-        pending = Pending(self, exchanges, asks, future)
-        self._pending.append(pending)
-        return pending
-
-    async def _work(self, exchanges: list[Exchange], workers: int) -> None:
-        """A closed loop: each of `workers` clients takes the next request when its last has ended."""
-        queue = iter(exchanges)
-
-        async def client() -> None:
-            for exchange in queue:
-                if not await self._exchange(exchange):
-                    return
-
-        try:
-            async with asyncio.timeout(self.time_left_s):
-                await asyncio.gather(*(client() for _ in range(workers)))
-        except TimeoutError:
-            for exchange in exchanges:
-                if exchange.completion is None and exchange.error is None:
-                    exchange.error = EngineTimeout(f"no answer within the {self.profile.case_timeout_s:g} s of a case")
-
-    async def _exchange(self, exchange: Exchange) -> bool:
-        """Send one request and keep what became of it; whether to go on."""
-        exchange.sent_s = time.monotonic()
-        try:
-            exchange.completion = await self._session.client.generate(exchange.request)
-        except EngineError as error:
-            exchange.error = error
-        exchange.end_s = time.monotonic()
-        return not isinstance(exchange.error, (EngineDied, EngineUnreachable, EngineTimeout))
-
-    async def _abort(self, exchange: Exchange, after_tokens: int, delay_s: float = ABORT_DELAY_S) -> Completion:
-        exchange.sent_s = time.monotonic()
-        exchange.completion = await self._session.client.start_then_abort(exchange.request, after_tokens, delay_s)
-        exchange.end_s = time.monotonic()
-        return exchange.completion
-
     def _nudge(self) -> None:
         request = GenerationRequest(plain_prompt(self.facts, 4), max_tokens=1, stream=False)
-        self._call(self._session.client.generate(request), [])
-
-    def _call(self, coroutine: Coroutine[Any, Any, T], exchanges: list[Exchange]) -> T:
-        """Run one call; an error names its request."""
-        self.asked = True
-        try:
-            return self._session.loop.run(coroutine, self._session.profile.request_timeout_s)
-        except EngineError as error:
-            for exchange in exchanges:
-                exchange.error = error
-            self.raise_named(error, exchanges)
+        self._wire.call(self._session.client.generate(request), [])
 
 
 def refused(completion: Completion) -> bool:
     """Whether the engine said that it will not do this: a 4xx status. A 5xx is a fault."""
     return completion.error is not None and 400 <= completion.status < 500
-
-
-def _describe(exchange: Exchange, index: int, total: int) -> str:
-    prompt = exchange.request.prompt
-    length = f"{len(prompt)} prompt tokens" if not isinstance(prompt, str) else f"{len(prompt)} characters"
-    return f"{exchange.name or 'request'} ({index + 1} of {total}; {length}, max_tokens {exchange.request.max_tokens})"

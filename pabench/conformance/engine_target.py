@@ -4,18 +4,31 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
+import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pabench.conformance.engine import EngineUnderTest
-from pabench.conformance.exchange import Geometry
+from pabench.conformance.exchange import Geometry, exchange_as_json
+from pabench.conformance.launched import (
+    DEFAULT_URL,
+    READY_TIMEOUT_S,
+    LaunchedEngine,
+    News,
+    find_killer,
+    parse_launch,
+    without_secrets,
+)
 from pabench.conformance.profiles import Profile
 from pabench.conformance.prompts import rings_of_prompt_lengths
 from pabench.conformance.registry import Requirement
 from pabench.conformance.session import EngineSession, open_session
+from pabench.conformance.targets import Subject
 from pabench.conformance.verify import Ask
 from pabench.engines.cleaning import clean
 from pabench.engines.client import base_url
@@ -26,15 +39,35 @@ _MAX_REASON_CHARS = 1000
 
 
 class EngineTarget:
-    """See targets.Target. `session` exists once the engine has been examined."""
+    """See targets.Target. `session` exists once the engine has been examined.
+
+    With `launch`, a command line, the engine is started here, and again when it has died; its output goes to `folder`.
+    """
 
     level = "http"
 
-    def __init__(self, url: str, *, dialect: str | None, model: str | None, probe: str | None) -> None:
+    def __init__(
+        self, url: str | None, *, dialect: str | None, model: str | None, probe: str | None,
+        launch: str | None = None, ready_timeout_s: float = READY_TIMEOUT_S, folder: Path | None = None,
+    ) -> None:
+        self._temporary: tempfile.TemporaryDirectory[str] | None = None
+        self._launched: LaunchedEngine | None = None
+        self._news: News = lambda text: None
+        if launch is not None:
+            words = parse_launch(launch, url)
+            if folder is None:
+                self._temporary = tempfile.TemporaryDirectory(prefix="pabench-", ignore_cleanup_errors=True)
+                folder = Path(self._temporary.name)
+            self._launched = LaunchedEngine(words, url or DEFAULT_URL, folder, ready_timeout_s, self._tell)
+            url = self._launched.url
+        assert url is not None, "one of them is given"
         self.url = base_url(url)
-        self.locator = f"--url {self.url}"
+        self.locator = f"--url {self.url}" if launch is None else f"--launch {shlex.quote(without_secrets(launch))}"
         self._spoken = {"dialect_name": dialect, "model": model, "probe": probe}
         self._session: EngineSession | None = None
+
+    def _tell(self, text: str) -> None:
+        self._news(text)
 
     @property
     def session(self) -> EngineSession:
@@ -53,8 +86,11 @@ class EngineTarget:
         """See Target."""
         return self.session.impl
 
-    def open(self, profile: Profile, seed: int) -> None:
-        """Examine the engine and connect to it."""
+    def open(self, profile: Profile, seed: int, news: News) -> None:
+        """Start the engine where that is asked for, examine it and connect to it."""
+        self._news = news
+        if self._launched is not None:
+            self._launched.start()
         self._session = open_session(
             self.url, profile, seed, api_key=os.environ.get(API_KEY_VARIABLE), **self._spoken
         )
@@ -111,7 +147,29 @@ class EngineTarget:
         """See Target."""
         return self.session.still_lives()
 
+    def recover(self, subject: Subject) -> str:
+        """Start the engine again and look for the request that it died of."""
+        if self._launched is None or not isinstance(subject, EngineUnderTest):
+            return ""
+        end = self._launched.end().replace(os.environ.get(API_KEY_VARIABLE) or "\0", "***")
+        try:
+            self._launched.start()
+            self.session.gone = None
+            killer, found = find_killer(self.session, self._launched, subject.exchanges)
+        except (EngineError, UsageError) as error:
+            self.session.gone = f"{end}; not to be started again: {error}"
+            return self.session.gone
+        if killer is not None:
+            subject.killer = {**exchange_as_json(killer), "curl": self.session.curl(killer)}
+        return f"{end}; {found}"
+
     def close(self) -> None:
         """See Target."""
-        if self._session is not None:
-            self._session.close()
+        try:
+            if self._session is not None:
+                self._session.close()
+        finally:
+            if self._launched is not None:
+                self._launched.stop()
+            if self._temporary is not None:
+                self._temporary.cleanup()

@@ -1,31 +1,60 @@
-"""Requests of a case: what became of each, those under way, and the geometry that their sizes are chosen by."""
+"""Requests of a case: what became of each, and the geometry that their sizes are chosen by."""
 
 from __future__ import annotations
 
-import concurrent.futures
-from collections.abc import Sequence
+import json
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from pabench.conformance.session import wait_for
-from pabench.conformance.verify import Ask
 from pabench.engines.base import Completion, EngineFacts, GenerationRequest
 from pabench.errors import EngineError
 
-if TYPE_CHECKING:
-    from pabench.conformance.engine import EngineUnderTest
+_SHOWN_CHARS = 120
+
+
+@dataclass(frozen=True, slots=True)
+class RawPost:
+    """A body that is sent as it is: bytes, or what becomes JSON."""
+
+    path: str
+    body: bytes | dict[str, object]
+
+    @property
+    def text(self) -> str:
+        """The body as text."""
+        if isinstance(self.body, bytes):
+            return self.body.decode("utf-8", "backslashreplace")
+        return json.dumps(self.body)
 
 
 @dataclass(slots=True)
 class Exchange:
     """A request and what became of it. Times are seconds on the monotonic clock."""
 
-    request: GenerationRequest
+    request: GenerationRequest | RawPost
     name: str = ""
     sent_s: float | None = None
     end_s: float | None = None
     completion: Completion | None = None
     error: EngineError | None = None
+
+    @property
+    def under_way(self) -> bool:
+        """Whether it was sent and has no proper end: broken, a fault of the server's, or still open."""
+        if self.sent_s is None:
+            return False
+        answer = self.completion
+        return answer is None or self.error is not None or answer.status >= 500 or answer.truncated
+
+    @property
+    def described(self) -> str:
+        """Name and size, or the body itself, in a few words."""
+        request = self.request
+        if isinstance(request, RawPost):
+            return f"POST {request.path} {request.text[:_SHOWN_CHARS]}"
+        prompt = request.prompt
+        length = f"{len(prompt)} prompt tokens" if not isinstance(prompt, str) else f"{len(prompt)} characters"
+        return f"{self.name or 'request'} ({length}, max_tokens {request.max_tokens})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,48 +72,12 @@ class Geometry:
         return cls(kv.block_size if kv else None, kv.capacity_tokens if kv else None, facts.max_context_tokens)
 
 
-class Pending:
-    """Requests under way."""
-
-    def __init__(
-        self, engine: EngineUnderTest, exchanges: list[Exchange], asks: Sequence[Ask],
-        future: concurrent.futures.Future[None],
-    ) -> None:
-        self.exchanges = exchanges
-        self._engine = engine
-        self._asks = asks
-        self._future = future
-
-    @property
-    def done(self) -> bool:
-        """Whether all have ended."""
-        return self._future.done()
-
-    def cancel(self) -> None:
-        """Disconnect from all that have not ended."""
-        self._future.cancel()
-
-    def wait(self) -> list[Completion]:
-        """All answers, in the order of the requests. Raises the first EngineError, naming the request."""
-        wait_for(self._future, self._engine.time_left_s)
-        for exchange in self.exchanges:
-            if exchange.error is not None:
-                self._engine.raise_named(exchange.error, self.exchanges)
-        return [exchange.completion for exchange in self.exchanges if exchange.completion is not None]
-
-    def verify(self) -> list[Completion]:
-        """All answers, each equal to its oracle token by token. Raises CaseFailed for the first that is not."""
-        completions = self.wait()
-        self._engine.verify(self._asks, completions)
-        return completions
-
-
 def exchange_as_json(exchange: Exchange) -> dict[str, Any]:
     """For a case file."""
-    completion = exchange.completion
+    completion, request = exchange.completion, exchange.request
     return {
         "name": exchange.name,
-        "request": asdict(exchange.request),
+        "request": {"path": request.path, "body": request.text} if isinstance(request, RawPost) else asdict(request),
         "sent_s": exchange.sent_s,
         "end_s": exchange.end_s,
         "error": None if exchange.error is None else f"{type(exchange.error).__name__}: {exchange.error}",

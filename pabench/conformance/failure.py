@@ -22,6 +22,7 @@ class Failure:
     actual: str
     reads: str = ""  # what the KV probe says was read instead, and by which layers and heads
     hint: str = ""   # where to look
+    end: str = ""    # how the engine ended, and what of
 
     def __post_init__(self) -> None:
         """Clean all."""
@@ -45,7 +46,7 @@ def fail(expected: str, actual: str, *, reads: str = "", hint: str = "") -> NoRe
 def failure_text(
     requirement: Requirement, case_name: str, outcome: Outcome, impl: str, case: str, failure: Failure, replay: str
 ) -> str:
-    """The failure text: requirement, its sentence, then case / expected / actual / reads / hint / replay.
+    """The failure text: requirement, its sentence, then case / expected / actual / reads / end / hint / replay.
 
     `impl` names what is under test, `case` what was asked (it may have several lines, all of the suite's own words),
     `replay` the command that asks it again.
@@ -55,6 +56,6 @@ def failure_text(
     lines = [head, f"  {requirement.text}"]
     case = case.replace("\n", f"\n{'':<12}")
     fields = {"case": case, "expected": failure.expected, "actual": failure.actual,
-              "reads": failure.reads, "hint": failure.hint, "replay": replay}
+              "reads": failure.reads, "end": failure.end, "hint": failure.hint, "replay": replay}
     lines += [f"  {label:<8}  {value}" for label, value in fields.items() if value]
     return "\n".join(lines)

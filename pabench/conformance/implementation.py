@@ -153,7 +153,7 @@ class ImplementationTarget:
             raise RuntimeError("the implementation is opened when tests begin to run")
         return self._profile
 
-    def open(self, profile: Profile, seed: int) -> None:
+    def open(self, profile: Profile, seed: int, news: Callable[[str], None]) -> None:
         """See Target."""
         self._profile = profile
 
@@ -196,8 +196,9 @@ class ImplementationTarget:
         signal.setitimer(signal.ITIMER_REAL, self.profile.case_timeout_s)
         try:
             yield
-        except _OutOfTime as error:
-            raise EngineTimeout(f"no end within the {self.profile.case_timeout_s:g} s of a case") from error
+        except _OutOfTime:
+            # Not `from` it: struck between two lines, its traceback has no line number, which pytest cannot show.
+            raise EngineTimeout(f"no end within the {self.profile.case_timeout_s:g} s of a case") from None
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, before)
@@ -205,6 +206,10 @@ class ImplementationTarget:
     def still_lives(self) -> bool:
         """An adapter in a process of its own starts it again when it is next asked."""
         return True
+
+    def recover(self, subject: Subject) -> str:
+        """See Target. An adapter tells itself what ended its process."""
+        return ""
 
     def close(self) -> None:
         """See Target."""

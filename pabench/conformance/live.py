@@ -39,6 +39,7 @@ class Live:
         self._run = run
         self._console = console
         self._shown = 0
+        run.news = self._tell
         self._progress = Progress(SpinnerColumn(), TextColumn("{task.completed}/{task.total} {task.description}"),
                                   TimeElapsedColumn(), console=console, transient=True)
         self._task = self._progress.add_task("", total=0)
@@ -59,6 +60,9 @@ class Live:
             self._console.print(_line(verdict), soft_wrap=True)
         self._shown = len(self._run.verdicts)
         self._progress.advance(self._task)
+
+    def _tell(self, text: str) -> None:
+        self._console.print(Text(text, style="dim"), soft_wrap=True)
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         """A test file that cannot be read."""

@@ -3,8 +3,8 @@
     pytest --pabench-url http://127.0.0.1:8000 --pabench-profile smoke --pabench-out results/x  my_tests/
     pytest --pabench-impl acme.testing:allocator --pyargs pabench.suites.alloc
 
-Without `--pabench-url` or `--pabench-impl` it does nothing but skip what needs one. This file is imported by every
-pytest run of an environment that has pabench installed, so it imports nothing heavy.
+Without `--pabench-url`, `--pabench-launch` or `--pabench-impl` it does nothing but skip what needs one. This file is
+imported by every pytest run of an environment that has pabench installed, so it imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pabench.conformance.session import EngineSession
 
 SUITE_RUN = "pabench-suite-run"
-_WITHOUT_URL = "needs an engine: pass --pabench-url URL"
+_WITHOUT_URL = "needs an engine: pass --pabench-url URL or --pabench-launch COMMAND"
 _WITHOUT_IMPL = "needs an implementation in process: pass --pabench-impl NAME, or package.module:factory"
 
 
@@ -33,6 +33,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("pabench", "conformance of an LLM engine, or of an allocator or a kernel")
     add = group.addoption
     add("--pabench-url", metavar="URL", help="the engine under test; without it, tests that need one are skipped")
+    add("--pabench-launch", metavar="COMMAND",
+        help="starts the engine under test, and again when it has died; {port} stands for its port")
+    add("--pabench-ready-timeout", metavar="SECONDS", type=float, default=600.0,
+        help="longest wait for a launched engine to serve (default: 600)")
     add("--pabench-impl", metavar="NAME|FACTORY",
         help="the implementation under test: one that ships, package.module:factory or path/to/file.py:factory")
     add("--pabench-dialect", metavar="NAME", help="how the engine is spoken to (found out by default)")
@@ -49,7 +53,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Declare the marker; with something to ask, set up the run."""
     config.addinivalue_line("markers", "requirement(id, case=None): the test decides a requirement")
-    if config.getoption("--pabench-url") or config.getoption("--pabench-impl"):
+    if any(config.getoption(f"--pabench-{each}") for each in ("url", "launch", "impl")):
         from pabench.conformance.running import SuiteRun
 
         config.pluginmanager.register(SuiteRun.from_config(config), SUITE_RUN)

@@ -17,6 +17,7 @@ from pabench.conformance.cases import load_case
 from pabench.conformance.engine_target import API_KEY_VARIABLE
 from pabench.conformance.expectations import load_expectations
 from pabench.conformance.implementation import check_name
+from pabench.conformance.launched import DEFAULT_URL, MAX_STARTS, READY_TIMEOUT_S, parse_launch
 from pabench.conformance.profiles import load_profile
 from pabench.conformance.registry import load_registry
 from pabench.conformance.results import FILE_NAME, load_results
@@ -41,6 +42,8 @@ def run_suite(
     url: str | None = None,
     *,
     impl: str | None = None,
+    launch: str | None = None,
+    ready_timeout_s: float = READY_TIMEOUT_S,
     out: Path,
     profile: str = "ci",
     dialect: str | None = None,
@@ -55,7 +58,9 @@ def run_suite(
     """Ask the engine at `url`, or the implementation in process `impl`, all requirements of its level, or those in
     `ids`; write out/verdicts.jsonl.
 
-    `impl` is a name that ships, package.module:factory or path/to/file.py:factory. `probe` is a folder with a
+    `impl` is a name that ships, package.module:factory or path/to/file.py:factory. `launch` is a command line that
+    starts the engine, with {port} for its port; it is started again when it has died. `url` is then where it listens,
+    by default that port of 127.0.0.1, and `ready_timeout_s` the longest wait for each start. `probe` is a folder with a
     probe.json, or a preset's name. `quiet` shows nothing but why a run could not be done.
 
     Returns 0 conforming, 1 not, 2 could not run, 130 interrupted. Raises UsageError for bad input, before anything
@@ -70,12 +75,12 @@ def run_suite(
         registry[requirement_id]
     if expect is not None:
         load_expectations(expect, registry)
-    options = [*_named(url, impl, dialect, model, probe), "--pabench-out", str(out.resolve()),
-               "--pabench-profile", profile, "--pabench-seed", str(seed)]
+    options = [*_named(url, impl, dialect, model, probe, launch), *_patience(ready_timeout_s),
+               "--pabench-out", str(out.resolve()), "--pabench-profile", profile, "--pabench-seed", str(seed)]
     options += [word for requirement_id in ids for word in ("--pabench-id", requirement_id)]
     if expect is not None:
         options += ["--pabench-expect", str(expect.resolve())]
-    code = _pytest(options, load_profile(profile).run_timeout_s, api_key, quiet)
+    code = _pytest(options, _run_timeout_s(profile, launch, ready_timeout_s), api_key, quiet)
     return believed(code, out)
 
 
@@ -96,41 +101,61 @@ def replay_case(
     *,
     url: str | None = None,
     impl: str | None = None,
+    launch: str | None = None,
+    ready_timeout_s: float = READY_TIMEOUT_S,
     dialect: str | None = None,
     model: str | None = None,
     probe: str | Path | None = None,
     api_key: str | None = None,
 ) -> int:
-    """Ask the engine at `url`, or the implementation `impl`, again just what the case file `path` describes.
+    """Ask an engine or implementation, named as for `run_suite`, again just what the case file `path` tells.
 
     Returns 0 when it holds now, 1 when not, 2 when it could not be asked.
     """
     case = load_case(path)
     load_registry()[case.requirement]
-    options = [*_named(url, impl, dialect, model, probe), "--pabench-replay", str(path.resolve())]
-    return _pytest(options, load_profile(case.profile).run_timeout_s, api_key, quiet=False)
+    options = [*_named(url, impl, dialect, model, probe, launch), *_patience(ready_timeout_s),
+               "--pabench-replay", str(path.resolve())]
+    return _pytest(options, _run_timeout_s(case.profile, launch, ready_timeout_s), api_key, quiet=False)
+
+
+def _patience(ready_timeout_s: float) -> list[str]:
+    if not 0 < ready_timeout_s < float("inf"):
+        raise UsageError(f"the time to wait for an engine to serve is {ready_timeout_s:g} s, expected more than 0")
+    return ["--pabench-ready-timeout", str(ready_timeout_s)]
+
+
+def _run_timeout_s(profile: str, launch: str | None, ready_timeout_s: float) -> float:
+    """The profile's, and what starting an engine again and again may take."""
+    return load_profile(profile).run_timeout_s + (0 if launch is None else MAX_STARTS * ready_timeout_s)
 
 
 def _named(
-    url: str | None, impl: str | None, dialect: str | None, model: str | None, probe: str | Path | None
+    url: str | None, impl: str | None, dialect: str | None, model: str | None, probe: str | Path | None,
+    launch: str | None,
 ) -> list[str]:
     """The options that name what is asked. Raises UsageError unless it is one thing."""
-    if (url is None) == (impl is None):
-        raise UsageError(f"got {'neither' if url is None else 'both'} of --url, an engine, and --impl, an "
-                         "implementation in process: a run asks one of them")
+    engine = url or launch
+    if (engine is None) == (impl is None):
+        raise UsageError(f"got {'neither' if engine is None else 'both'} of an engine, --url or --launch, and an "
+                         "implementation in process, --impl: a run asks one of them")
     if impl is not None:
         if any(value is not None for value in (dialect, model, probe)):
             raise UsageError("dialect, model and probe are of an engine at a URL; --impl names an implementation")
         check_name(impl)
         where, _, factory = impl.rpartition(":")
         return ["--pabench-impl", f"{Path(where).resolve()}:{factory}" if where.endswith(".py") else impl]
-    assert url is not None, "one of them is given"
     if dialect is not None:
         known_dialect(dialect)
     folder = Path(probe).resolve() if probe is not None and Path(probe).is_dir() else probe
     given = {"--pabench-dialect": dialect, "--pabench-model": model, "--pabench-probe": folder}
     words = [word for option, value in given.items() if value is not None for word in (option, str(value))]
-    return ["--pabench-url", base_url(url), *words]
+    if launch is None:
+        assert url is not None, "one of them is given"
+        return ["--pabench-url", base_url(url), *words]
+    parse_launch(launch, url)
+    base_url((url or DEFAULT_URL).replace("{port}", "1"))
+    return ["--pabench-launch", launch, *(["--pabench-url", url] if url else []), *words]
 
 
 def pytest_arguments(options: Sequence[str]) -> list[str]:
@@ -151,6 +176,7 @@ def _pytest(options: list[str], timeout_s: float, api_key: str | None, quiet: bo
         code = process.wait(timeout_s)
     except subprocess.TimeoutExpired:
         print(f"could not run: no end after {timeout_s:g} s, given up", file=sys.stderr)
+        _let_end(process)  # an engine that it has started is to be stopped
         code = EXIT_COULD_NOT_RUN
     except KeyboardInterrupt:
         _let_end(process)

@@ -6,7 +6,8 @@ import datetime
 import sys
 import time
 import zlib
-from collections.abc import Generator
+from collections.abc import Callable, Generator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +69,7 @@ class SuiteRun:
         self.verdicts: list[Verdict] = []
         self.smoke = "ok"
         self.could_not_run = False
+        self.news: Callable[[str], None] = lambda text: None  # what takes long; shown by `live`
         self._writer: ResultsWriter | None = None
         self._start = time.monotonic()
 
@@ -136,7 +138,7 @@ class SuiteRun:
         if session.config.option.collectonly or self.could_not_run or not session.items:
             return
         try:
-            self.target.open(self.profile, self.seed)
+            self.target.open(self.profile, self.seed, self.news)
             self.smoke = self.target.smoke()
             if self.out is not None:
                 self._writer = ResultsWriter(self.out / FILE_NAME)
@@ -241,13 +243,15 @@ class SuiteRun:
             failure = Failure("", f"{type(error).__name__}: {error}", hint="the suite's own fault: please report it")
             return Outcome.ERROR, failure.actual, failure
         self.subject_for(item).cancel()
-        lives = self.target.still_lives()
-        if isinstance(error, (EngineDied, EngineUnreachable)) or not (lives or isinstance(error, EngineTimeout)):
-            reason = failure.actual if lives else f"{failure.actual}; afterwards: {self.target.gone}"
-            return Outcome.CRASH, "it stopped answering", Failure(failure.expected, reason, hint=failure.hint)
+        if self.target.still_lives():
+            outcome = (Outcome.CRASH if isinstance(error, (EngineDied, EngineUnreachable)) else
+                       Outcome.TIMEOUT if isinstance(error, EngineTimeout) else Outcome.FAIL)
+            return outcome, failure.actual, failure
+        afterwards = f"{failure.actual}; afterwards: {self.target.gone}"
+        end = self.target.recover(self.subject_for(item))
         if isinstance(error, EngineTimeout):
-            return Outcome.TIMEOUT, str(error), failure
-        return Outcome.FAIL, failure.actual, failure
+            return Outcome.TIMEOUT, failure.actual, replace(failure, end=end)
+        return Outcome.CRASH, "it stopped answering", replace(failure, actual=afterwards, end=end)
 
     def _passed(self, subject: Subject) -> tuple[Outcome, str, Failure | None]:
         """A test that came to its end: no PASS without a question."""
@@ -285,13 +289,15 @@ class SuiteRun:
 def _target(config: pytest.Config) -> Target:
     """What the options name."""
     option = config.getoption
-    url, impl = option("--pabench-url"), option("--pabench-impl")
-    if url and impl:
-        raise UsageError(f"both an engine, {url}, and an implementation, {impl}: a run asks one of them")
+    url, launch, impl = option("--pabench-url"), option("--pabench-launch"), option("--pabench-impl")
+    if impl and (url or launch):
+        raise UsageError(f"both an engine, {url or launch}, and an implementation, {impl}: a run asks one of them")
     if impl:
         return ImplementationTarget(impl)
-    return EngineTarget(url, dialect=option("--pabench-dialect"), model=option("--pabench-model"),
-                        probe=option("--pabench-probe"))
+    return EngineTarget(
+        url, dialect=option("--pabench-dialect"), model=option("--pabench-model"), probe=option("--pabench-probe"),
+        launch=launch, ready_timeout_s=option("--pabench-ready-timeout"),
+        folder=Path(option("--pabench-out")) if option("--pabench-out") else None)
 
 
 def _show(report: pytest.TestReport, verdict: Verdict) -> pytest.TestReport:

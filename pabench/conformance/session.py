@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import shlex
 import threading
 import time
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
+from pabench.conformance.exchange import Exchange, RawPost
 from pabench.conformance.profiles import Profile
 from pabench.conformance.selfcheck import SelfCheck
 from pabench.engines import EngineClient, dialect, examine
@@ -91,6 +93,12 @@ class EngineSession:
         """The engine and its address, for failure texts."""
         version = f" {clean(self.facts.version, 40)}" if self.facts.version else ""
         return f"{self.facts.dialect}{version} at {self.client.url}"
+
+    def curl(self, exchange: Exchange) -> str:
+        """The command that sends a request by hand; a key has to be added to it."""
+        request = exchange.request
+        path, body = (request.path, request.text) if isinstance(request, RawPost) else self.client.written(request)
+        return shlex.join(["curl", self.client.url + path, "-H", "Content-Type: application/json", "-d", body])
 
     def close(self) -> None:
         """Close all connections and the loop."""

@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, NoReturn, Protocol
 
@@ -60,8 +60,8 @@ class Target(Protocol):
         """Why nothing more can be asked of it; None while it lives."""
         ...
 
-    def open(self, profile: Profile, seed: int) -> None:
-        """Make ready for the first case. Raises PabenchError when that cannot be."""
+    def open(self, profile: Profile, seed: int, news: Callable[[str], None]) -> None:
+        """Make ready for the first case; `news` is told what takes long. Raises PabenchError when that cannot be."""
         ...
 
     def smoke(self) -> str:
@@ -95,6 +95,13 @@ class Target(Protocol):
 
     def still_lives(self) -> bool:
         """Whether more can be asked of it after a failure; sets `gone` when not."""
+        ...
+
+    def recover(self, subject: Subject) -> str:
+        """After it died in the case of `subject`: make it live again, so that `gone` is None, where that can be.
+
+        In a line, how it ended and what of; "" where nothing is known.
+        """
         ...
 
     def close(self) -> None:

@@ -113,6 +113,11 @@ class EngineClient:
         """The answer to `request`. What the engine refuses comes back as `Completion.error`, not as an exception."""
         return await self._generate(request, None)
 
+    def written(self, request: GenerationRequest) -> tuple[str, str]:
+        """Path and body of `request`, as it would be sent."""
+        path, body = self.dialect.build(worded(request, self.dialect), self.model)
+        return path, orjson.dumps(body).decode()
+
     async def start_then_abort(
         self, request: GenerationRequest, after_tokens: int, delay_s: float = ABORT_DELAY_S
     ) -> Completion:

@@ -190,8 +190,8 @@ def test_without_an_implementation_requirements_are_skipped(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(("change", "complaint"), [
-    ({}, "got neither of --url, an engine, and --impl"),
-    ({"url": "http://127.0.0.1:1", "impl": "reference-paged"}, "got both of --url"),
+    ({}, "got neither of an engine, --url or --launch, and"),
+    ({"url": "http://127.0.0.1:1", "impl": "reference-paged"}, "got both of an engine, --url or --launch"),
     ({"impl": "nonsense"}, "--impl is 'nonsense', expected one of reference-paged"),
     ({"impl": "none.py:x"}, "there is no file none.py"),
     ({"impl": "reference-paged", "dialect": "vllm"}, "dialect, model and probe are of an engine at a URL"),

@@ -194,7 +194,7 @@ def test_after(engine):
         "http/ring-exact[before]": Outcome.PASS, "http/concurrent-isolation": Outcome.CRASH,
         "http/usage-exact": Outcome.NOTRUN}
     crash = next(row for row in results.rows if row.outcome is Outcome.CRASH)
-    assert "under way: the deadly request (1 of 1; 20 prompt tokens, max_tokens 400)" in crash.text
+    assert "under way: the deadly request (20 prompt tokens, max_tokens 400), 1 of 1" in crash.text
     assert (done.returncode, results.footer.exit_code) == (1, 1)
 
 

@@ -42,7 +42,7 @@ class PerfectEngine(EngineUnderTest):
         return [self._accept(request) for request in requests]
 
     def ask(self, asks: Sequence[Ask], *, concurrency: int | None = None) -> list[Completion]:
-        self.asked |= bool(asks)
+        self._wire.asked |= bool(asks)
         return [self._answer(ask) for ask in asks]
 
     def ask_samples(self, ask: Ask) -> tuple[Ask, Completion]:

@@ -1,0 +1,81 @@
+"""Options that several commands have, and what they are turned into."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pabench.errors import UsageError
+
+if TYPE_CHECKING:  # each command imports what it needs, so that `--help` is quick
+    from pabench.engines.doctor import Examination
+
+Url = Annotated[str, typer.Option("--url", help="Where the engine listens, e.g. http://127.0.0.1:8000")]
+OptionalUrl = Annotated[str | None, typer.Option("--url", help="Where an engine listens, e.g. http://127.0.0.1:8000")]
+Launch = Annotated[
+    str | None,
+    typer.Option("--launch", help="Start the engine with this command, {port} standing for its port, and again when "
+                                  "it has died."),
+]
+ReadyTimeout = Annotated[
+    float, typer.Option("--ready-timeout-s", help="Longest wait for a launched engine to serve, seconds."),
+]
+Impl = Annotated[
+    str | None,
+    typer.Option("--impl", help="Instead of a URL, an implementation in process: reference-paged or another that "
+                                "ships, package.module:factory, or path/to/file.py:factory."),
+]
+DialectName = Annotated[str | None, typer.Option("--dialect", help="Do not detect the dialect; take this one.")]
+ProbeName = Annotated[
+    str | None,
+    typer.Option("--probe", help="Preset or folder of the KV probe that is served (found out by default)."),
+]
+KeyVariable = Annotated[
+    str | None,
+    typer.Option("--api-key-env", help="Environment variable that holds the engine's API key."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No live view.")]
+
+
+def examined(
+    url: str, dialect: str | None, probe: str | None, key_variable: str | None, timeout_s: float = 10.0
+) -> Examination:
+    """What `doctor` finds at `url`."""
+    from pabench.engines.doctor import examine
+
+    key = api_key_in(key_variable)
+    return asyncio.run(examine(url, dialect=dialect, probe=probe, timeout_s=timeout_s, api_key=key))
+
+
+def api_key_in(variable: str | None) -> str | None:
+    """The key itself is never an argument: arguments show in process lists and in manifests."""
+    if variable is None:
+        return None
+    if variable not in os.environ:
+        raise UsageError(f"--api-key-env names {variable!r}, which is not set in the environment")
+    return os.environ[variable]
+
+
+def require_new(folder: Path) -> None:
+    """Before any work: results are never overwritten, nor mixed with others."""
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise UsageError(f"{folder} is a file or holds something already: give a new folder with --out")
+
+
+def new_folder(name: str) -> Path:
+    """Where results go by default: named after the time."""
+    return Path("results") / f"{datetime.now():%Y%m%d-%H%M%S}-{name}"
+
+
+def need_engine() -> None:
+    """Raise UsageError where the reference engine is not installed."""
+    from importlib.util import find_spec
+
+    if find_spec("reference_engine") is None or find_spec("torch") is None:
+        raise UsageError("the reference engine needs torch: install it with `pip install 'pabench[engine]'`")

@@ -1,0 +1,127 @@
+"""An engine that the run itself starts: started again when it has died, and asked again what it died of."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import signal
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from pabench.conformance.exchange import Exchange, RawPost
+from pabench.conformance.session import EngineSession
+from pabench.conformance.wire import Wire
+from pabench.engines import EngineProcess
+from pabench.errors import EngineDied, EngineError, UsageError
+
+DEFAULT_URL = "http://127.0.0.1:{port}"
+READY_TIMEOUT_S = 600.0  # large models take minutes to load
+MAX_STARTS = 12          # in one run: an engine that dies of everything is not worth more
+_MAX_SUSPECTS = 16       # requests that are asked again, each alone
+_SECRET = re.compile(r"(key|token|secret|password)\b", re.IGNORECASE)
+
+News = Callable[[str], None]
+
+
+def parse_launch(command: str, url: str | None) -> list[str]:
+    """The words of a launch command. Raises UsageError when it is none, or names no port that is known."""
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        raise UsageError(f"--launch is {command!r}, which is no command line: {error}") from error
+    if not words:
+        raise UsageError("--launch is empty, expected the command that starts the engine, with {port} for its port")
+    if url is None and not any("{port}" in word for word in words):
+        raise UsageError(f"--launch is {command!r}, which has no {{port}}: put it where the engine's port belongs, or "
+                         "say with --url where the engine will listen")
+    return words
+
+
+def without_secrets(command: str) -> str:
+    """`command` for a record: what follows an option whose name ends in key, token, secret or password is left out."""
+    words = shlex.split(command)
+    kept = list(words)
+    for at, word in enumerate(words):
+        name, equals, _ = word.partition("=")
+        if equals and _SECRET.search(name):
+            kept[at] = f"{name}=***"
+        elif word.startswith("-") and _SECRET.search(word) and at + 1 < len(words):
+            kept[at + 1] = "***"
+    return command if kept == words else shlex.join(kept)
+
+
+class LaunchedEngine:
+    """The process of the engine, and those that came after it: one runs at a time, each with a log of its own.
+
+    `command` has {port} where its port belongs, and so may `url` have.
+    """
+
+    def __init__(self, command: Sequence[str], url: str, folder: Path, ready_timeout_s: float, news: News) -> None:
+        self._folder, self._ready_timeout_s, self._news = folder, ready_timeout_s, news
+        self._starts = 0
+        self._process = EngineProcess(command, url=url, log=self._log(1), ready_timeout_s=ready_timeout_s)
+        self.url = self._process.url
+
+    def start(self) -> None:
+        """Start it, once more after it has died. Raises EngineDied, EngineTimeout and UsageError when it cannot be."""
+        self._process.stop()
+        if self._starts == MAX_STARTS:
+            raise EngineDied(f"it was started {MAX_STARTS} times, and is given up")
+        self._starts += 1
+        log = self._log(self._starts)
+        self._news(f"starting the engine{'' if self._starts == 1 else ' again'}, its output goes to {log}")
+        self._process = EngineProcess(self._process.command, url=self.url, log=log,
+                                      ready_timeout_s=self._ready_timeout_s)
+        self._process.__enter__()
+
+    def end(self) -> str:
+        """How the process ended, and what it wrote last."""
+        code = self._process.returncode
+        if code is None:
+            how = "its process still runs"
+        elif code < 0:
+            how = f"its process was ended by {signal.Signals(-code).name}"
+        else:
+            how = f"its process ended with status {code}"
+        return f"{how}; last words: {self._process.last_words()}"
+
+    def stop(self) -> None:
+        """End the process and its children."""
+        self._process.stop()
+
+    def _log(self, number: int) -> Path:
+        return self._folder / ("engine.log" if number == 1 else f"engine-{number}.log")
+
+
+def find_killer(
+    session: EngineSession, launched: LaunchedEngine, exchanges: Sequence[Exchange]
+) -> tuple[Exchange | None, str]:
+    """Which of the requests that were under way ends a new engine, alone: it, and what was found, in words.
+
+    The engine has just been started again, and is once more for each that ends it. The last that was sent is asked
+    first: most often it is the one.
+    """
+    under_way = [exchange for exchange in exchanges if exchange.under_way]
+    suspects = list(reversed(under_way or list(exchanges)[-1:]))[:_MAX_SUSPECTS]
+    for suspect in suspects:
+        if not _survives(session, suspect):
+            launched.start()
+            session.gone = None
+            return suspect, f"{suspect.described}, alone, ends a new process too"
+    if not suspects:
+        return None, "no request was under way"
+    some = "all" if len(under_way) <= len(suspects) else f"the last {len(suspects)} of {len(under_way)}"
+    return None, f"{some} requests that were under way leave a new process alive, one at a time"
+
+
+def _survives(session: EngineSession, suspect: Exchange) -> bool:
+    wire = Wire(session)
+    again = Exchange(suspect.request, suspect.name)
+    try:
+        if isinstance(again.request, RawPost):
+            wire.post(again)
+        else:
+            wire.send(again)
+    except EngineError:
+        pass  # whether that was its end is asked next
+    return session.still_lives()

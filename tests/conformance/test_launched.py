@@ -1,0 +1,84 @@
+"""An engine that the run starts: again after it died, and what of is found out."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from pabench.conformance import Outcome, load_results
+from pabench.conformance.launched import parse_launch, without_secrets
+from pabench.conformance.runner import replay_case, run_suite
+from pabench.errors import UsageError
+from tests.conformance import mutant_hosts
+
+MUTANT = "vllm_ttft_prefix_oracle__input_stops_engine"
+
+
+def launch_of(mutant: str, model: Path) -> str:
+    """The command that serves `model` with the fault of `mutant`."""
+    return shlex.join([sys.executable, str(mutant_hosts.host().__file__), mutant, "--", "--model", str(model), "--port",
+                       "{port}", *mutant_hosts.COMMON, "--num-blocks", "256", "--max-model-len", "512"])
+
+
+def test_what_killed_it_is_found_and_the_rest_is_asked(
+    tiny_probe: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """One of nine malformed bodies ends the engine, while three others run."""
+    launch, out = launch_of(MUTANT, tiny_probe), tmp_path / "out"
+    ids = ["http/bad-input-then-healthy", "http/usage-exact"]
+    assert run_suite(launch=launch, out=out, profile="smoke", ids=ids, quiet=True) == 1
+    rows = {row.name: row for row in load_results(out).rows}
+    crash = rows.pop("http/bad-input-then-healthy")
+    assert crash.outcome is Outcome.CRASH
+    assert {row.outcome for row in rows.values()} == {Outcome.PASS}
+    end = next(line for line in crash.text.splitlines() if line.startswith("  end "))
+    assert "last words: IndexError: index 2147483647 is out of bounds" in end
+    assert '"prompt": [300, 2147483647], "max_tokens": 4}, alone, ends a new process too' in end
+    killer = json.loads((out / crash.replay).read_text())["killer"]
+    assert killer["request"]["path"] == "/v1/completions"
+    assert killer["curl"].endswith("""-d '{"model": "probe", "prompt": [300, 2147483647], "max_tokens": 4}'""")
+    assert f"--launch {shlex.quote(launch)}" in crash.text
+    # One process a start: at first, after the crash, and after what was asked again ended that one too.
+    assert sorted(path.name for path in out.glob("*.log")) == ["engine-2.log", "engine-3.log", "engine.log"]
+    capfd.readouterr()
+    assert replay_case(out / crash.replay, launch=launch) == 1
+    assert "alone, ends a new process too" in capfd.readouterr().out
+
+
+def test_an_engine_that_does_not_start_is_exit_2(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    command = shlex.join([sys.executable, "-c", "import sys; print('no such model'); sys.exit(3)", "{port}"])
+    assert run_suite(launch=command, out=tmp_path / "out", profile="smoke") == 2
+    said = capfd.readouterr().err
+    assert "could not run: the engine ended with status 3 before it could serve: no such model" in said
+    assert not (tmp_path / "out" / "verdicts.jsonl").exists()
+
+
+@pytest.mark.parametrize(("change", "complaint"), [
+    ({"launch": "vllm serve"}, r"which has no \{port\}: put it where the engine's port belongs"),
+    ({"launch": ""}, "--launch is empty"),
+    ({"launch": "vllm 'serve {port}"}, "which is no command line: No closing quotation"),
+    ({"launch": "vllm {port}", "url": "ftp://x"}, "not an engine's URL"),
+    ({"launch": "vllm {port}", "impl": "reference-paged"}, "got both of an engine, --url or --launch, and an impl"),
+    ({"launch": "vllm {port}", "ready_timeout_s": 0}, "the time to wait for an engine to serve is 0 s"),
+])
+def test_bad_input_is_said_before_anything_starts(tmp_path: Path, change: dict[str, object], complaint: str) -> None:
+    with pytest.raises(UsageError, match=complaint):
+        run_suite(out=tmp_path / "out", **change)  # type: ignore[arg-type]
+
+
+def test_a_command_needs_no_port_where_the_url_has_one() -> None:
+    assert parse_launch("my-engine --quiet", "http://127.0.0.1:8000") == ["my-engine", "--quiet"]
+
+
+@pytest.mark.parametrize(("command", "recorded"), [
+    ("vllm serve m --port {port}", "vllm serve m --port {port}"),
+    ("vllm serve m --api-key abc --max-num-seqs 4", "vllm serve m --api-key '***' --max-num-seqs 4"),
+    ("env HF_TOKEN=abc vllm --api-key=abc x", "env 'HF_TOKEN=***' vllm '--api-key=***' x"),
+    ("vllm --keys-to-ignore a --tokenizer b", "vllm --keys-to-ignore a --tokenizer b"),
+])
+def test_keys_are_not_recorded(command: str, recorded: str) -> None:
+    assert without_secrets(command) == recorded
