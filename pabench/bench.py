@@ -260,7 +260,7 @@ def _conform(
 ) -> None:
     launch = None
     if plan.command:
-        command, env = _filled(plan, model, out.with_name(f"conformance-engine{TRACE_SUFFIX}"))
+        command, env = _filled(plan, model, out.with_name(f"conformance-engine-{{start}}{TRACE_SUFFIX}"))
         launch = shlex.join([*(["env", *(f"{name}={value}" for name, value in env.items())] if env else []), *command])
     result.conformance = run_suite(
         plan.url, launch=launch, ready_timeout_s=plan.ready_timeout_s, out=out, profile=suite.profile,

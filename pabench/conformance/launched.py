@@ -53,14 +53,14 @@ def without_secrets(command: str) -> str:
 class LaunchedEngine:
     """The process of the engine, and those that came after it: one runs at a time, each with a log of its own.
 
-    `command` has {port} where its port belongs, and so may `url` have.
+    `command` has {port} where its port belongs, and so may `url` have; {start} in `command` is 1 at the first start.
     """
 
     def __init__(self, command: Sequence[str], url: str, folder: Path, ready_timeout_s: float, news: News) -> None:
         self._folder, self._ready_timeout_s, self._news = folder, ready_timeout_s, news
         self._starts = 0
         self._process = EngineProcess(command, url=url, log=self._log(1), ready_timeout_s=ready_timeout_s)
-        self.url = self._process.url
+        self._command, self.url = self._process.command, self._process.url
 
     def start(self) -> None:
         """Start it, once more after it has died. Raises EngineDied, EngineTimeout and UsageError when it cannot be."""
@@ -70,8 +70,8 @@ class LaunchedEngine:
         self._starts += 1
         log = self._log(self._starts)
         self._news(f"starting the engine{'' if self._starts == 1 else ' again'}, its output goes to {log}")
-        self._process = EngineProcess(self._process.command, url=self.url, log=log,
-                                      ready_timeout_s=self._ready_timeout_s)
+        command = [word.replace("{start}", str(self._starts)) for word in self._command]
+        self._process = EngineProcess(command, url=self.url, log=log, ready_timeout_s=self._ready_timeout_s)
         self._process.__enter__()
 
     def end(self) -> str:
