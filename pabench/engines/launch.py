@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -23,6 +24,7 @@ from pabench.errors import EngineDied, EngineTimeout, UsageError
 _POLL_S = 0.1
 _TERM_GRACE_S = 10.0
 _TAIL_BYTES = 20_000
+_ERROR = re.compile(r"(?i:error|exception|fatal|abort|killed|panic|assert)\b")  # behind it, servers log that they end
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # never through a proxy
 
 
@@ -106,13 +108,14 @@ class EngineProcess:
             self._output.close()
 
     def last_words(self) -> str:
-        """The last line that the engine wrote, without characters that steer a terminal: most often it says why."""
+        """The last line of the output that speaks of an error, else the last of all, made safe for a terminal."""
         try:
             data = self.log.read_bytes()[-_TAIL_BYTES:]
         except FileNotFoundError:
             return ""
         lines = [clean(line) for line in data.decode("utf-8", "replace").splitlines()]
-        return next((line for line in reversed(lines) if line), "it wrote nothing")
+        written = [line for line in reversed(lines) if line]
+        return next((line for line in written if _ERROR.search(line)), written[0] if written else "it wrote nothing")
 
     def _start(self) -> None:
         self.log.parent.mkdir(parents=True, exist_ok=True)

@@ -41,6 +41,14 @@ def test_an_engine_that_ends_at_once_has_died_and_its_last_words_are_told(tmp_pa
         EngineProcess(command, url=URL, log=tmp_path / "log", ready_timeout_s=20).__enter__()
 
 
+def test_the_last_error_is_told_not_what_was_logged_behind_it(tmp_path):
+    lines = "starting\\nValueError: 0 heads\\nINFO: GET /health 503\\nINFO: bye"
+    command = [sys.executable, "-c", f"print('{lines}')"]
+    engine = EngineProcess(command, url=URL, log=tmp_path / "log", ready_timeout_s=20)
+    with pytest.raises(EngineDied, match="status 0 before it could serve: ValueError: 0 heads"):
+        engine.__enter__()
+
+
 def test_an_engine_that_is_never_ready_is_stopped(tmp_path):
     engine = EngineProcess(
         [sys.executable, "-c", "import time; print('loading', flush=True); time.sleep(60)"],
