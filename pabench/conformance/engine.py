@@ -156,6 +156,11 @@ class EngineUnderTest:
         """Whether the case has time left to ask more of what its answers are held against, without the probe."""
         return self.time_left_s > _TIME_KEPT * self.profile.case_timeout_s
 
+    def need_lengths(self) -> None:
+        """Skip the test, as UNSUPPORTED, where an answer may end when the model likes."""
+        if not self.is_probe:
+            self.need("ignore_eos", "how long an answer must be is known of the KV probe alone")
+
     def need_cold(self, why: str) -> None:
         """Skip the test, as UNSUPPORTED, where the model is not the probe and nothing warm can be asked cold."""
         if not self.is_probe and not self._session.selfcheck.cold_at_any_time:
@@ -201,6 +206,12 @@ class EngineUnderTest:
     def ask(self, asks: Sequence[Ask], *, concurrency: int | None = None) -> list[Completion]:
         """Send, wait, and verify every token of every answer. Raises CaseFailed."""
         return self.start(asks, concurrency=concurrency).verify()
+
+    def told(self, asks: Sequence[Ask], *, concurrency: int | None = None) -> list[Completion]:
+        """Answers of which a number is judged, not the text: that is verified on the probe alone."""
+        if self.is_probe:
+            return self.ask(asks, concurrency=concurrency)
+        return self.generate([ask.request for ask in asks], concurrency=concurrency)
 
     def ask_samples(self, ask: Ask) -> tuple[Ask, Completion]:
         """Like `ask`, with as many samples as the engine takes, at most `ask.n`: what it took, and its answer.
@@ -269,7 +280,7 @@ class EngineUnderTest:
 
     def abort_all(self, requests: Sequence[GenerationRequest], delays_s: Sequence[float]) -> None:
         """Stream all `requests` at once; disconnect from each so many seconds after it was sent."""
-        self._wire.abort_all([Exchange(request) for request in requests], delays_s)
+        self._wire.abort_all([Exchange(self._phrased(request)) for request in requests], delays_s)
 
     def post_raw(self, path: str, body: bytes | dict[str, object]) -> tuple[int, bytes]:
         """Status and body of a POST of exactly this."""

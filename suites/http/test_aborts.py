@@ -23,6 +23,8 @@ _SHORTEST_ABORTED = 8         # tokens
 _TELLING_S = 0.3  # a request that has less left to do than this might just have ended
 _LONGEST_STAY_S = 0.25        # of a client that leaves while prompts are computed
 _LONG_PROMPT = 512            # tokens: takes an engine several steps
+_WHOLE_S = 2.5                # that all prompts together may take: more of them than this has time for show no more
+_FEWEST = 4                   # prompts all the same
 # Who is aborted leaves room for the next, so the last would be served before its client leaves at full pace.
 _PACES = (0.25, 0.5, 0.75, 1.0)
 _HELD = "blocks of an aborted request were not given back, or it still runs"
@@ -124,6 +126,7 @@ def test_abort_in_prefill(engine: EngineUnderTest) -> None:
     Their blocks may be in the prefix cache: only those that were computed may be found there. How long the engine
     takes for so many prompts is measured first, with others, so that clients leave all along it, at several paces.
     """
+    engine.need_cold("what they left behind is asked for warm")
     profile, block = engine.profile, engine.edge
     length = min(max(8 * block, min(profile.prompt_tokens // 2, _LONG_PROMPT)), engine.longest - 2 * block)
     if length < 3 * block:
@@ -132,6 +135,8 @@ def test_abort_in_prefill(engine: EngineUnderTest) -> None:
     # So few that all stay in the cache until they are asked again.
     room = (engine.geometry.capacity_tokens or profile.pool_tokens) // 2 // length
     count = max(2, min(profile.concurrency, room, len(engine.spec.paired_ids) // (2 * read)))
+    one_s = _seconds_for(engine, long_rings(engine.spec, engine.rng, [length], read))
+    count = min(count, max(_FEWEST, int(_WHOLE_S / one_s)))
     whole_s = min(_seconds_for(engine, long_rings(engine.spec, engine.rng, [length] * count, read)) for _ in range(2))
     engine.case = (f"{engine.block_text}; {count} prompts of {length} tokens at once, all aborted within the "
                    f"{whole_s:.2f} s that they take, then all again, greedy {block} tokens; {len(_PACES)} times")
@@ -146,5 +151,5 @@ def test_abort_in_prefill(engine: EngineUnderTest) -> None:
 def _seconds_for(engine: EngineUnderTest, rings: list[Ring]) -> float:
     """How long these prompts take, all at once."""
     start = time.monotonic()
-    engine.ask([Ask(ring, 1, f"computed {i}") for i, ring in enumerate(rings)])
+    engine.told([Ask(ring, 1, f"computed {i}") for i, ring in enumerate(rings)])
     return time.monotonic() - start

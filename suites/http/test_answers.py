@@ -7,6 +7,7 @@ import pytest
 from pabench.conformance.engine import EngineUnderTest, refused
 from pabench.conformance.failure import fail
 from pabench.conformance.prompts import fork_of_prompt_length
+from pabench.conformance.targets import unsupported
 from pabench.conformance.verify import Ask, fork_temperature
 from pabench.engines.base import Completion
 
@@ -39,6 +40,7 @@ def test_stream_of_samples(engine: EngineUnderTest) -> None:
 @pytest.mark.requirement("http/finish-once", case="rings")
 def test_finish_once(engine: EngineUnderTest) -> None:
     """Answers of many lengths, down to one token, that end beside each other: one finish reason each, the last."""
+    engine.need_lengths()
     length, tokens = _sizes(engine)
     lengths = [1, 1, 2, 3, tokens // 2, tokens // 2 + 1, tokens]
     asks = [Ask(ring, count, f"request {i}", stream=i % 3 > 0)
@@ -51,6 +53,7 @@ def test_finish_once(engine: EngineUnderTest) -> None:
 @pytest.mark.requirement("http/finish-once", case="samples")
 def test_finish_of_samples(engine: EngineUnderTest) -> None:
     """A stream that carries several samples: each ends once."""
+    engine.need_lengths()
     ask, answer = engine.ask_samples(_samples(engine))
     engine.note = f"n {ask.n}"
     _check_end(ask, answer, ["length"] * ask.n)
@@ -60,6 +63,8 @@ def test_finish_of_samples(engine: EngineUnderTest) -> None:
 def test_finish_at_a_stop_token(engine: EngineUnderTest) -> None:
     """An answer that ends before max_tokens says so: 'stop', once."""
     engine.need("stop_token_ids", "an end before max_tokens")
+    if not engine.is_probe:
+        unsupported("which token comes, to end at, is known of the KV probe alone")
     length, tokens = _sizes(engine)
     ring = engine.rings([length])[0][0]
     at = engine.edge // 2
@@ -72,6 +77,7 @@ def test_finish_at_a_stop_token(engine: EngineUnderTest) -> None:
 @pytest.mark.requirement("http/max-tokens-1-joins-batch")
 def test_single_tokens_join(engine: EngineUnderTest) -> None:
     """Requests of a single token join and leave a batch that decodes: the others lose no token."""
+    engine.need_lengths()
     length, tokens = _sizes(engine)
     count = engine.num_rings(max(2, engine.profile.concurrency // 2), 2 * length)
     rings = engine.rings([length] * (2 * count))[0]
@@ -138,7 +144,7 @@ def test_usage_exact(engine: EngineUnderTest, stream: bool) -> None:
         engine.need("stream", "counts in a stream")
     if not engine.is_probe:
         engine.need("token_ids", "how many tokens a text has is known of the KV probe alone")
-        engine.need("ignore_eos", "how long an answer must be is known of the KV probe alone")
+        engine.need_lengths()
     length = min(2 * engine.edge + 1, engine.longest // 3)
     ring = engine.rings([length])[0][0]
     counts = [1, 3] if engine.can("n") and engine.can("sampling") else [1]

@@ -82,6 +82,7 @@ def test_crowd_behind_one_prefix(engine: EngineUnderTest) -> None:
 @pytest.mark.requirement("http/shared-block-outlives-first-holder")
 def test_shared_block_outlives_first_holder(engine: EngineUnderTest) -> None:
     """A prefix is cached, A and B take it at once, A ends, others churn the pool, and B still reads."""
+    engine.need_cold("the prefix is cached when it is taken")
     block = engine.edge
     shared, tail = 2 * block + block // 2, block // 2
     room = engine.longest - (shared + tail + 1)
@@ -102,7 +103,7 @@ def test_shared_block_outlives_first_holder(engine: EngineUnderTest) -> None:
     holder.verify()
     while count > 0 and not reader.done:
         passing = engine.rings([length] * min(count, 4))[0]
-        engine.ask([Ask(ring, 2, f"passer-by {i}") for i, ring in enumerate(passing)])
+        engine.told([Ask(ring, 2, f"passer-by {i}") for i, ring in enumerate(passing)])
         count -= len(passing)
     reader.verify()
     # Once more from the cache: what the first reader left must be whole too.
