@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pabench.engines.base import Dialect
+from pabench.engines.llamacpp import LlamaCppDialect
 from pabench.engines.openai import OpenAIDialect
 from pabench.engines.reference import ReferenceDialect
 from pabench.engines.transformers import TransformersDialect
@@ -15,7 +16,8 @@ from pabench.telemetry.vocabulary import MetricFamilies
 
 # In the order in which they are recognised: the plainest last.
 DIALECTS: Mapping[str, Dialect] = {
-    known.name: known for known in (ReferenceDialect(), VLLMDialect(), TransformersDialect(), OpenAIDialect())
+    known.name: known
+    for known in (ReferenceDialect(), VLLMDialect(), LlamaCppDialect(), TransformersDialect(), OpenAIDialect())
 }
 
 

@@ -182,6 +182,8 @@ async def _version(client: EngineClient) -> str | None:
 
 def _max_context(entry: Mapping[str, Any]) -> int | None:
     length = entry.get("max_model_len")
+    if length is None and isinstance(entry.get("meta"), Mapping):
+        length = entry["meta"].get("n_ctx")  # llama.cpp's, of a slot
     return length if type(length) is int and length > 0 else None
 
 

@@ -2,6 +2,7 @@
 
 from pabench.probe.checkpoint import build_checkpoint, check_checkpoint, load_spec
 from pabench.probe.diagnosis import Diagnosis, diagnose
+from pabench.probe.gguf_file import build_gguf
 from pabench.probe.oracle import Check, check_answer
 from pabench.probe.prompts import Chain, Fork, ProbePrompt, Ring, complement, draw_braid, draw_fork, draw_rings
 from pabench.probe.spec import (
@@ -24,6 +25,6 @@ from pabench.probe.weights import exact_logprob
 __all__ = [
     "DTYPES", "EOS", "FIRST_RING", "FIRST_SALT", "HARD_BETA", "PAD", "PRESETS", "SEP", "SOFT_BETA", "UNK",
     "Chain", "Check", "Codec", "Diagnosis", "Fork", "ProbePrompt", "ProbeSpec", "Ring",
-    "build_checkpoint", "check_answer", "check_checkpoint", "complement", "diagnose", "draw_braid", "draw_fork",
-    "draw_rings", "exact_logprob", "load_spec", "preset",
+    "build_checkpoint", "build_gguf", "check_answer", "check_checkpoint", "complement", "diagnose", "draw_braid",
+    "draw_fork", "draw_rings", "exact_logprob", "load_spec", "preset",
 ]

@@ -65,6 +65,19 @@ pabench_ref:spec_decode_num_accepted_tokens_total 30
 pabench_ref:cache_config_info{block_size="16",num_blocks="64",kv_mode="paged",enable_prefix_caching="False"} 1
 """
 
+LLAMACPP_PAGE = """\
+# TYPE llamacpp:prompt_tokens_total counter
+llamacpp:prompt_tokens_total 36
+llamacpp:prompt_tokens_cached_total 64
+# TYPE llamacpp:n_tokens_max counter
+llamacpp:n_tokens_max 120
+llamacpp:spec_decode_num_draft_tokens_total 8
+llamacpp:spec_decode_num_accepted_tokens_total 5
+# TYPE llamacpp:requests_processing gauge
+llamacpp:requests_processing 3
+llamacpp:requests_deferred 1
+"""
+
 MODELS = {"object": "list", "data": [{"id": "m", "object": "model", "owned_by": "someone"}]}
 
 
@@ -86,7 +99,7 @@ def test_what_goes_beyond_openai(name):
     assert (chat["logprobs"], "prompt" in chat) == (True, False)
 
 
-@pytest.mark.parametrize("name", ["openai", "transformers"])
+@pytest.mark.parametrize("name", ["openai", "transformers", "llamacpp"])
 @pytest.mark.parametrize("field", [{"beam_width": 2}, {"cache_salt": "s"}, {"prompt_logprobs": True},
                                    {"stop_token_ids": (300,)}])
 def test_dialects_without_words_for_it_say_so(name, field):
@@ -178,6 +191,20 @@ def test_vllm_before_its_blocks_are_counted():
     assert dialect("vllm").kv_facts(parse_exposition(page)) == KVFacts(16, None, None, "paged")
 
 
+def test_llamacpp_metrics():
+    sample = dialect("llamacpp").kv_sample(parse_exposition(LLAMACPP_PAGE), 2.0)
+    assert sample == KVSample(2.0, running=3, waiting=1, prefix_hits=64, drafted=8, accepted=5)
+
+
+def test_llamacpp_switches_off_samplers_that_the_protocol_has_not():
+    assert body_of("llamacpp") == {
+        "model": "m", "prompt": "<sep> t16", "max_tokens": 7, "temperature": 0.0, "stream": True,
+        "stream_options": {"include_usage": True}, "ignore_eos": True}
+    sampled = body_of("llamacpp", temperature=0.5, n=2)
+    assert (sampled["top_k"], sampled["min_p"], sampled["n"]) == (0, 0.0, 2)
+    assert body_of("llamacpp", top_k=5)["top_k"] == 5
+
+
 def test_reference_metrics_fill_the_whole_split():
     metrics = parse_exposition(REFERENCE_PAGE)
     sample = dialect("reference").kv_sample(metrics, 1.0)
@@ -189,7 +216,7 @@ def test_reference_metrics_fill_the_whole_split():
 
 
 @pytest.mark.parametrize(("name", "page"), [
-    ("vllm", VLLM_PAGE), ("vllm", OLD_VLLM_PAGE), ("reference", REFERENCE_PAGE),
+    ("vllm", VLLM_PAGE), ("vllm", OLD_VLLM_PAGE), ("reference", REFERENCE_PAGE), ("llamacpp", LLAMACPP_PAGE),
 ])
 def test_metric_names_are_all_that_is_read(name, page):
     whole, needed = parse_exposition(page), parse_exposition(page, dialect(name).metric_names)
@@ -206,6 +233,8 @@ def test_no_metrics_mean_nothing_is_known(name):
 @pytest.mark.parametrize(("expected", "page", "owner", "headers"), [
     ("reference", REFERENCE_PAGE, "pabench", {"Server": "x"}),
     ("vllm", VLLM_PAGE, "vllm", {"server": "uvicorn"}),
+    ("llamacpp", LLAMACPP_PAGE, "x", {}),
+    ("llamacpp", "", "llamacpp", {"server": "llama.cpp"}),  # started without --metrics
     ("vllm", "", "vllm", {}),  # started with --disable-log-stats
     ("transformers", "", "x", {"Server": "uvicorn", "X-Request-Id": "1"}),
     ("openai", "", "x", {"server": "uvicorn"}),
@@ -222,5 +251,5 @@ def test_what_is_no_engine_is_not_recognised():
 
 
 def test_an_unknown_dialect_is_refused_with_the_known_ones():
-    with pytest.raises(UsageError, match="reference, vllm, transformers, openai"):
+    with pytest.raises(UsageError, match="reference, vllm, llamacpp, transformers, openai"):
         dialect("acme")
