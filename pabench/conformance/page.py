@@ -8,6 +8,7 @@ A test holds the committed page to what this makes.
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -116,7 +117,9 @@ def _table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> Iterator[str]
 
 def main(argv: list[str]) -> int:
     """Write the page."""
-    path = Path(argv[0]) if argv else PAGE
+    parser = argparse.ArgumentParser(prog="python -m pabench.conformance.page", description=main.__doc__)
+    parser.add_argument("file", nargs="?", type=Path, default=PAGE)
+    path = parser.parse_args(argv).file
     path.write_text(requirements_page(), encoding="utf-8")
     print(path)
     return 0
