@@ -224,8 +224,9 @@ def _which_probe(given: ProbeSpec | None, root: str | None, came_back: bool, not
         return given
     if root is not None:
         try:
-            if (Path(root) / "probe.json").is_file():
-                return load_spec(Path(root))
+            folder = Path(root) if Path(root).is_dir() else Path(root).parent  # of a GGUF file
+            if (folder / "probe.json").is_file():
+                return load_spec(folder)
         except UsageError as error:
             notes.append(clean(str(error)))
         except OSError as error:  # another user's folder, or a name that no folder can have
