@@ -130,7 +130,7 @@ class Runner:
         token_ids = np.fromiter(itertools.chain.from_iterable(texts), dtype=np.int64, count=int(query_start_loc[-1]))
         owner = np.repeat(np.arange(len(seqs)), counts)  # which sequence each token belongs to
         positions = first[owner] + np.arange(len(owner)) - query_start_loc[owner]
-        slots = tables[owner, positions // block_size] * block_size + positions % block_size
+        slots = slot_mapping(tables, owner, positions, block_size)
         return Batch(token_ids, positions, slots, tables, contexts, query_start_loc,
                      _last_rows(query_start_loc[1:], num_logits))
 
@@ -146,6 +146,14 @@ class Runner:
 
     def _tensor(self, array: NDArray[np.int64]) -> torch.Tensor:
         return torch.from_numpy(array).to(self.model.device)
+
+
+def slot_mapping(
+    tables: NDArray[np.int64], owner: NDArray[np.int64], positions: NDArray[np.int64], block_size: int
+) -> NDArray[np.int64]:
+    """[num_tokens] The slot of each token in the whole pool: of position positions[i] of row owner[i] of `tables`."""
+    slots: NDArray[np.int64] = tables[owner, positions // block_size] * block_size + positions % block_size
+    return slots
 
 
 def _last_rows(ends: NDArray[np.int64], counts: SequenceOf[int]) -> NDArray[np.int64]:

@@ -1,27 +1,40 @@
-"""The reference engine's allocators as adapters of the allocator level."""
+"""The reference engine's allocators as adapters of the allocator level.
+
+They keep what the engine's scheduler keeps: the tokens of each sequence, and with them the keys of its blocks.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from pabench import __version__
 from pabench.conformance.alloc import Copies, Pool
+from reference_engine import runner
+from reference_engine.memory import prefix_cache
 from reference_engine.memory.allocator import HOLE, Allocator
+from reference_engine.memory.buddy import chunk_blocks
 from reference_engine.memory.contiguous import ContiguousAllocator
 from reference_engine.memory.paged import PagedAllocator
-from reference_engine.memory.prefix_cache import extend_keys, root_key
+from reference_engine.memory.swap import SwapSpace
 
 
 class ReferenceAllocator:
     """What paged and contiguous have in common: they fulfil one protocol."""
 
-    capabilities = frozenset({"fork", "admission", "truncate"})
+    capabilities = frozenset({"fork", "admission", "truncate", "slots", "swap"})
     kind = ""
 
     def __init__(self) -> None:
         self._allocator: Allocator
         self._pool: Pool
+        self._swap: SwapSpace
         self._texts: dict[int, tuple[list[int], bytes]] = {}  # tokens, and the key that their chain begins with
+
+    def _begin(self, pool: Pool, allocator: Allocator) -> None:
+        self._pool, self._allocator, self._texts = pool, allocator, {}
+        self._swap = SwapSpace(pool.host_blocks, allocator)
 
     def describe(self) -> str:
         """See AllocatorAdapter."""
@@ -30,12 +43,12 @@ class ReferenceAllocator:
     def _keys(self, seq: int, num_tokens: int) -> list[bytes]:
         tokens, root = self._texts[seq]
         keys: list[bytes] = []
-        extend_keys(keys, root, tokens, num_tokens, self._pool.block_size)
+        prefix_cache.extend_keys(keys, root, tokens, num_tokens, self._pool.block_size)
         return keys
 
     def allocate(self, seq: int, tokens: Sequence[int], extra: Sequence[str] = ()) -> int | None:
         """See AllocatorAdapter."""
-        self._texts[seq] = (list(tokens), root_key(*extra))
+        self._texts[seq] = (list(tokens), prefix_cache.root_key(*extra))
         keys = self._keys(seq, len(tokens)) if self._pool.caching else []
         return self._allocator.allocate(seq, len(tokens), self._pool.max_tokens, keys)
 
@@ -71,6 +84,22 @@ class ReferenceAllocator:
         """See AllocatorAdapter."""
         return self._allocator.num_free_blocks
 
+    def swap_out(self, seq: int, num_computed: int) -> Copies | None:
+        """See AllocatorAdapter."""
+        return self._swap.swap_out(seq, num_computed)
+
+    def swap_in(self, seq: int) -> tuple[int, Copies] | None:
+        """See AllocatorAdapter."""
+        num_tokens = len(self._texts[seq][0])
+        keys = self._keys(seq, num_tokens) if self._pool.caching else []
+        return self._swap.swap_in(seq, num_tokens, self._pool.max_tokens, keys)
+
+    def slots(self, seq: int, start: int, stop: int) -> list[int]:
+        """See AllocatorAdapter."""
+        tables = np.array([self._allocator.block_table(seq)], dtype=np.int64)
+        positions = np.arange(start, stop)
+        return runner.slot_mapping(tables, np.zeros_like(positions), positions, self._pool.block_size).tolist()
+
     def can_ever_hold(self, prompt_tokens: int, final_tokens: int, n: int) -> bool:
         """See AllocatorAdapter."""
         return self._allocator.can_ever_hold(prompt_tokens, final_tokens, n)
@@ -79,7 +108,8 @@ class ReferenceAllocator:
 class Paged(ReferenceAllocator):
     """PagedAllocator."""
 
-    capabilities = ReferenceAllocator.capabilities | {"sharing", "paged", "prefix_cache", "extra_keys"}
+    capabilities = ReferenceAllocator.capabilities | {
+        "sharing", "paged", "prefix_cache", "extra_keys", "block_keys", "window"}
     kind = "PagedAllocator"
 
     def unsupported(self, case: Pool) -> list[str]:
@@ -88,13 +118,22 @@ class Paged(ReferenceAllocator):
 
     def reset(self, pool: Pool) -> None:
         """See AllocatorAdapter."""
-        self._pool, self._texts = pool, {}
-        self._allocator = PagedAllocator(pool.num_blocks, pool.block_size, prefix_caching=pool.caching)
+        self._begin(pool, PagedAllocator(pool.num_blocks, pool.block_size, prefix_caching=pool.caching))
 
     def computed(self, seq: int, num_tokens: int) -> None:
         """See AllocatorAdapter."""
         if self._pool.caching:
             self._allocator.publish(seq, self._keys(seq, num_tokens))
+
+    def slide(self, seq: int, position: int) -> None:
+        """See AllocatorAdapter."""
+        self._allocator.slide(seq, position)
+
+    def block_keys(self, pool: Pool, tokens: Sequence[int], extra: Sequence[str]) -> list[bytes]:
+        """See AllocatorAdapter."""
+        keys: list[bytes] = []
+        prefix_cache.extend_keys(keys, prefix_cache.root_key(*extra), list(tokens), len(tokens), pool.block_size)
+        return keys
 
 
 class Contiguous(ReferenceAllocator):
@@ -104,12 +143,16 @@ class Contiguous(ReferenceAllocator):
 
     def unsupported(self, case: Pool) -> list[str]:
         """See AllocatorAdapter."""
-        return ["a contiguous cache shares nothing, so there is nothing to be found again"] if case.caching else []
+        if case.caching:
+            return ["a contiguous cache shares nothing, so there is nothing to be found again"]
+        blocks = chunk_blocks(-(-case.max_tokens // case.block_size))
+        if blocks > case.num_blocks:
+            return [f"a reservation of {case.max_tokens} tokens takes {blocks} blocks, the pool has {case.num_blocks}"]
+        return []
 
     def reset(self, pool: Pool) -> None:
         """See AllocatorAdapter."""
-        self._pool, self._texts = pool, {}
-        self._allocator = ContiguousAllocator(pool.num_blocks, pool.block_size, pool.max_tokens)
+        self._begin(pool, ContiguousAllocator(pool.num_blocks, pool.block_size, pool.max_tokens))
 
 
 def paged() -> Paged:

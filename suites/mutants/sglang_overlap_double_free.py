@@ -5,7 +5,8 @@ from __future__ import annotations
 from reference_engine.memory.paged import PagedAllocator
 
 BUG = "sglang-overlap-double-free"
-MUST_FAIL = ("http/concurrent-isolation", "http/gauges-in-range", "alloc/conservation")
+MUST_FAIL = ("http/concurrent-isolation", "http/gauges-in-range", "alloc/conservation",
+             "alloc/pinned-is-safe", "alloc/no-use-after-free")
 ENGINE_ARGS: tuple[str, ...] = ()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from reference_engine.memory.prefix_cache import PrefixCache
 
 BUG = "vllm-recycled-block-marked-computed"
-MUST_FAIL = ("http/cold-equals-warm",)
+MUST_FAIL = ("http/cold-equals-warm", "alloc/hit-oracle")
 ENGINE_ARGS = ("--num-blocks", "24", "--max-model-len", "256")
 
 

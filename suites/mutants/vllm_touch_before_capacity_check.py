@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from reference_engine.memory.paged import PagedAllocator
 
 BUG = "vllm-touch-before-capacity-check"
-MUST_FAIL = ("http/gauges-return-to-idle",)
+MUST_FAIL = ("http/gauges-return-to-idle", "alloc/failure-is-no-op")
 ENGINE_ARGS = ("--num-blocks", "24", "--max-model-len", "256")
 
 

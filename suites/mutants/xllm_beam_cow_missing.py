@@ -5,7 +5,7 @@ from __future__ import annotations
 from reference_engine.memory.paged import PagedAllocator
 
 BUG = "xllm-beam-cow-missing"
-MUST_FAIL = ("http/n-samples-isolated", "http/beam-isolated")
+MUST_FAIL = ("http/n-samples-isolated", "http/beam-isolated", "alloc/single-writer")
 ENGINE_ARGS: tuple[str, ...] = ()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 from pabench.conformance.alloc.model import Block
 from pabench.conformance.alloc.play import Play, Step
@@ -53,6 +53,74 @@ def check_contents(play: Play, step: Step) -> None:
                 fail(f"{held.name} reads at position {position} ({place}): {own}",
                      f"there stands: {play.prefixes.text(found)}",
                      hint="a block was given to another sequence while this one reads it, or a copy was not asked for")
+
+
+def check_cover(play: Play, step: Step) -> None:
+    """A sequence has a block for each of its tokens that the window still reaches."""
+    size = play.pool.block_size
+    for held in play.live:
+        needed = -(-held.num_tokens // size)
+        if len(held.table) < needed:
+            fail(f"{held.name} has blocks for its {held.num_tokens} tokens: {needed} of {size}",
+                 f"it has {len(held.table)}: {text(held.table)}",
+                 hint="the next write goes behind the end of the table: count the blocks from all tokens, those in "
+                      "host memory, behind a window or taken as look-ahead included")
+        first = max(held.num_dropped, 0) // size
+        holes = [at for at in range(first, needed) if held.table[at] is None]
+        if holes:
+            fail(f"{held.name} keeps the blocks of positions {first * size} to {held.num_tokens - 1}, which the window "
+                 f"of {play.pool.window} reaches", f"block {holes[0]} of its table was given up: {text(held.table)}")
+
+
+def check_unchanged(play: Play, step: Step) -> None:
+    """A refusal changes nothing that can be seen."""
+    if step.refused and (step.free_after, play.tables()) != (step.free_before, step.tables_before):
+        fail(f"{step.operation} of {step.held.name}, refused, changes nothing: free {step.free_before}, "
+             f"{_tables(step.tables_before)}", f"free {step.free_after}, {_tables(play.tables())}",
+             hint="what was taken before the refusal is not given back: check for room first, then take")
+
+
+def check_hit(play: Play, step: Step) -> None:
+    """What is said to be found stands there, computed, behind the same prefix."""
+    if step.refused or not step.num_cached:
+        return
+    held, size = step.held, play.pool.block_size
+    if step.num_cached > held.num_tokens:
+        fail(f"at most the {held.num_tokens} tokens of {held.name} are found", f"{step.num_cached} are")
+    for position in range(step.num_cached):
+        block = held.table[position // size]
+        found = None if block is None else play.memory[block][position % size]
+        if found != held.prefixes[position]:
+            fail(f"of the {step.num_cached} tokens found for {held.name}, position {position} (block {block}, slot "
+                 f"{position % size}) holds: {play.prefixes.text(held.prefixes[position])}",
+                 f"there stands: {play.prefixes.text(found)}", hint=_why_false(play, held.prefixes[position], found))
+
+
+def check_single_writer(play: Play, step: Step) -> None:
+    """A block that is written has one holder, and is not to be found."""
+    size = play.pool.block_size
+    for position in step.written:
+        if position // size >= len(step.held.table):
+            continue
+        block = step.held.table[position // size]
+        others = [held.name for held in play.holders(block) if held is not step.held]
+        if others:
+            fail(f"{step.held.name} alone holds the block that it writes position {position} into",
+                 f"block {block} is held by {', '.join(others)} too",
+                 hint="copy a shared block before the first write to it, and share none that is not full")
+
+
+def _tables(tables: Mapping[str, Sequence[Block | None]]) -> str:
+    return ", ".join(f"{name} {text(table)}" for name, table in tables.items()) or "no sequences"
+
+
+def _why_false(play: Play, wanted: int, found: int | None) -> str:
+    if found is None:
+        return "nothing was ever computed there: a block may be found when a step has computed it, not before"
+    own, other = play.prefixes.text(wanted), play.prefixes.text(found)
+    if own.rpartition("]")[2].split()[-1:] == other.rpartition("]")[2].split()[-1:]:
+        return "the block's own tokens may agree; what stands before it, or the extra keys, do not: a key covers all"
+    return "the block was given to another sequence since: forget what it held when it is handed out"
 
 
 def fresh(play: Play, step: Step) -> list[Block]:

@@ -85,7 +85,7 @@ class Memory:
             self._complete.pop(block, None)
 
     def copy(self, source: Memory, copies: Iterable[tuple[Block, Block]]) -> None:
-        """Into blocks of this memory, as if all at once. Blocks that are copied into may be found no more."""
+        """Into blocks of this memory, as if all at once."""
         read = [(target, list(source[block])) for block, target in copies]
         for target, slots in read:
             self._slots[target] = slots

@@ -39,8 +39,10 @@ class Step:
     num_resident: int = 0                                 # allocate: whole blocks that were there to be found
     written: list[int] = field(default_factory=list)      # compute: positions
     copies: list[tuple[Block, Block]] = field(default_factory=list)
-    cost: int | None = None                               # what the manager foretold, where it foretells
-    costs_blocks: bool = False                            # whether it was asked
+    num_asked: int = 0                                    # append: tokens
+    parent: Held | None = None                            # fork: of whom
+    cost: int | None = None                               # what the manager foretold: blocks; None, a refusal
+    foretold: bool = False                                # whether it was asked
 
     @property
     def before(self) -> list[Block | None]:
@@ -143,6 +145,7 @@ class Play:
             return None
         self.compute(held)
         step = self._begin("append", held, self._cost("append", held, tokens, ()))
+        step.num_asked = len(tokens)
         with blamed(f"append({held.name}, {len(tokens)} tokens)"):
             copies = _pairs(self.adapter.append(held.seq, tokens))
         step.refused = copies is None
@@ -153,11 +156,12 @@ class Play:
                 held.prefixes.append(self.prefixes.behind(held.prefixes[-1], token))
         return self._end(step, f"append {held.name}: {' '.join(map(str, tokens))}")
 
-    def fork(self, held: Held) -> Step | None:
+    def fork(self, held: Held) -> Step:
         """A second sequence with the contents of the first."""
         self.compute(held)
         child = self._new(held.tokens, held.extra)
         step = self._begin("fork", child)
+        step.parent = held
         with blamed(f"fork({held.name}, {child.name})"):
             copies = _pairs(self.adapter.fork(held.seq, child.seq))
         step.refused = copies is None
@@ -257,7 +261,7 @@ class Play:
         free = self.num_free()
         step = Step(operation, held, False, free, free, self.tables())
         if cost is not False:
-            step.costs_blocks, step.cost = True, cost
+            step.foretold, step.cost = True, cost
         return step
 
     def _end(self, step: Step, said: str, more: str = "") -> Step:

@@ -14,13 +14,15 @@ _INDEX = st.integers(0, 7)
 EXTRA = st.sampled_from([[], [], ["a"], ["b"], ["a", "b"], ["ab"], ["30x100", "p"], ["100x30", "p"]])
 
 
-def pools(*, caching: bool = False, window: bool = False, swap: bool = False) -> st.SearchStrategy[Pool]:
+def pools(
+    *, caching: bool = False, window: bool = False, swap: bool = False, largest_block: int = 4
+) -> st.SearchStrategy[Pool]:
     """4 to 12 blocks of 1 to 4 tokens: so small that faults show within some tens of operations."""
     return st.builds(
-        Pool, num_blocks=st.integers(4, 12), block_size=st.integers(1, 4), max_tokens=st.just(0),
+        Pool, num_blocks=st.integers(4, 12), block_size=st.integers(1, largest_block), max_tokens=st.just(0),
         caching=st.just(caching), window=st.integers(1, 9) if window else st.none(),
         host_blocks=st.integers(2, 8) if swap else st.just(0),
-    ).map(lambda pool: _with_longest(pool))
+    ).map(_with_longest)
 
 
 def _with_longest(pool: Pool) -> Pool:

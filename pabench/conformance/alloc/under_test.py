@@ -8,7 +8,7 @@ trace that breaks it is what the failure tells and the case file keeps.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 
 from pabench.conformance.alloc.adapter import Pool
 from pabench.conformance.alloc.play import Play
-from pabench.conformance.implementation import ImplementationUnderTest
+from pabench.conformance.implementation import ImplementationUnderTest, blamed
 from pabench.conformance.profiles import Profile
 
 Property = Callable[[Play], None]
@@ -36,12 +36,12 @@ class AllocatorUnderTest(ImplementationUnderTest):
 
     def every_trace(
         self, asks: Property, *, caching: bool = False, window: bool = False, swap: bool = False,
-        kinds: tuple[str, ...] | None = None, operations: Any = None,
+        kinds: tuple[str, ...] | None = None, largest_block: int = 4,
     ) -> None:
         """Ask `asks` of as many traces as the profile says, or of the one of a case file. Raises CaseFailed.
 
-        `kinds` are the operations that traces have (by default all that the manager can); `caching`, `window` and
-        `swap` say what pools have.
+        `kinds` are the operations that traces have (by default all that the manager can); `caching`, `window`, `swap`
+        and `largest_block` say what pools have.
         """
         from pabench.conformance.alloc.search import search  # Hypothesis is heavy: only where it is used
         from pabench.conformance.alloc.traces import pools, traces
@@ -52,13 +52,39 @@ class AllocatorUnderTest(ImplementationUnderTest):
             self.trace = dict(self.replayed["trace"])
         else:
             kinds = kinds or self._kinds(swap)
-            strategy = traces(pools(caching=caching, window=window, swap=swap), kinds, self.profile.operations)
+            pool = pools(caching=caching, window=window, swap=swap, largest_block=largest_block)
+            strategy = traces(pool, kinds, self.profile.operations)
             found = search(strategy, lambda trace: self._play(trace, asks), traces=self.profile.traces,
                            seed=int(self.rng.integers(2**63)))
             self.trace = None if found is None else {**found, "pool": asdict(found["pool"])}
             self.note = f"{self.profile.traces} traces of up to {self.profile.operations} operations"
         if self.trace is not None:
             self._play({**self.trace, "pool": Pool(**self.trace["pool"])}, asks)
+
+    def play(self, pool: Pool) -> Play:
+        """A trace of one's own, begun: for what needs no search."""
+        self.asked = True
+        play = Play(self._adapter, pool, [])
+        play.begin()
+        self._log = play.log
+        self.case = _pool_text(pool)
+        return play
+
+    def can_ever_hold(self, prompt_tokens: int, final_tokens: int, n: int) -> bool:
+        """Whether the manager says that an idle pool holds so much."""
+        with blamed(f"can_ever_hold({prompt_tokens}, {final_tokens}, {n})"):
+            return bool(self._adapter.can_ever_hold(prompt_tokens, final_tokens, n))
+
+    def block_keys(self, pool: Pool, tokens: Sequence[int], extra: Sequence[str]) -> list[bytes]:
+        """What the whole blocks of a prompt are found by."""
+        self.asked = True
+        with blamed(f"block_keys({list(tokens)}, {list(extra)})"):
+            return [bytes(key) for key in self._adapter.block_keys(pool, tokens, extra)]
+
+    def slots(self, seq: int, start: int, stop: int) -> list[int]:
+        """The index in the whole cache of each of a sequence's positions [start, stop)."""
+        with blamed(f"slots({seq}, {start}, {stop})"):
+            return [int(slot) for slot in self._adapter.slots(seq, start, stop)]
 
     def _kinds(self, swap: bool) -> tuple[str, ...]:
         more = [kind for capability, kinds in OPTIONAL.items() if self.can(capability) for kind in kinds]
