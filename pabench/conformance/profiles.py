@@ -28,7 +28,7 @@ class Profile:
     operations: int                   # in a trace, at most
     kernel_cases: int                 # of attention, writes, copies, merges with all options together, a requirement
     kernel_edges: int                 # with one option each, a case of a requirement
-    shrink_s: float                   # a kernel case that fails is made smaller for so long
+    shrink_s: float                   # a trace or kernel case that fails is made smaller for so long
     request_timeout_s: float
     case_timeout_s: float
     run_timeout_s: float              # the whole run is ended after this

@@ -40,8 +40,8 @@ def search(
               report_multiple_bugs=False)
     @hypothesis.given(strategy)
     def look(case: T) -> None:
-        if time.monotonic() > end[0] and case not in failing:
-            return  # out of time: what is not known to fail is taken to hold
+        if time.monotonic() > end[0]:
+            raise _Over  # or Hypothesis would go on for minutes
         try:
             ask(case)
         except RequirementFailed:
@@ -57,7 +57,9 @@ def search(
             warnings.simplefilter("ignore")
             look()
     except _Over:
-        raise ended[0] from None
+        if ended:
+            raise ended[0] from None
+        return failing[-1]
     except hypothesis.errors.Unsatisfiable:
         return None  # `ask` rejects them all
     except (RequirementFailed, hypothesis.errors.Flaky):

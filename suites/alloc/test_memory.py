@@ -29,12 +29,13 @@ def test_window_keeps_its_blocks(allocator: AllocatorUnderTest) -> None:
 
 
 def comes_back(play: Play) -> None:
-    """The same contents in as many blocks."""
+    """The same contents; of a manager that holds what is needed and no more, in as many blocks."""
+    exact = "paged" in play.adapter.capabilities
     for step in play:
         for check in (check_cover, check_contents, check_sum, check_unchanged):
             check(play, step)
         took, needed = step.free_before - step.free_after, -(-step.held.num_tokens // play.pool.block_size)
-        if step.operation == "swap_in" and not step.refused and took != needed:
+        if step.operation == "swap_in" and not step.refused and exact and took != needed:
             fail(f"{step.held.name} comes back into {needed} blocks", f"{took} were taken")
 
 

@@ -20,13 +20,16 @@ def finds_what_stands_there(play: Play) -> None:
 @pytest.mark.requirement("alloc/hit-oracle")
 def test_hit_oracle(allocator: AllocatorUnderTest) -> None:
     """All operations, so that blocks are recycled, cut short, never computed."""
-    allocator.every_trace(finds_what_stands_there, caching=True)
+    allocator.every_trace(finds_what_stands_there, caching=True, kinds=("allocate", "compute", "append", "finish"))
+    if allocator.can("truncate") or allocator.can("fork"):
+        allocator.every_trace(finds_what_stands_there, caching=True)
 
 
 @pytest.mark.requirement("alloc/hash-covers-parent-and-extra-keys")
 def test_hash_covers_parent_and_extra_keys(allocator: AllocatorUnderTest) -> None:
     """Prompts of two tokens and many extra keys in blocks of one or two: much is alike, little is the same."""
-    allocator.every_trace(finds_what_stands_there, caching=True, kinds=("allocate", "compute", "free"), largest_block=2)
+    allocator.every_trace(finds_what_stands_there, caching=True, kinds=("allocate", "finish", "free"), largest_block=2,
+                          many_keys=True)
 
 
 def finds_what_is_there(play: Play) -> None:
@@ -45,7 +48,7 @@ def finds_what_is_there(play: Play) -> None:
 @pytest.mark.requirement("alloc/completeness")
 def test_completeness(allocator: AllocatorUnderTest) -> None:
     """Duplicates, evictions in between."""
-    allocator.every_trace(finds_what_is_there, caching=True)
+    allocator.every_trace(finds_what_is_there, caching=True, kinds=("allocate", "compute", "finish"))
 
 
 def leaves_a_token(play: Play) -> None:
@@ -59,7 +62,7 @@ def leaves_a_token(play: Play) -> None:
 @pytest.mark.requirement("alloc/hit-leaves-a-token")
 def test_hit_leaves_a_token(allocator: AllocatorUnderTest) -> None:
     """Whole prompts found again, of every length to the block size."""
-    allocator.every_trace(leaves_a_token, caching=True, kinds=("allocate", "compute", "free"))
+    allocator.every_trace(leaves_a_token, caching=True, kinds=("allocate", "finish", "free"))
 
 
 @pytest.mark.requirement("alloc/block-key-not-predictable")

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from reference_engine.memory.paged import PagedAllocator
 
 BUG = "minisgl-handle-stores-root"
-MUST_FAIL = ("http/shared-block-outlives-first-holder",)
+MUST_FAIL = ("http/shared-block-outlives-first-holder", "alloc/pinned-is-safe", "alloc/no-use-after-free")
 ENGINE_ARGS = ("--num-blocks", "48")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from weakref import WeakKeyDictionary
 
 from reference_engine.memory.paged import PagedAllocator
 
@@ -12,14 +13,15 @@ ENGINE_ARGS = ("--num-blocks", "24", "--max-model-len", "256")
 
 
 def apply() -> None:
-    """Once a sequence, so that the leak shows before the engine stands still."""
+    """Once a sequence, and four times in all, so that the leak shows before the engine stands still."""
     allocate = PagedAllocator.allocate
-    refused: set[int] = set()
+    leaked: WeakKeyDictionary[PagedAllocator, set[int]] = WeakKeyDictionary()
 
     def allocate_and_leak(
         self: PagedAllocator, seq_id: int, num_tokens: int, final_tokens: int, keys: Sequence[bytes] = ()
     ) -> int | None:
         found = allocate(self, seq_id, num_tokens, final_tokens, keys)
+        refused = leaked.setdefault(self, set())
         if found is None and self.num_free_blocks and seq_id not in refused and len(refused) < 4:
             refused.add(seq_id)
             self._take(1)

@@ -7,6 +7,7 @@
     truncate  i, k             the last k tokens of i that are not computed are taken back
     swap_out  i, swap_in i     to host memory, and back
     free      i
+    finish    i                first a step computes what i still lacks, then as free
 
 `i` counts the sequences there are, modulo their number, so that a trace without some of its operations is a trace
 too. What makes no sense where it stands (fork of nothing) is passed over.
@@ -23,6 +24,7 @@ from pabench.conformance.alloc.model import Block, Held, Memory, Prefixes
 from pabench.conformance.implementation import blamed
 
 Operation = list[Any]  # its name, and what the module's text says
+_OF_COMPUTED = ("append", "fork", "swap_out", "finish")
 
 
 @dataclass(slots=True)
@@ -75,22 +77,24 @@ class Play:
     def __iter__(self) -> Iterator[Step]:
         """Begin, and do one operation after the other."""
         self.begin()
-        for operation in self.operations:
-            step = self.do(operation)
-            if step is not None:
-                yield step
+        for name, *arguments in self.operations:
+            yield from self._steps(name, arguments)
 
-    def do(self, operation: Operation) -> Step | None:
-        """Do one operation; None where it makes no sense."""
-        name, *arguments = operation
+    def _steps(self, name: str, arguments: list[Any]) -> Iterator[Step]:
+        """Do one operation: what has to be computed for it is a step before it; none where it makes no sense."""
+        do: Callable[..., Step | None] = self.free if name == "finish" else getattr(self, name)
         if name == "allocate":
-            return self.allocate(*arguments)
-        which = self.swapped if name == "swap_in" else self.live
-        if not which:
-            return None
-        held = which[arguments[0] % len(which)]
-        do: Callable[..., Step | None] = getattr(self, name)
-        return do(held, *arguments[1:])
+            step = do(*arguments)
+        else:
+            which = self.swapped if name == "swap_in" else self.live
+            if not which:
+                return
+            held = which[arguments[0] % len(which)]
+            if name in _OF_COMPUTED and (before := self.compute(held)) is not None:
+                yield before
+            step = do(held, *arguments[1:])
+        if step is not None:
+            yield step
 
     # Operations --------------------------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ Hypothesis draws the traces and shrinks; then operations are left out one by one
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -14,27 +15,27 @@ from pabench.conformance.search import search as search_cases
 from pabench.errors import RequirementFailed
 
 Trace = dict[str, Any]
-_MAX_TRIES = 300
 
 
-def search(strategy: SearchStrategy[Trace], play: Callable[[Trace], None], *, traces: int, seed: int) -> Trace | None:
+def search(
+    strategy: SearchStrategy[Trace], play: Callable[[Trace], None], *, traces: int, seed: int, shrink_s: float
+) -> Trace | None:
     """The shortest trace found for which `play` raises RequirementFailed; None: `traces` of them do not.
 
-    Raises EngineError, as `search_cases` does.
+    Shorter ones are looked for during about `shrink_s` seconds. Raises EngineError, as `search_cases` does.
     """
-    found = search_cases(strategy, play, examples=traces, seed=seed)
-    return None if found is None else shortened(found, play)
+    found = search_cases(strategy, play, examples=traces, seed=seed, shrink_s=shrink_s / 2)
+    return None if found is None else shortened(found, play, shrink_s / 2)
 
 
-def shortened(trace: Trace, play: Callable[[Trace], None]) -> Trace:
-    """`trace` without the operations that it breaks without."""
-    operations, tries = list(trace["operations"]), 0
+def shortened(trace: Trace, play: Callable[[Trace], None], limit_s: float) -> Trace:
+    """`trace` without the operations that it breaks without, as far as `limit_s` seconds go."""
+    operations, end = list(trace["operations"]), time.monotonic() + limit_s
     width = max(len(operations) // 2, 1)
-    while width and tries < _MAX_TRIES:
+    while width and time.monotonic() < end:
         at = 0
-        while at < len(operations) and tries < _MAX_TRIES:
+        while at < len(operations) and time.monotonic() < end:
             shorter = operations[:at] + operations[at + width :]
-            tries += 1
             if _breaks({**trace, "operations": shorter}, play):
                 operations = shorter
             else:

@@ -10,16 +10,24 @@ from hypothesis import strategies as st
 from pabench.conformance.alloc.adapter import Pool
 
 _TOKENS = st.integers(0, 1)
+# Prompts begin with a part of one of these: so that blocks are found again, and their ends differ.
+_TEXTS = ([0, 1, 0, 0, 1, 1, 0, 1, 1, 1, 0, 0], [1, 0, 0, 0, 1, 1, 0, 1, 1, 1, 0, 0])
+_PROMPTS = st.builds(lambda text, length, tail: text[:length] + tail, st.sampled_from([*_TEXTS[:1], *_TEXTS]),
+                     st.integers(1, 12), st.lists(_TOKENS, max_size=2))
+# More comes than goes: pools fill up, refuse and recycle.
+_WEIGHTS = {"allocate": 5, "append": 3, "compute": 4, "fork": 2, "finish": 3, "free": 1, "swap_out": 2, "swap_in": 2,
+            "truncate": 1}
 _INDEX = st.integers(0, 7)
-EXTRA = st.sampled_from([[], [], ["a"], ["b"], ["a", "b"], ["ab"], ["30x100", "p"], ["100x30", "p"]])
+_FEW_KEYS = st.sampled_from([[], [], [], [], ["a"], ["b"]])
+_MANY_KEYS = st.sampled_from([[], ["a"], ["b"], ["a", "b"], ["ab"], ["30x100", "p"], ["100x30", "p"]])
 
 
 def pools(
     *, caching: bool = False, window: bool = False, swap: bool = False, largest_block: int = 4
 ) -> st.SearchStrategy[Pool]:
-    """4 to 12 blocks of 1 to 4 tokens: so small that faults show within some tens of operations."""
+    """3 to 8 blocks of 1 to 4 tokens: so small that faults show within some tens of operations."""
     return st.builds(
-        Pool, num_blocks=st.integers(4, 12), block_size=st.integers(1, largest_block), max_tokens=st.just(0),
+        Pool, num_blocks=st.integers(3, 8), block_size=st.integers(1, largest_block), max_tokens=st.just(0),
         caching=st.just(caching), window=st.integers(1, 9) if window else st.none(),
         host_blocks=st.integers(2, 8) if swap else st.just(0),
     ).map(_with_longest)
@@ -31,23 +39,26 @@ def _with_longest(pool: Pool) -> Pool:
     return Pool(pool.num_blocks, pool.block_size, longest, pool.caching, pool.window, pool.host_blocks)
 
 
-def operations(kinds: Collection[str]) -> st.SearchStrategy[list[Any]]:
+def operations(kinds: Collection[str], *, many_keys: bool = False) -> st.SearchStrategy[list[Any]]:
     """One operation of these kinds."""
+    extra = _MANY_KEYS if many_keys else _FEW_KEYS
     known: dict[str, st.SearchStrategy[Any]] = {
-        "allocate": st.tuples(st.just("allocate"), st.lists(_TOKENS, min_size=1, max_size=12), EXTRA),
-        "compute": st.tuples(st.just("compute"), _INDEX, st.integers(1, 12)),
+        "allocate": st.tuples(st.just("allocate"), _PROMPTS, extra),
+        "compute": st.tuples(st.just("compute"), _INDEX, st.integers(1, 4)),
         "append": st.tuples(st.just("append"), _INDEX, st.lists(_TOKENS, min_size=1, max_size=4)),
         "fork": st.tuples(st.just("fork"), _INDEX),
         "truncate": st.tuples(st.just("truncate"), _INDEX, st.integers(1, 4)),
         "swap_out": st.tuples(st.just("swap_out"), _INDEX),
         "swap_in": st.tuples(st.just("swap_in"), _INDEX),
+        "finish": st.tuples(st.just("finish"), _INDEX),
         "free": st.tuples(st.just("free"), _INDEX),
     }
-    return st.one_of([known[kind].map(list) for kind in kinds])
+    return st.one_of([known[kind].map(list) for kind in kinds for _ in range(_WEIGHTS[kind])])
 
 
-def traces(pool: st.SearchStrategy[Pool], kinds: Collection[str], longest: int) -> st.SearchStrategy[dict[str, Any]]:
-    """A pool, and up to `longest` operations of these kinds. Short ones first: they are what a failure shrinks to."""
-    each = operations(kinds)
-    many = st.lists(each, max_size=12) | st.lists(each, min_size=longest // 2, max_size=longest)
-    return st.fixed_dictionaries({"pool": pool, "operations": many})
+def traces(
+    pool: st.SearchStrategy[Pool], kinds: Collection[str], longest: int, *, many_keys: bool = False
+) -> st.SearchStrategy[dict[str, Any]]:
+    """A pool, and up to `longest` operations of these kinds."""
+    each = operations(kinds, many_keys=many_keys)
+    return st.fixed_dictionaries({"pool": pool, "operations": st.lists(each, min_size=longest // 2, max_size=longest)})

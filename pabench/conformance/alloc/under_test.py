@@ -20,7 +20,7 @@ from pabench.conformance.implementation import ImplementationUnderTest, blamed
 from pabench.conformance.profiles import Profile
 
 Property = Callable[[Play], None]
-ALWAYS = ("allocate", "compute", "append", "free")
+ALWAYS = ("allocate", "compute", "append", "free", "finish")
 OPTIONAL = {"fork": ("fork",), "truncate": ("truncate",)}  # capability -> operations
 
 
@@ -36,12 +36,12 @@ class AllocatorUnderTest(ImplementationUnderTest):
 
     def every_trace(
         self, asks: Property, *, caching: bool = False, window: bool = False, swap: bool = False,
-        kinds: tuple[str, ...] | None = None, largest_block: int = 4,
+        kinds: tuple[str, ...] | None = None, largest_block: int = 4, many_keys: bool = False,
     ) -> None:
         """Ask `asks` of as many traces as the profile says, or of the one of a case file. Raises CaseFailed.
 
         `kinds` are the operations that traces have (by default all that the manager can); `caching`, `window`, `swap`
-        and `largest_block` say what pools have.
+        and `largest_block` say what pools have; `many_keys` that most prompts differ in their extra keys.
         """
         from pabench.conformance.alloc.search import search  # Hypothesis is heavy: only where it is used
         from pabench.conformance.alloc.traces import pools, traces
@@ -53,9 +53,9 @@ class AllocatorUnderTest(ImplementationUnderTest):
         else:
             kinds = kinds or self._kinds(swap)
             pool = pools(caching=caching, window=window, swap=swap, largest_block=largest_block)
-            strategy = traces(pool, kinds, self.profile.operations)
+            strategy = traces(pool, kinds, self.profile.operations, many_keys=many_keys)
             found = search(strategy, lambda trace: self._play(trace, asks), traces=self.profile.traces,
-                           seed=int(self.rng.integers(2**63)))
+                           seed=int(self.rng.integers(2**63)), shrink_s=self.profile.shrink_s)
             self.trace = None if found is None else {**found, "pool": asdict(found["pool"])}
             self.note = f"{self.profile.traces} traces of up to {self.profile.operations} operations"
         if self.trace is not None:
