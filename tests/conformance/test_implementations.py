@@ -104,13 +104,13 @@ def test_a_failure_is_shrunk_told_and_played_again(
     assert lines[0].endswith("impl: leaky [2J replay rm -rf /")
     assert [line.split()[0] for line in lines[2:]] == ["case", "1", "2", "expected", "actual", "hint", "replay"]
     assert "allocate A: 0" in lines[3]
-    assert "free 3 + held 0 = 3 of 4" in failed.text
+    assert "free 2 + held 0 = 2 of 3" in failed.text
     case = tmp_path / "out" / failed.replay
     assert lines[-1].endswith(f"pabench replay {case} --impl {adapters}:Leaky")
     assert json.loads(case.read_text())["drawn"]["trace"]["operations"] == [["allocate", [0], []]]
     capfd.readouterr()
     assert replay_case(case, impl=f"{adapters}:Leaky") == 1
-    assert "free 3 + held 0 = 3 of 4" in capfd.readouterr().out
+    assert "free 2 + held 0 = 2 of 3" in capfd.readouterr().out
     assert replay_case(case, impl=f"{adapters}:Bump") == 0
 
 
