@@ -6,6 +6,7 @@
     traces       traces as Hypothesis draws them
     search       looking for a trace that breaks a property, and making it short
     under_test   `allocator`, what a test holds
+    process      an adapter for a block manager in a process of its own, in any language
 
 The package brings what `levels` asks of every level in process.
 """

@@ -1,0 +1,187 @@
+"""A block manager in a process of its own, in any language: JSON objects, one a line, on its standard streams.
+
+    > {"op": "hello"}
+    < {"ok": {"describe": "acme 1.2", "capabilities": ["paged", "prefix_cache"]}}
+    > {"op": "reset", "pool": {"num_blocks": 4, "block_size": 2, "max_tokens": 4, "caching": true, "window": null, …}}
+    < {"ok": null}
+    > {"op": "allocate", "seq": 0, "tokens": [0, 1, 1], "extra": []}
+    < {"ok": 2}
+    > {"op": "append", "seq": 0, "tokens": [1]}
+    < {"ok": [[3, 0]]}
+
+The fields are the parameters of `AllocatorAdapter`'s methods, `ok` is what they return: null for a refusal, pairs for
+copies, hexadecimal digits for keys. `{"error": "text"}` is a failure of the manager. What it writes to standard error
+is told when it dies. It is killed when an answer takes too long, and started again when it is next asked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import selectors
+import subprocess
+import tempfile
+from collections.abc import Hashable, Sequence
+from dataclasses import asdict
+from typing import IO, Any
+
+from pabench.conformance.alloc.adapter import Copies, Pool
+from pabench.engines.cleaning import clean
+from pabench.errors import EngineDied, EngineTimeout, UsageError
+
+_HELLO_S = 120.0    # engines take long to import
+_TAIL_BYTES = 4000
+_MAX_LINE_BYTES = 1 << 20
+
+
+class ManagerError(Exception):
+    """What the process says went wrong in it."""
+
+
+class ProcessAdapter:
+    """See AllocatorAdapter. `command` starts the process; each answer has to come within `timeout_s` seconds."""
+
+    def __init__(
+        self, command: Sequence[str], *, env: dict[str, str] | None = None, timeout_s: float = 10.0
+    ) -> None:
+        self._command, self._env, self._timeout_s = list(command), env, timeout_s
+        self._process: subprocess.Popen[bytes] | None = None
+        self._errors: IO[bytes] | None = None  # what it writes to standard error
+        self._pending = b""
+        try:
+            told = self._ask({"op": "hello"}, _HELLO_S)
+            self.capabilities = frozenset(map(str, told["capabilities"]))
+            self._described = clean(str(told["describe"]))
+        except (EngineDied, EngineTimeout, ManagerError, KeyError, TypeError) as error:
+            self.close()
+            raise UsageError(f"{command[0]}: no block manager: {type(error).__name__}: {error}") from error
+
+    def describe(self) -> str:
+        """See AllocatorAdapter."""
+        return self._described
+
+    def unsupported(self, case: Pool) -> list[str]:
+        """See AllocatorAdapter."""
+        return [str(reason) for reason in self._call("unsupported", pool=asdict(case))]
+
+    def reset(self, pool: Pool) -> None:
+        """See AllocatorAdapter."""
+        self._call("reset", pool=asdict(pool))
+
+    def allocate(self, seq: int, tokens: Sequence[int], extra: Sequence[str] = ()) -> int | None:
+        """See AllocatorAdapter."""
+        found: int | None = self._call("allocate", seq=seq, tokens=list(tokens), extra=list(extra))
+        return found
+
+    def append(self, seq: int, tokens: Sequence[int]) -> Copies | None:
+        """See AllocatorAdapter."""
+        return _copies(self._call("append", seq=seq, tokens=list(tokens)))
+
+    def free(self, seq: int) -> None:
+        """See AllocatorAdapter."""
+        self._call("free", seq=seq)
+
+    def block_table(self, seq: int) -> Sequence[Hashable]:
+        """See AllocatorAdapter."""
+        table: list[Hashable] = self._call("block_table", seq=seq)
+        return table
+
+    def num_free_blocks(self) -> int:
+        """See AllocatorAdapter."""
+        return int(self._call("num_free_blocks"))
+
+    # With a capability of that name, or that needs them ------------------------------------------------------------
+
+    def computed(self, seq: int, num_tokens: int) -> None:
+        """The first `num_tokens` tokens of a sequence have been computed: their whole blocks may be found."""
+        self._call("computed", seq=seq, num_tokens=num_tokens)
+
+    def fork(self, parent: int, child: int) -> Copies | None:
+        """A second sequence with the contents of the first."""
+        return _copies(self._call("fork", parent=parent, child=child))
+
+    def truncate(self, seq: int, num_tokens: int) -> None:
+        """Tokens behind the first `num_tokens` are taken back."""
+        self._call("truncate", seq=seq, num_tokens=num_tokens)
+
+    def slide(self, seq: int, position: int) -> None:
+        """Positions before `position` are not reached any more."""
+        self._call("slide", seq=seq, position=position)
+
+    def block_keys(self, pool: Pool, tokens: Sequence[int], extra: Sequence[str]) -> list[bytes]:
+        """What the whole blocks of a prompt are found by."""
+        keys = self._call("block_keys", pool=asdict(pool), tokens=list(tokens), extra=list(extra))
+        return [bytes.fromhex(key) for key in keys]
+
+    def close(self) -> None:
+        """End the process."""
+        process, self._process, self._pending = self._process, None, b""
+        if process is not None:
+            process.kill()
+            process.wait()
+        for stream in (self._errors, *((process.stdin, process.stdout) if process else ())):
+            with contextlib.suppress(OSError):
+                if stream is not None:
+                    stream.close()
+        self._errors = None
+
+    def _call(self, op: str, **fields: Any) -> Any:
+        return self._ask({"op": op, **fields}, self._timeout_s)
+
+    def _ask(self, question: dict[str, Any], timeout_s: float) -> Any:
+        process = self._process or self._start()
+        assert process.stdin is not None, "it is a pipe"
+        try:
+            process.stdin.write(json.dumps(question).encode() + b"\n")
+            process.stdin.flush()
+            answer = json.loads(self._read_line(process, timeout_s))
+        except (OSError, ValueError) as error:
+            raise self._dead(question["op"], str(error)) from error
+        if "error" in answer:
+            raise ManagerError(clean(str(answer["error"]), 1000))
+        return answer.get("ok")
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the process)
+        try:
+            self._process = subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                             stderr=self._errors, env=self._env)
+        except OSError as error:
+            self.close()
+            raise UsageError(f"cannot start {self._command[0]!r}: {error.strerror}") from error
+        return self._process
+
+    def _read_line(self, process: subprocess.Popen[bytes], timeout_s: float) -> bytes:
+        """One line of the answer. Raises EngineTimeout, and EOFError's kin ValueError where there is none."""
+        assert process.stdout is not None, "it is a pipe"
+        with selectors.DefaultSelector() as selector:
+            selector.register(process.stdout, selectors.EVENT_READ)
+            while b"\n" not in self._pending:
+                if not selector.select(timeout_s):
+                    self.close()
+                    raise EngineTimeout(f"no answer of the block manager within {timeout_s:g} s")
+                piece = process.stdout.read1(_MAX_LINE_BYTES)  # type: ignore[attr-defined]
+                if not piece or len(self._pending) > _MAX_LINE_BYTES:
+                    raise ValueError("its output ended" if not piece else "an answer without an end")
+                self._pending += piece
+        line, _, self._pending = self._pending.partition(b"\n")
+        return line
+
+    def _dead(self, op: str, why: str) -> EngineDied:
+        """How it ended, and its last words. The next call starts it anew."""
+        process, errors = self._process, self._errors
+        assert process is not None, "it was asked"
+        assert errors is not None, "it was started"
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(1.0)
+        status = process.poll()
+        errors.seek(max(0, errors.seek(0, 2) - _TAIL_BYTES))
+        lines = [line for line in errors.read().decode("utf-8", "replace").splitlines() if line.strip()]
+        self.close()
+        ended = "it still ran" if status is None else f"it ended with status {status}"
+        words = f"; last words: {clean(lines[-1])}" if lines else ""
+        return EngineDied(f"the block manager's process broke at {op!r}: {clean(why)}; {ended}{words}")
+
+
+def _copies(answer: list[list[Hashable]] | None) -> Copies | None:
+    return None if answer is None else [(source, target) for source, target in answer]

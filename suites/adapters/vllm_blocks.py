@@ -1,0 +1,20 @@
+"""vLLM's KV cache manager as an adapter of the allocator level, in the environment that PABENCH_VLLM_PYTHON names."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from pabench.conformance.alloc.process import ProcessAdapter
+from pabench.errors import UsageError
+
+VARIABLE = "PABENCH_VLLM_PYTHON"
+
+
+def adapter() -> ProcessAdapter:
+    """The adapter `vllm-blocks`. Raises UsageError where there is no such environment."""
+    python = os.environ.get(VARIABLE)
+    if python is None:
+        raise UsageError(f"vllm-blocks needs the Python of an environment with vLLM: name it in {VARIABLE}")
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return ProcessAdapter([python, str(Path(__file__).with_name("vllm_worker.py"))], env=environment)

@@ -1,0 +1,29 @@
+"""The allocator level of the suite fails block managers that are broken, and passes ours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pabench.conformance import Outcome, load_results
+from pabench.conformance.kills import questions, run_mutants
+from pabench.conformance.mutants import load_mutants
+from pabench.conformance.runner import run_suite
+
+MUTANTS = [name for name, mutant in load_mutants().items() if mutant.owes("alloc")]
+
+
+@pytest.mark.mutants
+@pytest.mark.parametrize("name", MUTANTS)
+def test_every_mutant_is_failed_by_what_it_names(name: str, tmp_path: Path) -> None:
+    (kill,) = run_mutants(questions([name], ["alloc"], "ci"), tmp_path, "ci", lambda *_: None)
+    assert kill.good, kill
+
+
+@pytest.mark.parametrize(("impl", "passed"), [("reference-paged", 19), ("reference-contiguous", 9)])
+def test_ours_conform(impl: str, passed: int, tmp_path: Path) -> None:
+    assert run_suite(impl=impl, out=tmp_path / "out", profile="smoke", quiet=True) == 0
+    rows = load_results(tmp_path / "out").by_requirement()
+    assert sum(row.outcome is Outcome.PASS for row in rows) == passed
+    assert {row.outcome for row in rows} <= {Outcome.PASS, Outcome.UNSUPPORTED}

@@ -1,0 +1,114 @@
+"""A block manager in a process of its own: asked line by line, bounded, told about when it dies."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from pabench.conformance import Outcome, load_results
+from pabench.conformance.alloc import Pool
+from pabench.conformance.alloc.process import ManagerError, ProcessAdapter
+from pabench.conformance.runner import run_suite
+from pabench.errors import EngineDied, EngineTimeout, UsageError
+from pabench.resources import data_dir
+
+WORKER = """
+import os, sys, time
+sys.path.insert(0, {adapters!r})
+from json_lines import serve
+
+class Bump:
+    '''A new block for every token.'''
+    capabilities = ("block_keys",)
+    def describe(self): return "bump 1.0 \\x1b[2J"
+    def unsupported(self, pool): return ["it has no cache"] if pool["caching"] else []
+    def reset(self, pool):
+        print("noise on standard output")
+        self.blocks, self.tables = list(range(pool["num_blocks"])), {{}}
+    def allocate(self, seq, tokens, extra):
+        self.tables[seq] = []
+        if self.append(seq, tokens) is None:
+            del self.tables[seq]
+            return None
+        return 0
+    def append(self, seq, tokens):
+        if len(tokens) > len(self.blocks): return None
+        self.tables[seq] += [self.blocks.pop() for _ in tokens]
+        return []
+    def free(self, seq):
+        if "dies" in sys.argv:
+            print("assertion failed: refcount", file=sys.stderr, flush=True)
+            os._exit(7)
+        if "hangs" in sys.argv: time.sleep(60)
+        if "raises" in sys.argv: raise KeyError("no such sequence")
+        self.blocks += self.tables.pop(seq)
+    def block_table(self, seq): return self.tables[seq]
+    def num_free_blocks(self): return len(self.blocks)
+    def block_keys(self, pool, tokens, extra): return [bytes(tokens).hex()]
+
+serve(Bump())
+"""
+
+
+@pytest.fixture
+def worker(tmp_path: Path) -> Path:
+    path = tmp_path / "worker.py"
+    path.write_text(WORKER.format(adapters=str(data_dir("suites") / "adapters")))
+    return path
+
+
+def test_it_answers_and_what_it_prints_does_not_disturb(worker: Path) -> None:
+    adapter = ProcessAdapter([sys.executable, str(worker)])
+    try:
+        assert adapter.describe() == "bump 1.0 [2J"
+        assert adapter.capabilities == {"block_keys"}
+        adapter.reset(Pool(4, 1, 2))
+        assert adapter.allocate(0, [1, 2]) == 0
+        assert list(adapter.block_table(0)) == [3, 2]
+        assert adapter.allocate(1, [1, 2, 3]) is None
+        assert adapter.append(0, [1]) == []
+        assert adapter.num_free_blocks() == 1
+        assert adapter.block_keys(Pool(4, 1, 2), [7, 8], []) == [b"\x07\x08"]
+        with pytest.raises(ManagerError, match="KeyError: 9"):
+            adapter.free(9)
+    finally:
+        adapter.close()
+
+
+@pytest.mark.parametrize(("how", "error", "says"), [
+    ("dies", EngineDied, "broke at 'free': .*; it ended with status 7; last words: assertion failed: refcount"),
+    ("hangs", EngineTimeout, "no answer of the block manager within 0.5 s"),
+])
+def test_it_starts_again_after_it_has_gone(worker: Path, how: str, error: type[Exception], says: str) -> None:
+    adapter = ProcessAdapter([sys.executable, str(worker), how], timeout_s=0.5)
+    try:
+        for _ in range(2):
+            adapter.reset(Pool(4, 1, 2))
+            adapter.allocate(0, [1])
+            with pytest.raises(error, match=says):
+                adapter.free(0)
+    finally:
+        adapter.close()
+
+
+@pytest.mark.parametrize(("how", "outcome", "says"), [
+    ("", Outcome.PASS, ""),
+    ("raises", Outcome.FAIL, "raised ManagerError: KeyError: 'no such sequence'"),
+    ("dies", Outcome.CRASH, "it ended with status 7; last words: assertion failed: refcount"),
+])
+def test_it_is_asked_the_suite(worker: Path, tmp_path: Path, how: str, outcome: Outcome, says: str) -> None:
+    mine = tmp_path / "mine.py"
+    mine.write_text("from pabench.conformance.alloc.process import ProcessAdapter\n"
+                    f"def adapter(): return ProcessAdapter({[sys.executable, str(worker), how]!r})\n")
+    run_suite(impl=f"{mine}:adapter", out=tmp_path / "out", profile="smoke", ids=["alloc/conservation"], quiet=True)
+    plain, cached = load_results(tmp_path / "out").rows
+    assert (plain.outcome, cached.outcome, cached.reason) == (outcome, Outcome.UNSUPPORTED, "it has no cache")
+    assert says in plain.text
+
+
+@pytest.mark.parametrize("command", [["no-such-program"], [sys.executable, "-c", "print('hello')"]])
+def test_what_is_no_block_manager_is_said_at_once(command: list[str]) -> None:
+    with pytest.raises(UsageError, match=r"cannot start 'no-such-program'|no block manager: "):
+        ProcessAdapter(command)
