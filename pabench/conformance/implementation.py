@@ -41,6 +41,7 @@ SHIPPED = {
     "reference-paged": "reference.py:paged",
     "reference-contiguous": "reference.py:contiguous",
     "vllm-blocks": "vllm_blocks.py:adapter",
+    "transformers-blocks": "transformers_blocks.py:adapter",
     "paged-torch": "paged.py:in_torch",
     "paged-triton": "paged.py:in_triton",
     "paged-numba": "paged.py:in_numba",

@@ -100,9 +100,9 @@ def check_single_writer(play: Play, step: Step) -> None:
     """A block that is written has one holder, and is not to be found."""
     size = play.pool.block_size
     for position in step.written:
-        if position // size >= len(step.held.table):
+        if position // size >= len(step.before):
             continue
-        block = step.held.table[position // size]
+        block = step.before[position // size]  # a manager may put another of the same contents in its place then
         others = [held.name for held in play.holders(block) if held is not step.held]
         if others:
             fail(f"{step.held.name} alone holds the block that it writes position {position} into",
