@@ -40,8 +40,8 @@ from pabench.resources import data_dir
 SHIPPED = {
     "reference-paged": "reference.py:paged",
     "reference-contiguous": "reference.py:contiguous",
-    "vllm-blocks": "vllm_blocks.py:adapter",
-    "transformers-blocks": "transformers_blocks.py:adapter",
+    "vllm-blocks": "elsewhere.py:vllm",
+    "transformers-blocks": "elsewhere.py:transformers",
     "paged-torch": "paged.py:in_torch",
     "paged-triton": "paged.py:in_triton",
     "paged-numba": "paged.py:in_numba",

@@ -1,4 +1,4 @@
-"""The cache of transformers' continuous batching, in an environment of its own: see transformers_blocks.py.
+"""The cache of transformers' continuous batching, in an environment of its own: see elsewhere.py.
 
 What its scheduler does around the cache is done here too: a prompt is looked up, then stored; where there is no room,
 all that is kept for reuse is evicted and it is tried again; blocks are marked complete when a step has computed them.

@@ -1,4 +1,4 @@
-"""vLLM's KV cache manager, in vLLM's own environment: see vllm_blocks.py.
+"""vLLM's KV cache manager, in vLLM's own environment: see elsewhere.py.
 
 Slots are given with `delay_cache_blocks`, and blocks cached when a step has computed them, as vLLM itself does for
 what another process computes. Its null block, block 0, stands for none.
