@@ -1,0 +1,153 @@
+"""Our kernels and their peers: each makes of a batch one call. A peer that cannot be imported is listed with why."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from paged_kernels.attention import plan_attention
+from paged_kernels.bench.shapes import Shape
+from paged_kernels.bench.timing import Calls
+from paged_kernels.cache import SCALED_DTYPES, KVCache
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """A batch on the device. `caches` are copies, so that calls can take turns over them."""
+
+    shape: Shape
+    query: torch.Tensor                # [batch * rows, num_q_heads, head_dim]
+    caches: list[KVCache]
+    block_tables: torch.Tensor         # [batch, blocks], int32
+    contexts: torch.Tensor             # [batch], int32
+    query_start_loc: torch.Tensor      # [batch + 1], int32
+
+    @property
+    def scale(self) -> float:
+        """Of scores."""
+        return float(self.shape.head_dim**-0.5)
+
+
+def draw(shape: Shape, copies: int, where: torch.device, seed: int = 0) -> Data:
+    """Random data; blocks in random order in a pool of just their number."""
+    random = torch.Generator(where).manual_seed(seed)
+    blocks = -(-shape.context // shape.block_size)
+    kv = (shape.batch * blocks, shape.block_size, shape.num_kv_heads, shape.head_dim)
+
+    def stored() -> torch.Tensor:
+        drawn = torch.randn(kv, generator=random, device=where, dtype=shape.query_dtype)
+        return drawn.to(shape.storage_dtype)
+
+    one = torch.ones((), device=where) if shape.storage_dtype in SCALED_DTYPES else None
+    query = torch.randn((shape.batch * shape.rows, shape.num_q_heads, shape.head_dim), generator=random, device=where,
+                        dtype=shape.query_dtype)
+    tables = torch.randperm(shape.batch * blocks, generator=random, device=where).view(shape.batch, blocks).int()
+    return Data(shape, query, [KVCache(stored(), stored(), one, one) for _ in range(copies)], tables,
+                torch.full((shape.batch,), shape.context, dtype=torch.int32, device=where),
+                torch.arange(0, shape.batch * shape.rows + 1, shape.rows, dtype=torch.int32, device=where))
+
+
+def contiguous(data: Data, cache: KVCache) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values of a batch in a row: [batch, num_kv_heads, context, head_dim]."""
+    tables = data.block_tables.long()
+    key, value = (part[tables].flatten(1, 2)[:, : data.shape.context].transpose(1, 2).contiguous()
+                  for part in (cache.key, cache.value))
+    return key, value
+
+
+def _ours(data: Data) -> Calls:
+    plan = plan_attention(data.block_tables, data.contexts, data.query_start_loc, data.shape.block_size,
+                          backend="triton")
+    return lambda i: plan.attend(data.query, data.caches[i], scale=data.scale)
+
+
+def _queries(data: Data) -> torch.Tensor:
+    shape = data.shape
+    return data.query.view(shape.batch, shape.rows, shape.num_q_heads, shape.head_dim).transpose(1, 2).contiguous()
+
+
+def _back(out: torch.Tensor) -> torch.Tensor:
+    return out.transpose(1, 2).flatten(0, 1)
+
+
+def _sdpa(data: Data) -> Calls:
+    _need(data, data.shape.rows in (1, data.shape.context), "queries that are not the whole context")
+    query, parts = _queries(data), [contiguous(data, cache) for cache in data.caches]
+    return lambda i: _back(F.scaled_dot_product_attention(
+        query, *parts[i], is_causal=data.shape.rows > 1, scale=data.scale, enable_gqa=True))
+
+
+def _flex(data: Data) -> Calls:
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    shape = data.shape
+    query, parts = _queries(data), [contiguous(data, cache) for cache in data.caches]
+    first = shape.context - shape.rows
+    mask = None if shape.rows == 1 else create_block_mask(
+        lambda _b, _h, row, position: first + row >= position, None, None, shape.rows, shape.context,
+        device=str(query.device))
+    run = torch.compile(flex_attention) if query.is_cuda else flex_attention
+    return lambda i: _back(run(query, *parts[i], block_mask=mask, scale=data.scale, enable_gqa=True))
+
+
+def _flashinfer(data: Data) -> Calls:
+    library, shape = importlib.import_module("flashinfer"), data.shape
+    workspace = torch.empty(256 << 20, dtype=torch.uint8, device=data.query.device)
+    blocks = data.block_tables.shape[1]
+    starts = torch.arange(0, shape.batch * blocks + 1, blocks, dtype=torch.int32, device=data.query.device)
+    last = torch.full_like(data.contexts, shape.context - (blocks - 1) * shape.block_size)
+    heads = (shape.num_q_heads, shape.num_kv_heads, shape.head_dim, shape.block_size)
+    types = {"q_data_type": shape.query_dtype, "kv_data_type": shape.storage_dtype, "sm_scale": data.scale}
+    if shape.rows == 1:
+        wrapper = library.BatchDecodeWithPagedKVCacheWrapper(workspace, "NHD", use_tensor_cores=True)
+        wrapper.plan(starts, data.block_tables.flatten(), last, *heads, **types)
+    else:
+        wrapper = library.BatchPrefillWithPagedKVCacheWrapper(workspace, "NHD")
+        wrapper.plan(data.query_start_loc, starts, data.block_tables.flatten(), last, *heads, causal=True, **types)
+    return lambda i: wrapper.run(data.query, (data.caches[i].key, data.caches[i].value))
+
+
+def _flash_attention(data: Data) -> Calls:
+    library, shape = importlib.import_module("flash_attn"), data.shape
+    _need(data, shape.block_size % 256 == 0, "blocks that are no multiple of 256 tokens")
+    query = data.query.view(shape.batch, shape.rows, shape.num_q_heads, shape.head_dim)
+    return lambda i: library.flash_attn_with_kvcache(
+        query, data.caches[i].key, data.caches[i].value, cache_seqlens=data.contexts, block_table=data.block_tables,
+        causal=True, softmax_scale=data.scale).flatten(0, 1)
+
+
+def _need(data: Data, fulfilled: bool, what: str) -> None:
+    if not fulfilled:
+        raise NotImplementedError(f"it does not take {what}")
+
+
+OURS = "paged_kernels"
+SUBJECTS: dict[str, Callable[[Data], Calls]] = {
+    OURS: _ours, "sdpa, contiguous": _sdpa, "flex_attention, contiguous": _flex, "flashinfer": _flashinfer,
+    "flash_attn": _flash_attention,
+}
+_PACKAGES = {"flashinfer": "flashinfer", "flash_attn": "flash_attn"}
+_SCALED_TOO = (OURS, "flashinfer")  # those that read fp8
+
+
+def missing() -> dict[str, str]:
+    """Peers that are not here, and why."""
+    found = {}
+    for name, package in _PACKAGES.items():
+        try:
+            importlib.import_module(package)
+        except Exception as error:  # a broken installation raises anything
+            found[name] = f"{type(error).__name__}: {error}"
+    return found
+
+
+def make(name: str, data: Data) -> Any:
+    """The call of a subject on a batch. Raises whatever it says against the batch."""
+    if data.shape.storage_dtype in SCALED_DTYPES and name not in _SCALED_TOO:
+        raise NotImplementedError(f"it does not take a cache in {data.shape.storage}")
+    return SUBJECTS[name](data)

@@ -1,0 +1,90 @@
+"""The kernels' benchmark, in Triton's interpreter: everything but the times."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from paged_kernels import plan_attention
+from paged_kernels.bench.exact import fault
+from paged_kernels.bench.record import Record, Row
+from paged_kernels.bench.shapes import Shape, shapes
+from paged_kernels.bench.subjects import OURS, contiguous, draw
+
+SHAPE = Shape("tiny", 3, 40, 5, 4, 2, 32, 8, "float32")
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def bench(out: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    path = os.pathsep.join([str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")])
+    return subprocess.run(
+        [sys.executable, "-m", "paged_kernels.bench", "--shapes", "smoke", "--out", str(out)], capture_output=True,
+        text=True, timeout=300, env={**os.environ, "PYTHONPATH": path, **environment})
+
+
+def test_in_the_interpreter_all_is_right_and_no_time_is_claimed(tmp_path: Path) -> None:
+    done = bench(tmp_path / "sub" / "kernels.json", TRITON_INTERPRET="1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    told = json.loads((tmp_path / "sub" / "kernels.json").read_text())
+    ours = [row for row in told["rows"] if row["subject"] == OURS]
+    assert [row["failure"] for row in ours] == [""] * len(list(shapes("smoke")))
+    assert {row["timed"] for row in ours} == {"interpreter"}
+    assert told["read_bandwidth"] is None
+    assert "times mean nothing here" in done.stdout
+    assert "GB/s" in done.stdout.splitlines()[4]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to run on")
+def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
+    done = bench(tmp_path / "kernels.json", TRITON_INTERPRET="0")
+    assert done.returncode == 2
+    assert "torch sees no GPU: run this on one, or with TRITON_INTERPRET=1" in done.stderr
+    assert not (tmp_path / "kernels.json").exists()
+
+
+def test_a_wrong_result_is_seen() -> None:
+    data = draw(SHAPE, 1, torch.device("cpu"))
+    plan = plan_attention(data.block_tables, data.contexts, data.query_start_loc, SHAPE.block_size)
+    out = plan.attend(data.query, data.caches[0], scale=data.scale)
+    assert fault(data, out) == ""
+    for change in (lambda wrong: wrong[4, 1, 0].add_(1e-4), lambda wrong: wrong[9].fill_(torch.nan)):
+        change(wrong := out.clone())
+        assert "off by" in fault(data, wrong)
+    assert "shape" in fault(data, out[:2])
+
+
+def test_a_batch_in_a_row_is_the_same_batch() -> None:
+    data = draw(SHAPE, 1, torch.device("cpu"))
+    key, value = contiguous(data, data.caches[0])
+    assert key.shape == value.shape == (3, 2, 40, 32)
+    block = data.block_tables[1, 2]
+    assert torch.equal(key[1, :, 16:24], data.caches[0].key[block].transpose(0, 1))
+
+
+def test_floors() -> None:
+    shape = Shape("Llama-8B", 32, 4096, 1, 32, 8, 128, 16, "bfloat16")
+    assert shape.kv_bytes == 32 * 4096 * 8 * 128 * 2 * 2
+    assert shape.moved_bytes == shape.kv_bytes + 2 * 32 * 32 * 128 * 2
+    assert shape.flops == 4 * 32 * 32 * 128 * 4096
+    whole = Shape("x", 1, 4, 4, 1, 1, 8, 16, "bfloat16")
+    assert whole.flops == 4 * 8 * (1 + 2 + 3 + 4)
+    assert Shape("x", 1, 4, 4, 1, 1, 8, 16, "float8_e4m3fn").query_dtype is torch.bfloat16
+    assert len(set(map(str, shapes("full")))) == len(list(shapes("full"))) > 100
+
+
+def test_the_table_on_a_device() -> None:
+    shape = Shape("Llama-8B", 32, 4096, 1, 32, 8, 128, 16, "bfloat16")
+    rows = [Row(OURS, shape, [0.20, 0.20, 0.21], "graph"), Row("flashinfer", shape, [0.22] * 3, "graph"),
+            Row("flash_attn", shape, failure="NotImplementedError: blocks | of 16")]
+    environment = {"device": "GPU", "torch": "2", "triton": "3"}
+    record = Record(environment, 4e12, {"x": "ImportError"}, rows, {"large": "it needs 200 GiB, 70 are free"})
+    line = next(line for line in record.table().splitlines() if line.startswith("| Llama-8B"))
+    assert line == ("| Llama-8B decode, batch 32 x 4096, block 16, bfloat16 | 0.200 | 5% | 2687 | 67% | 10.7 | 1.10 | "
+                    "NotImplementedError: blocks / of 16 |")
+    assert "a streaming read reaches 4000 GB/s" in record.table()
+    assert "- left out: large (it needs 200 GiB, 70 are free)" in record.table()
