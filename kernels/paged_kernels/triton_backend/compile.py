@@ -1,8 +1,9 @@
-"""`python -m paged_kernels.triton_backend.compile`: the attention kernel ahead of time, for GPUs that are not there.
+"""`python -m paged_kernels.triton_backend.compile`: the kernels ahead of time, for GPUs that are not there.
 
-Every tile is compiled for each target, plain and with all options on, over stored values of each kind. A row a variant:
-registers, bytes that spill to memory, shared memory. Exit code 1 where something spills, or needs more shared memory
-than the target has, or does not compile. Run it without TRITON_INTERPRET.
+Every tile of the attention kernel is compiled for each target, plain and with all options on, over stored values of
+each kind; then cache write, block copy and merge. A row a variant: registers, bytes that spill to memory, shared
+memory. Exit code 1 where something spills, or needs more shared memory than the target has, or does not compile. Run
+it without TRITON_INTERPRET.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -22,6 +24,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from paged_kernels.triton_backend.attend import NO_SCALE, SCALE_A_SLOT, attend_kernel
+from paged_kernels.triton_backend.compile_moves import Move, moves
 from paged_kernels.triton_backend.launch import constants
 from paged_kernels.triton_backend.tiles import FEW_ROWS, SPLIT_ROWS, Geometry, Tile, tile_for
 
@@ -77,9 +80,18 @@ def variants() -> Iterator[Variant]:
 def compile_variant(variant: Variant, target: GPUTarget) -> Cost:
     """Compile one variant. Raises what Triton raises."""
     geometry = Geometry(8, 4, variant.head_dim, variant.head_dim, variant.query, variant.storage)
-    tile = tile_for(ROWS[variant.kind], geometry, small_memory=target.backend == "hip")
+    kind = "amd" if target.backend == "hip" else "blackwell" if target.arch >= 100 else "nvidia"
+    tile = tile_for(ROWS[variant.kind], geometry, target=kind)
     options = {"num_warps": tile.num_warps, "num_stages": tile.num_stages}
-    compiled = triton.compile(_source(variant, geometry, tile, target), target=target, options=options)
+    return _cost(triton.compile(_source(variant, geometry, tile, target), target=target, options=options), target)
+
+
+def compile_move(move: Move, target: GPUTarget) -> Cost:
+    """Compile a kernel that moves data. Raises what Triton raises."""
+    return _cost(triton.compile(move.source(), target=target, options={"num_warps": move.num_warps}), target)
+
+
+def _cost(compiled: Any, target: GPUTarget) -> Cost:
     if target.backend == "hip":
         registers, spilled = (_amd(compiled, name) for name in ("vgpr_count", "private_segment_fixed_size"))
         return Cost(registers, spilled, compiled.metadata.shared)
@@ -118,7 +130,7 @@ def _nvidia(cubin: bytes) -> tuple[int, int, int]:
     return int(found["REG"]), int(found["STACK"]), int(found["LOCAL"])
 
 
-def _amd(compiled: object, field: str) -> int:
+def _amd(compiled: Any, field: str) -> int:
     """A number of the kernel's metadata in the assembly."""
     found = re.search(rf"\.{field}:\s+(\d+)", compiled.asm["amdgcn"])
     if found is None:
@@ -136,8 +148,9 @@ def main(argv: list[str]) -> int:
     bad = 0
     for name in names:
         target, room = TARGETS[name]
-        for variant in variants():
-            cost = compile_variant(variant, target)
+        costs = chain(((variant, compile_variant(variant, target)) for variant in variants()),
+                      ((move.text, compile_move(move, target)) for move in moves(target)))
+        for variant, cost in costs:
             fault = "spills" if cost.spilled_bytes else "too much shared memory" if cost.shared_bytes > room else ""
             bad += bool(fault)
             print(f"| {name} | {variant} | {cost.registers} | {cost.spilled_bytes} | {cost.shared_bytes / 1024:.0f} "

@@ -33,6 +33,10 @@ def reads_fp8(device: torch.device) -> bool:
     return device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device) >= (8, 9)
 
 
-def has_small_memory(device: torch.device) -> bool:
-    """Whether a program has 64 KiB of shared memory (AMD) rather than 160 or more."""
-    return device.type == "cuda" and torch.version.hip is not None
+def target_of(device: torch.device) -> str:
+    """Which of `tiles.TARGETS` the device is."""
+    if device.type != "cuda":
+        return "nvidia"
+    if torch.version.hip is not None:
+        return "amd"
+    return "blackwell" if torch.cuda.get_device_capability(device) >= (10, 0) else "nvidia"

@@ -14,7 +14,7 @@ import torch
 
 from paged_kernels.cache import KVCache
 from paged_kernels.scoring import Scoring
-from paged_kernels.triton_backend.device import check_device, describe_device, has_small_memory
+from paged_kernels.triton_backend.device import check_device, describe_device, target_of
 from paged_kernels.triton_backend.launch import Parts, geometry_of, launch_attend, launch_merge
 from paged_kernels.triton_backend.schedule import Batch, Schedule, schedule
 from paged_kernels.triton_backend.tiles import Geometry, Tile
@@ -94,7 +94,7 @@ class TritonPlan:
             self._store(loaded, self._schedule(geometry, window))
 
     def _schedule(self, geometry: Geometry, window: int | None) -> Schedule:
-        return schedule(self._batch, geometry, window, small_memory=has_small_memory(self.device))
+        return schedule(self._batch, geometry, window, target=target_of(self.device))
 
     def _load(self, work: Schedule) -> _Loaded:
         """On the device, with room for the capacity."""

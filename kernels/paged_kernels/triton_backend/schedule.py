@@ -51,7 +51,7 @@ class Schedule(NamedTuple):
         return len(self.part_rows)
 
 
-def schedule(batch: Batch, geometry: Geometry, window: int | None, *, small_memory: bool = False) -> Schedule:
+def schedule(batch: Batch, geometry: Geometry, window: int | None, *, target: str = False) -> Schedule:
     """The work items of a batch. `window` in positions, None: no bound."""
     num_rows = np.diff(batch.starts)
     launches = []
@@ -59,10 +59,10 @@ def schedule(batch: Batch, geometry: Geometry, window: int | None, *, small_memo
     for fewest, most in zip([1, *(bound + 1 for bound in bounds[:-1])], bounds, strict=True):
         seqs = np.flatnonzero((num_rows >= fewest) & (num_rows <= most))
         if len(seqs):
-            tile = tile_for(most, geometry, small_memory=small_memory)
+            tile = tile_for(most, geometry, target=target)
             launches.append((tile, _items(batch, seqs, tile, geometry.group, window)))
     if batch.shared_prefix_len and batch.num_rows:
-        tile = tile_for(SPLIT_ROWS, geometry, small_memory=small_memory)
+        tile = tile_for(SPLIT_ROWS, geometry, target=target)
         launches.insert(0, (tile, _prefix_items(batch, tile, geometry.group, window)))
     return Schedule(launches, *_parts(batch, [items for _, items in launches]))
 

@@ -41,6 +41,7 @@ class Tile(NamedTuple):
 FEW_ROWS = 8         # query rows of a sequence that are still read like a decode: a decode with drafts
 SPLIT_ROWS = 64      # a chunk of more rows fills the machine without being split
 NO_SPLIT = 1 << 30
+TARGETS = ("nvidia", "blackwell", "amd")
 MAX_GROUP = 128
 
 
@@ -49,12 +50,14 @@ def next_power_of_2(n: int) -> int:
     return 1 << (n - 1).bit_length()
 
 
-def tile_for(num_rows: int, geometry: Geometry, *, small_memory: bool = False) -> Tile:
+def tile_for(num_rows: int, geometry: Geometry, *, target: str = "nvidia") -> Tile:
     """The tile for sequences of `num_rows` query rows: 1, up to FEW_ROWS, up to SPLIT_ROWS, or more.
 
-    `small_memory`: a target with 64 KiB of shared memory (AMD), where fewer turns are in flight; its warps are twice as
-    wide, so that half as many have as many registers.
+    `target` is one of TARGETS. "amd" has 64 KiB of shared memory, so that fewer turns are in flight, and warps twice as
+    wide, so that half as many have as many registers. On "blackwell" (sm_100) the compiler needs more registers, and
+    spills what elsewhere just fits: chunks take half as many rows at a time.
     """
+    small_memory, blackwell = target == "amd", target == "blackwell"
     group, lanes = geometry.group, next_power_of_2(max(geometry.head_dim, geometry.value_dim))
     at_least = max(16, next_power_of_2(group))  # tl.dot takes 16 rows or more
     wide = geometry.query == torch.float32      # exact float32 products hold their operands in registers
@@ -64,8 +67,11 @@ def tile_for(num_rows: int, geometry: Geometry, *, small_memory: bool = False) -
         tile = 32 if wide or lanes > 128 or (converted and block_m > 16) else 64
         # As many bytes of partial results as of keys and values would cost as much as it gains.
         split = max(512, 64 * next_power_of_2(group))
-        return Tile(block_m, tile, 4 if block_m == 16 or small_memory else 8, 2 if small_memory or wide else 3, split)
+        few_warps = block_m == 16 or small_memory or blackwell
+        return Tile(block_m, tile, 4 if few_warps else 8, 2 if small_memory or wide else 3, split)
     block_m = max(at_least, 32 if wide else 64 if lanes > 128 or converted or small_memory else 128)
+    if blackwell and not wide and lanes > 64:
+        block_m = max(at_least, block_m // 2)
     tile = 32 if wide or lanes > 128 or converted else 64
     split = 2048 if num_rows <= SPLIT_ROWS else NO_SPLIT
     return Tile(block_m, tile, 4 if small_memory else 8, 2 if small_memory or wide or lanes > 128 else 3, split)
