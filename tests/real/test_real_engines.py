@@ -15,6 +15,7 @@ import pytest
 
 from pabench.analysis import RunSummary, load_run, summarise
 from pabench.conformance import Outcome, Results, load_results
+from pabench.conformance.runner import run_suite
 
 ROOT = Path(__file__).resolve().parents[2]
 SUITE = ROOT / "tests" / "real" / "real.toml"
@@ -62,6 +63,17 @@ def test_transformers_serve_fails_only_what_we_confirmed_by_hand(conformance: Ca
     failed = {row.requirement for row in conformance("transformers-serve").rows
               if row.outcome not in (Outcome.PASS, Outcome.UNSUPPORTED, Outcome.NOTRUN)}
     assert failed <= {"http/bad-input-then-healthy", "http/empty-prompt-then-healthy", "http/duplicate-request-ids"}
+
+
+@pytest.mark.parametrize(("engine", "passed"), [("vllm", 15), ("transformers", 12)])
+def test_their_block_managers_conform(
+    engine: str, passed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the allocator level, in process: the manager alone, driven by traces."""
+    monkeypatch.setenv(f"PABENCH_{engine.upper()}_PYTHON", str(ROOT / ".envs" / engine / "bin" / "python"))
+    assert run_suite(impl=f"{engine}-blocks", out=tmp_path / "out", profile="smoke", quiet=True) == 0
+    rows = load_results(tmp_path / "out").by_requirement()
+    assert sum(row.outcome is Outcome.PASS for row in rows) == passed
 
 
 def test_a_tiny_pool_preempts_and_stays_exact(
