@@ -179,7 +179,7 @@ class _Reading:
             reading = self._choices[index] = _ChoiceReading(index, self._read_text)
         reading.take(choice, time_s)
         reason = choice.get("finish_reason")
-        if reason is not None:
+        if reason not in (None, ""):  # "" is what TGI says until the end
             reading.choice.finish_reason = str(reason)
             self._finish_events += 1
 

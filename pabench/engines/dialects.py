@@ -7,8 +7,14 @@ from typing import Any
 
 from pabench.engines.base import Dialect
 from pabench.engines.llamacpp import LlamaCppDialect
+from pabench.engines.lmdeploy import LMDeployDialect
+from pabench.engines.mistralrs import MistralRsDialect
 from pabench.engines.openai import OpenAIDialect
+from pabench.engines.openvino import OpenVINODialect
 from pabench.engines.reference import ReferenceDialect
+from pabench.engines.sglang import SGLangDialect
+from pabench.engines.tensorrt_llm import TensorRTLLMDialect
+from pabench.engines.tgi import TGIDialect
 from pabench.engines.transformers import TransformersDialect
 from pabench.engines.vllm import VLLMDialect
 from pabench.errors import EngineProtocol, UsageError
@@ -17,7 +23,10 @@ from pabench.telemetry.vocabulary import MetricFamilies
 # In the order in which they are recognised: the plainest last.
 DIALECTS: Mapping[str, Dialect] = {
     known.name: known
-    for known in (ReferenceDialect(), VLLMDialect(), LlamaCppDialect(), TransformersDialect(), OpenAIDialect())
+    for known in (
+        ReferenceDialect(), VLLMDialect(), SGLangDialect(), TensorRTLLMDialect(), LMDeployDialect(), TGIDialect(),
+        LlamaCppDialect(), OpenVINODialect(), MistralRsDialect(), TransformersDialect(), OpenAIDialect(),
+    )
 }
 
 

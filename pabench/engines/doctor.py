@@ -21,6 +21,7 @@ from pabench.telemetry.vocabulary import KVFacts, KVSample, MetricFamilies
 
 _ASSUMED_PRESET = "gqa"
 _MAX_NAME_CHARS = 1000
+_METRICS_PATH = "/metrics"  # of nearly all
 _PINNED = re.compile(r"Server is pinned to '(.+)'; requested")  # the words of transformers serve
 
 
@@ -68,6 +69,8 @@ async def examine(
         metrics = await _metrics(client, trials.notes)
         if dialect is None:
             client.dialect = dialects.recognise(models, metrics, headers)
+        if client.dialect.metrics_path not in (None, _METRICS_PATH):
+            metrics = await _metrics(client, trials.notes, client.dialect.metrics_path)
         entry = _entry(models, model, trials.notes)
         trials.max_context_tokens = _max_context(entry)
         client.model = model or str(entry.get("id") or "") or await _pinned_model(client)
@@ -132,13 +135,13 @@ async def _models(client: EngineClient) -> tuple[Mapping[str, Any], Mapping[str,
     return models, headers
 
 
-async def _metrics(client: EngineClient, notes: list[str]) -> MetricFamilies:
-    """All samples of `/metrics`; empty, with a note, where there is no such page."""
+async def _metrics(client: EngineClient, notes: list[str], path: str = _METRICS_PATH) -> MetricFamilies:
+    """All samples of the metrics page; empty, with a note, where there is no such page."""
     try:
-        status, _, body = await client.get("/metrics", {"Accept": ACCEPT})
+        status, _, body = await client.get(path, {"Accept": ACCEPT})
         if status == 200:
             return parse_exposition(body)
-        notes.append(f"no metrics: /metrics answers with status {status}")
+        notes.append(f"no metrics: {path} answers with status {status}")
     except EngineProtocol as error:
         notes.append(f"no metrics: {clean(str(error))}")
     return {}

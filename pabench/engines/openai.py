@@ -46,6 +46,16 @@ def openai_body(request: GenerationRequest, model: str) -> dict[str, Any]:
     return body
 
 
+def lengthened_body(request: GenerationRequest, model: str) -> dict[str, Any]:
+    """`openai_body` with the two fields that most engines have added: `ignore_eos` and `top_k`."""
+    body = openai_body(request, model)
+    if request.ignore_eos:
+        body["ignore_eos"] = True
+    if request.top_k:
+        body["top_k"] = request.top_k
+    return body
+
+
 def _prompt(request: GenerationRequest) -> dict[str, Any]:
     if request.chat:
         return {"messages": [{"role": "user", "content": request.prompt}]}
@@ -54,12 +64,8 @@ def _prompt(request: GenerationRequest) -> dict[str, Any]:
 
 def extended_body(request: GenerationRequest, model: str) -> dict[str, Any]:
     """`openai_body` with vLLM's fields: those behind `EXTENDED_CAPABILITIES`, and others that are asked for."""
-    body = openai_body(request, model)
+    body = lengthened_body(request, model)
     body["return_token_ids"] = True
-    if request.ignore_eos:
-        body["ignore_eos"] = True
-    if request.top_k:
-        body["top_k"] = request.top_k
     if request.prompt_logprobs:
         body["prompt_logprobs"] = 0  # the prompt's own tokens, no others beside them
     if request.cache_salt is not None:

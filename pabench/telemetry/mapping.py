@@ -49,6 +49,13 @@ def int_label(labels: Mapping[str, str], name: str) -> int | None:
     return int(text) if text.isdecimal() else None
 
 
+def int_gauge(metrics: MetricFamilies, name: str) -> int | None:
+    """A gauge that holds one whole number, the same in all its series; None where absent or not that."""
+    values = {sample.value for sample in metrics.get(name, ())}
+    value = values.pop() if len(values) == 1 else math.nan
+    return int(value) if value.is_integer() else None
+
+
 def bool_label(labels: Mapping[str, str], name: str) -> bool | None:
     """A label that holds a truth value in any engine's spelling; None where it is neither."""
     return {"true": True, "1": True, "false": False, "0": False}.get(labels.get(name, "").lower())

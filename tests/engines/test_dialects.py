@@ -65,6 +65,74 @@ pabench_ref:spec_decode_num_accepted_tokens_total 30
 pabench_ref:cache_config_info{block_size="16",num_blocks="64",kv_mode="paged",enable_prefix_caching="False"} 1
 """
 
+# One of each kind of what the others render: labels, what must not be read, what is not there.
+SGLANG_PAGE = """\
+sglang:num_running_reqs{engine_type="unified",model_name="m",tp_rank="0"} 2.0
+sglang:num_queue_reqs{engine_type="unified",model_name="m",tp_rank="0"} 1.0
+sglang:token_usage{engine_type="unified",model_name="m",tp_rank="0"} 0.06
+sglang:full_token_usage{engine_type="unified",model_name="m",tp_rank="0"} 0.0625
+sglang:fwd_occupancy{engine_type="unified",model_name="m"} NaN
+sglang:page_size{engine_type="unified",model_name="m",tp_rank="0"} 16.0
+sglang:num_pages{engine_type="unified",model_name="m",tp_rank="0"} 1024.0
+sglang:cache_hit_rate{engine_type="unified",model_name="m"} 0.5
+sglang:prompt_tokens_total{engine_type="unified",is_streaming="true",model_name="m"} 100.0
+sglang:cached_tokens_total{cache_source="device",engine_type="unified",model_name="m"} 60.0
+sglang:cached_tokens_total{cache_source="host",engine_type="unified",model_name="m"} 4.0
+"""
+
+TRTLLM_PAGE = """\
+trtllm_kv_cache_utilization{engine_type="pytorch",model_name="m",pid="4711"} 0.25
+trtllm_kv_cache_max_blocks{engine_type="pytorch",model_name="m",pid="4711"} 512.0
+trtllm_kv_cache_tokens_per_block{engine_type="pytorch",model_name="m",pid="4711"} 32.0
+trtllm_num_requests_running{engine_type="pytorch",model_name="m",pid="4711"} 2.0
+trtllm_num_requests_waiting{engine_type="pytorch",model_name="m",pid="4711"} 1.0
+trtllm_kv_cache_reused_blocks_total{engine_type="pytorch",model_name="m"} 2.0
+"""
+
+LMDEPLOY_PAGE = """\
+lmdeploy:backend_config_info 1.0
+lmdeploy:num_requests_running{engine="0",model_name="m"} 2.0
+lmdeploy:num_requests_waiting{engine="0",model_name="m"} 1.0
+lmdeploy:gpu_cache_usage_perc{engine="0",model_name="m"} 0.25
+lmdeploy:prefix_cache_hit_rate{engine="0",model_name="m"} 0.5
+lmdeploy:prompt_tokens_total{engine="0",model_name="m"} 100.0
+lmdeploy:cached_tokens_total{engine="0",model_name="m"} 64.0
+"""
+
+TGI_PAGE = """\
+tgi_request_count 4
+tgi_queue_size 1
+tgi_batch_current_size 2
+tgi_batch_current_max_tokens 520
+tgi_batch_max_total_tokens 16384
+# TYPE tgi_request_skipped_tokens summary
+tgi_request_skipped_tokens{quantile="0.5"} 0
+"""
+
+OVMS_PAGE = """\
+ovms_requests_accepted{api="V3",interface="REST",method="Stream",name="m"} 3
+ovms_current_graphs{name="m"} 1
+"""
+
+MISTRALRS_PAGE = """\
+mistralrs_kv_cache_blocks_used 128
+mistralrs_kv_cache_blocks_total 512
+mistralrs_sequences_running 2
+mistralrs_sequences_waiting 1
+mistralrs_paged_preemptions_total 1
+mistralrs_prefix_cache_hits_total 1
+"""
+
+PAGES = {
+    "sglang": (SGLANG_PAGE, KVSample(2.0, kv_usage=0.0625, running=2, waiting=1, preemptions=0, prefix_queries=100,
+                                     prefix_hits=64), KVFacts(16, 1024, None, "paged")),
+    "tensorrt-llm": (TRTLLM_PAGE, KVSample(2.0, kv_usage=0.25, running=2, waiting=1), KVFacts(32, 512, None, "paged")),
+    "lmdeploy": (LMDEPLOY_PAGE, KVSample(2.0, running=2, waiting=1, prefix_queries=100, prefix_hits=64), KVFacts()),
+    "tgi": (TGI_PAGE, KVSample(2.0, running=2, waiting=1), KVFacts()),
+    "openvino": (OVMS_PAGE, KVSample(2.0, running=1), KVFacts()),
+    "mistralrs": (MISTRALRS_PAGE, KVSample(2.0, kv_usage=0.25, running=2, waiting=1, preemptions=1), KVFacts()),
+}
+
 LLAMACPP_PAGE = """\
 # TYPE llamacpp:prompt_tokens_total counter
 llamacpp:prompt_tokens_total 36
@@ -191,6 +259,47 @@ def test_vllm_before_its_blocks_are_counted():
     assert dialect("vllm").kv_facts(parse_exposition(page)) == KVFacts(16, None, None, "paged")
 
 
+@pytest.mark.parametrize("name", PAGES)
+def test_what_the_others_tell(name):
+    page, sample, facts = PAGES[name]
+    metrics = parse_exposition(page)
+    assert dialect(name).kv_sample(metrics, 2.0) == sample
+    assert dialect(name).kv_facts(metrics) == facts
+    needed = parse_exposition(page, dialect(name).metric_names)
+    assert dialect(name).kv_sample(needed, 2.0) == sample
+    assert dialect(name).kv_facts(needed) == facts
+    assert recognise(MODELS, metrics, {"server": "uvicorn"}).name == name
+
+
+@pytest.mark.parametrize(("owner", "name"), [("sglang", "sglang"), ("tensorrt_llm", "tensorrt-llm"),
+                                             ("lmdeploy", "lmdeploy")])
+def test_those_that_are_known_without_metrics(owner, name):
+    assert recognise({"data": [{"id": "m", "owned_by": owner}]}, {}, {"server": "uvicorn"}).name == name
+
+
+def test_what_the_others_are_asked():
+    common = {"model", "prompt", "max_tokens", "temperature", "stream", "stream_options"}
+    assert set(body_of("tensorrt-llm")) == common | {"ignore_eos"}  # one field more, and it answers 400
+    assert body_of("tensorrt-llm", beam_width=2, n=2)["use_beam_search"] is True
+    assert set(body_of("mistralrs", seed=3)) == common - {"stream_options"} | {"ignore_eos"}
+    assert set(body_of("tgi", seed=3)) == common | {"seed"}
+    assert body_of("openvino")["stream_options"] == {"include_usage": True}  # one key more, and it answers 400
+    assert body_of("openvino", logprobs=True, stream=False)["logprobs"] == 1
+    sglang = body_of("sglang", request_id="r1", cache_salt="s", stop_token_ids=(300,))
+    assert (sglang["rid"], sglang["cache_salt"], sglang["stop_token_ids"]) == ("r1", "s", [300])
+    assert "request_id" not in sglang
+
+
+@pytest.mark.parametrize(("name", "changes"), [
+    ("sglang", {"beam_width": 2}), ("sglang", {"prompt_logprobs": True}), ("tensorrt-llm", {"cache_salt": "s"}),
+    ("tensorrt-llm", {"prompt": IDS}), ("lmdeploy", {"n": 2}), ("tgi", {"n": 2}), ("tgi", {"top_k": 3}),
+    ("openvino", {"n": 2}), ("openvino", {"logprobs": True}), ("mistralrs", {"stop_token_ids": (3,)}),
+])
+def test_what_the_others_cannot_say(name, changes):
+    with pytest.raises(UsageError, match=name):
+        body_of(name, **changes)
+
+
 def test_llamacpp_metrics():
     sample = dialect("llamacpp").kv_sample(parse_exposition(LLAMACPP_PAGE), 2.0)
     assert sample == KVSample(2.0, running=3, waiting=1, prefix_hits=64, drafted=8, accepted=5)
@@ -238,7 +347,7 @@ def test_no_metrics_mean_nothing_is_known(name):
     ("vllm", "", "vllm", {}),  # started with --disable-log-stats
     ("transformers", "", "x", {"Server": "uvicorn", "X-Request-Id": "1"}),
     ("openai", "", "x", {"server": "uvicorn"}),
-    ("openai", "trtllm_num_requests_running 1\n", "x", {"server": "uvicorn", "x-request-id": "1"}),
+    ("openai", "acme_num_requests_running 1\n", "x", {"server": "uvicorn", "x-request-id": "1"}),
 ])
 def test_recognition(expected, page, owner, headers):
     models = {"data": [{"id": "m", "owned_by": owner}]}
@@ -251,5 +360,5 @@ def test_what_is_no_engine_is_not_recognised():
 
 
 def test_an_unknown_dialect_is_refused_with_the_known_ones():
-    with pytest.raises(UsageError, match="reference, vllm, llamacpp, transformers, openai"):
+    with pytest.raises(UsageError, match=r"reference, vllm, sglang, .*, transformers, openai"):
         dialect("acme")

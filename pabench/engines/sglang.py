@@ -1,0 +1,64 @@
+"""SGLang 0.5, its OpenAI routes: token ids in and out, exact lengths, metrics under `sglang:` (`--enable-metrics`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from pabench.engines.base import GenerationRequest
+from pabench.engines.openai import (
+    EXTENDED_CAPABILITIES,
+    OpenAIDialect,
+    extended_body,
+    openai_path,
+    owners,
+    require_plain,
+)
+from pabench.telemetry.mapping import MetricTable, int_gauge, read_kv_sample
+from pabench.telemetry.vocabulary import KVFacts, KVSample, MetricFamilies
+
+# Use leaves the evictable cache out. `token_usage` is rounded to two decimals; the gauges move at each prefill and each
+# 40th decode step, the token counters when a request ends.
+METRICS: MetricTable = {
+    "kv_usage": ("sglang:full_token_usage", "sglang:token_usage"),
+    "running": ("sglang:num_running_reqs",),
+    "waiting": ("sglang:num_queue_reqs",),
+    "preemptions": ("sglang:num_retracted_requests_total",),
+    "prefix_queries": ("sglang:prompt_tokens_total",),
+    "prefix_hits": ("sglang:cached_tokens_total",),
+}
+_PAGE_SIZE, _NUM_PAGES = "sglang:page_size", "sglang:num_pages"
+
+
+class SGLangDialect(OpenAIDialect):
+    """`python -m sglang.launch_server`."""
+
+    name = "sglang"
+    capabilities: frozenset[str] = EXTENDED_CAPABILITIES
+    metrics_path: str | None = "/metrics"
+    metric_names: frozenset[str] = frozenset({_PAGE_SIZE, _NUM_PAGES}.union(*METRICS.values()))
+
+    def build(self, request: GenerationRequest, model: str) -> tuple[str, dict[str, Any]]:
+        """Path and JSON body of `request`. Raises UsageError for beams and for log-probabilities of the prompt."""
+        require_plain(request, self.name, but=("top_k", "cache_salt", "stop_token_ids"))
+        body = extended_body(request, model)
+        if "request_id" in body:
+            body["rid"] = body.pop("request_id")
+        return openai_path(request), body
+
+    def kv_facts(self, metrics: MetricFamilies) -> KVFacts:
+        """Geometry from gauges that are constant."""
+        size, pages = int_gauge(metrics, _PAGE_SIZE), int_gauge(metrics, _NUM_PAGES)
+        return KVFacts() if size is None else KVFacts(block_size=size, num_blocks=pages, kv_mode="paged")
+
+    def kv_sample(self, metrics: MetricFamilies, time_s: float) -> KVSample:
+        """The KV vocabulary. The counter of retractions is not there before the first."""
+        sample = read_kv_sample(metrics, time_s, METRICS)
+        if sample.preemptions is None and sample.running is not None:
+            return replace(sample, preemptions=0.0)
+        return sample
+
+    def recognises(self, models: Mapping[str, Any], metrics: MetricFamilies, headers: Mapping[str, str]) -> bool:
+        """By the owner that it gives its models, or its metrics' prefix."""
+        return "sglang" in owners(models) or any(name.startswith("sglang:") for name in metrics)
