@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
+from pabench.load.arrivals import ClosedArrivals
 from pabench.load.client import Exchange, LoadClient, PreparedRequest, clock
 from pabench.load.journal import Journal
 from pabench.load.lag import LoopLag
 from pabench.load.schedule import Schedule, ScheduledRequest
-from pabench.load.workload import ClosedArrivals, Workload
+from pabench.load.workload import Workload
 from pabench.telemetry.scrape import Scraper
 
 _PROGRESS_S = 0.25

@@ -14,6 +14,7 @@ import numpy as np
 
 from pabench.engines.base import EngineFacts, GenerationRequest
 from pabench.errors import UsageError
+from pabench.load.arrivals import Arrivals, ClosedArrivals, GammaArrivals, OpenArrivals
 from pabench.load.prompts import (
     MIN_PROMPT_TOKENS,
     Isolation,
@@ -22,7 +23,7 @@ from pabench.load.prompts import (
     draw_texts,
     told_apart,
 )
-from pabench.load.workload import Arrivals, ClosedArrivals, ConstantArrivals, Workload
+from pabench.load.workload import Workload
 from pabench.probe import Codec, Fork, ProbeSpec, Ring
 
 _WARMUP_OUTPUT_TOKENS = 8
@@ -104,21 +105,23 @@ def draw_arrivals(workload: Workload, rng: np.random.Generator) -> list[float] |
     arrivals = workload.arrivals
     if isinstance(arrivals, ClosedArrivals):
         return [None] * (workload.num_requests or 0)
+    ends = [end for end in (workload.duration_s, arrivals.end_s) if end is not None]
     limit = workload.num_requests
     if limit is None:
-        # Enough of them: ten standard deviations above what a Poisson process brings in that time.
-        mean = arrivals.rate_per_s * (workload.duration_s or 0.0)
-        limit = int(mean + 10 * np.sqrt(mean) + 10)
-    if isinstance(arrivals, ConstantArrivals):
-        starts = np.arange(limit) / arrivals.rate_per_s
-    else:
-        starts = np.cumsum(rng.exponential(1.0 / arrivals.rate_per_s, size=limit))
-    if workload.duration_s is not None:
-        starts = starts[starts < workload.duration_s]
+        limit = _surely_enough(arrivals, min(ends))
+    starts = arrivals.starts(rng, limit)
+    starts = starts[starts < min(ends, default=np.inf)]
     if len(starts) == 0:
-        raise UsageError(f"workload {workload.name!r}: no request falls into {workload.duration_s} s at "
-                         f"{arrivals.rate_per_s:g} per second: raise duration_s or rate_per_s")
+        raise UsageError(f"workload {workload.name!r}: no request falls into {min(ends, default=np.inf):g} s of "
+                         f"{arrivals.text}: raise duration_s or the rate")
     return [float(start) for start in starts]
+
+
+def _surely_enough(arrivals: OpenArrivals, duration_s: float) -> int:
+    """Ten standard deviations more than come in that time on average; bursts spread wider."""
+    mean = arrivals.expected(duration_s)
+    spread = 1.0 / np.sqrt(arrivals.burstiness) if isinstance(arrivals, GammaArrivals) else 1.0
+    return int(mean + 10 * max(1.0, spread) * np.sqrt(mean + 1) + 10)
 
 
 def draw_lengths(

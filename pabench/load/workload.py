@@ -13,6 +13,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pabench.errors import UsageError
+from pabench.load.arrivals import KINDS, Arrivals, ClosedArrivals
 from pabench.resources import data_dir
 
 _LAST_RESORT_TOKENS = 1 << 20  # an unclipped law still has to end
@@ -103,31 +104,6 @@ LengthLaw = Annotated[
 ]
 
 
-class ClosedArrivals(_Strict):
-    """`users` at once; each sends its next request `think_s` after the end of its last."""
-
-    kind: Literal["closed"]
-    users: int = Field(ge=1)
-    think_s: float = Field(default=0.0, ge=0)
-
-
-class ConstantArrivals(_Strict):
-    """A request every 1 / `rate_per_s` seconds, whatever the engine does."""
-
-    kind: Literal["constant"]
-    rate_per_s: float = Field(gt=0)
-
-
-class PoissonArrivals(_Strict):
-    """Exponential gaps of mean 1 / `rate_per_s` seconds, whatever the engine does."""
-
-    kind: Literal["poisson"]
-    rate_per_s: float = Field(gt=0)
-
-
-Arrivals = Annotated[ClosedArrivals | ConstantArrivals | PoissonArrivals, Field(discriminator="kind")]
-
-
 class Workload(_Strict):
     """One workload. Lengths are drawn, multiplied by `scale`, clipped by their law, then to `max_total_tokens`.
 
@@ -159,7 +135,8 @@ class Workload(_Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> Workload:
-        if self.num_requests is None and self.duration_s is None:
+        endless = isinstance(self.arrivals, ClosedArrivals) or self.arrivals.end_s is None
+        if self.num_requests is None and self.duration_s is None and endless:
             raise ValueError("give num_requests, or duration_s, or both")
         if self.num_requests is None and isinstance(self.arrivals, ClosedArrivals):
             raise ValueError("closed arrivals need num_requests (an upper bound; duration_s can end the run earlier)")
@@ -189,9 +166,7 @@ class Workload(_Strict):
     @property
     def load_text(self) -> str:
         """The load in words, e.g. "8 users" or "4 req/s Poisson"."""
-        if isinstance(self.arrivals, ClosedArrivals):
-            return "1 user" if self.arrivals.users == 1 else f"{self.arrivals.users} users"
-        return f"{self.arrivals.rate_per_s:g} req/s {'Poisson' if self.arrivals.kind == 'poisson' else 'constant'}"
+        return self.arrivals.text
 
 
 def known_workloads() -> dict[str, Path]:
@@ -203,7 +178,8 @@ def load_workload(name_or_path: str | Path, **overrides: Any) -> Workload:
     """A workload by name or file, with fields replaced.
 
     `overrides` are field names; None leaves the file's value. `users`, `think_s` and `rate_per_s` change the
-    arrivals: `users` makes them closed, `rate_per_s` keeps "constant" or "poisson". Raises UsageError.
+    arrivals: `users` makes them closed, `rate_per_s` keeps those of one rate, and makes others Poisson. Raises
+    UsageError.
     """
     path = _find(name_or_path)
     try:
@@ -249,13 +225,13 @@ def _override_arrivals(fields: dict[str, Any], given: dict[str, Any], path: Path
     now = dict(now) if isinstance(now, dict) else {}
     if "users" in keys and now.get("kind") != "closed":
         now = {"kind": "closed"}
-    if "rate_per_s" in keys and now.get("kind") == "closed":
+    if "rate_per_s" in keys and now.get("kind") not in ("constant", "poisson", "gamma"):
         now = {"kind": "poisson"}
     fields["arrivals"] = now | keys
 
 
 def _explain(error: Any) -> str:
-    tags = {"fixed", "uniform", "exponential", "gamma", "lognormal", "closed", "constant", "poisson"}
+    tags = {"fixed", "uniform", "exponential", "gamma", "lognormal", *KINDS}
     names = [str(part) for part in error["loc"] if part not in tags]
     message = error["msg"].removeprefix("Value error, ")
     got = error.get("input")
