@@ -175,6 +175,28 @@ class RampArrivals(_Strict):
         return np.where(unit <= whole, on_ramp, self.over_s + (unit - whole) / self.to_rate_per_s)
 
 
+class TraceArrivals(_Strict):
+    """When the requests of the workload's trace came, `speed` times as fast."""
+
+    kind: Literal["trace"]
+    speed: float = Field(default=1.0, gt=0)
+
+    @property
+    def text(self) -> str:
+        """In words."""
+        return "as traced" if self.speed == 1 else f"as traced, {self.speed:g} times as fast"
+
+    @property
+    def end_s(self) -> float | None:
+        """When no more come: the trace itself ends."""
+        return float("inf")
+
+    @property
+    def rate_per_s(self) -> float | None:
+        """Whatever the trace has."""
+        return None
+
+
 OpenArrivals = ConstantArrivals | PoissonArrivals | GammaArrivals | StepArrivals | RampArrivals
-Arrivals = Annotated[ClosedArrivals | OpenArrivals, Field(discriminator="kind")]
-KINDS = ("closed", "constant", "poisson", "gamma", "steps", "ramp")
+Arrivals = Annotated[ClosedArrivals | OpenArrivals | TraceArrivals, Field(discriminator="kind")]
+KINDS = ("closed", "constant", "poisson", "gamma", "steps", "ramp", "trace")

@@ -14,7 +14,7 @@ import numpy as np
 
 from pabench.engines.base import EngineFacts, GenerationRequest
 from pabench.errors import UsageError
-from pabench.load.arrivals import Arrivals, ClosedArrivals, GammaArrivals, OpenArrivals
+from pabench.load.arrivals import Arrivals, ClosedArrivals, GammaArrivals, OpenArrivals, TraceArrivals
 from pabench.load.prompts import (
     MIN_PROMPT_TOKENS,
     Isolation,
@@ -23,8 +23,9 @@ from pabench.load.prompts import (
     draw_texts,
     told_apart,
 )
-from pabench.load.workload import Workload
+from pabench.load.workload import LengthLaw, TraceLaw, Workload
 from pabench.probe import Codec, Fork, ProbeSpec, Ring
+from pabench.traces import Trace, read_trace
 
 _WARMUP_OUTPUT_TOKENS = 8
 
@@ -68,10 +69,11 @@ def plan(workload: Workload, seed: int, facts: EngineFacts, spec: ProbeSpec | No
     """
     check_able(workload, facts, spec)
     lengths_seed, arrivals_seed, prompts_seed, cuts_seed, warmup_seed = np.random.SeedSequence(seed).spawn(5)
-    starts = draw_arrivals(workload, np.random.default_rng(arrivals_seed))
+    trace = None if workload.trace is None else read_trace(workload.trace, workload.trace_format)
+    starts = draw_arrivals(workload, np.random.default_rng(arrivals_seed), trace)
     count = len(starts)
     prompt_tokens, output_tokens, num_clipped = draw_lengths(
-        workload, np.random.default_rng(lengths_seed), count, facts.max_context_tokens)
+        workload, np.random.default_rng(lengths_seed), count, facts.max_context_tokens, trace)
     users = share_out(workload.arrivals, output_tokens)
     prompts, isolation = _draw_prompts(workload, spec, np.random.default_rng(prompts_seed), prompt_tokens, users)
     cut = np.random.default_rng(cuts_seed).random(count) < workload.cancel_share
@@ -82,7 +84,7 @@ def plan(workload: Workload, seed: int, facts: EngineFacts, spec: ProbeSpec | No
         )
         for i in range(count)
     )
-    warmups = _plan_warmups(workload, facts, spec, np.random.default_rng(warmup_seed), seed, prefix)
+    warmups = _plan_warmups(workload, facts, spec, np.random.default_rng(warmup_seed), seed, prefix, trace)
     return Schedule(requests, warmups, isolation, num_clipped)
 
 
@@ -100,11 +102,20 @@ def check_able(workload: Workload, facts: EngineFacts, spec: ProbeSpec | None) -
                          "this engine lacks: use another workload")
 
 
-def draw_arrivals(workload: Workload, rng: np.random.Generator) -> list[float] | list[None]:
+def draw_arrivals(
+    workload: Workload, rng: np.random.Generator, trace: Trace | None = None
+) -> list[float] | list[None]:
     """Absolute starts in seconds, from 0; None each for closed arrivals."""
     arrivals = workload.arrivals
     if isinstance(arrivals, ClosedArrivals):
         return [None] * (workload.num_requests or 0)
+    if isinstance(arrivals, TraceArrivals):
+        assert trace is not None, "a workload without one is refused"
+        if len(trace) > 1 and not trace.arrival_s.any():
+            raise UsageError(f"the trace {workload.trace} has no times: take its lengths, and arrivals of another "
+                             "kind")
+        starts = trace.head(workload.num_requests or len(trace)).arrival_s / arrivals.speed
+        return [float(start) for start in starts if workload.duration_s is None or start < workload.duration_s]
     ends = [end for end in (workload.duration_s, arrivals.end_s) if end is not None]
     limit = workload.num_requests
     if limit is None:
@@ -125,11 +136,13 @@ def _surely_enough(arrivals: OpenArrivals, duration_s: float) -> int:
 
 
 def draw_lengths(
-    workload: Workload, rng: np.random.Generator, count: int, max_context_tokens: int | None
+    workload: Workload, rng: np.random.Generator, count: int, max_context_tokens: int | None,
+    trace: Trace | None = None,
 ) -> tuple[list[int], list[int], int]:
     """Prompt and output tokens of each request, and how many the engine's context made shorter."""
-    prompts = workload.prompt_tokens.draw(rng, count) * workload.scale
-    outputs = workload.output_tokens.draw(rng, count) * workload.scale
+    traced = (None, None) if trace is None else (trace.prompt_tokens, trace.output_tokens)
+    prompts = _lengths(workload.prompt_tokens, rng, count, traced[0]) * workload.scale
+    outputs = _lengths(workload.output_tokens, rng, count, traced[1]) * workload.scale
     own = _clip(workload, prompts, outputs, workload.max_total_tokens)
     limits = [limit for limit in (workload.max_total_tokens, max_context_tokens) if limit is not None]
     least = MIN_PROMPT_TOKENS[workload.prompt] + 1
@@ -139,6 +152,17 @@ def draw_lengths(
     clipped = _clip(workload, prompts, outputs, min(limits, default=None))
     num_clipped = int(np.count_nonzero((clipped[0] != own[0]) | (clipped[1] != own[1])))
     return clipped[0].tolist(), clipped[1].tolist(), num_clipped
+
+
+def _lengths(law: LengthLaw, rng: np.random.Generator, count: int, traced: np.ndarray | None) -> np.ndarray:
+    """`[count]` lengths in tokens, not yet scaled or clipped."""
+    if not isinstance(law, TraceLaw):
+        return law.draw(rng, count)
+    assert traced is not None, "a workload without a trace is refused"
+    if count > len(traced):
+        raise UsageError(f"the workload has {count} requests, its trace only {len(traced)}: lower num_requests, "
+                         "duration_s or the rate")
+    return traced[:count].astype(np.float64)
 
 
 def _clip(
@@ -211,16 +235,18 @@ def _schedule_one(
 
 def _plan_warmups(
     workload: Workload, facts: EngineFacts, spec: ProbeSpec | None, rng: np.random.Generator, seed: int, prefix: str,
+    trace: Trace | None,
 ) -> tuple[ScheduledRequest, ...]:
     """Short requests on prompts of their own: they open connections and warm the engine, and seed no prefix cache."""
-    if workload.warmups == 0:
+    count = workload.warmups if trace is None else min(workload.warmups, len(trace))
+    if count == 0:
         return ()
-    prompt_tokens, output_tokens, _ = draw_lengths(workload, rng, workload.warmups, facts.max_context_tokens)
+    prompt_tokens, output_tokens, _ = draw_lengths(workload, rng, count, facts.max_context_tokens, trace)
     prompts, _ = _draw_prompts(workload, spec, rng, prompt_tokens, None)
     return tuple(
         _schedule_one(
             workload, facts, prompts[i], index=i, user=None, intended_s=None, num_prompt=prompt_tokens[i],
             num_output=min(output_tokens[i], _WARMUP_OUTPUT_TOKENS), cut=False, seed=seed + 1, prefix=f"{prefix}-warm",
         )
-        for i in range(workload.warmups)
+        for i in range(count)
     )

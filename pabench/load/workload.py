@@ -99,8 +99,14 @@ class LognormalLaw(_Clipped):
         return rng.lognormal(np.log(self.median), self.sigma, size=count)
 
 
+class TraceLaw(_Clipped):
+    """As the workload's `trace` has it, request by request."""
+
+    law: Literal["trace"]
+
+
 LengthLaw = Annotated[
-    FixedLaw | UniformLaw | ExponentialLaw | GammaLaw | LognormalLaw, Field(discriminator="law")
+    FixedLaw | UniformLaw | ExponentialLaw | GammaLaw | LognormalLaw | TraceLaw, Field(discriminator="law")
 ]
 
 
@@ -110,8 +116,10 @@ class Workload(_Strict):
     A ring takes at least 5 prompt tokens and a fork 7: shorter draws become that long.
 
     `prompt`: "probe" (rings, every answer verified), "fork" (for n samples of one prompt, verified), "text" (random
-    words, any model, nothing verified). `cancel_share` of the requests are cut off by the client after
-    `cancel_after_tokens` tokens. `duration_s` ends the sending; what is in flight is waited for.
+    words, any model, nothing verified). `trace` is a file of requests that `pabench.traces` reads, for lengths of law
+    "trace" and arrivals of kind "trace"; a relative path counts from the workload's file. `cancel_share` of the
+    requests are cut off by the client after `cancel_after_tokens` tokens. `duration_s` ends the sending; what is in
+    flight is waited for.
     """
 
     name: str = Field(min_length=1)
@@ -120,6 +128,8 @@ class Workload(_Strict):
     prompt_tokens: LengthLaw
     output_tokens: LengthLaw
     arrivals: Arrivals
+    trace: str | None = None
+    trace_format: str = "auto"
     num_requests: int | None = Field(default=None, ge=1)
     duration_s: float | None = Field(default=None, gt=0)
     scale: float = Field(default=1.0, gt=0)
@@ -140,6 +150,12 @@ class Workload(_Strict):
             raise ValueError("give num_requests, or duration_s, or both")
         if self.num_requests is None and isinstance(self.arrivals, ClosedArrivals):
             raise ValueError("closed arrivals need num_requests (an upper bound; duration_s can end the run earlier)")
+        traced = [name for name in ("prompt_tokens", "output_tokens", "arrivals")
+                  if "trace" in (getattr(getattr(self, name), "law", ""), getattr(getattr(self, name), "kind", ""))]
+        if traced and self.trace is None:
+            raise ValueError(f"{', '.join(traced)} of a trace, and no trace: name its file in `trace`")
+        if self.trace is not None and not traced:
+            raise ValueError("a trace, and nothing taken from it: give lengths of law, or arrivals of kind, \"trace\"")
         if self.prompt == "fork" and self.temperature == 0:
             raise ValueError('prompt "fork" needs temperature > 0: its two branches are drawn by chance')
         if self.prompt == "probe" and self.temperature > 0:
@@ -187,6 +203,8 @@ def load_workload(name_or_path: str | Path, **overrides: Any) -> Workload:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UsageError(f"workload {path}: cannot be read as TOML: {error}") from None
     fields.setdefault("name", path.stem)
+    if isinstance(fields.get("trace"), str):
+        fields["trace"] = str(path.parent / fields["trace"])
     given = {key: value for key, value in overrides.items() if value is not None}
     _override_arrivals(fields, given, path)
     fields.update(given)
@@ -231,7 +249,7 @@ def _override_arrivals(fields: dict[str, Any], given: dict[str, Any], path: Path
 
 
 def _explain(error: Any) -> str:
-    tags = {"fixed", "uniform", "exponential", "gamma", "lognormal", *KINDS}
+    tags = {"fixed", "uniform", "exponential", "gamma", "lognormal", "trace", *KINDS}
     names = [str(part) for part in error["loc"] if part not in tags]
     message = error["msg"].removeprefix("Value error, ")
     got = error.get("input")

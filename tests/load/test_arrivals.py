@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from pabench.engines.base import EngineFacts
 from pabench.errors import UsageError
 from pabench.load.arrivals import ConstantArrivals, GammaArrivals, PoissonArrivals, RampArrivals, StepArrivals
-from pabench.load.schedule import draw_arrivals
+from pabench.load.schedule import draw_arrivals, plan
 from pabench.load.workload import load_workload, parse_workload
+from pabench.probe import PRESETS
 
 FIELDS = {"name": "w", "description": "d", "prompt": "probe", "prompt_tokens": {"law": "fixed", "tokens": 8},
           "output_tokens": {"law": "fixed", "tokens": 8}}
@@ -122,3 +125,41 @@ def test_a_rate_given_on_the_command_line(tmp_path: Path) -> None:
         assert (changed.arrivals.kind, changed.rate_per_s) == (kept, 7.0)
     constant = ConstantArrivals(kind="constant", rate_per_s=10.0)
     assert constant.starts(rng(), 3).tolist() == [0.0, 0.1, 0.2]
+
+
+def test_a_trace_gives_times_and_lengths(tmp_path: Path) -> None:
+    rows = [(0.0, 20, 9), (0.5, 30, 10), (2.0, 4000, 11), (9.0, 50, 12)]
+    (tmp_path / "requests.jsonl").write_text("\n".join(
+        json.dumps({"arrival_s": at, "prompt_tokens": prompt, "output_tokens": output}) for at, prompt, output in rows))
+    file = tmp_path / "traced.toml"
+    file.write_text("\n".join([
+        'description = "d"', 'prompt = "probe"', 'trace = "requests.jsonl"', "warmup_requests = 9",
+        'prompt_tokens = { law = "trace", max = 100 }', 'output_tokens = { law = "trace" }',
+        'arrivals = { kind = "trace", speed = 2 }']))
+    workload = load_workload(file)
+    facts = EngineFacts("reference", "probe", 4096, capabilities=frozenset({"token_ids", "stream"}))
+    requests = plan(workload, 3, facts, PRESETS["tiny"], "x").requests
+    assert [request.intended_s for request in requests] == [0.0, 0.25, 1.0, 4.5]
+    assert [len(request.request.prompt) for request in requests] == [20, 30, 100, 50]
+    assert [request.request.max_tokens for request in requests] == [9, 10, 11, 12]
+    assert workload.load_text == "as traced, 2 times as fast"
+    assert len(plan(load_workload(file, duration_s=1.0), 3, facts, PRESETS["tiny"], "x").requests) == 2
+    assert len(plan(load_workload(file, num_requests=3), 3, facts, PRESETS["tiny"], "x").requests) == 3
+    poisson = load_workload(file, rate_per_s=5.0, num_requests=4)  # the lengths of the trace alone
+    assert [r.request.max_tokens for r in plan(poisson, 3, facts, PRESETS["tiny"], "x").requests] == [9, 10, 11, 12]
+    (tmp_path / "requests.jsonl").write_text('{"prompt_tokens": 9, "output_tokens": 9}\n' * 4)
+    with pytest.raises(UsageError, match="has no times: take its lengths"):
+        plan(workload, 3, facts, PRESETS["tiny"], "x")
+    with pytest.raises(UsageError, match="has 5 requests, its trace only 4"):
+        plan(load_workload(file, rate_per_s=5.0, num_requests=5), 3, facts, PRESETS["tiny"], "x")
+
+
+@pytest.mark.parametrize(("changes", "complaint"), [
+    ({"arrivals": {"kind": "trace"}}, "arrivals of a trace, and no trace"),
+    ({"prompt_tokens": {"law": "trace"}}, "prompt_tokens of a trace, and no trace"),
+    ({"trace": "x.csv"}, "a trace, and nothing taken from it"),
+])
+def test_a_trace_is_named_where_it_is_used(changes: dict[str, object], complaint: str) -> None:
+    poisson = {"kind": "poisson", "rate_per_s": 1.0}
+    with pytest.raises(UsageError, match=complaint):
+        parse_workload({**FIELDS, "arrivals": poisson, "num_requests": 3, **changes}, "here")
