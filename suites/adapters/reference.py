@@ -1,30 +1,86 @@
-"""The reference engine's allocators as adapters of the allocator level.
+"""The reference engine's allocators, and its scheduler with them, as adapters of the allocator level.
 
 They keep what the engine's scheduler keeps: the tokens of each sequence, and with them the keys of its blocks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from pabench import __version__
 from pabench.conformance.alloc import Copies, Pool
+from pabench.conformance.alloc.schedule import Limits, Plan, Planned
 from reference_engine import runner
+from reference_engine.config import EngineConfig
+from reference_engine.engine import build_allocator
 from reference_engine.memory import prefix_cache
 from reference_engine.memory.allocator import HOLE, Allocator
 from reference_engine.memory.buddy import chunk_blocks
 from reference_engine.memory.contiguous import ContiguousAllocator
 from reference_engine.memory.paged import PagedAllocator
 from reference_engine.memory.swap import SwapSpace
+from reference_engine.scheduling import scheduler
+from reference_engine.scheduling import sequence as sequences
+from reference_engine.scheduling.step import Step
+
+
+class ReferenceScheduler:
+    """See SchedulerAdapter. Each request is one sequence."""
+
+    def __init__(self, pool: Pool, limits: Limits, *, kv: str) -> None:
+        config = EngineConfig(
+            max_model_len=pool.max_tokens, kv=kv, block_size=pool.block_size, num_blocks=pool.num_blocks,
+            prefix_caching=pool.caching, max_num_seqs=limits.max_num_seqs,
+            max_num_batched_tokens=limits.max_num_batched_tokens)
+        self._scheduler = scheduler.Scheduler(config, build_allocator(config))
+        self._requests: dict[int, sequences.Sequence] = {}
+        self._step = Step()
+
+    def add(self, request: int, prompt: Sequence[int], output_tokens: int) -> str | None:
+        """See SchedulerAdapter."""
+        refusal = self._scheduler.reason_never_to_fit(len(prompt), output_tokens, 1)
+        if refusal is None:
+            params = sequences.SamplingParams(max_tokens=output_tokens)
+            queued = sequences.Request(tuple(prompt), params, seed=0, arrival_s=time.monotonic(), id=request)
+            self._requests[request] = sequences.Sequence(queued, 0, list(prompt), seed=0)
+            queued.sequences.append(self._requests[request])
+            self._scheduler.add(queued)
+        return refusal
+
+    def abort(self, request: int) -> None:
+        """See SchedulerAdapter."""
+        self._scheduler.finish(self._requests.pop(request))
+
+    def schedule(self) -> Plan:
+        """See SchedulerAdapter."""
+        before = list(self._scheduler.running)
+        self._step = self._scheduler.schedule()
+        waiting = set(self._scheduler.waiting)
+        table = self._scheduler.allocator.block_table
+        return Plan([
+            Planned(seq.request.id, seq.num_computed, num_new,
+                    [None if block == HOLE else block for block in table(seq.id)])
+            for seq, num_new in zip(self._step.sequences, self._step.num_new, strict=True)
+        ], [seq.request.id for seq in before if seq in waiting])
+
+    def complete(self, tokens: Mapping[int, int]) -> None:
+        """See SchedulerAdapter."""
+        self._scheduler.complete(self._step)
+        for request, token in tokens.items():
+            seq = self._requests[request]
+            seq.append(token)
+            if seq.num_output_tokens == seq.request.params.max_tokens:
+                self._scheduler.finish(self._requests.pop(request))
 
 
 class ReferenceAllocator:
     """What paged and contiguous have in common: they fulfil one protocol."""
 
-    capabilities = frozenset({"fork", "admission", "truncate", "slots", "swap"})
-    kind = ""
+    capabilities = frozenset({"fork", "admission", "truncate", "slots", "swap", "scheduler"})
+    kind = kv = ""
 
     def __init__(self) -> None:
         self._allocator: Allocator
@@ -104,13 +160,17 @@ class ReferenceAllocator:
         """See AllocatorAdapter."""
         return self._allocator.can_ever_hold(prompt_tokens, final_tokens, n)
 
+    def scheduler(self, pool: Pool, limits: Limits) -> ReferenceScheduler:
+        """The engine's own, with an allocator of this kind."""
+        return ReferenceScheduler(pool, limits, kv=self.kv)
+
 
 class Paged(ReferenceAllocator):
     """PagedAllocator."""
 
     capabilities = ReferenceAllocator.capabilities | {
         "sharing", "paged", "prefix_cache", "extra_keys", "block_keys", "window"}
-    kind = "PagedAllocator"
+    kind, kv = "PagedAllocator", "paged"
 
     def unsupported(self, case: Pool) -> list[str]:
         """See AllocatorAdapter."""
@@ -139,7 +199,7 @@ class Paged(ReferenceAllocator):
 class Contiguous(ReferenceAllocator):
     """ContiguousAllocator, which reserves what a sequence may need in the end."""
 
-    kind = "ContiguousAllocator (reservation max)"
+    kind, kv = "ContiguousAllocator (reservation max)", "contiguous"
 
     def unsupported(self, case: Pool) -> list[str]:
         """See AllocatorAdapter."""

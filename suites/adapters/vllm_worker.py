@@ -1,4 +1,4 @@
-"""vLLM's KV cache manager, in vLLM's own environment: see elsewhere.py.
+"""vLLM's KV cache manager and its scheduler, in vLLM's own environment: see elsewhere.py.
 
 Slots are given with `delay_cache_blocks`, and blocks cached when a step has computed them, as vLLM itself does for
 what another process computes. Its null block, block 0, stands for none.
@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
+from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("VLLM_TARGET_DEVICE", "cpu")
@@ -15,12 +17,16 @@ os.environ.setdefault("VLLM_TARGET_DEVICE", "cpu")
 import torch
 import vllm
 from json_lines import serve
+from vllm.config import CacheConfig, ModelConfig, SchedulerConfig, VllmConfig
 from vllm.sampling_params import SamplingParams
 from vllm.utils.hashing import get_hash_fn_by_name
 from vllm.v1.core.kv_cache_manager import KVCacheManager
 from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
+from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec, SlidingWindowSpec
-from vllm.v1.request import Request
+from vllm.v1.outputs import ModelRunnerOutput
+from vllm.v1.request import Request, RequestStatus
+from vllm.v1.structured_output import StructuredOutputManager
 
 _HASH = get_hash_fn_by_name("sha256")  # vLLM's default
 _NULL_BLOCK = 0
@@ -29,21 +35,24 @@ _NULL_BLOCK = 0
 class VLLMBlocks:
     """Fields and results as AllocatorAdapter has them."""
 
-    capabilities = ("paged", "prefix_cache", "extra_keys", "block_keys", "window")
+    capabilities = ("paged", "prefix_cache", "extra_keys", "block_keys", "window", "scheduler")
 
     def __init__(self) -> None:
         init_none_hash(_HASH)
         self._manager: KVCacheManager
         self._requests: dict[int, Request] = {}
         self._block_size = 0
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     def describe(self) -> str:
         """What really runs."""
-        return f"vLLM {vllm.__version__}, KVCacheManager"
+        return f"vLLM {vllm.__version__}, KVCacheManager and Scheduler"
 
     def unsupported(self, pool: dict[str, Any]) -> list[str]:
         """Reasons against a pool."""
-        return ["it swaps nothing"] if pool["host_blocks"] else []
+        slots = pool["num_blocks"] * pool["block_size"]
+        longer = f"it does not start with sequences longer than its cache of {slots} tokens"
+        return (["it swaps nothing"] if pool["host_blocks"] else []) + ([longer] if pool["max_tokens"] > slots else [])
 
     def reset(self, pool: dict[str, Any]) -> None:
         """An empty pool."""
@@ -108,11 +117,75 @@ class VLLMBlocks:
         self._block_size = pool["block_size"]
         return [bytes(key).hex() for key in self._request(0, tokens, extra).block_hashes]
 
-    def _request(self, seq: int, tokens: list[int], extra: list[str]) -> Request:
+    def _request(self, seq: int, tokens: list[int], extra: list[str], max_tokens: int = 1) -> Request:
+        params = SamplingParams(max_tokens=max_tokens, ignore_eos=True)
         return Request(
-            request_id=str(seq), prompt_token_ids=tokens, sampling_params=SamplingParams(max_tokens=1),
+            request_id=str(seq), prompt_token_ids=tokens, sampling_params=params,
             pooling_params=None, cache_salt=json.dumps(extra) if extra else None,
             block_hasher=get_request_block_hasher(self._block_size, _HASH))
+
+
+    # Its scheduler ------------------------------------------------------------------------------------------------
+
+    def scheduler(self, pool: dict[str, Any], limits: dict[str, int]) -> None:
+        """vLLM's own, with an empty pool. It does not overlap steps."""
+        self._pool = pool
+        spec = FullAttentionSpec(block_size=pool["block_size"], num_kv_heads=1, head_size=1, dtype=torch.float32)
+        cache = KVCacheConfig(num_blocks=pool["num_blocks"] + 1, kv_cache_tensors=[],
+                              kv_cache_groups=[KVCacheGroupSpec(["layer"], spec)])
+        config = self._config(pool, limits)
+        config.cache_config.num_gpu_blocks = cache.num_blocks
+        self._scheduler = Scheduler(config, cache, StructuredOutputManager(config), pool["block_size"])
+        self._block_size = pool["block_size"]
+
+    def _config(self, pool: dict[str, Any], limits: dict[str, int]) -> VllmConfig:
+        model = ModelConfig(model=self._model(), skip_tokenizer_init=True, max_model_len=pool["max_tokens"],
+                            dtype="float32")
+        return VllmConfig(
+            model_config=model, cache_config=CacheConfig(block_size=16, enable_prefix_caching=pool["caching"]),
+            scheduler_config=SchedulerConfig(
+                max_model_len=pool["max_tokens"], is_encoder_decoder=False, enable_chunked_prefill=True,
+                async_scheduling=False, **limits))
+
+    def _model(self) -> str:
+        """A folder with the configuration of a model, which the scheduler's own asks for."""
+        if self._folder is None:
+            self._folder = tempfile.TemporaryDirectory()
+            text = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64, "vocab_size": 64,
+                    "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1,
+                    "max_position_embeddings": 4096}
+            (Path(self._folder.name) / "config.json").write_text(json.dumps(text))
+        return self._folder.name
+
+    def add(self, request: int, prompt: list[int], output_tokens: int) -> str | None:
+        """Refused by length, as vLLM's input processor does before the scheduler sees it."""
+        if len(prompt) + output_tokens > self._pool["max_tokens"]:
+            return f"longer than max_model_len {self._pool['max_tokens']}"
+        self._scheduler.add_request(self._request(request, prompt, [], output_tokens))
+        return None
+
+    def abort(self, request: int) -> None:
+        """Its client has left."""
+        self._scheduler.finish_requests(str(request), RequestStatus.FINISHED_ABORTED)
+
+    def schedule(self) -> dict[str, list[Any]]:
+        """The next step."""
+        self._step = self._scheduler.schedule()
+        told = {new.req_id: new.num_computed_tokens for new in self._step.scheduled_new_reqs}
+        cached = self._step.scheduled_cached_reqs
+        told |= dict(zip(cached.req_ids, cached.num_computed_tokens, strict=True))
+        tables = self._scheduler.kv_cache_manager
+        return {"scheduled": [[int(name), told[name], num_new, list(tables.get_block_ids(name)[0])]
+                              for name, num_new in self._step.num_scheduled_tokens.items()],
+                "preempted": [int(name) for name in self._step.preempted_req_ids or ()]}
+
+    def complete(self, tokens: list[list[int]]) -> None:
+        """The step is computed."""
+        sampled = {str(request): token for request, token in tokens}
+        names = list(self._step.num_scheduled_tokens)
+        self._scheduler.update_from_output(self._step, ModelRunnerOutput(
+            req_ids=names, req_id_to_index={name: at for at, name in enumerate(names)},
+            sampled_token_ids=[[sampled[name]] if name in sampled else [] for name in names]))
 
 
 if __name__ == "__main__":

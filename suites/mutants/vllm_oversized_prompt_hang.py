@@ -5,7 +5,7 @@ from __future__ import annotations
 from reference_engine.memory.paged import PagedAllocator
 
 BUG = "vllm-oversized-prompt-hang"
-MUST_FAIL = ("http/oversized-rejected-others-served", "alloc/oversized-said-beforehand")
+MUST_FAIL = ("http/oversized-rejected-others-served", "alloc/oversized-said-beforehand", "alloc/liveness")
 ENGINE_ARGS = ("--num-blocks", "24", "--max-model-len", "1024")
 
 

@@ -3,6 +3,7 @@
     adapter      the protocol of its adapters, the vocabulary of their capabilities
     model        what every block holds: the oracle
     play         a trace, played on the manager and on the model
+    schedule     the same for a scheduler: its protocol, and a trace of steps
     traces       traces as Hypothesis draws them
     search       looking for a trace that breaks a property, and making it short
     under_test   `allocator`, what a test holds

@@ -21,11 +21,12 @@ import json
 import selectors
 import subprocess
 import tempfile
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import asdict
 from typing import IO, Any
 
 from pabench.conformance.alloc.adapter import Copies, Pool
+from pabench.conformance.alloc.schedule import Limits, Plan, Planned
 from pabench.engines.cleaning import clean
 from pabench.errors import EngineDied, EngineTimeout, UsageError
 
@@ -36,6 +37,31 @@ _MAX_LINE_BYTES = 1 << 20
 
 class ManagerError(Exception):
     """What the process says went wrong in it."""
+
+
+class ProcessScheduler:
+    """See SchedulerAdapter. A plan is {"scheduled": [[request, num_computed, num_new, blocks], …], "preempted": []}."""
+
+    def __init__(self, call: Callable[..., Any]) -> None:
+        self._call = call
+
+    def add(self, request: int, prompt: Sequence[int], output_tokens: int) -> str | None:
+        """See SchedulerAdapter."""
+        refusal = self._call("add", request=request, prompt=list(prompt), output_tokens=output_tokens)
+        return None if refusal is None else clean(str(refusal))
+
+    def abort(self, request: int) -> None:
+        """See SchedulerAdapter."""
+        self._call("abort", request=request)
+
+    def schedule(self) -> Plan:
+        """See SchedulerAdapter."""
+        plan = self._call("schedule")
+        return Plan([Planned(*each) for each in plan["scheduled"]], list(plan["preempted"]))
+
+    def complete(self, tokens: Mapping[int, int]) -> None:
+        """See SchedulerAdapter. Pairs of request and token."""
+        self._call("complete", tokens=[[request, token] for request, token in tokens.items()])
 
 
 class ProcessAdapter:
@@ -112,6 +138,11 @@ class ProcessAdapter:
         """What the whole blocks of a prompt are found by."""
         keys = self._call("block_keys", pool=asdict(pool), tokens=list(tokens), extra=list(extra))
         return [bytes.fromhex(key) for key in keys]
+
+    def scheduler(self, pool: Pool, limits: Limits) -> ProcessScheduler:
+        """The process's scheduler, with an empty pool."""
+        self._call("scheduler", pool=asdict(pool), limits=asdict(limits))
+        return ProcessScheduler(self._call)
 
     def close(self) -> None:
         """End the process."""

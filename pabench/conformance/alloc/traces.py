@@ -8,6 +8,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from pabench.conformance.alloc.adapter import Pool
+from pabench.conformance.alloc.schedule import Limits
 
 _TOKENS = st.integers(0, 1)
 # Prompts begin with a part of one of these: so that blocks are found again, and their ends differ.
@@ -62,3 +63,17 @@ def traces(
     """A pool, and up to `longest` operations of these kinds."""
     each = operations(kinds, many_keys=many_keys)
     return st.fixed_dictionaries({"pool": pool, "operations": st.lists(each, min_size=longest // 2, max_size=longest)})
+
+
+def schedules(longest: int, *, caching: bool) -> st.SearchStrategy[dict[str, Any]]:
+    """A pool, limits of a step, and up to `longest` operations of a scheduler. Requests may be larger than the pool."""
+    operation = st.one_of([
+        st.tuples(st.just("add"), _PROMPTS, st.integers(1, 6)), st.tuples(st.just("step")), st.tuples(st.just("step")),
+        st.tuples(st.just("add"), _PROMPTS, st.integers(1, 12)), st.tuples(st.just("abort"), _INDEX),
+    ]).map(list)
+    pool = st.builds(Pool, num_blocks=st.integers(3, 8), block_size=st.integers(1, 4),
+                     max_tokens=st.sampled_from((6, 12, 24)), caching=st.just(caching))
+    limits = st.integers(1, 4).flatmap(lambda seqs: st.builds(
+        Limits, max_num_batched_tokens=st.integers(seqs, 12), max_num_seqs=st.just(seqs)))
+    return st.fixed_dictionaries({"pool": pool, "limits": limits,
+                                  "operations": st.lists(operation, min_size=4, max_size=longest)})

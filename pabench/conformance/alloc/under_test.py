@@ -16,6 +16,7 @@ import numpy as np
 
 from pabench.conformance.alloc.adapter import Pool
 from pabench.conformance.alloc.play import Play
+from pabench.conformance.alloc.schedule import Limits, Schedule
 from pabench.conformance.implementation import ImplementationUnderTest, blamed
 from pabench.conformance.profiles import Profile
 
@@ -60,6 +61,44 @@ class AllocatorUnderTest(ImplementationUnderTest):
             self.note = f"{self.profile.traces} traces of up to {self.profile.operations} operations"
         if self.trace is not None:
             self._play({**self.trace, "pool": Pool(**self.trace["pool"])}, asks)
+
+    def every_schedule(self, asks: Callable[[Schedule], None], *, caching: bool) -> None:
+        """Ask `asks` of the scheduler, on as many traces as the profile says or a case file's. Raises CaseFailed."""
+        from pabench.conformance.alloc.search import search  # Hypothesis is heavy: only where it is used
+        from pabench.conformance.alloc.traces import schedules
+        from pabench.conformance.search import reject
+
+        self.need("scheduler", "steps are asked of a scheduler")
+        self.claim(Pool(8, 2, 6, caching=caching))
+        self.asked = True
+
+        def ask(trace: Mapping[str, Any]) -> None:
+            if self._adapter.unsupported(trace["pool"]):
+                reject()
+            self._schedule(trace, asks)
+
+        if self.replayed is not None:
+            self.trace = dict(self.replayed["trace"])
+        else:
+            found = search(schedules(self.profile.operations // 2, caching=caching), ask, traces=self.profile.traces,
+                           seed=int(self.rng.integers(2**63)), shrink_s=self.profile.shrink_s)
+            self.trace = None if found is None else {
+                **found, "pool": asdict(found["pool"]), "limits": asdict(found["limits"])}
+            self.note = f"{self.profile.traces} traces of up to {self.profile.operations // 2} operations"
+        if self.trace is not None:
+            self._schedule({**self.trace, "pool": Pool(**self.trace["pool"]),
+                            "limits": Limits(**self.trace["limits"])}, asks)
+
+    def _schedule(self, trace: Mapping[str, Any], asks: Callable[[Schedule], None]) -> None:
+        schedule = Schedule(self._adapter, trace["pool"], trace["limits"], trace["operations"])
+        limits = trace["limits"]
+        try:
+            asks(schedule)
+        finally:
+            self._log = schedule.log
+            head = (f"{_pool_text(schedule.pool)}; steps of at most {limits.max_num_batched_tokens} tokens and "
+                    f"{limits.max_num_seqs} sequences")
+            self.case = "\n".join([head, *(f"{i:>2}  {line}" for i, line in enumerate(schedule.log, 1))])
 
     def play(self, pool: Pool) -> Play:
         """A trace of one's own, begun: for what needs no search."""
