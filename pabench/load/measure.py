@@ -105,31 +105,36 @@ class Measurement:
             self._journal.add(sample)
 
     async def _run_open(self) -> None:
-        for scheduled in self._schedule.requests:
-            intended_s = self.start_s + (scheduled.intended_s or 0.0)
+        for session in self._schedule.sessions():
+            intended_s = self.start_s + (session[0].intended_s or 0.0)
             if await self._stopped_before(intended_s):
                 break
-            self._spawn(self._send(scheduled, intended_s))
+            self._spawn(self._run_turns(session, intended_s))
         await self._finish_tasks()
 
     async def _run_closed(self) -> None:
         for queue in self._schedule.queues():
-            self._spawn(self._run_user(queue))
+            self._spawn(self._run_turns(queue, self.start_s))
         await self._finish_tasks()
 
-    async def _run_user(self, queue: Sequence[ScheduledRequest]) -> None:
-        arrivals = self._workload.arrivals
-        think_s = arrivals.think_s if isinstance(arrivals, ClosedArrivals) else 0.0
+    async def _run_turns(self, queue: Sequence[ScheduledRequest], intended_s: float) -> None:
+        """One request after the other: those of a session, or of a user, who may have several sessions."""
+        arrivals, session = self._workload.arrivals, self._workload.session
         over_s = self.start_s + (self._workload.duration_s or float("inf"))
-        intended_s = self.start_s
-        for scheduled in queue:
+        for at, scheduled in enumerate(queue):
+            if at:
+                before = self.exchanges[queue[at - 1].index].end_s or clock()
+                if scheduled.turn:
+                    assert session is not None, "it has turns"
+                    intended_s = before + session.think_s
+                else:
+                    intended_s = before + (arrivals.think_s if isinstance(arrivals, ClosedArrivals) else 0.0)
             if intended_s >= over_s:
                 self.unsent_kind = self.unsent_kind or "duration"
                 return
             if await self._stopped_before(intended_s):
                 return
             await self._send(scheduled, intended_s)
-            intended_s = (self.exchanges[scheduled.index].end_s or clock()) + think_s
 
     async def _stopped_before(self, time_s: float) -> bool:
         """Wait until `time_s`; True when the run is stopped before."""

@@ -39,9 +39,8 @@ class Lanes:
     widths: tuple[int, ...]
 
 
-def lay_lanes(spec: ProbeSpec, ring_lengths: Sequence[int], users: Sequence[int] | None) -> Lanes:
-    """Share the ring ids out. `users`: user of each request; None for open arrivals, where neighbours overlap."""
-    pool = len(spec.ring_ids)
+def lay_lanes(pool: int, ring_lengths: Sequence[int], users: Sequence[int] | None) -> Lanes:
+    """Share `pool` ids out. `users`: user of each request; None for open arrivals, where neighbours overlap."""
     count = len(ring_lengths)
     if users is not None:
         need = [0] * (max(users) + 1)
@@ -87,15 +86,20 @@ def draw_salts(spec: ProbeSpec, rng: np.random.Generator, count: int, users: Seq
 
 
 def draw_probe_prompts(
-    spec: ProbeSpec, rng: np.random.Generator, prompt_tokens: Sequence[int], users: Sequence[int] | None
+    spec: ProbeSpec, rng: np.random.Generator, prompt_tokens: Sequence[int], users: Sequence[int] | None,
+    ids: range | None = None,
 ) -> tuple[list[Ring], bool]:
-    """A ring for each request, of exactly `prompt_tokens`, and whether those at the same time are disjoint."""
-    lengths = [min(tokens - _RING_EXTRA, len(spec.ring_ids)) for tokens in prompt_tokens]
-    lanes = lay_lanes(spec, lengths, users)
+    """A ring for each request, of exactly `prompt_tokens`, and whether those at the same time are disjoint.
+
+    `ids`: what their tokens may be, all that the probe has by default.
+    """
+    ids = spec.ring_ids if ids is None else ids
+    lengths = [min(tokens - _RING_EXTRA, len(ids)) for tokens in prompt_tokens]
+    lanes = lay_lanes(len(ids), lengths, users)
     rings = []
     for i, salt in enumerate(draw_salts(spec, rng, len(lengths), users)):
         lane = lanes.lane[i]
-        offsets = rng.permutation(lanes.widths[lane])[: lengths[i]] + lanes.starts[lane] + spec.ring_ids.start
+        offsets = rng.permutation(lanes.widths[lane])[: lengths[i]] + lanes.starts[lane] + ids.start
         rings.append(Ring(tuple(offsets.tolist()), salt, prompt_tokens[i]))
     return rings, lanes.disjoint
 

@@ -185,6 +185,8 @@ def _planning_notes(schedule: Schedule) -> list[str]:
     if schedule.num_clipped:
         notes.append(f"{schedule.num_clipped} of {len(schedule.requests)} requests made shorter by the engine's "
                      "context")
+    if schedule.num_left_out:
+        notes.append(f"{schedule.num_left_out} turns left out: their prompts would have outgrown the context")
     if schedule.isolation == "salts":
         notes.append("requests at the same time share tokens under distinct salts: a foreign slot reads as not found")
     if schedule.isolation == "chance":

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 
@@ -22,6 +23,16 @@ from pabench.load.prompts import (
     draw_probe_prompts,
     draw_texts,
     told_apart,
+)
+from pabench.load.sharing import (
+    Prefixes,
+    Prompt,
+    Turn,
+    draw_prefixes,
+    draw_turns,
+    prefix_length,
+    put_before,
+    take_turns,
 )
 from pabench.load.workload import LengthLaw, TraceLaw, Workload
 from pabench.probe import Codec, Fork, ProbeSpec, Ring
@@ -41,6 +52,8 @@ class ScheduledRequest:
     prompt_tokens: int                 # for words of a model that is not the probe: the number of words
     oracle: Ring | Fork | None = None  # None: nothing to verify
     cancel_after_tokens: int | None = None
+    session: int = 0                   # requests of one follow one another
+    turn: int = 0                      # 0: the session's first, which arrives as the workload says
 
 
 @dataclass(frozen=True)
@@ -51,6 +64,11 @@ class Schedule:
     warmups: tuple[ScheduledRequest, ...]
     isolation: Isolation    # how a foreign token is told from the request's own
     num_clipped: int        # requests made shorter than the workload says by the engine's context
+    num_left_out: int = 0   # turns of sessions whose prompts would have outgrown the context
+
+    def sessions(self) -> list[list[ScheduledRequest]]:
+        """The requests of each session, in order; one each where there are none."""
+        return [list(turns) for _, turns in groupby(self.requests, key=lambda request: request.session)]
 
     def queues(self) -> list[list[ScheduledRequest]]:
         """Closed arrivals: the requests of each user, in order."""
@@ -68,24 +86,36 @@ def plan(workload: Workload, seed: int, facts: EngineFacts, spec: ProbeSpec | No
     `prefix` starts every request id. Raises UsageError for what the engine cannot do.
     """
     check_able(workload, facts, spec)
-    lengths_seed, arrivals_seed, prompts_seed, cuts_seed, warmup_seed = np.random.SeedSequence(seed).spawn(5)
+    seeds = np.random.SeedSequence(seed).spawn(6)
+    lengths, arrivals, prompts_of, cuts, warming, sharing = (np.random.default_rng(each) for each in seeds)
     trace = None if workload.trace is None else read_trace(workload.trace, workload.trace_format)
-    starts = draw_arrivals(workload, np.random.default_rng(arrivals_seed), trace)
-    count = len(starts)
+    starts = draw_arrivals(workload, arrivals, trace)
+    turns = draw_turns(workload.session, sharing, len(starts), workload.num_requests)
+    prefixes = draw_prefixes(workload, spec, sharing)
     prompt_tokens, output_tokens, num_clipped = draw_lengths(
-        workload, np.random.default_rng(lengths_seed), count, facts.max_context_tokens, trace)
+        workload, lengths, len(turns), facts.max_context_tokens, trace)
     users = share_out(workload.arrivals, output_tokens)
-    prompts, isolation = _draw_prompts(workload, spec, np.random.default_rng(prompts_seed), prompt_tokens, users)
-    cut = np.random.default_rng(cuts_seed).random(count) < workload.cancel_share
+    prompts, isolation = _draw_prompts(workload, spec, prompts_of, prompt_tokens, users, prefixes)
+    if prefixes is not None:
+        prompts = put_before(prefixes, sharing, prompts)
+    firsts = [Turn(at, 0, prompt, tokens + prefix_length(workload), output)
+              for at, (prompt, tokens, output) in enumerate(zip(prompts, prompt_tokens, output_tokens, strict=True))]
+    all_turns, num_left_out = take_turns(workload, spec, sharing, firsts, turns, _limit(workload, facts))
+    cut = cuts.random(len(all_turns)) < workload.cancel_share
     requests = tuple(
-        _schedule_one(
-            workload, facts, prompts[i], index=i, user=None if users is None else users[i], intended_s=starts[i],
-            num_prompt=prompt_tokens[i], num_output=output_tokens[i], cut=bool(cut[i]), seed=seed, prefix=prefix,
-        )
-        for i in range(count)
+        _schedule_one(workload, facts, turn, index=i, user=None if users is None else users[turn.session],
+                      intended_s=starts[turn.session] if turn.turn == 0 else None, cut=bool(cut[i]), seed=seed,
+                      prefix=prefix)
+        for i, turn in enumerate(all_turns)
     )
-    warmups = _plan_warmups(workload, facts, spec, np.random.default_rng(warmup_seed), seed, prefix, trace)
-    return Schedule(requests, warmups, isolation, num_clipped)
+    warmups = _plan_warmups(workload, facts, spec, warming, seed, prefix, trace)
+    return Schedule(requests, warmups, isolation, num_clipped, num_left_out)
+
+
+def _limit(workload: Workload, facts: EngineFacts) -> int | None:
+    """Tokens of prompt and output of one request."""
+    limits = [limit for limit in (workload.max_total_tokens, facts.max_context_tokens) if limit is not None]
+    return min(limits, default=None)
 
 
 def check_able(workload: Workload, facts: EngineFacts, spec: ProbeSpec | None) -> None:
@@ -143,12 +173,14 @@ def draw_lengths(
     traced = (None, None) if trace is None else (trace.prompt_tokens, trace.output_tokens)
     prompts = _lengths(workload.prompt_tokens, rng, count, traced[0]) * workload.scale
     outputs = _lengths(workload.output_tokens, rng, count, traced[1]) * workload.scale
-    own = _clip(workload, prompts, outputs, workload.max_total_tokens)
-    limits = [limit for limit in (workload.max_total_tokens, max_context_tokens) if limit is not None]
+    own = _clip(workload, prompts, outputs,
+                None if workload.max_total_tokens is None else workload.max_total_tokens - prefix_length(workload))
+    before = prefix_length(workload)
+    limits = [limit - before for limit in (workload.max_total_tokens, max_context_tokens) if limit is not None]
     least = MIN_PROMPT_TOKENS[workload.prompt] + 1
     if limits and min(limits) < least:
-        raise UsageError(f"workload {workload.name!r} needs a context of at least {least} tokens, "
-                         f"the limit is {min(limits)}")
+        raise UsageError(f"workload {workload.name!r} needs a context of at least {before + least} tokens, "
+                         f"the limit is {before + min(limits)}")
     clipped = _clip(workload, prompts, outputs, min(limits, default=None))
     num_clipped = int(np.count_nonzero((clipped[0] != own[0]) | (clipped[1] != own[1])))
     return clipped[0].tolist(), clipped[1].tolist(), num_clipped
@@ -202,21 +234,25 @@ def share_out(arrivals: Arrivals, output_tokens: Sequence[int]) -> list[int] | N
 
 def _draw_prompts(
     workload: Workload, spec: ProbeSpec | None, rng: np.random.Generator, prompt_tokens: list[int],
-    users: list[int] | None,
-) -> tuple[Sequence[Ring | Fork | tuple[int, ...] | str], Isolation]:
+    users: list[int] | None, prefixes: Prefixes | None = None,
+) -> tuple[Sequence[Prompt], Isolation]:
     if workload.prompt == "text" or spec is None:
         return draw_texts(spec, rng, prompt_tokens), "none"
     if workload.prompt == "fork":
         forks = draw_fork_prompts(spec, rng, prompt_tokens, users)
         return forks, told_apart(spec, len(forks), users, disjoint=False)
-    rings, disjoint = draw_probe_prompts(spec, rng, prompt_tokens, users)
+    own_ids = None if prefixes is None else prefixes.own_ids
+    rings, disjoint = draw_probe_prompts(spec, rng, prompt_tokens, users, own_ids)
+    if prefixes is not None:  # who shares a prefix shares its salt
+        return rings, "tokens" if disjoint else "chance"
     return rings, told_apart(spec, len(rings), users, disjoint)
 
 
 def _schedule_one(
-    workload: Workload, facts: EngineFacts, prompt: Ring | Fork | tuple[int, ...] | str, *, index: int,
-    user: int | None, intended_s: float | None, num_prompt: int, num_output: int, cut: bool, seed: int, prefix: str,
+    workload: Workload, facts: EngineFacts, turn: Turn, *, index: int, user: int | None, intended_s: float | None,
+    cut: bool, seed: int, prefix: str,
 ) -> ScheduledRequest:
+    prompt, num_output = turn.prompt, turn.output_tokens
     oracle = prompt if isinstance(prompt, Ring | Fork) else None
     ids = prompt.prompt if isinstance(prompt, Ring | Fork) else prompt
     by_ids = "token_ids" in facts.capabilities
@@ -228,7 +264,8 @@ def _schedule_one(
     )
     return ScheduledRequest(
         index=index, user=user, intended_s=intended_s, request=request,
-        prompt_tokens=num_prompt if isinstance(ids, str) else len(ids), oracle=oracle,
+        prompt_tokens=turn.prompt_tokens if isinstance(ids, str) else len(ids), oracle=oracle,
+        session=turn.session, turn=turn.turn,
         cancel_after_tokens=workload.cancel_after_tokens if cut and num_output > workload.cancel_after_tokens else None,
     )
 
@@ -245,8 +282,8 @@ def _plan_warmups(
     prompts, _ = _draw_prompts(workload, spec, rng, prompt_tokens, None)
     return tuple(
         _schedule_one(
-            workload, facts, prompts[i], index=i, user=None, intended_s=None, num_prompt=prompt_tokens[i],
-            num_output=min(output_tokens[i], _WARMUP_OUTPUT_TOKENS), cut=False, seed=seed + 1, prefix=f"{prefix}-warm",
+            workload, facts, Turn(i, 0, prompts[i], prompt_tokens[i], min(output_tokens[i], _WARMUP_OUTPUT_TOKENS)),
+            index=i, user=None, intended_s=None, cut=False, seed=seed + 1, prefix=f"{prefix}-warm",
         )
         for i in range(count)
     )

@@ -105,9 +105,30 @@ class TraceLaw(_Clipped):
     law: Literal["trace"]
 
 
-LengthLaw = Annotated[
-    FixedLaw | UniformLaw | ExponentialLaw | GammaLaw | LognormalLaw | TraceLaw, Field(discriminator="law")
-]
+DrawnLaw = FixedLaw | UniformLaw | ExponentialLaw | GammaLaw | LognormalLaw
+LengthLaw = Annotated[DrawnLaw | TraceLaw, Field(discriminator="law")]
+
+
+class SharedPrefix(_Strict):
+    """What prompts begin with in common: each of `groups` has `tokens` of its own, a multiple of the block size or not.
+
+    Group k is chosen with a weight of 1 / k ** `zipf`: 0 is all alike. One group is a system prompt, several are
+    few-shot examples. The tokens come on top of the prompt's own length, and are scaled like it.
+    """
+
+    tokens: int = Field(ge=1)
+    groups: int = Field(default=1, ge=1)
+    zipf: float = Field(default=0.0, ge=0)
+
+
+class Session(_Strict):
+    """Requests that follow one another: turn t + 1 sends turn t's prompt, its answer and `turn_tokens` new ones,
+    `think_s` seconds after that answer has ended. A session ends before its prompt outgrows the context.
+    """
+
+    turns: DrawnLaw = Field(discriminator="law")        # how many, where it says tokens
+    turn_tokens: DrawnLaw = Field(discriminator="law")  # new in each but the first prompt, of prompt_tokens
+    think_s: float = Field(default=0.0, ge=0)
 
 
 class Workload(_Strict):
@@ -117,7 +138,8 @@ class Workload(_Strict):
 
     `prompt`: "probe" (rings, every answer verified), "fork" (for n samples of one prompt, verified), "text" (random
     words, any model, nothing verified). `trace` is a file of requests that `pabench.traces` reads, for lengths of law
-    "trace" and arrivals of kind "trace"; a relative path counts from the workload's file. `cancel_share` of the
+    "trace" and arrivals of kind "trace"; a relative path counts from the workload's file. With a `session` arrivals
+    are those of sessions, and `num_requests` counts all their turns. `cancel_share` of the
     requests are cut off by the client after `cancel_after_tokens` tokens. `duration_s` ends the sending; what is in
     flight is waited for.
     """
@@ -130,6 +152,8 @@ class Workload(_Strict):
     arrivals: Arrivals
     trace: str | None = None
     trace_format: str = "auto"
+    shared_prefix: SharedPrefix | None = None
+    session: Session | None = None
     num_requests: int | None = Field(default=None, ge=1)
     duration_s: float | None = Field(default=None, gt=0)
     scale: float = Field(default=1.0, gt=0)
@@ -156,6 +180,12 @@ class Workload(_Strict):
             raise ValueError(f"{', '.join(traced)} of a trace, and no trace: name its file in `trace`")
         if self.trace is not None and not traced:
             raise ValueError("a trace, and nothing taken from it: give lengths of law, or arrivals of kind, \"trace\"")
+        chained = [name for name in ("shared_prefix", "session") if getattr(self, name) is not None]
+        if chained and self.prompt == "fork":
+            raise ValueError(f"{', '.join(chained)} with prompt \"fork\", which shares nothing: use \"probe\" or "
+                             "\"text\"")
+        if self.session is not None and traced:
+            raise ValueError("a session draws its turns, a trace has its own: use one of them")
         if self.prompt == "fork" and self.temperature == 0:
             raise ValueError('prompt "fork" needs temperature > 0: its two branches are drawn by chance')
         if self.prompt == "probe" and self.temperature > 0:
