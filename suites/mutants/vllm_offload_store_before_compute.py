@@ -16,6 +16,6 @@ def apply() -> None:
 
     def swap_out_early(self: SwapSpace, seq_id: int, num_computed: int) -> list[BlockCopy] | None:
         copies = swap_out(self, seq_id, num_computed)
-        return copies[:-1] if copies and num_computed % self._allocator.block_size else copies
+        return copies[:-1] if copies else copies
 
     SwapSpace.swap_out = swap_out_early  # type: ignore[method-assign]
