@@ -14,8 +14,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from pabench.analysis import RunSummary, comparison_table, load_run, summarise, throughput_table
-from pabench.analysis.tables import UNKNOWN
+from pabench.analysis.tables import UNKNOWN, knee
 from pabench.bench import EngineResult
+from pabench.capacity import SLO, Capacity, Tried
 from pabench.conformance.kills import Kill, Question, cell, kill_table
 from pabench.conformance.levels import SUITE_LEVELS
 from pabench.engines.cleaning import clean
@@ -69,6 +70,46 @@ def show_summaries(summaries: Sequence[RunSummary]) -> None:
 def summary_json(summaries: Sequence[RunSummary]) -> str:
     """Summaries as a JSON list; None is null."""
     return orjson.dumps([asdict(summary) for summary in summaries], default=str).decode()
+
+
+def show_sweep(summaries: Sequence[RunSummary], folder: Path, *, as_json: bool) -> None:
+    """What a sweep came to, on stdout."""
+    if as_json:
+        print(summary_json(summaries))
+        return
+    if not summaries:
+        return
+    show_summaries(summaries)
+    best = knee(summaries)
+    out = Console(highlight=False)
+    if best is not None and len(summaries) > 1:
+        out.print(f"knee (highest throughput / mean latency): {escape(clean(best.load))}")
+    out.print(f"runs: {escape(str(folder))}")
+
+
+def tried_text(tried: Tried) -> str:
+    """One rate of a search, and what came of it."""
+    share = tried.attained.inside / tried.attained.total if tried.attained.total else 0.0
+    return (f"{tried.rate_per_s:.3g} req/s: {tried.verdict}, {share:.0%} of {tried.attained.total} in time "
+            f"({tried.low:.0%} to {tried.high:.0%})")
+
+
+def show_capacity(found: Capacity, slo: SLO, folder: Path, *, as_json: bool) -> None:
+    """What a search for the capacity came to, on stdout."""
+    if as_json:
+        print(orjson.dumps({"slo": asdict(slo), **asdict(found)}).decode())
+        return
+    out = Console(highlight=False)
+    table = Table(title=f"In time: {slo.text}", title_justify="left")
+    for name in ("requests/s", "in time", "of", "95 % interval", "verdict"):
+        table.add_column(name, justify="right")
+    for each in sorted(found.tried, key=lambda tried: tried.rate_per_s):
+        share = each.attained.inside / each.attained.total if each.attained.total else 0.0
+        table.add_row(f"{each.rate_per_s:.3g}", f"{share:.1%}", str(each.attained.total),
+                      f"{each.low:.1%} – {each.high:.1%}", each.verdict)
+    out.print(table)
+    out.print(f"capacity: {found.text}")
+    out.print(f"runs: {escape(str(folder))}")
 
 
 @contextmanager

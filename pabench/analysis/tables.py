@@ -66,6 +66,19 @@ def throughput_table(engines: Sequence[Sequence[RunSummary]]) -> Table:
     return table
 
 
+def knee(summaries: Sequence[RunSummary]) -> RunSummary | None:
+    """The run of the highest power, throughput / mean latency (Kleinrock 1979): beyond it more load buys more waiting
+    than work. None where no run has latencies.
+    """
+    known = [run for run in summaries if run.e2e_ms is not None and run.e2e_ms.mean > 0]
+    return max(known, key=_power, default=None)
+
+
+def _power(run: RunSummary) -> float:
+    assert run.e2e_ms is not None, "it is known"
+    return run.throughput_tokens_per_s / run.e2e_ms.mean
+
+
 def _rate(run: RunSummary) -> float:
     return run.throughput_tokens_per_s if run.verified_tokens_per_s is None else run.verified_tokens_per_s
 

@@ -11,7 +11,7 @@ from pabench.load.manifest import Manifest
 
 _SHARE = 0.05            # of the metric
 _FLOOR_MS = 1.0
-_MAX_CPU_SHARE = 0.9     # of one core: above, the loop has no time left to be on time
+MAX_CPU_SHARE = 0.9     # of one core: above, the loop has no time left to be on time
 _MAX_FAILED_SCRAPES = 0.2
 _PLANNED = {"planned", "duration"}
 
@@ -22,7 +22,7 @@ def judge(
     """The verdict on a run, from its manifest, its requests and its raw latencies in ms (without NaN)."""
     reasons = [*_incomplete(manifest, requests), *_late(manifest, ttft, intended, itl)]
     client = manifest.client
-    if client.cpu_share is not None and client.cpu_share > _MAX_CPU_SHARE:
+    if client.cpu_share is not None and client.cpu_share > MAX_CPU_SHARE:
         reasons.append(f"the client used {client.cpu_share:.0%} of a core: spread the load over several clients")
     tried = client.scrapes + client.failed_scrapes
     if "kv_metrics" in manifest.engine.capabilities and client.failed_scrapes > _MAX_FAILED_SCRAPES * tried:

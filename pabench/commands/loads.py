@@ -68,6 +68,104 @@ def run(
 
 
 @app.command()
+def sweep(
+    url: Url,
+    workload: Annotated[str, typer.Option(help="Name of a workload that ships with pabench, or a TOML file.")],
+    users: Annotated[str | None, typer.Option(help="Closed loops with so many users each, e.g. 1,4,16.")] = None,
+    rates: Annotated[str | None, typer.Option(help="Open loops at so many requests a second each, e.g. 1,2,4.")] = None,
+    num_requests: Annotated[int | None, typer.Option(help="How many requests in each run.")] = None,
+    duration_s: Annotated[float | None, typer.Option(help="Stop sending after this many seconds in each run.")] = None,
+    out: Annotated[Path | None, typer.Option(help="New folder (results/<time>-sweep by default).")] = None,
+    label: Annotated[str | None, typer.Option(help="What to call the engine in tables and reports.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Same seed, same prompts and schedules.")] = 0,
+    dialect: DialectName = None, probe: ProbeName = None, api_key_env: KeyVariable = None,
+    as_json: AsJson = False, quiet: Quiet = False,
+) -> None:
+    """Put one workload on an engine at several loads in turn: throughput and latency, and the knee between them.
+
+    The runs are those of `pabench run`: `pabench report` draws them. Exit 0 when every answer was right, 1 when not.
+
+    Example: pabench sweep --url http://127.0.0.1:8000 --workload sharegpt-mini --users 1,4,16,64
+    """
+    from pabench.analysis import load_run, summarise
+    from pabench.load import load_workload, run_workload, sweep_loads
+    from pabench.terminal import live_load, show_sweep
+
+    plans = [load_workload(workload, num_requests=num_requests, duration_s=duration_s, **load)
+             for load in sweep_loads(users, rates)]
+    key, folder, silent = api_key_in(api_key_env), out or new_folder("sweep"), quiet or as_json
+    require_new(folder)
+    examination = examined(url, dialect, probe, api_key_env)
+    name = label or examination.facts.dialect
+    summaries, flawless = [], True
+    try:
+        for number, plan in enumerate(plans):
+            where = folder / f"{number:02}-{plan.load_text.replace(' ', '-').replace('/', '-per-')}"
+            with live_load(plan, name, quiet=silent) as progress:
+                manifest = asyncio.run(run_workload(examination, plan, where, url=url, label=name, seed=seed,
+                                                    progress=progress, api_key=key))
+            summaries.append(summarise(load_run(where)))
+            flawless &= manifest.flawless
+            if manifest.failure is not None:
+                raise PabenchError(manifest.failure)
+    finally:
+        show_sweep(summaries, folder, as_json=as_json)
+    raise SystemExit(EXIT_OK if flawless else EXIT_NOT_CONFORMING)
+
+
+@app.command()
+def capacity(
+    url: Url,
+    workload: Annotated[str, typer.Option(help="Name of a workload that ships with pabench, or a TOML file.")],
+    ttft_ms: Annotated[float | None, typer.Option(help="In time: first token, from the intended start.")] = None,
+    tpot_ms: Annotated[float | None, typer.Option(help="In time: mean gap between an answer's tokens.")] = None,
+    share: Annotated[float, typer.Option(help="So many of the requests have to be in time.")] = 0.9,
+    from_rate: Annotated[float, typer.Option(help="Lowest rate to try, requests a second.")] = 0.5,
+    to_rate: Annotated[float, typer.Option(help="Highest rate to try.")] = 1024.0,
+    duration_s: Annotated[float, typer.Option(help="Length of each run, seconds.")] = 20.0,
+    precision: Annotated[float, typer.Option(help="Relative gap between what is enough and too much.")] = 0.1,
+    tries: Annotated[int, typer.Option(help="Runs of one rate, at most.")] = 3,
+    out: Annotated[Path | None, typer.Option(help="New folder (results/<time>-capacity by default).")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Same seed, same prompts and schedules.")] = 0,
+    dialect: DialectName = None, probe: ProbeName = None, api_key_env: KeyVariable = None,
+    as_json: AsJson = False, quiet: Quiet = False,
+) -> None:
+    """Find the highest rate at which nearly all requests are answered in time, and say how sure that is.
+
+    Example: pabench capacity --url http://127.0.0.1:8000 --workload poisson --ttft-ms 500 --tpot-ms 50
+    """
+    from pabench.capacity import SLO, Attained, attained_in, run_folder, search_capacity, too_slow
+    from pabench.load import load_workload, run_workload
+    from pabench.terminal import console, live_load, show_capacity, tried_text
+
+    slo = SLO(ttft_ms, tpot_ms, share)
+    load_workload(workload, rate_per_s=from_rate, duration_s=duration_s)
+    key, folder, silent = api_key_in(api_key_env), out or new_folder("capacity"), quiet or as_json
+    require_new(folder)
+    examination = examined(url, dialect, probe, api_key_env)
+    name = examination.facts.dialect
+
+    def measure(rate: float, number: int) -> Attained:
+        from pabench.analysis import load_run
+
+        plan = load_workload(workload, rate_per_s=rate, duration_s=duration_s).model_copy(update={"num_requests": None})
+        where = run_folder(folder, rate, number)
+        with live_load(plan, name, quiet=silent) as progress:
+            manifest = asyncio.run(run_workload(examination, plan, where, url=url, label=name, seed=seed + number,
+                                                progress=progress, api_key=key))
+        if manifest.failure is not None:
+            raise PabenchError(f"{manifest.failure}; the runs so far are in {folder}")
+        if (slow := too_slow(manifest.client, slo)) is not None:
+            raise PabenchError(f"at {rate:.3g} req/s the client itself is too slow to say more: {slow}; the runs so "
+                               f"far are in {folder}")
+        return attained_in(load_run(where).requests, slo)
+
+    found = search_capacity(measure, slo, from_rate=from_rate, to_rate=to_rate, precision=precision, tries=tries,
+                            progress=lambda tried: console(quiet=silent).print(tried_text(tried)))
+    show_capacity(found, slo, folder, as_json=as_json)
+
+
+@app.command()
 def report(
     folders: Annotated[list[Path], typer.Argument(help="Run folders, or folders that hold some.")],
     out: Annotated[Path, typer.Option(help="HTML file to write.")] = Path("report.html"),

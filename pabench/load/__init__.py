@@ -4,10 +4,10 @@ from pabench.load.manifest import ClientHealth, EngineRecord, Manifest, read_man
 from pabench.load.measure import Progress, ProgressState
 from pabench.load.records import ERROR_KINDS, OUTCOMES, RecordsUnwritable, RequestRecord
 from pabench.load.runner import recover_run, run_workload
-from pabench.load.workload import Workload, known_workloads, load_workload
+from pabench.load.workload import Workload, known_workloads, load_workload, sweep_loads
 
 __all__ = [
     "ERROR_KINDS", "OUTCOMES", "ClientHealth", "EngineRecord", "Manifest", "Progress", "ProgressState",
     "RecordsUnwritable", "RequestRecord", "Workload", "known_workloads", "load_workload", "read_manifest",
-    "recover_run", "run_workload",
+    "recover_run", "run_workload", "sweep_loads",
 ]

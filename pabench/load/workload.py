@@ -241,6 +241,21 @@ def load_workload(name_or_path: str | Path, **overrides: Any) -> Workload:
     return parse_workload(fields, str(path))
 
 
+def sweep_loads(users: str | None, rates: str | None) -> list[dict[str, float]]:
+    """Overrides of a workload for each load of a sweep, of lists as a user gives them. Raises UsageError."""
+    if (users is None) == (rates is None):
+        raise UsageError("a sweep needs --users or --rates, one of them, e.g. --users 1,4,16")
+    field, text, number = ("users", users, int) if users is not None else ("rate_per_s", rates, float)
+    try:
+        loads = [number(word) for word in (text or "").split(",")]
+    except ValueError:
+        loads = []
+    if not loads or min(loads) <= 0 or len(set(loads)) < len(loads):
+        raise UsageError(f"--{field.partition('_')[0]}{'s' if field != 'users' else ''} is {text!r}, expected numbers "
+                         "above 0 with commas between them, each once")
+    return [{field: load} for load in loads]
+
+
 def parse_workload(fields: dict[str, Any], where: str) -> Workload:
     """A workload from its fields. Raises UsageError of one line that names `where` and each wrong field."""
     try:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pabench.errors import UsageError
-from pabench.load import known_workloads, load_workload
+from pabench.load import known_workloads, load_workload, sweep_loads
 from pabench.load.schedule import draw_lengths
 
 
@@ -78,3 +78,12 @@ def test_sharegpt_mini_is_small_heavy_tailed_and_wastes_a_full_reservation() -> 
     assert np.mean(output) == pytest.approx(96, abs=3)
     assert np.std(output) > 0.8 * np.mean(output)
     assert np.mean(total) / 512 < 0.35
+
+
+def test_the_loads_of_a_sweep() -> None:
+    assert sweep_loads("1,4", None) == [{"users": 1}, {"users": 4}]
+    assert sweep_loads(None, "0.5, 2") == [{"rate_per_s": 0.5}, {"rate_per_s": 2.0}]
+    for users, rates, message in ((None, None, "one of them"), ("1", "2", "one of them"), ("1,x", None, "--users is"),
+                                  ("1.5", None, "--users is"), (None, "0", "--rates is"), ("2,2", None, "each once")):
+        with pytest.raises(UsageError, match=message):
+            sweep_loads(users, rates)

@@ -1,0 +1,178 @@
+"""Capacity: the highest rate of arrivals at which nearly all requests are answered in time, found by a search.
+
+A rate is tried by runs of its own, each on another seed. It is inside when the share of requests in time is surely
+high enough (the whole of Wilson's interval is), outside when it surely is not. What is neither is tried again, and
+counted together. The search doubles the rate until one is outside, then halves the gap between the two, on a
+logarithmic scale, until it is small.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from math import sqrt
+from pathlib import Path
+from statistics import NormalDist
+
+import pandas as pd
+
+from pabench.analysis.validity import MAX_CPU_SHARE
+from pabench.errors import UsageError
+from pabench.load.manifest import ClientHealth
+
+_CLIENT_SHARE = 0.05  # of the SLO's bound, that the client may be late
+
+Measure = Callable[[float, int], "Attained"]  # rate in requests/s, number of the try -> what came of it
+
+
+@dataclass(frozen=True, slots=True)
+class SLO:
+    """What in time means. Milliseconds; None: not asked. TTFT counts from the intended start."""
+
+    ttft_ms: float | None = None
+    tpot_ms: float | None = None
+    share: float = 0.9
+
+    def __post_init__(self) -> None:
+        if self.ttft_ms is None and self.tpot_ms is None:
+            raise UsageError("an SLO needs a bound: give --ttft-ms, --tpot-ms or both")
+        bounds = [bound for bound in (self.ttft_ms, self.tpot_ms) if bound is not None]
+        if min(bounds) <= 0 or not 0 < self.share < 1:
+            raise UsageError(f"an SLO has bounds above 0 and a share inside 0..1: got {bounds} ms, share {self.share}")
+
+    @property
+    def text(self) -> str:
+        """In words."""
+        bounds = {"TTFT": self.ttft_ms, "TPOT": self.tpot_ms}
+        told = " and ".join(f"{name} <= {ms:g} ms" for name, ms in bounds.items() if ms is not None)
+        return f"{self.share:.0%} of requests with {told}"
+
+
+@dataclass(frozen=True, slots=True)
+class Attained:
+    """Requests of one rate, and those of them that were in time."""
+
+    inside: int
+    total: int
+
+    def __add__(self, other: Attained) -> Attained:
+        return Attained(self.inside + other.inside, self.total + other.total)
+
+    def interval(self, confidence: float) -> tuple[float, float]:
+        """Wilson's interval of the share in time (Wilson 1927)."""
+        if self.total == 0:
+            return 0.0, 1.0
+        z = NormalDist().inv_cdf(0.5 + confidence / 2)
+        share, n = self.inside / self.total, self.total
+        middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+        half = z * sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+        return max(0.0, middle - half), min(1.0, middle + half)
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """One rate and the verdict on it: "inside", "outside" or "undecided"."""
+
+    rate_per_s: float
+    attained: Attained
+    verdict: str
+    low: float     # of the share in time
+    high: float
+    enough: bool   # whether the share itself, whatever its interval, is high enough: where the search goes on
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """What a search came to. Rates in requests/s; None: none was found on that side."""
+
+    inside: float | None    # the highest rate that is surely inside
+    outside: float | None   # the lowest above it that is surely outside
+    tried: tuple[Tried, ...]
+
+    @property
+    def text(self) -> str:
+        """In words."""
+        if self.inside is None and self.outside is None:
+            return "undecided at every rate that was tried: raise --duration-s or --tries"
+        if self.inside is None:
+            return f"below {self.outside:.3g} req/s, and surely inside at no rate that was tried: lower --from-rate"
+        if self.outside is None:
+            return f"above {self.inside:.3g} req/s, the highest rate that was tried: raise --to-rate"
+        return f"{self.inside:.3g} req/s; {self.outside:.3g} req/s is too much"
+
+
+def search_capacity(
+    measure: Measure, slo: SLO, *, from_rate: float, to_rate: float, precision: float = 0.1, tries: int = 3,
+    confidence: float = 0.95, progress: Callable[[Tried], None] = lambda tried: None,
+) -> Capacity:
+    """The capacity between two rates, to a relative `precision`. A rate is tried at most `tries` times."""
+    if not 0 < from_rate < to_rate or not 0 < precision < 1 or tries < 1:
+        raise UsageError(f"a search needs 0 < from_rate < to_rate, a precision inside 0..1 and a try: got "
+                         f"{from_rate:g} to {to_rate:g} req/s, precision {precision:g}, {tries} tries")
+    found: list[Tried] = []
+    for rate in _rates(found, from_rate, to_rate, precision):
+        found.append(_try(measure, rate, slo, tries, confidence))
+        progress(found[-1])
+    outside = min((each.rate_per_s for each in found if each.verdict == "outside"), default=None)
+    inside = max((each.rate_per_s for each in found if each.verdict == "inside"
+                  and (outside is None or each.rate_per_s < outside)), default=None)
+    return Capacity(inside, outside, tuple(found))
+
+
+def _rates(found: list[Tried], low: float, high: float, precision: float) -> Iterator[float]:
+    """The next rate to try, told by what was found so far."""
+    rate = low
+    while True:
+        yield rate
+        if not found[-1].enough or rate >= high:
+            break
+        rate = min(2 * rate, high)
+    if len(found) == 1 or found[-1].enough:
+        return
+    below, above = found[-2].rate_per_s, found[-1].rate_per_s
+    while above / below > 1 + precision:
+        yield sqrt(below * above)
+        if found[-1].enough:
+            below = found[-1].rate_per_s
+        else:
+            above = found[-1].rate_per_s
+
+
+def _try(measure: Measure, rate: float, slo: SLO, tries: int, confidence: float) -> Tried:
+    attained = Attained(0, 0)
+    verdict, low, high = "undecided", 0.0, 1.0
+    for number in range(tries):
+        attained += measure(rate, number)
+        low, high = attained.interval(confidence)
+        verdict = "inside" if low >= slo.share else "outside" if high < slo.share else "undecided"
+        if verdict != "undecided":
+            break
+    return Tried(rate, attained, verdict, low, high, attained.inside >= slo.share * attained.total)
+
+
+def attained_in(requests: pd.DataFrame, slo: SLO) -> Attained:
+    """Requests of a run (columns of REQUEST_SCHEMA) that were in time; whatever was not answered rightly was not."""
+    scheduled = requests[requests["outcome"] != "unsent"]
+    good = scheduled["outcome"] == "ok"
+    if slo.ttft_ms is not None:
+        good &= (scheduled["first_s"] - scheduled["intended_s"]) * 1000 <= slo.ttft_ms
+    if slo.tpot_ms is not None:
+        gaps = (scheduled["stream_tokens"] / scheduled["n"] - 1).clip(lower=1)
+        good &= (scheduled["last_s"] - scheduled["first_s"]) / gaps * 1000 <= slo.tpot_ms
+    return Attained(int(good.sum()), len(scheduled))
+
+
+def too_slow(client: ClientHealth, slo: SLO) -> str | None:
+    """Why the client's own error is too large beside the SLO's bounds; None: it is not."""
+    allowed = _CLIENT_SHARE * (slo.ttft_ms if slo.ttft_ms is not None else slo.tpot_ms or 0.0)
+    for name, late_ms in (("sends", client.lateness_p99_ms), ("sees answers", client.loop_lag_p99_ms)):
+        if late_ms is not None and late_ms > max(allowed, 1.0):
+            return f"it {name} up to {late_ms:.1f} ms late (p99), more than the {max(allowed, 1.0):.1f} ms allowed"
+    if client.cpu_share is not None and client.cpu_share > MAX_CPU_SHARE:
+        return f"it used {client.cpu_share:.0%} of a core"
+    return None
+
+
+def run_folder(out: Path, rate: float, number: int) -> Path:
+    """Where the run of one try lies."""
+    return out / f"{rate:.4g}-per-s-{number}"

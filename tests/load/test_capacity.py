@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from pabench.capacity import SLO, Attained, Capacity, attained_in, search_capacity, too_slow
+from pabench.errors import UsageError
+from pabench.load.manifest import ClientHealth
+
+SLO_90 = SLO(ttft_ms=500)
+
+
+def searched(truth: float, seed: int = 0, **options: float) -> Capacity:
+    """A search on an engine whose share in time falls from 1 to 0 around its capacity, 0.9 just there."""
+    rng = np.random.default_rng(seed)
+
+    def measure(rate: float, number: int) -> Attained:
+        total = int(rng.poisson(rate * 60)) + 1
+        share = 1 / (1 + (rate / truth) ** 12 / 9)
+        return Attained(int(rng.binomial(total, share)), total)
+
+    return search_capacity(measure, SLO_90, **({"from_rate": 0.5, "to_rate": 256.0} | options))
+
+
+@pytest.mark.parametrize("truth", [0.7, 3.0, 17.0, 101.0])
+def test_the_truth_lies_between_what_is_enough_and_what_is_too_much(truth: float) -> None:
+    hits = 0
+    for seed in range(40):
+        found = searched(truth, seed)
+        low, high = found.inside or 0.0, found.outside or np.inf
+        assert low < high
+        hits += low <= truth <= high
+    assert hits >= 34  # each end is wrong once in forty tries of its rate, and some rates lie far off
+
+
+def test_it_gets_as_near_as_it_is_asked_to() -> None:
+    rates = sorted(each.rate_per_s for each in searched(17.0, precision=0.02).tried)
+    assert min(after / before for before, after in pairwise(rates)) <= 1.02
+
+
+def test_an_engine_that_is_fast_or_slow_enough_has_no_other_side() -> None:
+    fast, slow = searched(1e6), searched(0.01)
+    assert (fast.inside, fast.outside) == (256.0, None)
+    assert "above 256 req/s" in fast.text
+    assert slow.inside is None
+    assert slow.outside == 0.5
+    assert "below 0.5 req/s" in slow.text
+    assert len(slow.tried) == 1
+
+
+def test_what_is_undecided_is_tried_again_and_counted_together() -> None:
+    asked: list[int] = []
+
+    def measure(rate: float, number: int) -> Attained:
+        asked.append(number)
+        return Attained(9, 10)
+
+    found = search_capacity(measure, SLO_90, from_rate=1, to_rate=1.5)
+    assert asked[:3] == [0, 1, 2]
+    assert found.tried[0].attained == Attained(27, 30)
+    assert found.tried[0].verdict == "undecided"
+    assert found.text.startswith("undecided")
+
+
+def test_wilsons_interval() -> None:
+    low, high = Attained(81, 263).interval(0.95)  # Newcombe 1998, table I, method 3
+    assert (round(low, 4), round(high, 4)) == (0.2553, 0.3662)
+
+
+def test_what_is_wrong_late_or_unanswered_is_not_in_time() -> None:
+    def row(outcome: str, ttft_s: float = 0.1, tpot_s: float = 0.01) -> dict[str, object]:
+        return {"outcome": outcome, "intended_s": 1.0, "first_s": 1.0 + ttft_s, "last_s": 1.0 + ttft_s + 9 * tpot_s,
+                "stream_tokens": 10, "n": 1}
+
+    rows = pd.DataFrame([row("ok"), row("ok", ttft_s=0.6), row("ok", tpot_s=0.06), row("wrong"), row("error"),
+                         row("unsent")])
+    assert attained_in(rows, SLO(ttft_ms=500)) == Attained(2, 5)
+    assert attained_in(rows, SLO(ttft_ms=500, tpot_ms=50)) == Attained(1, 5)
+
+
+def test_a_search_for_nothing_is_refused() -> None:
+    with pytest.raises(UsageError, match="--ttft-ms"):
+        SLO()
+    with pytest.raises(UsageError, match="share inside"):
+        SLO(ttft_ms=1, share=1.0)
+    with pytest.raises(UsageError, match="from_rate < to_rate"):
+        searched(1.0, from_rate=5, to_rate=2)
+
+
+def test_a_client_that_is_late_itself_says_nothing_of_the_engine() -> None:
+    assert too_slow(ClientHealth(lateness_p99_ms=24.0, loop_lag_p99_ms=24.0, cpu_share=0.5), SLO_90) is None
+    assert "sends up to 26.0 ms late" in (too_slow(ClientHealth(lateness_p99_ms=26.0), SLO_90) or "")
+    assert "sees answers" in (too_slow(ClientHealth(loop_lag_p99_ms=3.0), SLO(tpot_ms=40)) or "")
+    assert "95% of a core" in (too_slow(ClientHealth(cpu_share=0.95), SLO_90) or "")
