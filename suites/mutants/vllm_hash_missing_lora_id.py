@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from reference_engine.memory import prefix_cache
+from reference_engine.scheduling import scheduler
 
 BUG = "vllm-hash-missing-lora-id"
-MUST_FAIL = ("alloc/hash-covers-parent-and-extra-keys", "alloc/block-key-not-predictable")
+MUST_FAIL = ("alloc/hash-covers-parent-and-extra-keys", "alloc/block-key-not-predictable",
+             "http/salt-isolates")
 ENGINE_ARGS: tuple[str, ...] = ()
 
 
 def apply() -> None:
-    """All chains begin alike. Only an adapter of the allocator level brings extra keys other than a salt."""
+    """All chains begin alike. Over HTTP a salt stands for the adapter: it is the one extra key that there is."""
     root_key = prefix_cache.root_key
-    prefix_cache.root_key = lambda *extra: root_key()
+    prefix_cache.root_key = scheduler.root_key = lambda *extra: root_key()
