@@ -8,10 +8,9 @@ logarithmic scale, until it is small.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import sqrt
-from pathlib import Path
 from statistics import NormalDist
 
 import pandas as pd
@@ -55,15 +54,20 @@ class Attained:
     inside: int
     total: int
 
+    @property
+    def share(self) -> float:
+        """In time, 0..1; 0 of none."""
+        return self.inside / self.total if self.total else 0.0
+
     def __add__(self, other: Attained) -> Attained:
         return Attained(self.inside + other.inside, self.total + other.total)
 
     def interval(self, confidence: float) -> tuple[float, float]:
-        """Wilson's interval of the share in time (Wilson 1927)."""
+        """Wilson's interval of the share in time (Wilson 1927), for requests that do not depend on one another."""
         if self.total == 0:
             return 0.0, 1.0
         z = NormalDist().inv_cdf(0.5 + confidence / 2)
-        share, n = self.inside / self.total, self.total
+        share, n = self.share, self.total
         middle = (share + z * z / (2 * n)) / (1 + z * z / n)
         half = z * sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
         return max(0.0, middle - half), min(1.0, middle + half)
@@ -96,6 +100,8 @@ class Capacity:
             return "undecided at every rate that was tried: raise --duration-s or --tries"
         if self.inside is None:
             return f"below {self.outside:.3g} req/s, and surely inside at no rate that was tried: lower --from-rate"
+        if self.outside is None and self.inside < max(each.rate_per_s for each in self.tried):
+            return f"at least {self.inside:.3g} req/s; undecided above it: raise --duration-s or --tries"
         if self.outside is None:
             return f"above {self.inside:.3g} req/s, the highest rate that was tried: raise --to-rate"
         return f"{self.inside:.3g} req/s; {self.outside:.3g} req/s is too much"
@@ -113,6 +119,11 @@ def search_capacity(
     for rate in _rates(found, from_rate, to_rate, precision):
         found.append(_try(measure, rate, slo, tries, confidence))
         progress(found[-1])
+    return conclusion(found)
+
+
+def conclusion(found: Sequence[Tried]) -> Capacity:
+    """What the rates that were tried so far tell."""
     outside = min((each.rate_per_s for each in found if each.verdict == "outside"), default=None)
     inside = max((each.rate_per_s for each in found if each.verdict == "inside"
                   and (outside is None or each.rate_per_s < outside)), default=None)
@@ -147,32 +158,42 @@ def _try(measure: Measure, rate: float, slo: SLO, tries: int, confidence: float)
         verdict = "inside" if low >= slo.share else "outside" if high < slo.share else "undecided"
         if verdict != "undecided":
             break
-    return Tried(rate, attained, verdict, low, high, attained.inside >= slo.share * attained.total)
+    return Tried(rate, attained, verdict, low, high, attained.share >= slo.share)
 
 
 def attained_in(requests: pd.DataFrame, slo: SLO) -> Attained:
-    """Requests of a run (columns of REQUEST_SCHEMA) that were in time; whatever was not answered rightly was not."""
-    scheduled = requests[requests["outcome"] != "unsent"]
-    good = scheduled["outcome"] == "ok"
+    """Requests of a run (columns of REQUEST_SCHEMA) that were in time; whatever was not answered rightly was not.
+
+    Those that the client cut off as planned, or never sent, are not counted. An answer of one token has no TPOT.
+    """
+    counted = requests[(requests["outcome"] != "unsent") & (requests["error_kind"] != "planned")]
+    good = counted["outcome"] == "ok"
     if slo.ttft_ms is not None:
-        good &= (scheduled["first_s"] - scheduled["intended_s"]) * 1000 <= slo.ttft_ms
+        good &= (counted["first_s"] - counted["intended_s"]) * 1000 <= slo.ttft_ms
     if slo.tpot_ms is not None:
-        gaps = (scheduled["stream_tokens"] / scheduled["n"] - 1).clip(lower=1)
-        good &= (scheduled["last_s"] - scheduled["first_s"]) / gaps * 1000 <= slo.tpot_ms
-    return Attained(int(good.sum()), len(scheduled))
+        good &= (counted["last_s"] - counted["first_s"]) / _gaps(counted) * 1000 <= slo.tpot_ms
+    return Attained(int(good.sum()), len(counted))
 
 
-def too_slow(client: ClientHealth, slo: SLO) -> str | None:
-    """Why the client's own error is too large beside the SLO's bounds; None: it is not."""
-    allowed = _CLIENT_SHARE * (slo.ttft_ms if slo.ttft_ms is not None else slo.tpot_ms or 0.0)
+def _gaps(requests: pd.DataFrame) -> pd.Series:
+    """Gaps between the tokens of each request's answer, of one of its n; 1 at least."""
+    gaps: pd.Series = (requests["stream_tokens"] / requests["n"] - 1).clip(lower=1)
+    return gaps
+
+
+def too_slow(client: ClientHealth, requests: pd.DataFrame, slo: SLO) -> str | None:
+    """Why the client's own error is too large beside the SLO's bounds; None: it is not.
+
+    It may move TTFT and TPOT by 5 % of their bounds, or by 1 ms. Its lag moves the last token of an answer, and so its
+    TPOT by a share of that: one over the gaps between the answer's tokens.
+    """
+    bounds = [] if slo.ttft_ms is None else [slo.ttft_ms]
+    if slo.tpot_ms is not None:
+        bounds.append(slo.tpot_ms * float(_gaps(requests).median()))
+    allowed = max(_CLIENT_SHARE * min(bounds), 1.0)
     for name, late_ms in (("sends", client.lateness_p99_ms), ("sees answers", client.loop_lag_p99_ms)):
-        if late_ms is not None and late_ms > max(allowed, 1.0):
-            return f"it {name} up to {late_ms:.1f} ms late (p99), more than the {max(allowed, 1.0):.1f} ms allowed"
+        if late_ms is not None and late_ms > allowed:
+            return f"it {name} up to {late_ms:.1f} ms late (p99), more than the {allowed:.1f} ms allowed"
     if client.cpu_share is not None and client.cpu_share > MAX_CPU_SHARE:
         return f"it used {client.cpu_share:.0%} of a core"
     return None
-
-
-def run_folder(out: Path, rate: float, number: int) -> Path:
-    """Where the run of one try lies."""
-    return out / f"{rate:.4g}-per-s-{number}"

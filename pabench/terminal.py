@@ -89,9 +89,8 @@ def show_sweep(summaries: Sequence[RunSummary], folder: Path, *, as_json: bool) 
 
 def tried_text(tried: Tried) -> str:
     """One rate of a search, and what came of it."""
-    share = tried.attained.inside / tried.attained.total if tried.attained.total else 0.0
-    return (f"{tried.rate_per_s:.3g} req/s: {tried.verdict}, {share:.0%} of {tried.attained.total} in time "
-            f"({tried.low:.0%} to {tried.high:.0%})")
+    return (f"{tried.rate_per_s:.3g} req/s: {tried.verdict}, {tried.attained.share:.0%} of {tried.attained.total} in "
+            f"time ({tried.low:.0%} to {tried.high:.0%})")
 
 
 def show_capacity(found: Capacity, slo: SLO, folder: Path, *, as_json: bool) -> None:
@@ -104,8 +103,7 @@ def show_capacity(found: Capacity, slo: SLO, folder: Path, *, as_json: bool) -> 
     for name in ("requests/s", "in time", "of", "95 % interval", "verdict"):
         table.add_column(name, justify="right")
     for each in sorted(found.tried, key=lambda tried: tried.rate_per_s):
-        share = each.attained.inside / each.attained.total if each.attained.total else 0.0
-        table.add_row(f"{each.rate_per_s:.3g}", f"{share:.1%}", str(each.attained.total),
+        table.add_row(f"{each.rate_per_s:.3g}", f"{each.attained.share:.1%}", str(each.attained.total),
                       f"{each.low:.1%} – {each.high:.1%}", each.verdict)
     out.print(table)
     out.print(f"capacity: {found.text}")

@@ -68,7 +68,7 @@ def throughput_table(engines: Sequence[Sequence[RunSummary]]) -> Table:
 
 def knee(summaries: Sequence[RunSummary]) -> RunSummary | None:
     """The run of the highest power, throughput / mean latency (Kleinrock 1979): beyond it more load buys more waiting
-    than work. None where no run has latencies.
+    than work. Tokens/s, verified ones where answers were verified, over E2E. None where no run has latencies.
     """
     known = [run for run in summaries if run.e2e_ms is not None and run.e2e_ms.mean > 0]
     return max(known, key=_power, default=None)
@@ -76,7 +76,7 @@ def knee(summaries: Sequence[RunSummary]) -> RunSummary | None:
 
 def _power(run: RunSummary) -> float:
     assert run.e2e_ms is not None, "it is known"
-    return run.throughput_tokens_per_s / run.e2e_ms.mean
+    return _rate(run) / run.e2e_ms.mean
 
 
 def _rate(run: RunSummary) -> float:
@@ -129,8 +129,8 @@ _ROWS: tuple[tuple[str, Callable[[RunSummary], Text]], ...] = (
     ("TTFT p50 / p99, ms", lambda one: _pair(one.ttft_ms)),
     ("TPOT p50 / p99, ms", lambda one: _pair(one.tpot_ms)),
     ("KV blocks in use, mean", lambda one: _number(one.kv_usage_mean, "{:.0%}")),
-    ("live tokens per such slot", lambda one: _number(one.effective_utilisation, "{:.0%}")),
-    ("prompt tokens found in the prefix cache", lambda one: _number(one.prefix_hit_rate, "{:.0%}")),
+    ("effective utilisation", lambda one: _number(one.effective_utilisation, "{:.0%}")),
+    ("prefix hit rate", lambda one: _number(one.prefix_hit_rate, "{:.0%}")),
     ("preemptions", lambda one: _number(one.preemptions, "{:.0f}")),
     ("verified tokens", _verified),
     ("verdict", _verdict),

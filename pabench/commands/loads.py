@@ -12,15 +12,19 @@ from pabench.commands.options import (
     AsJson,
     DialectName,
     KeyVariable,
+    Label,
+    LoadSeed,
+    NumRequests,
     ProbeName,
     Quiet,
     Url,
+    WorkloadName,
     api_key_in,
     examined,
     new_folder,
     require_new,
 )
-from pabench.errors import EXIT_NOT_CONFORMING, EXIT_OK, PabenchError
+from pabench.errors import EXIT_NOT_CONFORMING, EXIT_OK, PabenchError, UsageError
 
 app = typer.Typer()
 
@@ -28,14 +32,14 @@ app = typer.Typer()
 @app.command()
 def run(
     url: Url,
-    workload: Annotated[str, typer.Option(help="Name of a workload that ships with pabench, or a TOML file.")],
+    workload: WorkloadName,
     out: Annotated[Path | None, typer.Option(help="New run folder (results/<time>-<workload> by default).")] = None,
-    label: Annotated[str | None, typer.Option(help="What to call the engine in tables and reports.")] = None,
+    label: Label = None,
     users: Annotated[int | None, typer.Option(help="Closed loop with this many users.")] = None,
     rate: Annotated[float | None, typer.Option(help="Open loop at this many requests a second.")] = None,
-    num_requests: Annotated[int | None, typer.Option(help="How many requests in all.")] = None,
+    num_requests: NumRequests = None,
     duration_s: Annotated[float | None, typer.Option(help="Stop sending after this many seconds.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Same seed, same prompts and schedule.")] = 0,
+    seed: LoadSeed = 0,
     dialect: DialectName = None, probe: ProbeName = None, api_key_env: KeyVariable = None,
     as_json: AsJson = False, quiet: Quiet = False,
 ) -> None:
@@ -70,14 +74,14 @@ def run(
 @app.command()
 def sweep(
     url: Url,
-    workload: Annotated[str, typer.Option(help="Name of a workload that ships with pabench, or a TOML file.")],
+    workload: WorkloadName,
     users: Annotated[str | None, typer.Option(help="Closed loops with so many users each, e.g. 1,4,16.")] = None,
     rates: Annotated[str | None, typer.Option(help="Open loops at so many requests a second each, e.g. 1,2,4.")] = None,
-    num_requests: Annotated[int | None, typer.Option(help="How many requests in each run.")] = None,
+    num_requests: NumRequests = None,
     duration_s: Annotated[float | None, typer.Option(help="Stop sending after this many seconds in each run.")] = None,
     out: Annotated[Path | None, typer.Option(help="New folder (results/<time>-sweep by default).")] = None,
-    label: Annotated[str | None, typer.Option(help="What to call the engine in tables and reports.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Same seed, same prompts and schedules.")] = 0,
+    label: Label = None,
+    seed: LoadSeed = 0,
     dialect: DialectName = None, probe: ProbeName = None, api_key_env: KeyVariable = None,
     as_json: AsJson = False, quiet: Quiet = False,
 ) -> None:
@@ -88,6 +92,7 @@ def sweep(
     Example: pabench sweep --url http://127.0.0.1:8000 --workload sharegpt-mini --users 1,4,16,64
     """
     from pabench.analysis import load_run, summarise
+    from pabench.bench import folder_name
     from pabench.load import load_workload, run_workload, sweep_loads
     from pabench.terminal import live_load, show_sweep
 
@@ -100,7 +105,7 @@ def sweep(
     summaries, flawless = [], True
     try:
         for number, plan in enumerate(plans):
-            where = folder / f"{number:02}-{plan.load_text.replace(' ', '-').replace('/', '-per-')}"
+            where = folder / f"{number:02}-{folder_name(plan.load_text)}"
             with live_load(plan, name, quiet=silent) as progress:
                 manifest = asyncio.run(run_workload(examination, plan, where, url=url, label=name, seed=seed,
                                                     progress=progress, api_key=key))
@@ -116,7 +121,7 @@ def sweep(
 @app.command()
 def capacity(
     url: Url,
-    workload: Annotated[str, typer.Option(help="Name of a workload that ships with pabench, or a TOML file.")],
+    workload: WorkloadName,
     ttft_ms: Annotated[float | None, typer.Option(help="In time: first token, from the intended start.")] = None,
     tpot_ms: Annotated[float | None, typer.Option(help="In time: mean gap between an answer's tokens.")] = None,
     share: Annotated[float, typer.Option(help="So many of the requests have to be in time.")] = 0.9,
@@ -126,7 +131,7 @@ def capacity(
     precision: Annotated[float, typer.Option(help="Relative gap between what is enough and too much.")] = 0.1,
     tries: Annotated[int, typer.Option(help="Runs of one rate, at most.")] = 3,
     out: Annotated[Path | None, typer.Option(help="New folder (results/<time>-capacity by default).")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Same seed, same prompts and schedules.")] = 0,
+    seed: LoadSeed = 0,
     dialect: DialectName = None, probe: ProbeName = None, api_key_env: KeyVariable = None,
     as_json: AsJson = False, quiet: Quiet = False,
 ) -> None:
@@ -134,7 +139,8 @@ def capacity(
 
     Example: pabench capacity --url http://127.0.0.1:8000 --workload poisson --ttft-ms 500 --tpot-ms 50
     """
-    from pabench.capacity import SLO, Attained, attained_in, run_folder, search_capacity, too_slow
+    from pabench.analysis import load_run
+    from pabench.capacity import SLO, Attained, Tried, attained_in, conclusion, search_capacity, too_slow
     from pabench.load import load_workload, run_workload
     from pabench.terminal import console, live_load, show_capacity, tried_text
 
@@ -143,26 +149,36 @@ def capacity(
     key, folder, silent = api_key_in(api_key_env), out or new_folder("capacity"), quiet or as_json
     require_new(folder)
     examination = examined(url, dialect, probe, api_key_env)
+    if "stream" not in examination.facts.capabilities:
+        raise UsageError(f"a capacity is told by the times of tokens, and dialect {examination.facts.dialect!r} of "
+                         "this engine does not stream: use pabench sweep")
     name = examination.facts.dialect
+    tried: list[Tried] = []
 
     def measure(rate: float, number: int) -> Attained:
-        from pabench.analysis import load_run
-
         plan = load_workload(workload, rate_per_s=rate, duration_s=duration_s).model_copy(update={"num_requests": None})
-        where = run_folder(folder, rate, number)
+        where = folder / f"{rate:.6g}-per-s-{number}"
         with live_load(plan, name, quiet=silent) as progress:
             manifest = asyncio.run(run_workload(examination, plan, where, url=url, label=name, seed=seed + number,
                                                 progress=progress, api_key=key))
         if manifest.failure is not None:
             raise PabenchError(f"{manifest.failure}; the runs so far are in {folder}")
-        if (slow := too_slow(manifest.client, slo)) is not None:
+        requests = load_run(where).requests
+        if (slow := too_slow(manifest.client, requests, slo)) is not None:
             raise PabenchError(f"at {rate:.3g} req/s the client itself is too slow to say more: {slow}; the runs so "
                                f"far are in {folder}")
-        return attained_in(load_run(where).requests, slo)
+        return attained_in(requests, slo)
 
-    found = search_capacity(measure, slo, from_rate=from_rate, to_rate=to_rate, precision=precision, tries=tries,
-                            progress=lambda tried: console(quiet=silent).print(tried_text(tried)))
-    show_capacity(found, slo, folder, as_json=as_json)
+    def note(one: Tried) -> None:
+        tried.append(one)
+        console(quiet=silent).print(tried_text(one))
+
+    try:
+        search_capacity(measure, slo, from_rate=from_rate, to_rate=to_rate, precision=precision, tries=tries,
+                        progress=note)
+    finally:
+        if tried:  # a search that was broken off has found something too
+            show_capacity(conclusion(tried), slo, folder, as_json=as_json)
 
 
 @app.command()

@@ -39,6 +39,12 @@ KeyVariable = Annotated[
     str | None,
     typer.Option("--api-key-env", help="Environment variable that holds the engine's API key."),
 ]
+WorkloadName = Annotated[
+    str, typer.Option("--workload", help="Name of a workload that ships with pabench, or a TOML file."),
+]
+Label = Annotated[str | None, typer.Option("--label", help="What to call the engine in tables and reports.")]
+NumRequests = Annotated[int | None, typer.Option("--num-requests", help="How many requests in a run.")]
+LoadSeed = Annotated[int, typer.Option("--seed", min=0, help="Same seed, same prompts and schedule.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No live view.")]
 

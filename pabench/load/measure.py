@@ -54,7 +54,8 @@ class Measurement:
         self.unsent_kind: str | None = None   # why requests were not sent
         self._url = url
         self._workload = workload
-        self._schedule = schedule
+        closed = isinstance(workload.arrivals, ClosedArrivals)
+        self._queues = schedule.queues() if closed else schedule.sessions()  # of requests that follow one another
         self._prepared = prepared
         self._client = client
         self._scraper = scraper
@@ -72,8 +73,7 @@ class Measurement:
         self.start_s = self._journal.start_s = clock()
         helpers = [asyncio.create_task(self.lag.watch()), asyncio.create_task(self._tick(progress))]
         try:
-            closed = isinstance(self._workload.arrivals, ClosedArrivals)
-            await (self._run_closed() if closed else self._run_open())
+            await self._run_queues()
             await self._note_death()
             for helper in helpers:
                 if helper.done():
@@ -104,17 +104,13 @@ class Measurement:
         for sample in samples:
             self._journal.add(sample)
 
-    async def _run_open(self) -> None:
-        for session in self._schedule.sessions():
-            intended_s = self.start_s + (session[0].intended_s or 0.0)
+    async def _run_queues(self) -> None:
+        """Start each queue when its first request is due: at once in a closed loop."""
+        for queue in self._queues:
+            intended_s = self.start_s + (queue[0].intended_s or 0.0)
             if await self._stopped_before(intended_s):
                 break
-            self._spawn(self._run_turns(session, intended_s))
-        await self._finish_tasks()
-
-    async def _run_closed(self) -> None:
-        for queue in self._schedule.queues():
-            self._spawn(self._run_turns(queue, self.start_s))
+            self._spawn(self._run_turns(queue, intended_s))
         await self._finish_tasks()
 
     async def _run_turns(self, queue: Sequence[ScheduledRequest], intended_s: float) -> None:

@@ -100,7 +100,8 @@ def plan(workload: Workload, seed: int, facts: EngineFacts, spec: ProbeSpec | No
         prompts = put_before(prefixes, sharing, prompts)
     firsts = [Turn(at, 0, prompt, tokens + prefix_length(workload), output)
               for at, (prompt, tokens, output) in enumerate(zip(prompts, prompt_tokens, output_tokens, strict=True))]
-    all_turns, num_left_out = take_turns(workload, spec, sharing, firsts, turns, _limit(workload, facts))
+    limit = _limit(workload, facts.max_context_tokens)
+    all_turns, num_left_out = take_turns(workload, spec, sharing, firsts, turns, limit)
     cut = cuts.random(len(all_turns)) < workload.cancel_share
     requests = tuple(
         _schedule_one(workload, facts, turn, index=i, user=None if users is None else users[turn.session],
@@ -112,9 +113,9 @@ def plan(workload: Workload, seed: int, facts: EngineFacts, spec: ProbeSpec | No
     return Schedule(requests, warmups, isolation, num_clipped, num_left_out)
 
 
-def _limit(workload: Workload, facts: EngineFacts) -> int | None:
-    """Tokens of prompt and output of one request."""
-    limits = [limit for limit in (workload.max_total_tokens, facts.max_context_tokens) if limit is not None]
+def _limit(workload: Workload, max_context_tokens: int | None) -> int | None:
+    """Tokens of prompt and output that one request may have; None: any number."""
+    limits = [limit for limit in (workload.max_total_tokens, max_context_tokens) if limit is not None]
     return min(limits, default=None)
 
 
@@ -173,15 +174,12 @@ def draw_lengths(
     traced = (None, None) if trace is None else (trace.prompt_tokens, trace.output_tokens)
     prompts = _lengths(workload.prompt_tokens, rng, count, traced[0]) * workload.scale
     outputs = _lengths(workload.output_tokens, rng, count, traced[1]) * workload.scale
-    own = _clip(workload, prompts, outputs,
-                None if workload.max_total_tokens is None else workload.max_total_tokens - prefix_length(workload))
-    before = prefix_length(workload)
-    limits = [limit - before for limit in (workload.max_total_tokens, max_context_tokens) if limit is not None]
-    least = MIN_PROMPT_TOKENS[workload.prompt] + 1
-    if limits and min(limits) < least:
-        raise UsageError(f"workload {workload.name!r} needs a context of at least {before + least} tokens, "
-                         f"the limit is {before + min(limits)}")
-    clipped = _clip(workload, prompts, outputs, min(limits, default=None))
+    before, limit = prefix_length(workload), _limit(workload, max_context_tokens)
+    least = MIN_PROMPT_TOKENS[workload.prompt] + 1 + before
+    if limit is not None and limit < least:
+        raise UsageError(f"workload {workload.name!r} needs a context of at least {least} tokens, the limit is {limit}")
+    own, clipped = (_clip(workload, prompts, outputs, None if most is None else most - before)
+                    for most in (workload.max_total_tokens, limit))
     num_clipped = int(np.count_nonzero((clipped[0] != own[0]) | (clipped[1] != own[1])))
     return clipped[0].tolist(), clipped[1].tolist(), num_clipped
 

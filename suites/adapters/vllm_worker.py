@@ -142,7 +142,8 @@ class VLLMBlocks:
         model = ModelConfig(model=self._model(), skip_tokenizer_init=True, max_model_len=pool["max_tokens"],
                             dtype="float32")
         return VllmConfig(
-            model_config=model, cache_config=CacheConfig(block_size=16, enable_prefix_caching=pool["caching"]),
+            model_config=model,
+            cache_config=CacheConfig(block_size=pool["block_size"], enable_prefix_caching=pool["caching"]),
             scheduler_config=SchedulerConfig(
                 max_model_len=pool["max_tokens"], is_encoder_decoder=False, enable_chunked_prefill=True,
                 async_scheduling=False, **limits))

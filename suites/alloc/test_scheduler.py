@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pabench.conformance.alloc import AllocatorUnderTest
-from pabench.conformance.alloc.checks import text
+from pabench.conformance.alloc.checks import check_reads, text
 from pabench.conformance.alloc.schedule import Moment, Planned, Schedule, Wanted
 from pabench.conformance.failure import fail
 
@@ -14,7 +14,7 @@ def is_sane(schedule: Schedule) -> None:
     """Each step can be computed as it stands, and leaves everyone with their own."""
     for moment in schedule:
         if moment.computed:
-            _check_contents(schedule)
+            check_reads(schedule.unfinished.values(), schedule.memory, schedule.prefixes)
         if moment.plan is None:
             continue
         _check_batch(schedule, moment)
@@ -56,20 +56,6 @@ def _check_lengths(schedule: Schedule, planned: Planned, wanted: Wanted) -> None
     if len(wanted.table) < needed or None in blocks:
         fail(f"{wanted.name} has blocks for its {stop} tokens: {needed} of {schedule.pool.block_size}",
              f"it has {text(wanted.table)}")
-
-
-def _check_contents(schedule: Schedule) -> None:
-    """What everyone has computed, by this step or before, stands in their blocks: nobody wrote over it."""
-    size = schedule.pool.block_size
-    for wanted in schedule.unfinished.values():
-        for position in range(wanted.num_computed):
-            block = wanted.table[position // size]
-            found = None if block is None else schedule.memory[block][position % size]
-            if found != wanted.prefixes[position]:
-                fail(f"position {position} of {wanted.name} (block {block}, slot {position % size}), which counts as "
-                     f"computed, holds: {schedule.prefixes.text(wanted.prefixes[position])}",
-                     f"there stands: {schedule.prefixes.text(found)}",
-                     hint="it was never computed, or another sequence has written to a block that both hold")
 
 
 @pytest.mark.requirement("alloc/schedule-sanity")

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from pabench.analysis import Run, WasteSplit, comparison_frame, comparison_table, find_runs, summarise
 from pabench.analysis.kv import live_tokens
+from pabench.analysis.tables import knee
 from pabench.analysis.validity import moved_by_lag
 from pabench.engines.base import EngineFacts
 from pabench.errors import UsageError
@@ -249,3 +250,15 @@ def test_runs_are_found_below_a_folder(tmp_path: Path) -> None:
     assert find_runs(tmp_path) == [tmp_path / "a", tmp_path / "a/deeper", tmp_path / "b/one"]
     with pytest.raises(UsageError, match="is no folder"):
         find_runs(tmp_path / "nowhere")
+
+
+def test_the_knee_is_where_throughput_over_latency_is_highest() -> None:
+    base = summarise(made([A, B]))
+    assert base.e2e_ms is not None
+    runs = [replace(base, load=load, verified_tokens_per_s=rate, throughput_tokens_per_s=1000.0,
+                    e2e_ms=replace(base.e2e_ms, mean=mean))
+            for load, rate, mean in (("1 user", 10.0, 100.0), ("4 users", 36.0, 120.0), ("16 users", 40.0, 400.0))]
+    best = knee([*runs, replace(base, e2e_ms=None)])
+    assert best is not None
+    assert best.load == "4 users"
+    assert knee([replace(base, e2e_ms=None)]) is None

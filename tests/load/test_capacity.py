@@ -70,13 +70,15 @@ def test_wilsons_interval() -> None:
     assert (round(low, 4), round(high, 4)) == (0.2553, 0.3662)
 
 
-def test_what_is_wrong_late_or_unanswered_is_not_in_time() -> None:
-    def row(outcome: str, ttft_s: float = 0.1, tpot_s: float = 0.01) -> dict[str, object]:
-        return {"outcome": outcome, "intended_s": 1.0, "first_s": 1.0 + ttft_s, "last_s": 1.0 + ttft_s + 9 * tpot_s,
-                "stream_tokens": 10, "n": 1}
+def row(outcome: str = "ok", ttft_s: float = 0.1, tpot_s: float = 0.01, tokens: int = 10, kind: str | None = None
+        ) -> dict[str, object]:
+    return {"outcome": outcome, "error_kind": kind, "intended_s": 1.0, "first_s": 1.0 + ttft_s,
+            "last_s": 1.0 + ttft_s + (tokens - 1) * tpot_s, "stream_tokens": tokens, "n": 1}
 
-    rows = pd.DataFrame([row("ok"), row("ok", ttft_s=0.6), row("ok", tpot_s=0.06), row("wrong"), row("error"),
-                         row("unsent")])
+
+def test_what_is_wrong_late_or_unanswered_is_not_in_time() -> None:
+    rows = pd.DataFrame([row(), row(ttft_s=0.6), row(tpot_s=0.06), row("wrong"), row("error", kind="http"),
+                         row("unsent", kind="duration"), row("aborted", kind="planned")])
     assert attained_in(rows, SLO(ttft_ms=500)) == Attained(2, 5)
     assert attained_in(rows, SLO(ttft_ms=500, tpot_ms=50)) == Attained(1, 5)
 
@@ -91,7 +93,25 @@ def test_a_search_for_nothing_is_refused() -> None:
 
 
 def test_a_client_that_is_late_itself_says_nothing_of_the_engine() -> None:
-    assert too_slow(ClientHealth(lateness_p99_ms=24.0, loop_lag_p99_ms=24.0, cpu_share=0.5), SLO_90) is None
-    assert "sends up to 26.0 ms late" in (too_slow(ClientHealth(lateness_p99_ms=26.0), SLO_90) or "")
-    assert "sees answers" in (too_slow(ClientHealth(loop_lag_p99_ms=3.0), SLO(tpot_ms=40)) or "")
-    assert "95% of a core" in (too_slow(ClientHealth(cpu_share=0.95), SLO_90) or "")
+    rows = pd.DataFrame([row()])
+    late = ClientHealth(lateness_p99_ms=24.0, loop_lag_p99_ms=24.0, cpu_share=0.5)
+    assert too_slow(late, rows, SLO_90) is None
+    assert "sends up to 26.0 ms late" in (too_slow(ClientHealth(lateness_p99_ms=26.0), rows, SLO_90) or "")
+    assert "95% of a core" in (too_slow(ClientHealth(cpu_share=0.95), rows, SLO_90) or "")
+
+
+@pytest.mark.parametrize(("tokens", "allowed_ms"), [(2, 2.0), (10, 18.0), (1000, 25.0)])
+def test_lag_counts_by_the_gaps_that_share_it(tokens: int, allowed_ms: float) -> None:
+    rows, slo = pd.DataFrame([row(tokens=tokens)]), SLO(ttft_ms=500, tpot_ms=40)
+    assert too_slow(ClientHealth(loop_lag_p99_ms=allowed_ms - 0.1), rows, slo) is None
+    assert "sees answers" in (too_slow(ClientHealth(loop_lag_p99_ms=allowed_ms + 0.1), rows, slo) or "")
+
+
+def test_what_is_undecided_above_the_highest_rate_inside_is_no_limit_found() -> None:
+    def measure(rate: float, number: int) -> Attained:
+        return Attained(100, 100) if rate < 2 else Attained(17, 20)
+
+    found = search_capacity(measure, SLO_90, from_rate=1, to_rate=4, tries=1)
+    assert found.outside is None
+    assert "at least 1" in found.text
+    assert "undecided above it" in found.text

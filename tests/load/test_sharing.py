@@ -19,7 +19,6 @@ from pabench.probe import PRESETS, Ring
 from pabench.stub import StubOptions, StubServer
 from tests.load.support import CAPABILITIES, Examined, workload
 
-FACTS = EngineFacts("openai", "stub", 512, capabilities=CAPABILITIES)
 SESSION = {"turns": {"law": "uniform", "min": 1, "max": 5}, "turn_tokens": {"law": "uniform", "min": 1, "max": 9}}
 
 
@@ -98,7 +97,7 @@ def test_what_makes_no_sense_is_refused() -> None:
     with pytest.raises(UsageError, match="a shared prefix of 4000 tokens does not fit probe 'tiny'"):
         planned(workload(shared_prefix={"tokens": 4000}), context=10_000)
     with pytest.raises(UsageError, match="context of at least 506 tokens, the limit is 500"):
-        planned(workload(shared_prefix={"tokens": 500 - 0}), context=500, preset="gqa")
+        planned(workload(shared_prefix={"tokens": 500}), context=500, preset="gqa")
 
 
 @pytest.mark.parametrize("name", sorted(known_workloads()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from pabench.conformance.alloc.model import Block
+from pabench.conformance.alloc.model import Block, Held, Memory, Prefixes
 from pabench.conformance.alloc.play import Play, Step
 from pabench.conformance.failure import fail
 
@@ -41,17 +41,22 @@ def check_distinct(play: Play, step: Step) -> None:
 
 def check_contents(play: Play, step: Step) -> None:
     """Every sequence still reads what it has written."""
-    size = play.pool.block_size
-    for held in play.live:
+    check_reads(play.live, play.memory, play.prefixes)
+
+
+def check_reads(sequences: Iterable[Held], memory: Memory, prefixes: Prefixes) -> None:
+    """What sequences have computed, and their windows still reach, stands in their blocks."""
+    size = memory.block_size
+    for held in sequences:
         for position in range(max(held.num_dropped, 0), held.num_computed):
             at = position // size
             block = held.table[at] if at < len(held.table) else None
-            found = None if block is None else play.memory[block][position % size]
+            found = None if block is None else memory[block][position % size]
             if found != held.prefixes[position]:
                 place = f"block {block}, slot {position % size}" if block is not None else "no block"
-                own = play.prefixes.text(held.prefixes[position])
+                own = prefixes.text(held.prefixes[position])
                 fail(f"{held.name} reads at position {position} ({place}): {own}",
-                     f"there stands: {play.prefixes.text(found)}",
+                     f"there stands: {prefixes.text(found)}",
                      hint="a block was given to another sequence while this one reads it, or a copy was not asked for")
 
 

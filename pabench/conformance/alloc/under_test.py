@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,6 +19,9 @@ from pabench.conformance.alloc.play import Play
 from pabench.conformance.alloc.schedule import Limits, Schedule
 from pabench.conformance.implementation import ImplementationUnderTest, blamed
 from pabench.conformance.profiles import Profile
+
+if TYPE_CHECKING:
+    from hypothesis.strategies import SearchStrategy
 
 Property = Callable[[Play], None]
 ALWAYS = ("allocate", "compute", "append", "free", "finish")
@@ -44,50 +47,49 @@ class AllocatorUnderTest(ImplementationUnderTest):
         `kinds` are the operations that traces have (by default all that the manager can); `caching`, `window`, `swap`
         and `largest_block` say what pools have; `many_keys` that most prompts differ in their extra keys.
         """
-        from pabench.conformance.alloc.search import search  # Hypothesis is heavy: only where it is used
-        from pabench.conformance.alloc.traces import pools, traces
+        from pabench.conformance.alloc.traces import pools, traces  # Hypothesis is heavy: only where it is used
 
         self.claim(Pool(8, 2, 16, caching=caching, window=4 if window else None, host_blocks=4 if swap else 0))
-        self.asked = True
-        if self.replayed is not None:
-            self.trace = dict(self.replayed["trace"])
-        else:
-            kinds = kinds or self._kinds(swap)
-            pool = pools(caching=caching, window=window, swap=swap, largest_block=largest_block)
-            strategy = traces(pool, kinds, self.profile.operations, many_keys=many_keys)
-            found = search(strategy, lambda trace: self._play(trace, asks), traces=self.profile.traces,
-                           seed=int(self.rng.integers(2**63)), shrink_s=self.profile.shrink_s)
-            self.trace = None if found is None else {**found, "pool": asdict(found["pool"])}
-            self.note = f"{self.profile.traces} traces of up to {self.profile.operations} operations"
-        if self.trace is not None:
-            self._play({**self.trace, "pool": Pool(**self.trace["pool"])}, asks)
+        pool = pools(caching=caching, window=window, swap=swap, largest_block=largest_block)
+        operations = self.profile.operations
+        self._ask(traces(pool, kinds or self._kinds(swap), operations, many_keys=many_keys), operations,
+                  lambda trace: self._play(trace, asks))
 
     def every_schedule(self, asks: Callable[[Schedule], None], *, caching: bool) -> None:
         """Ask `asks` of the scheduler, on as many traces as the profile says or a case file's. Raises CaseFailed."""
-        from pabench.conformance.alloc.search import search  # Hypothesis is heavy: only where it is used
         from pabench.conformance.alloc.traces import schedules
+
+        self.claim(Pool(8, 2, 6, caching=caching))
+        operations = self.profile.operations // 2
+        self._ask(schedules(operations, caching=caching), operations, lambda trace: self._schedule(trace, asks))
+
+    def _ask(
+        self, strategy: SearchStrategy[dict[str, Any]], operations: int, play: Callable[[Mapping[str, Any]], None]
+    ) -> None:
+        """Play traces of `strategy`, or the one of a case file; the shortest that fails once more, to tell of it."""
+        from pabench.conformance.alloc.search import search
         from pabench.conformance.search import reject
 
-        self.need("scheduler", "steps are asked of a scheduler")
-        self.claim(Pool(8, 2, 6, caching=caching))
         self.asked = True
 
-        def ask(trace: Mapping[str, Any]) -> None:
-            if self._adapter.unsupported(trace["pool"]):
+        def play_if_supported(trace: Mapping[str, Any]) -> None:
+            with blamed(f"unsupported({trace['pool']})"):
+                reasons = self._adapter.unsupported(trace["pool"])
+            if reasons:
                 reject()
-            self._schedule(trace, asks)
+            play(trace)
 
         if self.replayed is not None:
             self.trace = dict(self.replayed["trace"])
         else:
-            found = search(schedules(self.profile.operations // 2, caching=caching), ask, traces=self.profile.traces,
+            found = search(strategy, play_if_supported, traces=self.profile.traces,
                            seed=int(self.rng.integers(2**63)), shrink_s=self.profile.shrink_s)
             self.trace = None if found is None else {
-                **found, "pool": asdict(found["pool"]), "limits": asdict(found["limits"])}
-            self.note = f"{self.profile.traces} traces of up to {self.profile.operations // 2} operations"
+                name: part if name == "operations" else asdict(part) for name, part in found.items()}
+            self.note = f"{self.profile.traces} traces of up to {operations} operations"
         if self.trace is not None:
-            self._schedule({**self.trace, "pool": Pool(**self.trace["pool"]),
-                            "limits": Limits(**self.trace["limits"])}, asks)
+            made = {"pool": Pool, "limits": Limits}
+            play({name: made[name](**part) if name in made else part for name, part in self.trace.items()})
 
     def _schedule(self, trace: Mapping[str, Any], asks: Callable[[Schedule], None]) -> None:
         schedule = Schedule(self._adapter, trace["pool"], trace["limits"], trace["operations"])
