@@ -18,8 +18,6 @@ def test_a_sweep_runs_every_load_and_names_the_knee(pabench: Run, stub: EnginePr
                    "--out", "sweep", "--quiet")
     assert done.returncode == 0, done.stderr
     assert "knee (highest throughput / mean latency): 4 users" in done.stdout
-    told = pabench("sweep", "--url", stub.url, "--workload", "smoke", "--rates", "20", "--num-requests", "4", "--json")
-    assert [run["load"] for run in json.loads(told.stdout)] == ["20 req/s Poisson"]
 
 
 @pytest.fixture
@@ -31,15 +29,11 @@ def slow_stub(tmp_path: Path) -> Iterator[EngineProcess]:
 
 
 def test_a_search_says_on_which_side_the_capacity_lies(pabench: Run, slow_stub: EngineProcess) -> None:
-    search = ("capacity", "--url", slow_stub.url, "--workload", "smoke", "--duration-s", "2", "--from-rate", "20",
-              "--to-rate", "40", "--tries", "1", "--quiet")
-    enough = pabench(*search, "--ttft-ms", "4000", "--out", "enough")
-    assert enough.returncode == 0, enough.stderr
-    assert "capacity: above 40 req/s" in enough.stdout
-    too_much = pabench(*search, "--ttft-ms", "900", "--json", "--out", "too-much")
-    assert too_much.returncode == 0, too_much.stderr
-    told = json.loads(too_much.stdout)
-    assert (told["inside"], told["outside"], len(told["tried"])) == (None, 20.0, 1)
+    search = ("capacity", "--url", slow_stub.url, "--workload", "smoke", "--duration-s", "1", "--from-rate", "30")
     refused = pabench(*search)
     assert refused.returncode == 2
     assert "--ttft-ms" in refused.stderr
+    done = pabench(*search, "--ttft-ms", "900", "--tries", "1", "--quiet", "--json")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert (told["inside"], told["outside"], len(told["tried"])) == (None, 30.0, 1)
