@@ -1,6 +1,7 @@
 """The command `pabench`: one function a command, each thin over the part that does the work.
 
-Exit codes: 0 done and conforming, 1 done and not conforming, 2 could not run, 130 interrupted.
+Exit codes: 0 done and conforming, 1 done and not conforming (or a regression), 2 could not run, 3 cannot tell (the
+gate), 130 interrupted.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import typer
 import typer.core
 
 from pabench import __version__
-from pabench.commands import conformance, engines, loads
+from pabench.commands import compare, conformance, engines, loads
 from pabench.errors import EXIT_COULD_NOT_RUN, EXIT_INTERRUPTED, EXIT_OK, PabenchError
 
 
@@ -48,7 +49,7 @@ app = typer.Typer(
     help="Benchmark and conformance test suite for paged-attention LLM engines.",
     no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False,
 )
-for _part in (engines, conformance, loads):
+for _part in (engines, conformance, loads, compare):
     app.add_typer(_part.app)
 
 

@@ -10,7 +10,7 @@
     └── RequirementFailed     a conformance requirement does not hold (FAIL)
 
 Exit codes everywhere: 0 done and conforming, 1 done and not conforming (or a regression),
-2 could not run, 130 interrupted (what was measured is kept).
+2 could not run, 3 inconclusive (the gate: more repeats are needed), 130 interrupted (what was measured is kept).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from __future__ import annotations
 EXIT_OK = 0
 EXIT_NOT_CONFORMING = 1
 EXIT_COULD_NOT_RUN = 2
+EXIT_INCONCLUSIVE = 3
 EXIT_INTERRUPTED = 130
 
 

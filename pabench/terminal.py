@@ -21,6 +21,8 @@ from pabench.conformance.kills import Kill, Question, cell, kill_table
 from pabench.conformance.levels import SUITE_LEVELS
 from pabench.engines.cleaning import clean
 from pabench.engines.doctor import Examination
+from pabench.gate import Decision
+from pabench.gate.words import advice, decision_table
 from pabench.load import Progress as ProgressCallback
 from pabench.load import ProgressState, Workload
 from pabench.report import write_report
@@ -178,6 +180,20 @@ def show_kills(kills: Sequence[Kill]) -> None:
     out.print(f"{len(kills) - len(bad)} of {len(kills)} as they must be")
     for kill in bad:
         out.print(f"{escape(kill.mutant)} at {kill.level}: {escape(clean(cell(kill), _WHOLE))}")
+
+
+def show_decision(found: Decision, folder: Path | None) -> None:
+    """What a gate says, on stdout."""
+    out = Console(highlight=False)
+    if found.metrics:
+        out.print(decision_table(found))
+    for failure in found.failures:
+        out.print(escape(clean(failure, _WHOLE)), style="bold red")
+    for note in found.notes:
+        out.print(escape(clean(note, _WHOLE)), style="yellow")
+    out.print(f"[bold]{found.outcome}[/bold]: {escape(clean(advice(found), _WHOLE))}")
+    if folder is not None:
+        out.print(f"records: {escape(str(folder))}")
 
 
 class TerminalNarrator:

@@ -22,7 +22,6 @@ from pabench.conformance.launched import (
     News,
     find_killer,
     parse_launch,
-    without_secrets,
 )
 from pabench.conformance.profiles import Profile
 from pabench.conformance.prompts import rings_of_prompt_lengths
@@ -30,7 +29,7 @@ from pabench.conformance.registry import Requirement
 from pabench.conformance.session import EngineSession, open_session
 from pabench.conformance.targets import Subject
 from pabench.conformance.verify import Ask
-from pabench.engines.cleaning import clean
+from pabench.engines.cleaning import clean, without_secrets
 from pabench.engines.client import base_url
 from pabench.errors import EngineError, RequirementFailed, UsageError
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 import signal
 from collections.abc import Callable, Sequence
@@ -18,7 +17,6 @@ DEFAULT_URL = "http://127.0.0.1:{port}"
 READY_TIMEOUT_S = 600.0  # large models take minutes to load
 MAX_STARTS = 12          # in one run: an engine that dies of everything is not worth more
 _MAX_SUSPECTS = 16       # requests that are asked again, each alone
-_SECRET = re.compile(r"(key|token|secret|password)\b", re.IGNORECASE)
 
 News = Callable[[str], None]
 
@@ -35,19 +33,6 @@ def parse_launch(command: str, url: str | None) -> list[str]:
         raise UsageError(f"--launch is {command!r}, which has no {{port}}: put it where the engine's port belongs, or "
                          "say with --url where the engine will listen")
     return words
-
-
-def without_secrets(command: str) -> str:
-    """`command` for a record: what follows an option whose name ends in key, token, secret or password is left out."""
-    words = shlex.split(command)
-    kept = list(words)
-    for at, word in enumerate(words):
-        name, equals, _ = word.partition("=")
-        if equals and _SECRET.search(name):
-            kept[at] = f"{name}=***"
-        elif word.startswith("-") and _SECRET.search(word) and at + 1 < len(words):
-            kept[at + 1] = "***"
-    return command if kept == words else shlex.join(kept)
 
 
 class LaunchedEngine:

@@ -1,11 +1,14 @@
-"""Text that an engine supplied, made safe for a terminal and for one line of a message."""
+"""Text made safe to show and to keep: what an engine supplied, and commands that may hold secrets."""
 
 from __future__ import annotations
 
+import re
+import shlex
 import unicodedata
 
 # Control, format (bidirectional overrides, zero width), surrogate, private use, line and paragraph separators.
 _UNSAFE = frozenset({"Cc", "Cf", "Cs", "Co", "Zl", "Zp"})
+_SECRET = re.compile(r"(key|token|secret|password)\b", re.IGNORECASE)
 
 
 def clean(text: str, max_chars: int = 300) -> str:
@@ -13,3 +16,16 @@ def clean(text: str, max_chars: int = 300) -> str:
     safe = "".join(" " if unicodedata.category(char) in _UNSAFE else char for char in text[: 4 * max_chars])
     line = " ".join(safe.split())
     return line if len(line) <= max_chars else line[: max_chars - 1] + "…"
+
+
+def without_secrets(command: str) -> str:
+    """`command` for a record: what follows an option whose name ends in key, token, secret or password is left out."""
+    words = shlex.split(command)
+    kept = list(words)
+    for at, word in enumerate(words):
+        name, equals, _ = word.partition("=")
+        if equals and _SECRET.search(name):
+            kept[at] = f"{name}=***"
+        elif word.startswith("-") and _SECRET.search(word) and at + 1 < len(words):
+            kept[at + 1] = "***"
+    return command if kept == words else shlex.join(kept)

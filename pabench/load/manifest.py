@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 import pabench
 from pabench.engines.base import EngineFacts
+from pabench.engines.cleaning import without_secrets
 from pabench.errors import UsageError
 from pabench.load.records import MANIFEST_FILE, SCHEMA_VERSION, write_atomic
 from pabench.load.workload import Workload
@@ -156,6 +157,8 @@ def clean_command(argv: Sequence[str], api_key: str | None) -> list[str]:
             word = "***"
         elif word.startswith(("--api-key=", "--key=", "--token=")):
             word = word.split("=", 1)[0] + "=***"
+        if " " in word:  # a command inside the command, as of an engine to launch
+            word = without_secrets(word)
         if api_key:
             word = word.replace(api_key, "***")
         head, scheme, rest = word.partition("://")

@@ -1,0 +1,91 @@
+"""How much more one engine takes than another: the ratio of two sets of runs, with its uncertainty.
+
+The sample is a run, not a request: requests of one run share a process, a cache and a minute of the machine, so they
+are no evidence of how runs differ. Logarithms make a ratio a difference, and slow-downs and speed-ups alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import exp, inf, sqrt
+
+import numpy as np
+from scipy import stats
+
+from pabench.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class LogRatio:
+    """ln(other / one) as Student's t has it: `mean`, standard error `error`, `freedom` degrees. `count` samples."""
+
+    mean: float
+    error: float
+    freedom: float
+    count: int
+
+    @property
+    def ratio(self) -> float:
+        """Of the geometric means."""
+        return exp(self.mean)
+
+    def p_above(self, bound: float = 0.0) -> float:
+        """How probable so high a ratio is, were the true one at most exp(`bound`). 1 where that cannot be told."""
+        return self._tail(self.mean - bound)
+
+    def p_below(self, bound: float) -> float:
+        """How probable so low a ratio is, were the true one at least exp(`bound`). 1 where that cannot be told."""
+        return self._tail(bound - self.mean)
+
+    def interval(self, confidence: float = 0.95) -> tuple[float, float]:
+        """Of the ratio, two-sided; (0, inf) where one run a side cannot tell."""
+        if self.freedom <= 0:
+            return (0.0, inf)
+        half = float(stats.t.ppf((1 + confidence) / 2, self.freedom)) * self.error
+        return (exp(self.mean - half), exp(self.mean + half))
+
+    def flipped(self) -> LogRatio:
+        """Of one / other."""
+        return LogRatio(-self.mean, self.error, self.freedom, self.count)
+
+    def _tail(self, distance: float) -> float:
+        if self.freedom <= 0:
+            return 1.0
+        if self.error == 0:
+            return 0.0 if distance > 0 else 1.0
+        return float(stats.t.sf(distance / self.error, self.freedom))
+
+
+def paired_ratio(one: Sequence[float], other: Sequence[float]) -> LogRatio:
+    """Of runs that belong together, two by two: what both of a pair share, as the minute they ran in, cancels."""
+    if len(one) != len(other) or not one:
+        raise UsageError(f"pairs need as many runs on both sides, and some: got {len(one)} and {len(other)}")
+    steps = np.log(other) - np.log(one)
+    error = float(np.std(steps, ddof=1)) / sqrt(len(steps)) if len(steps) > 1 else inf
+    return LogRatio(float(np.mean(steps)), error, len(steps) - 1, len(steps))
+
+
+def unpaired_ratio(one: Sequence[float], other: Sequence[float]) -> LogRatio:
+    """Of runs without partners: Welch's t, so the sides need not vary alike."""
+    if not one or not other:
+        raise UsageError(f"a ratio needs runs on both sides: got {len(one)} and {len(other)}")
+    first, second = np.log(one), np.log(other)
+    mean, count = float(second.mean() - first.mean()), min(len(first), len(second))
+    if count < 2:
+        return LogRatio(mean, inf, 0, count)
+    parts = [float(np.var(side, ddof=1)) / len(side) for side in (first, second)]
+    total = sum(parts)
+    spread = sum(part**2 / (len(side) - 1) for part, side in zip(parts, (first, second), strict=True))
+    freedom = total**2 / spread if spread > 0 else len(first) + len(second) - 2
+    return LogRatio(mean, sqrt(total), freedom, count)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjusted so that each may be compared with the error allowed for all of them together (Holm 1979)."""
+    order = np.argsort(p_values, kind="stable")
+    adjusted, highest = [1.0] * len(p_values), 0.0
+    for rank, at in enumerate(order):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[at]))
+        adjusted[at] = highest
+    return adjusted

@@ -1,0 +1,162 @@
+"""The decision: from the figures of paired runs to worse, not worse, or cannot tell yet.
+
+For each figure two questions, each with its own error: is the candidate surely worse than the baseline, and is it
+surely not worse by as much as matters? Holm's correction shares the first error among the figures, and both errors
+are shared evenly among the looks, so that deciding early costs nothing (docs/gate.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import exp, log1p, sqrt
+
+import numpy as np
+from scipy import stats
+
+from pabench.analysis.measures import higher_is_better
+from pabench.analysis.ratio import LogRatio, holm, paired_ratio, unpaired_ratio
+from pabench.errors import EXIT_COULD_NOT_RUN, EXIT_INCONCLUSIVE, EXIT_NOT_CONFORMING, EXIT_OK
+from pabench.gate.policy import MetricPolicy, Policy
+
+PASS, REGRESSION, INCONCLUSIVE, REFUSED = "PASS", "REGRESSION", "INCONCLUSIVE", "COULD NOT RUN"
+SAME, WORSE, OPEN, WATCHED = "not worse", "worse", "cannot tell", "only watched"
+_EXIT = {PASS: EXIT_OK, REGRESSION: EXIT_NOT_CONFORMING, INCONCLUSIVE: EXIT_INCONCLUSIVE, REFUSED: EXIT_COULD_NOT_RUN}
+_MOST_PAIRS = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """One figure in the runs of both sides, in its own unit. `paired`: run by run."""
+
+    load: str
+    metric: str
+    baseline: tuple[float, ...]
+    candidate: tuple[float, ...]
+    paired: bool
+
+    def ratio(self) -> LogRatio:
+        """candidate / baseline."""
+        return (paired_ratio if self.paired else unpaired_ratio)(self.baseline, self.candidate)
+
+
+@dataclass(frozen=True, slots=True)
+class MetricVerdict:
+    """What became of one figure. `baseline` and `candidate` are geometric means over their runs."""
+
+    load: str
+    metric: str
+    outcome: str                  # SAME, WORSE, OPEN or WATCHED
+    baseline: float
+    candidate: float
+    ratio: float                  # candidate / baseline
+    low: float                    # of its 95 % interval
+    high: float
+    p: float                      # of no change for the worse, corrected for the number of figures
+    count: int                    # pairs, or runs of the side that has fewer
+    more: int | None = None       # so many more may decide it; None where it is decided, or not within reach
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What the gate says. `failures` always fail it, whatever the figures; all texts may be hostile."""
+
+    outcome: str                  # PASS, REGRESSION, INCONCLUSIVE or REFUSED
+    metrics: tuple[MetricVerdict, ...] = ()
+    failures: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def exit_code(self) -> int:
+        """0 pass, 1 regression, 3 inconclusive, 2 could not run."""
+        return _EXIT[self.outcome]
+
+    @property
+    def more(self) -> int | None:
+        """So many more pairs may decide all that is open; None when nothing is, or it is out of reach."""
+        wanted = [each.more for each in self.metrics if each.outcome == OPEN]
+        return max((more for more in wanted if more is not None), default=None) if None not in wanted else None
+
+
+def decide(
+    samples: Sequence[Samples], policy: Policy, *, num_looks: int = 1, failures: Sequence[str] = (),
+    notes: Sequence[str] = (),
+) -> Decision:
+    """Judge `samples`; those of figures that the policy does not decide by are only shown. `num_looks`: how often the
+    same runs, and more, are judged in all.
+    """
+    deciding = [each for each in samples if each.metric in policy.metrics]
+    worse = [_worse_way(each) for each in deciding]
+    adjusted = holm([ratio.p_above() for ratio in worse])
+    alarm, missed = policy.false_alarm / num_looks, policy.missed / num_looks
+    verdicts = [
+        _judge(one, ratio, p, policy.metrics[one.metric], alarm, missed, len(deciding))
+        for one, ratio, p in zip(deciding, worse, adjusted, strict=True)
+    ]
+    watched = [_told(each, WATCHED, each.ratio(), _worse_way(each).p_above())
+               for each in samples if each.metric not in policy.metrics]
+    return Decision(_outcome(verdicts, failures), (*verdicts, *watched), tuple(failures), tuple(notes))
+
+
+def _outcome(verdicts: Sequence[MetricVerdict], failures: Sequence[str]) -> str:
+    outcomes = {verdict.outcome for verdict in verdicts}
+    if failures or WORSE in outcomes:
+        return REGRESSION
+    if not verdicts:
+        return REFUSED
+    return INCONCLUSIVE if OPEN in outcomes else PASS
+
+
+def _worse_way(samples: Samples) -> LogRatio:
+    """The ratio turned so that above 1 is worse."""
+    ratio = samples.ratio()
+    return ratio.flipped() if higher_is_better(samples.metric) else ratio
+
+
+def _judge(
+    samples: Samples, worse: LogRatio, p: float, policy: MetricPolicy, alarm: float, missed: float, num_figures: int
+) -> MetricVerdict:
+    bound = max(log1p(policy.worse_by), _floor(samples, policy))
+    if p <= alarm and worse.mean >= bound / 2:
+        return _told(samples, WORSE, samples.ratio(), p)
+    if worse.p_below(bound) <= missed:
+        return _told(samples, SAME, samples.ratio(), p)
+    return _told(samples, OPEN, samples.ratio(), p, _more(worse, bound, alarm / num_figures, missed, samples.paired))
+
+
+def _floor(samples: Samples, policy: MetricPolicy) -> float:
+    """The absolute floor as a log ratio at the baseline's level."""
+    return log1p(policy.floor / _middle(samples.baseline))
+
+
+def _more(worse: LogRatio, bound: float, alarm: float, missed: float, paired: bool) -> int | None:
+    """How many more samples would decide, did they vary as those so far and were the truth 0 or `bound`.
+
+    The two errors' quantiles together must fit between the two. None when even _MOST_PAIRS would not do, or where the
+    spread is not known.
+    """
+    if worse.freedom <= 0:
+        return max(1, 4 - worse.count)
+    spread = worse.error * sqrt(worse.count)
+    for count in range(worse.count + 1, _MOST_PAIRS):
+        freedom = (count - 1) * (1 if paired else 2)
+        needed = float(stats.t.ppf(1 - alarm, freedom) + stats.t.ppf(1 - missed, freedom)) * spread / sqrt(count)
+        if needed <= bound:
+            return count - worse.count
+    return None
+
+
+def _told(samples: Samples, outcome: str, ratio: LogRatio, p: float, more: int | None = None) -> MetricVerdict:
+    low, high = ratio.interval()
+    return MetricVerdict(samples.load, samples.metric, outcome, _middle(samples.baseline), _middle(samples.candidate),
+                         ratio.ratio, low, high, p, ratio.count, more)
+
+
+def _middle(values: Sequence[float]) -> float:
+    """Geometric mean."""
+    return exp(float(np.mean(np.log(values))))
+
+
+def change_text(ratio: float) -> str:
+    """A ratio as a signed change, e.g. "+5.2 %"."""
+    return f"{ratio - 1:+.1%}".replace("%", " %")

@@ -1,0 +1,171 @@
+"""`pabench gate run`: two engines by turns, until the gate can decide or its budget ends.
+
+    OUT/
+      baseline/conformance/  candidate/conformance/     verdicts, when a profile was asked
+      baseline/000-SEED/     candidate/000-SEED/        one run folder a turn; both of a pair have one seed
+      baseline/000-engine.log                           what a launched engine wrote
+      gate.json  gate.md  junit.xml
+
+The order is ABBA: what drifts evenly over a pair of pairs meets both sides alike. An engine that is launched is
+started anew for each run, so that no run finds the cache of the one before, and differences between two starts of
+one engine are part of the noise and not of the verdict.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shlex
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from pabench.conformance.launched import DEFAULT_URL
+from pabench.conformance.runner import run_suite
+from pabench.engines import EngineProcess
+from pabench.engines.doctor import examine
+from pabench.errors import EXIT_INTERRUPTED, EngineError, PabenchError, UsageError
+from pabench.gate.decide import INCONCLUSIVE, REGRESSION, Decision, decide
+from pabench.gate.evidence import (
+    Measured,
+    new_conformance_failures,
+    read_run,
+    refuse_unlike,
+    samples_of,
+    sure_failures,
+)
+from pabench.gate.policy import Policy
+from pabench.load import Workload, run_workload
+
+BASELINE, CANDIDATE = "baseline", "candidate"
+SIDES = (BASELINE, CANDIDATE)
+_MAX_INVALID = 0.5  # pairs set aside, of the pairs that were to be judged first
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One engine: where it listens, or the command that starts it, {port} standing for its port."""
+
+    name: str                        # BASELINE or CANDIDATE
+    where: str
+    dialect: str | None = None
+    probe: str | None = None
+    api_key: str | None = None
+    ready_timeout_s: float = 600.0
+
+    def __post_init__(self) -> None:
+        if not self.is_url and "{port}" not in self.where:
+            raise UsageError(f"{self.name} is {self.where!r}: expected a URL (http://127.0.0.1:8000), or a command "
+                             "that starts the engine and holds {port}")
+
+    @property
+    def is_url(self) -> bool:
+        """Whether it runs already."""
+        return urlsplit(self.where).scheme in ("http", "https") and " " not in self.where
+
+    @contextmanager
+    def reach(self, log: Path) -> Iterator[str]:
+        """Its URL; started for the block when it is to be launched."""
+        if self.is_url:
+            yield self.where
+            return
+        command = shlex.split(self.where)
+        with EngineProcess(command, url=DEFAULT_URL, log=log, ready_timeout_s=self.ready_timeout_s) as process:
+            yield process.url
+
+
+@dataclass(slots=True)
+class GateRun:
+    """A gate at work. `tell` is called with each thing that happened, in words; `quiet`: no output of the suite's."""
+
+    sides: tuple[Side, Side]
+    workload: Workload
+    policy: Policy
+    out: Path
+    seed: int = 0
+    profile: str = "none"
+    tell: Callable[[str], None] = lambda text: None
+    quiet: bool = False
+    runs: tuple[list[Measured], list[Measured]] = field(default_factory=lambda: ([], []))
+    set_aside: list[str] = field(default_factory=list)
+
+    def run(self) -> Decision:
+        """Measure and judge, look by look. Raises EngineError and UsageError when it cannot go on."""
+        failures = self._conform()
+        if failures:
+            return Decision(REGRESSION, failures=tuple(failures))
+        pair, decision = 0, Decision(INCONCLUSIVE)
+        for look in self.policy.looks:
+            while len(self.runs[0]) < look:
+                failures = self._pair(pair)
+                if failures:
+                    return Decision(REGRESSION, failures=tuple(failures), notes=self._notes())
+                pair += 1
+            decision = self._judge()
+            self.tell(f"after {look} pairs: {decision.outcome}")
+            if decision.outcome != INCONCLUSIVE:
+                break
+        return decision
+
+    def _judge(self) -> Decision:
+        refuse_unlike(*self.runs)
+        samples = samples_of(*self.runs, self.policy)
+        return decide(samples, self.policy, num_looks=len(self.policy.looks), notes=self._notes())
+
+    def _pair(self, number: int) -> list[str]:
+        """One run of each side; what of it fails the gate for sure. A pair with an INVALID run is set aside."""
+        order = (0, 1) if number % 2 == 0 else (1, 0)
+        found = {at: self._measure(self.sides[at], number) for at in order}
+        invalid = [f"{run.summary.path}: {'; '.join(run.summary.validity.reasons)}"
+                   for run in found.values() if not run.summary.validity.valid]
+        failures = sure_failures([*self.runs[0], found[0]], [*self.runs[1], found[1]])
+        if failures:
+            return failures
+        if invalid:
+            self._set_aside(invalid)
+            return []
+        for at, run in found.items():
+            self.runs[at].append(run)
+        self.tell(f"pair {len(self.runs[0])}: " + ", ".join(self._step(name) for name in self.policy.metrics))
+        return []
+
+    def _step(self, name: str) -> str:
+        last = [samples for samples in samples_of([self.runs[0][-1]], [self.runs[1][-1]], self.policy)
+                if samples.metric == name]
+        return " / ".join(f"{name} {one.baseline[0]:.4g} → {one.candidate[0]:.4g}" for one in last) or f"{name} –"
+
+    def _measure(self, side: Side, number: int) -> Measured:
+        folder = self.out / side.name / f"{number:03}-{self.seed + number}"
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with side.reach(folder.with_name(f"{number:03}-engine.log")) as url:
+                examination = asyncio.run(examine(url, dialect=side.dialect, probe=side.probe, api_key=side.api_key))
+                asyncio.run(run_workload(examination, self.workload, folder, url=url, label=side.name,
+                                         seed=self.seed + number, api_key=side.api_key))
+        except EngineError as error:
+            raise type(error)(f"{side.name}: {error}") from error
+        return read_run(folder)
+
+    def _set_aside(self, invalid: list[str]) -> None:
+        self.set_aside += invalid
+        self.tell(f"set aside: INVALID {'; '.join(invalid)}")
+        if len(self.set_aside) > max(2, _MAX_INVALID * self.policy.looks[0]) + len(self.runs[0]) // 4:
+            raise PabenchError(f"{len(self.set_aside)} runs are INVALID, and a gate judges valid ones: {invalid[0]}")
+
+    def _conform(self) -> list[str]:
+        """New failures of the conformance suite, when it is to be asked."""
+        if self.profile == "none":
+            return []
+        for side in self.sides:
+            self.tell(f"{side.name}: conformance, profile {self.profile}")
+            url, launch = (side.where, None) if side.is_url else (None, side.where)
+            code = run_suite(url, launch=launch, ready_timeout_s=side.ready_timeout_s, profile=self.profile,
+                             out=self.out / side.name / "conformance", dialect=side.dialect, probe=side.probe,
+                             seed=self.seed, api_key=side.api_key, quiet=self.quiet)
+            if code == EXIT_INTERRUPTED:
+                raise KeyboardInterrupt
+        return new_conformance_failures(self.out / BASELINE, self.out / CANDIDATE)
+
+    def _notes(self) -> tuple[str, ...]:
+        return tuple(f"set aside, INVALID: {text}" for text in self.set_aside)

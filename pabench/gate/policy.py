@@ -1,0 +1,76 @@
+"""What a gate decides by: the figures, the change that matters in each, and how often it may err."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pabench.analysis.measures import check_measure
+from pabench.errors import UsageError
+from pabench.resources import data_dir
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class MetricPolicy(_Strict):
+    """One figure. `worse_by`: the relative change for the worse that must not pass. `floor`, in the figure's own unit:
+    a difference below it is none.
+    """
+
+    worse_by: float = Field(gt=0, lt=1)
+    floor: float = Field(default=0.0, ge=0)
+
+
+class Watched(_Strict):
+    """Figures that are shown, and never decided by."""
+
+    metrics: tuple[str, ...] = ()
+
+
+class Policy(_Strict):
+    """A gate's policy. `looks`: after so many pairs of runs it decides, if it can; the last one is the budget.
+
+    `false_alarm` and `missed` hold for the gate as a whole, over all figures and looks.
+    """
+
+    false_alarm: float = Field(default=0.01, gt=0, lt=0.5)
+    missed: float = Field(default=0.05, gt=0, lt=0.5)
+    looks: tuple[int, ...] = Field(default=(4, 8, 16), min_length=1)
+    metrics: dict[str, MetricPolicy] = Field(alias="metric", min_length=1)
+    watch: Watched = Watched()
+
+    @model_validator(mode="after")
+    def _sound(self) -> Policy:
+        for name in (*self.metrics, *self.watch.metrics):
+            check_measure(name)
+        if twice := set(self.metrics) & set(self.watch.metrics):
+            raise ValueError(f"decided by and only watched: {', '.join(sorted(twice))}")
+        if min(self.looks) < 2 or list(self.looks) != sorted(set(self.looks)):
+            raise ValueError(f"looks are {list(self.looks)}, expected rising numbers of pairs from 2 on")
+        return self
+
+    def within(self, max_pairs: int | None) -> Policy:
+        """This policy with a budget of `max_pairs`; None leaves it. Raises UsageError below two."""
+        if max_pairs is None:
+            return self
+        if max_pairs < 2:
+            raise UsageError(f"--max-pairs is {max_pairs}, expected 2 or more: one pair does not tell how runs differ")
+        return self.model_copy(update={"looks": (*(look for look in self.looks if look < max_pairs), max_pairs)})
+
+
+def load_policy(path: Path | None = None) -> Policy:
+    """The policy in a TOML file; the one that ships when None. Raises UsageError of one line."""
+    path = data_dir("suites") / "gate.toml" if path is None else path
+    try:
+        return Policy.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(f"policy {path}: cannot be read as TOML: {error}") from None
+    except ValidationError as error:
+        told = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}".removeprefix(": ") for e in error.errors())
+        raise UsageError(f"policy {path}: {told}") from None
+    except UsageError as error:
+        raise UsageError(f"policy {path}: {error}") from None
