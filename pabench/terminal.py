@@ -14,6 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from pabench.analysis import RunSummary, comparison_table, load_run, summarise, throughput_table
+from pabench.analysis.compare import Compared
+from pabench.analysis.compare_words import compared_markdown, compared_notes, compared_table
 from pabench.analysis.tables import UNKNOWN, knee
 from pabench.bench import EngineResult
 from pabench.capacity import SLO, Capacity, Tried
@@ -180,6 +182,20 @@ def show_kills(kills: Sequence[Kill]) -> None:
     out.print(f"{len(kills) - len(bad)} of {len(kills)} as they must be")
     for kill in bad:
         out.print(f"{escape(kill.mutant)} at {kill.level}: {escape(clean(cell(kill), _WHOLE))}")
+
+
+def show_compared(found: Sequence[Compared], first_name: str, *, as_json: bool, markdown: bool) -> None:
+    """Sets of runs side by side, on stdout."""
+    if as_json:
+        print(orjson.dumps([asdict(each) for each in found]).decode())
+        return
+    if markdown:
+        print(compared_markdown(found, first_name), end="")
+        return
+    out = Console(highlight=False)
+    out.print(compared_table(found, first_name))
+    for note in compared_notes(found):
+        out.print(escape(note), style="dim")
 
 
 def show_decision(found: Decision, folder: Path | None) -> None:

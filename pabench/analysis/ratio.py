@@ -81,6 +81,11 @@ def unpaired_ratio(one: Sequence[float], other: Sequence[float]) -> LogRatio:
     return LogRatio(mean, sqrt(total), freedom, count)
 
 
+def geometric_mean(values: Sequence[float]) -> float:
+    """The mean that goes with ratios."""
+    return exp(float(np.mean(np.log(values))))
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """Adjusted so that each may be compared with the error allowed for all of them together (Holm 1979)."""
     order = np.argsort(p_values, kind="stable")

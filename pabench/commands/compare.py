@@ -1,4 +1,4 @@
-"""Runs against runs: the gate, with stored runs or with engines taking turns."""
+"""Runs against runs: compared, or judged by the gate, from disk or by turns."""
 
 from __future__ import annotations
 
@@ -34,6 +34,26 @@ app.add_typer(_gate, name="gate")
 PolicyFile = Annotated[
     Path | None, typer.Option("--policy", help="TOML file of what decides, and how sure it must be."),
 ]
+
+
+@app.command()
+def compare(
+    folders: Annotated[list[Path], typer.Argument(help="Folders with runs; the first is what the others are set "
+                                                       "against.")],
+    metric: Annotated[list[str] | None, typer.Option(help="Only this figure, e.g. tpot_p90_ms (repeatable).")] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown instead of a table.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Set runs side by side: each figure, its ratio to the first folder's, and how sure that is.
+
+    Example: pabench compare results/vllm-0.31 results/vllm-0.32
+    """
+    from pabench.analysis.compare import DEFAULT_METRICS, set_names
+    from pabench.analysis.compare import compare as compare_folders
+    from pabench.terminal import show_compared
+
+    found = compare_folders(folders, metric or DEFAULT_METRICS)
+    show_compared(found, set_names(folders)[0], as_json=as_json, markdown=markdown)
 
 
 @_gate.callback()

@@ -9,35 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import exp, log1p, sqrt
+from math import log1p, sqrt
 
-import numpy as np
 from scipy import stats
 
 from pabench.analysis.measures import higher_is_better
-from pabench.analysis.ratio import LogRatio, holm, paired_ratio, unpaired_ratio
-from pabench.errors import EXIT_COULD_NOT_RUN, EXIT_INCONCLUSIVE, EXIT_NOT_CONFORMING, EXIT_OK
+from pabench.analysis.ratio import LogRatio, geometric_mean, holm
+from pabench.analysis.sides import Samples
+from pabench.errors import EXIT_INCONCLUSIVE, EXIT_NOT_CONFORMING, EXIT_OK, UsageError
 from pabench.gate.policy import MetricPolicy, Policy
 
-PASS, REGRESSION, INCONCLUSIVE, REFUSED = "PASS", "REGRESSION", "INCONCLUSIVE", "COULD NOT RUN"
+PASS, REGRESSION, INCONCLUSIVE = "PASS", "REGRESSION", "INCONCLUSIVE"
 SAME, WORSE, OPEN, WATCHED = "not worse", "worse", "cannot tell", "only watched"
-_EXIT = {PASS: EXIT_OK, REGRESSION: EXIT_NOT_CONFORMING, INCONCLUSIVE: EXIT_INCONCLUSIVE, REFUSED: EXIT_COULD_NOT_RUN}
+_EXIT = {PASS: EXIT_OK, REGRESSION: EXIT_NOT_CONFORMING, INCONCLUSIVE: EXIT_INCONCLUSIVE}
 _MOST_PAIRS = 1000
-
-
-@dataclass(frozen=True, slots=True)
-class Samples:
-    """One figure in the runs of both sides, in its own unit. `paired`: run by run."""
-
-    load: str
-    metric: str
-    baseline: tuple[float, ...]
-    candidate: tuple[float, ...]
-    paired: bool
-
-    def ratio(self) -> LogRatio:
-        """candidate / baseline."""
-        return (paired_ratio if self.paired else unpaired_ratio)(self.baseline, self.candidate)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,14 +46,14 @@ class MetricVerdict:
 class Decision:
     """What the gate says. `failures` always fail it, whatever the figures; all texts may be hostile."""
 
-    outcome: str                  # PASS, REGRESSION, INCONCLUSIVE or REFUSED
+    outcome: str                  # PASS, REGRESSION or INCONCLUSIVE
     metrics: tuple[MetricVerdict, ...] = ()
     failures: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
     def exit_code(self) -> int:
-        """0 pass, 1 regression, 3 inconclusive, 2 could not run."""
+        """0 pass, 1 regression, 3 inconclusive; what could not run raised instead, and is 2."""
         return _EXIT[self.outcome]
 
     @property
@@ -83,9 +68,11 @@ def decide(
     notes: Sequence[str] = (),
 ) -> Decision:
     """Judge `samples`; those of figures that the policy does not decide by are only shown. `num_looks`: how often the
-    same runs, and more, are judged in all.
+    same runs, and more, are judged in all. Raises UsageError when no figure decides.
     """
     deciding = [each for each in samples if each.metric in policy.metrics]
+    if not deciding:
+        raise UsageError(f"no run has a figure that the policy decides by: {', '.join(policy.metrics)}")
     worse = [_worse_way(each) for each in deciding]
     adjusted = holm([ratio.p_above() for ratio in worse])
     alarm, missed = policy.false_alarm / num_looks, policy.missed / num_looks
@@ -102,8 +89,6 @@ def _outcome(verdicts: Sequence[MetricVerdict], failures: Sequence[str]) -> str:
     outcomes = {verdict.outcome for verdict in verdicts}
     if failures or WORSE in outcomes:
         return REGRESSION
-    if not verdicts:
-        return REFUSED
     return INCONCLUSIVE if OPEN in outcomes else PASS
 
 
@@ -126,7 +111,7 @@ def _judge(
 
 def _floor(samples: Samples, policy: MetricPolicy) -> float:
     """The absolute floor as a log ratio at the baseline's level."""
-    return log1p(policy.floor / _middle(samples.baseline))
+    return log1p(policy.floor / geometric_mean(samples.baseline))
 
 
 def _more(worse: LogRatio, bound: float, alarm: float, missed: float, paired: bool) -> int | None:
@@ -148,13 +133,8 @@ def _more(worse: LogRatio, bound: float, alarm: float, missed: float, paired: bo
 
 def _told(samples: Samples, outcome: str, ratio: LogRatio, p: float, more: int | None = None) -> MetricVerdict:
     low, high = ratio.interval()
-    return MetricVerdict(samples.load, samples.metric, outcome, _middle(samples.baseline), _middle(samples.candidate),
-                         ratio.ratio, low, high, p, ratio.count, more)
-
-
-def _middle(values: Sequence[float]) -> float:
-    """Geometric mean."""
-    return exp(float(np.mean(np.log(values))))
+    middles = geometric_mean(samples.baseline), geometric_mean(samples.candidate)
+    return MetricVerdict(samples.load, samples.metric, outcome, *middles, ratio.ratio, low, high, p, ratio.count, more)
 
 
 def change_text(ratio: float) -> str:

@@ -21,20 +21,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from pabench.analysis.measures import measure
+from pabench.analysis.sides import Measured, read_run, refuse_unlike, samples_of
 from pabench.conformance.launched import DEFAULT_URL
 from pabench.conformance.runner import run_suite
 from pabench.engines import EngineProcess
 from pabench.engines.doctor import examine
 from pabench.errors import EXIT_INTERRUPTED, EngineError, PabenchError, UsageError
 from pabench.gate.decide import INCONCLUSIVE, REGRESSION, Decision, decide
-from pabench.gate.evidence import (
-    Measured,
-    new_conformance_failures,
-    read_run,
-    refuse_unlike,
-    samples_of,
-    sure_failures,
-)
+from pabench.gate.evidence import new_conformance_failures, sure_failures
 from pabench.gate.policy import Policy
 from pabench.load import Workload, run_workload
 
@@ -110,7 +105,7 @@ class GateRun:
 
     def _judge(self) -> Decision:
         refuse_unlike(*self.runs)
-        samples = samples_of(*self.runs, self.policy)
+        samples = samples_of(*self.runs, tuple(self.policy.metrics), self.policy.watch.metrics)
         return decide(samples, self.policy, num_looks=len(self.policy.looks), notes=self._notes())
 
     def _pair(self, number: int) -> list[str]:
@@ -131,9 +126,8 @@ class GateRun:
         return []
 
     def _step(self, name: str) -> str:
-        last = [samples for samples in samples_of([self.runs[0][-1]], [self.runs[1][-1]], self.policy)
-                if samples.metric == name]
-        return " / ".join(f"{name} {one.baseline[0]:.4g} → {one.candidate[0]:.4g}" for one in last) or f"{name} –"
+        last = [measure(side[-1].summary, name) for side in self.runs]
+        return f"{name} {' → '.join('–' if value is None else f'{value:.4g}' for value in last)}"
 
     def _measure(self, side: Side, number: int) -> Measured:
         folder = self.out / side.name / f"{number:03}-{self.seed + number}"

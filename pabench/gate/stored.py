@@ -5,16 +5,9 @@ from __future__ import annotations
 from itertools import pairwise
 from pathlib import Path
 
+from pabench.analysis.sides import Measured, read_runs, refuse_unlike, samples_of
 from pabench.gate.decide import REGRESSION, Decision, decide
-from pabench.gate.evidence import (
-    Measured,
-    new_conformance_failures,
-    read_runs,
-    refuse_invalid,
-    refuse_unlike,
-    samples_of,
-    sure_failures,
-)
+from pabench.gate.evidence import new_conformance_failures, refuse_invalid, sure_failures
 from pabench.gate.policy import Policy
 
 
@@ -29,7 +22,8 @@ def judge_folders(baseline: Path, candidate: Path, policy: Policy) -> Decision:
         return Decision(REGRESSION, failures=tuple(failures))
     refuse_unlike(before, after)
     refuse_invalid([*before, *after])
-    return decide(samples_of(before, after, policy), policy, notes=_notes(before, after))
+    samples = samples_of(before, after, tuple(policy.metrics), policy.watch.metrics)
+    return decide(samples, policy, notes=_notes(before, after))
 
 
 def _notes(baseline: list[Measured], candidate: list[Measured]) -> list[str]:

@@ -43,12 +43,15 @@ def read_decision(path: Path) -> dict[str, Any]:
 
 
 def decision_table(decision: Decision) -> Table:
-    """For the terminal."""
-    table = Table(title_justify="left")
-    for name in _COLUMNS:
+    """For the terminal; a load that is the only one is the title."""
+    loads = {each.load for each in decision.metrics}
+    first = 1 if len(loads) == 1 else 0
+    table = Table(title=Text(clean(loads.pop())) if first else None, title_justify="left")
+    for name in _COLUMNS[first:]:
         table.add_column(name, justify="left" if name in ("load", "metric", "verdict") else "right", overflow="fold")
     for each in decision.metrics:
-        table.add_row(*(Text(clean(cell)) for cell in _row(each)[:-1]), Text(_row(each)[-1], _STYLE[each.outcome]))
+        *cells, verdict = _row(each)[first:]
+        table.add_row(*(Text(clean(cell)) for cell in cells), Text(verdict, _STYLE[each.outcome]))
     return table
 
 

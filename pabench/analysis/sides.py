@@ -1,0 +1,113 @@
+"""Sets of runs side by side: like with like, run by run where they belong together."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pabench.analysis.measures import measure
+from pabench.analysis.ratio import LogRatio, paired_ratio, unpaired_ratio
+from pabench.analysis.runs import find_runs, load_run
+from pabench.analysis.summarise import summarise
+from pabench.analysis.summary import RunSummary
+from pabench.errors import UsageError
+from pabench.load.manifest import Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One run: its figures and its manifest."""
+
+    summary: RunSummary
+    manifest: Manifest
+
+    @property
+    def load(self) -> str:
+        """Workload and load: runs are compared under the same one only."""
+        return f"{self.summary.workload}, {self.summary.load}"
+
+
+def read_run(folder: Path) -> Measured:
+    """One run folder. Raises UsageError when it is none."""
+    run = load_run(folder)
+    return Measured(summarise(run), run.manifest)
+
+
+def read_runs(folder: Path) -> list[Measured]:
+    """All runs in `folder` and below, by the time of their start. Raises UsageError when there are none."""
+    runs = sorted((read_run(path) for path in find_runs(folder)), key=lambda run: run.manifest.started_at)
+    if not runs:
+        raise UsageError(f"{folder} holds no run: expected folders that `pabench run` or `pabench gate run` wrote")
+    return runs
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """One figure in the runs of both sides, in its own unit. `paired`: run by run."""
+
+    load: str
+    metric: str
+    baseline: tuple[float, ...]
+    candidate: tuple[float, ...]
+    paired: bool
+
+    def ratio(self) -> LogRatio:
+        """candidate / baseline."""
+        return (paired_ratio if self.paired else unpaired_ratio)(self.baseline, self.candidate)
+
+
+def refuse_unlike(baseline: Sequence[Measured], candidate: Sequence[Measured]) -> None:
+    """Raise UsageError unless both sides carried the same loads on machines of one kind."""
+    loads = [{run.load for run in side} for side in (baseline, candidate)]
+    if loads[0] != loads[1]:
+        raise UsageError("baseline and candidate carried different loads: "
+                         f"{'; '.join(sorted(loads[0]))} against {'; '.join(sorted(loads[1]))}")
+    for load in loads[0]:
+        kinds = {run.manifest.workload.model_dump_json() for run in (*baseline, *candidate) if run.load == load}
+        if len(kinds) > 1:
+            raise UsageError(f"the workload {load!r} is not the same in all runs: they differ in more than name")
+    digests: dict[tuple[str, int], set[str]] = {}
+    for run in (*baseline, *candidate):
+        digests.setdefault((run.load, run.manifest.seed), set()).add(run.manifest.schedule_digest)
+    for (load, seed), found in digests.items():
+        if len(found) > 1:
+            raise UsageError(f"runs of {load!r} with seed {seed} sent different requests (engines of different context "
+                             "or abilities?): they cannot be compared")
+    hosts = {f"{run.manifest.host.cpu}, {run.manifest.host.cores} cores" for run in (*baseline, *candidate)}
+    if len(hosts) > 1:
+        raise UsageError(f"the runs were measured from different machines ({'; '.join(sorted(hosts))}): measure both "
+                         "on one")
+
+
+def samples_of(
+    baseline: Sequence[Measured], candidate: Sequence[Measured], needed: Sequence[str], shown: Sequence[str] = ()
+) -> list[Samples]:
+    """Each of the figures that both sides have, by load; run by run where both sides used each seed once.
+
+    Loads that only one side carried are left out. Raises UsageError when a figure of `needed` is missing on one side
+    only, or in some runs.
+    """
+    found = []
+    common = {run.load for run in candidate}
+    for load in dict.fromkeys(run.load for run in baseline if run.load in common):
+        sides = [[run for run in side if run.load == load] for side in (baseline, candidate)]
+        sides, paired = _in_pairs(sides[0], sides[1])
+        for name in (*needed, *shown):
+            values = [[measure(run.summary, name) for run in side] for side in sides]
+            known = [[value for value in side if value is not None] for side in values]
+            if known[0] and known[1] and known == values:
+                found.append(Samples(load, name, tuple(known[0]), tuple(known[1]), paired))
+            elif (known[0] or known[1]) and name in needed:
+                raise UsageError(f"{name} is known for {len(known[0])} of {len(values[0])} baseline runs and for "
+                                 f"{len(known[1])} of {len(values[1])} candidate runs of {load!r}: nothing to compare")
+    return found
+
+
+def _in_pairs(one: list[Measured], other: list[Measured]) -> tuple[list[list[Measured]], bool]:
+    """Both sides by seed, and whether they are pairs: both used the same seeds, each once."""
+    seeds = [Counter(run.manifest.seed for run in side) for side in (one, other)]
+    if seeds[0] != seeds[1] or max(seeds[0].values()) > 1:
+        return [one, other], False
+    return [sorted(side, key=lambda run: run.manifest.seed) for side in (one, other)], True

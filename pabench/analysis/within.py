@@ -1,0 +1,71 @@
+"""How sure a single run is of its own figures: moving-blocks bootstrap over its requests, in the schedule's order.
+
+Two runs of one schedule are resampled alike, so that what their requests share cancels. It knows nothing of how two runs of one engine differ, which is often more: several runs a side tell that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from math import exp, log
+
+import numpy as np
+
+from pabench.analysis import latency
+from pabench.analysis.latency import Samples
+from pabench.analysis.runs import Run
+
+_RESAMPLES = 500
+_LATENCY: dict[str, Callable[..., Samples]] = {
+    "ttft": latency.ttft_ms, "ttft_intended": partial(latency.ttft_ms, intended=True), "tpot": latency.tpot_ms,
+    "itl": latency.itl_ms, "e2e": latency.e2e_ms, "normalised_latency": latency.normalised_ms,
+}
+_MOST_SAMPLES = 20_000
+_BIN_S = 0.25
+
+
+def ratio_interval(one: Run, other: Run, metric: str, confidence: float = 0.95) -> tuple[float, float] | None:
+    """Of other / one, as each run by itself tells it; None for a figure that has no samples of its own."""
+    draws = [_draws(run, metric) for run in (one, other)]
+    if draws[0] is None or draws[1] is None:
+        return None
+    steps = [log(b / a) for a, b in zip(draws[0], draws[1], strict=True) if a > 0 and b > 0]
+    if len(steps) < _RESAMPLES // 2:
+        return None
+    low, high = np.quantile(steps, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return exp(low), exp(high)
+
+
+def _draws(run: Run, metric: str) -> Samples | None:
+    """The figure over resampled runs."""
+    name, _, statistic = metric.removesuffix("_ms").rpartition("_")
+    if metric == "throughput_tokens_per_s":
+        return _resampled(_tokens_a_bin(run), np.mean)
+    if name not in _LATENCY:
+        return None
+    samples = _LATENCY[name](latency.ok_requests(run.requests.sort_values("index")))
+    samples = samples[:: -(-len(samples) // _MOST_SAMPLES) or 1]
+    take = np.mean if statistic == "mean" else partial(np.quantile, q=float(statistic[1:]) / 100)
+    return _resampled(samples, take)
+
+
+def _tokens_a_bin(run: Run) -> Samples:
+    """Output tokens in each quarter of a second of the steady window."""
+    start, end = run.manifest.window_s or (0.0, run.manifest.duration_s or 0.0)
+    edges = np.arange(start, end, _BIN_S)
+    if len(edges) < 3:
+        return np.empty(0)
+    counts, _ = np.histogram(latency.token_times(run.requests), edges)
+    return counts.astype(np.float64)
+
+
+def _resampled(samples: Samples, take: Callable[..., object]) -> Samples | None:
+    """`take` of each resample. Blocks of n^(1/3) neighbours, the order that minimises the variance's error (Hall,
+    Horowitz and Jing 1995).
+    """
+    if len(samples) < 10:
+        return None
+    rng, block = np.random.default_rng(0), max(1, round(len(samples) ** (1 / 3)))
+    starts = rng.integers(0, len(samples) - block + 1, size=(_RESAMPLES, -(-len(samples) // block)))
+    picks = (starts[:, :, None] + np.arange(block)).reshape(_RESAMPLES, -1)[:, : len(samples)]
+    return np.asarray(take(samples[picks], axis=1), dtype=np.float64)
