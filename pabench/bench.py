@@ -152,7 +152,7 @@ class EngineResult:
 
 
 class Narrator(Protocol):
-    """Where progress goes; the terminal's is in `pabench.terminal`."""
+    """Where progress goes; the terminal's is in `pabench.terminal.live`."""
 
     def stage(self, text: str) -> None:
         """A new part of the work begins."""

@@ -43,6 +43,22 @@ def read_runs(folder: Path) -> list[Measured]:
     return runs
 
 
+def read_all(folders: Sequence[Path]) -> tuple[list[Measured], list[str]]:
+    """All runs below `folders` by the time of their start, and what could not be read, and why. Raises UsageError when
+    there is no run at all.
+    """
+    runs, problems = [], []
+    for path in dict.fromkeys(path for folder in folders for path in find_runs(folder)):
+        try:
+            runs.append(read_run(path))
+        except UsageError as error:
+            problems.append(str(error))
+    if not runs:
+        why = f": {'; '.join(problems)}" if problems else ""
+        raise UsageError(f"no run below {', '.join(map(str, folders))}{why}")
+    return sorted(runs, key=lambda run: run.manifest.started_at), problems
+
+
 @dataclass(frozen=True, slots=True)
 class Samples:
     """One figure in the runs of both sides, in its own unit. `paired`: run by run."""

@@ -1,6 +1,7 @@
 """How sure a single run is of its own figures: moving-blocks bootstrap over its requests, in the schedule's order.
 
-Two runs of one schedule are resampled alike, so that what their requests share cancels. It knows nothing of how two runs of one engine differ, which is often more: several runs a side tell that.
+Two runs of one schedule are resampled alike, so that what their requests share cancels. It knows nothing of how two
+runs of one engine differ, which is often more: several runs a side tell that.
 """
 
 from __future__ import annotations

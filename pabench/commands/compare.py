@@ -50,7 +50,7 @@ def compare(
     """
     from pabench.analysis.compare import DEFAULT_METRICS, set_names
     from pabench.analysis.compare import compare as compare_folders
-    from pabench.terminal import show_compared
+    from pabench.terminal.results import show_compared
 
     found = compare_folders(folders, metric or DEFAULT_METRICS)
     show_compared(found, set_names(folders)[0], as_json=as_json, markdown=markdown)
@@ -132,17 +132,17 @@ def gate_run(
 def _teller(quiet: bool) -> Callable[[str], None]:
     from rich.markup import escape
 
-    from pabench.engines.cleaning import clean
-    from pabench.terminal import console
+    from pabench.engines.cleaning import WHOLE, clean
+    from pabench.terminal.live import console
 
     out = console(quiet=quiet)
-    return lambda text: out.print(f"[bold]»[/bold] {escape(clean(text, 2000))}")
+    return lambda text: out.print(f"[bold]»[/bold] {escape(clean(text, WHOLE))}")
 
 
 def _finish(found: Decision, folder: Path | None, as_json: bool) -> None:
     """Write, show, exit."""
     from pabench.gate.words import decision_json, write_decision
-    from pabench.terminal import show_decision
+    from pabench.terminal.results import show_decision
 
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)

@@ -87,7 +87,7 @@ def mutants(
     """
     need_engine()
     from pabench.conformance.kills import exit_code, kills_page, questions, run_mutants
-    from pabench.terminal import show_kill, show_kills
+    from pabench.terminal.engines import show_kill, show_kills
 
     asked = questions(names or (), level or (), profile)
     folder = out or new_folder("mutants")

@@ -109,7 +109,7 @@ def doctor(
 
     Example: pabench doctor --url http://127.0.0.1:8000
     """
-    from pabench.terminal import show_examination
+    from pabench.terminal.engines import show_examination
 
     examination = examined(url, dialect, probe, api_key_env, timeout_s)
     if as_json:

@@ -50,7 +50,8 @@ def run(
     Example: pabench run --url http://127.0.0.1:8000 --workload sharegpt-mini --users 16
     """
     from pabench.load import load_workload, run_workload
-    from pabench.terminal import live_load, show_run
+    from pabench.terminal.live import live_load
+    from pabench.terminal.runs import show_run
 
     plan = load_workload(workload, users=users, rate_per_s=rate, num_requests=num_requests, duration_s=duration_s)
     key = api_key_in(api_key_env)
@@ -94,7 +95,8 @@ def sweep(
     from pabench.analysis import load_run, summarise
     from pabench.bench import folder_name
     from pabench.load import load_workload, run_workload, sweep_loads
-    from pabench.terminal import live_load, show_sweep
+    from pabench.terminal.live import live_load
+    from pabench.terminal.runs import show_sweep
 
     plans = [load_workload(workload, num_requests=num_requests, duration_s=duration_s, **load)
              for load in sweep_loads(users, rates)]
@@ -142,7 +144,8 @@ def capacity(
     from pabench.analysis import load_run
     from pabench.capacity import SLO, Attained, Tried, attained_in, conclusion, search_capacity, too_slow
     from pabench.load import load_workload, run_workload
-    from pabench.terminal import console, live_load, show_capacity, tried_text
+    from pabench.terminal.live import console, live_load
+    from pabench.terminal.runs import show_capacity, tried_text
 
     slo = SLO(ttft_ms, tpot_ms, share)
     load_workload(workload, rate_per_s=from_rate, duration_s=duration_s)
@@ -207,7 +210,8 @@ def bench(
     Example: pabench bench demo
     """
     from pabench.bench import EngineResult, load_suite, run_bench
-    from pabench.terminal import TerminalNarrator, finish_bench
+    from pabench.terminal.live import TerminalNarrator
+    from pabench.terminal.runs import finish_bench
 
     plan = load_suite(suite)
     folder = out or new_folder(Path(suite).stem)

@@ -9,6 +9,7 @@ import unicodedata
 # Control, format (bidirectional overrides, zero width), surrogate, private use, line and paragraph separators.
 _UNSAFE = frozenset({"Cc", "Cf", "Cs", "Co", "Zl", "Zp"})
 _SECRET = re.compile(r"(key|token|secret|password)\b", re.IGNORECASE)
+WHOLE = 2000  # characters: our own sentence around an engine's last words is not cut
 
 
 def clean(text: str, max_chars: int = 300) -> str:

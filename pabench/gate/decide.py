@@ -20,7 +20,7 @@ from pabench.errors import EXIT_INCONCLUSIVE, EXIT_NOT_CONFORMING, EXIT_OK, Usag
 from pabench.gate.policy import MetricPolicy, Policy
 
 PASS, REGRESSION, INCONCLUSIVE = "PASS", "REGRESSION", "INCONCLUSIVE"
-SAME, WORSE, OPEN, WATCHED = "not worse", "worse", "cannot tell", "only watched"
+SAME, WORSE, OPEN, WATCHED = "not worse", "worse", "cannot tell", "watched"
 _EXIT = {PASS: EXIT_OK, REGRESSION: EXIT_NOT_CONFORMING, INCONCLUSIVE: EXIT_INCONCLUSIVE}
 _MOST_PAIRS = 1000
 

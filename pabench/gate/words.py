@@ -8,17 +8,18 @@ from typing import Any
 from xml.etree import ElementTree
 
 import orjson
+from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from pabench.engines.cleaning import clean
+from pabench.engines.cleaning import WHOLE, clean
 from pabench.gate.decide import INCONCLUSIVE, OPEN, PASS, SAME, WATCHED, WORSE, Decision, MetricVerdict, change_text
 from pabench.load.records import write_atomic
 
 JSON_FILE, MARKDOWN_FILE, JUNIT_FILE = "gate.json", "gate.md", "junit.xml"
-_COLUMNS = ("load", "metric", "baseline", "candidate", "change", "95 % interval", "pairs", "verdict")
+_COLUMNS = ("load", "metric", "baseline", "candidate", "change (95 %)", "pairs", "verdict")
+_LEFT = ("load", "metric", "verdict")
 _STYLE = {SAME: "green", WORSE: "bold red", OPEN: "yellow", WATCHED: "dim"}
-_WHOLE = 2000  # characters
 
 
 def write_decision(decision: Decision, folder: Path) -> None:
@@ -46,9 +47,10 @@ def decision_table(decision: Decision) -> Table:
     """For the terminal; a load that is the only one is the title."""
     loads = {each.load for each in decision.metrics}
     first = 1 if len(loads) == 1 else 0
-    table = Table(title=Text(clean(loads.pop())) if first else None, title_justify="left")
+    table = Table(title=Text(clean(loads.pop())) if first else None, title_justify="left", box=box.SIMPLE_HEAD,
+                  padding=(0, 1, 0, 0))
     for name in _COLUMNS[first:]:
-        table.add_column(name, justify="left" if name in ("load", "metric", "verdict") else "right", overflow="fold")
+        table.add_column(name, justify="left" if name in _LEFT else "right", overflow="fold")
     for each in decision.metrics:
         *cells, verdict = _row(each)[first:]
         table.add_row(*(Text(clean(cell)) for cell in cells), Text(verdict, _STYLE[each.outcome]))
@@ -98,20 +100,20 @@ def advice(decision: Decision) -> str:
 
 def _row(each: MetricVerdict) -> tuple[str, ...]:
     more = "" if each.more is None else f", {each.more} more pairs"
-    interval = "–" if each.low == 0 else f"{change_text(each.low)} … {change_text(each.high)}"
-    return (each.load, each.metric, f"{each.baseline:,.4g}", f"{each.candidate:,.4g}", change_text(each.ratio),
-            interval, str(each.count), each.outcome + more)
+    interval = "" if each.low == 0 else f" ({100 * (each.low - 1):+.1f}…{100 * (each.high - 1):+.1f})"
+    return (each.load, each.metric, f"{each.baseline:,.4g}", f"{each.candidate:,.4g}",
+            change_text(each.ratio) + interval, str(each.count), each.outcome + more)
 
 
 def _cell(text: str) -> str:
     """Text that cannot end a table's cell nor begin a tag."""
-    return clean(text, _WHOLE).replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|").replace("`", "'")
+    return clean(text, WHOLE).replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|").replace("`", "'")
 
 
 def _case(
     suite: ElementTree.Element, counts: dict[str, int], group: str, name: str, kind: tuple[str, str] | None, text: str
 ) -> None:
-    case = ElementTree.SubElement(suite, "testcase", classname=clean(group), name=clean(name, _WHOLE))
+    case = ElementTree.SubElement(suite, "testcase", classname=clean(group), name=clean(name, WHOLE))
     if kind is not None:
         counts[kind[0]] += 1
-        ElementTree.SubElement(case, kind[1], message=clean(text, _WHOLE))
+        ElementTree.SubElement(case, kind[1], message=clean(text, WHOLE))

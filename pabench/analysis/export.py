@@ -1,0 +1,150 @@
+"""Runs in the shapes that other tools read: vLLM's bench result, CSV, Bencher's metric format, Markdown."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from pabench.analysis import latency
+from pabench.analysis.measures import MEASURES, measure
+from pabench.analysis.runs import Run, load_run
+from pabench.analysis.sides import Measured, read_all
+from pabench.analysis.stats import quantiles
+from pabench.engines.cleaning import clean
+from pabench.errors import UsageError
+
+FORMATS = ("json", "vllm", "csv", "bencher", "markdown")
+_SHOWN = ("throughput_tokens_per_s", "ttft_p50_ms", "ttft_p99_ms", "tpot_p50_ms", "tpot_p99_ms")
+
+
+def exported(folders: Sequence[Path], form: str) -> str:
+    """All runs below `folders` in one of FORMATS. Raises UsageError when one cannot be read."""
+    runs, problems = read_all(folders)
+    if problems:
+        raise UsageError("; ".join(problems))
+    if form == "csv":
+        return as_csv(runs)
+    if form == "bencher":
+        return as_bencher(runs)
+    if form == "markdown":
+        return as_markdown(runs)
+    if form == "vllm":
+        told = [as_vllm(load_run(run.summary.path), run) for run in runs]
+        return json.dumps(told[0] if len(told) == 1 else told) + "\n"
+    return json.dumps([flat_row(run) for run in runs], indent=2) + "\n"
+
+
+def flat_row(run: Measured) -> dict[str, Any]:
+    """A run on one line: what it was, how it ended, every figure by name. None: not known."""
+    manifest, summary = run.manifest, run.summary
+    return {
+        "path": str(summary.path), "started_at": manifest.started_at, "label": manifest.label,
+        "engine": manifest.engine.dialect, "engine_version": manifest.engine.version,
+        "git_commit": manifest.git_commit, "workload": summary.workload, "load": summary.load, "seed": manifest.seed,
+        "status": summary.status, "valid": summary.validity.valid,
+        **{outcome: summary.outcomes.get(outcome, 0) for outcome in ("ok", "wrong", "error", "timeout", "aborted",
+                                                                     "unsent")},
+        "output_tokens": summary.output_tokens, "wrong_tokens": summary.wrong_tokens,
+        **{name: measure(summary, name) for name in MEASURES},
+    }
+
+
+def as_csv(runs: Sequence[Measured]) -> str:
+    """One line a run. A text that a spreadsheet would take for a formula is quoted with an apostrophe."""
+    rows = [{key: _no_formula(value) for key, value in flat_row(run).items()} for run in runs]
+    out = io.StringIO()
+    writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue()
+
+
+def as_bencher(runs: Sequence[Measured]) -> str:
+    """Bencher's metric format: benchmark -> measure -> value. Runs of one engine and load are one benchmark: their
+    median, between the lowest and the highest.
+    """
+    found: dict[str, dict[str, list[float]]] = {}
+    for run in runs:
+        figures = found.setdefault(f"{clean(run.manifest.label)}, {run.load}", {})
+        for name in MEASURES:
+            if (value := measure(run.summary, name)) is not None:
+                figures.setdefault(name, []).append(value)
+    return json.dumps({
+        name: {figure: {"value": float(np.median(values)), "lower_value": min(values), "upper_value": max(values)}
+               for figure, values in figures.items()}
+        for name, figures in found.items()
+    }, indent=2) + "\n"
+
+
+def as_markdown(runs: Sequence[Measured]) -> str:
+    """A table for a pull request, one row a run."""
+    lines = [f"| {' | '.join(('engine', 'load', 'valid', 'ok', *_SHOWN))} |", f"|{' --- |' * (4 + len(_SHOWN))}"]
+    for run in runs:
+        values = [measure(run.summary, name) for name in _SHOWN]
+        cells = (run.manifest.label, run.load, "yes" if run.summary.validity.valid else "NO",
+                 f"{run.summary.outcomes.get('ok', 0)} of {sum(run.summary.outcomes.values())}",
+                 *("–" if value is None else f"{value:,.4g}" for value in values))
+        lines.append(f"| {' | '.join(clean(cell).replace('<', '&lt;').replace('|', '/') for cell in cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def as_vllm(run: Run, measured: Measured) -> dict[str, Any]:
+    """The fields of `vllm bench serve --save-result --save-detailed` that we measure too; texts are not kept.
+
+    Its latencies count from the sending and its throughput over the whole run, so that is what stands here, in place
+    of our steady window. Its seconds are `duration`, `ttfts` and `itls`.
+    """
+    manifest, requests = run.manifest, run.requests
+    ok, duration_s = latency.ok_requests(requests), manifest.duration_s or 0.0
+    tokens = latency.output_tokens(ok)
+    arrivals = manifest.workload.arrivals
+    return {
+        "date": manifest.started_at, "backend": manifest.engine.dialect, "endpoint_type": manifest.engine.dialect,
+        "label": manifest.label, "model_id": manifest.engine.model, "tokenizer_id": manifest.engine.model,
+        "num_prompts": len(requests), "request_rate": measured.summary.rate_per_s or "inf",
+        "burstiness": float(getattr(arrivals, "burstiness", 1.0)), "max_concurrency": measured.summary.users,
+        "duration": duration_s, "completed": len(ok), "failed": len(requests) - len(ok),
+        "total_input_tokens": int(ok["prompt_tokens"].sum()), "total_output_tokens": int(np.nansum(tokens)),
+        "request_throughput": _rate(len(ok), duration_s),
+        "output_throughput": _rate(float(np.nansum(tokens)), duration_s),
+        "total_token_throughput": _rate(float(np.nansum(tokens) + ok["prompt_tokens"].sum()), duration_s),
+        "input_lens": requests["prompt_tokens"].tolist(), "output_lens": requests["stream_tokens"].tolist(),
+        "ttfts": _seconds(requests["first_s"] - requests["sent_s"]),
+        "itls": [np.diff(np.asarray(times)).tolist() for times in requests["token_times_s"]],
+        "start_times": _seconds(requests["sent_s"]),
+        "errors": [clean(text) if isinstance(text, str) else "" for text in requests["error_text"]],
+        **_vllm_latencies(ok),
+        "pabench": {"valid": measured.summary.validity.valid, "wrong_tokens": measured.summary.wrong_tokens,
+                    "steady_output_throughput": measured.summary.throughput_tokens_per_s},
+    }
+
+
+def _vllm_latencies(ok: pd.DataFrame) -> dict[str, float]:
+    found = {"ttft": latency.ttft_ms(ok), "tpot": latency.tpot_ms(ok), "itl": latency.itl_ms(ok),
+             "e2el": latency.e2e_ms(ok)}
+    told: dict[str, float] = {}
+    for name, samples in found.items():
+        if (values := quantiles(samples)) is not None:
+            told |= {f"mean_{name}_ms": values.mean, f"median_{name}_ms": values.p50,
+                     f"std_{name}_ms": float(np.nanstd(samples)), f"p99_{name}_ms": values.p99}
+    return told
+
+
+def _seconds(column: pd.Series) -> list[float]:
+    """0 where there is none, as vLLM has it for a request that failed."""
+    return [float(value) for value in column.fillna(0.0)]
+
+
+def _rate(count: float, duration_s: float) -> float:
+    return count / duration_s if duration_s > 0 else 0.0
+
+
+def _no_formula(value: Any) -> Any:
+    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value

@@ -1,0 +1,112 @@
+"""Where a figure stepped: change points in the runs of one engine under one load, in the order of time.
+
+PELT (Killick, Fearnhead and Eckley 2012), as `ruptures` has it, on the logarithm; each step that it offers must then
+hold against the noise of its two neighbours, corrected for the number of steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from math import log
+
+import numpy as np
+import ruptures
+
+from pabench.analysis.measures import higher_is_better, measure
+from pabench.analysis.ratio import holm, unpaired_ratio
+from pabench.analysis.sides import Measured
+
+DEFAULT_METRICS = ("throughput_tokens_per_s", "ttft_p50_ms", "tpot_p50_ms")
+MIN_RUNS = 3      # a side, of a step
+_ALPHA = 0.01
+_PENALTY = 3.0    # times the variance and ln(n): above BIC's 2, for noise is not quite independent
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One run in a history. `version`: the engine's, or else the commit of pabench's checkout."""
+
+    started_at: str
+    version: str
+    value: float
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Between two neighbouring runs the figure stepped: by `ratio`, new level / old level."""
+
+    before: Point
+    after: Point
+    ratio: float
+    interval: tuple[float, float]
+    worse: bool
+
+    @property
+    def text(self) -> str:
+        """In words, with the range of versions that holds the cause."""
+        low, high = self.interval
+        where = (f"between {self.before.version} and {self.after.version}" if self.before.version != self.after.version
+                 else f"within {self.after.version}: something else changed")
+        return (f"{'worse' if self.worse else 'better'} by {self.ratio - 1:+.1%} ({low - 1:+.1%} to {high - 1:+.1%}), "
+                f"{where} ({self.before.started_at[:19]} to {self.after.started_at[:19]})")
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """One figure of one engine under one load."""
+
+    label: str
+    load: str
+    metric: str
+    points: tuple[Point, ...]
+    steps: tuple[Step, ...]
+
+
+def histories(runs: Sequence[Measured], metrics: Sequence[str]) -> list[History]:
+    """A history of each figure, by engine, load and machine. INVALID runs are left out."""
+    groups: dict[tuple[str, str, str], list[Measured]] = {}
+    for run in sorted(runs, key=lambda run: run.manifest.started_at):
+        if run.summary.validity.valid:
+            groups.setdefault((run.manifest.label, run.load, run.manifest.host.cpu), []).append(run)
+    found = []
+    for (label, load, _), members in groups.items():
+        for name in metrics:
+            points = [_point(run, value) for run in members if (value := measure(run.summary, name)) is not None]
+            if points:
+                found.append(History(label, load, name, tuple(points), find_steps(points, name)))
+    return found
+
+
+def find_steps(points: Sequence[Point], metric: str) -> tuple[Step, ...]:
+    """The steps in `points`, which are in the order of time; fewer than two times MIN_RUNS have none."""
+    if len(points) < 2 * MIN_RUNS:
+        return ()
+    values = np.log([point.value for point in points])
+    noise = _noise(values)
+    if noise == 0:
+        noise = 1e-9
+    ends = ruptures.Pelt(model="l2", min_size=MIN_RUNS, jump=1).fit(values / noise).predict(
+        pen=_PENALTY * log(len(values)))
+    edges = [0, *ends]
+    offered = [(start, middle, end) for (start, middle), (_, end) in pairwise(pairwise(edges))]
+    ratios = [unpaired_ratio([point.value for point in points[start:middle]],
+                             [point.value for point in points[middle:end]]) for start, middle, end in offered]
+    p_values = holm([min(1.0, 2 * min(ratio.p_above(), ratio.p_below(0.0))) for ratio in ratios])
+    return tuple(
+        Step(points[middle - 1], points[middle], ratio.ratio, ratio.interval(),
+             worse=(ratio.ratio < 1) == higher_is_better(metric))
+        for (_, middle, _), ratio, p in zip(offered, ratios, p_values, strict=True) if p < _ALPHA
+    )
+
+
+def _noise(values: np.ndarray) -> float:
+    """Standard deviation from neighbours' differences, which a step hardly moves: their median, for a normal law."""
+    return float(np.median(np.abs(np.diff(values)))) / 0.9539
+
+
+def _point(run: Measured, value: float) -> Point:
+    version = run.manifest.engine.version or (run.manifest.git_commit or "unknown version")[:12]
+    return Point(run.manifest.started_at, version, value, str(run.summary.path))

@@ -1,0 +1,116 @@
+"""What is on disk: lists, comparisons, histories, a gate's decision. Engine-supplied text is cleaned."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import orjson
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from pabench.analysis.compare import Compared
+from pabench.analysis.compare_words import compared_markdown, compared_notes, compared_table
+from pabench.analysis.export import flat_row
+from pabench.analysis.history import MIN_RUNS, History
+from pabench.analysis.measures import measure
+from pabench.analysis.sides import Measured
+from pabench.analysis.tables import UNKNOWN
+from pabench.engines.cleaning import WHOLE, clean
+from pabench.gate import Decision
+from pabench.gate.words import advice, decision_table
+from pabench.load.manifest import Manifest
+
+
+def show_compared(found: Sequence[Compared], first_name: str, *, as_json: bool, markdown: bool) -> None:
+    """Sets of runs side by side, on stdout."""
+    if as_json:
+        print(orjson.dumps([asdict(each) for each in found]).decode())
+        return
+    if markdown:
+        print(compared_markdown(found, first_name), end="")
+        return
+    out = Console(highlight=False)
+    out.print(compared_table(found, first_name))
+    for note in compared_notes(found):
+        out.print(escape(note), style="dim")
+
+
+def show_decision(found: Decision, folder: Path | None) -> None:
+    """What a gate says, on stdout."""
+    out = Console(highlight=False)
+    if found.metrics:
+        out.print(decision_table(found))
+    for failure in found.failures:
+        out.print(escape(clean(failure, WHOLE)), style="bold red")
+    for note in found.notes:
+        out.print(escape(clean(note, WHOLE)), style="yellow")
+    out.print(f"[bold]{found.outcome}[/bold]: {escape(clean(advice(found), WHOLE))}")
+    if folder is not None:
+        out.print(f"records: {escape(str(folder))}")
+
+
+def show_runs(runs: Sequence[Measured], problems: Sequence[str], *, as_json: bool) -> None:
+    """All runs, one a row, on stdout; what could not be read below them."""
+    if as_json:
+        print(orjson.dumps([flat_row(run) for run in runs]).decode())
+        return
+    table = Table()
+    for name in ("UTC", "engine, load", "ok", "tokens/s", "TPOT\np50, ms", "verdict", "folder"):
+        numbers = name in ("ok", "tokens/s", "TPOT\np50, ms")
+        table.add_column(name, overflow="fold", justify="right" if numbers else "left", no_wrap=numbers)
+    for run in runs:
+        one = run.summary
+        tpot = measure(one, "tpot_p50_ms")
+        table.add_row(
+            run.manifest.started_at[5:16].replace("T", "\n"), Text(f"{clean(run.manifest.label)}\n{clean(run.load)}"),
+            f"{one.outcomes.get('ok', 0)}/{sum(one.outcomes.values())}",
+            f"{one.throughput_tokens_per_s:,.0f}", UNKNOWN if tpot is None else f"{tpot:.1f}",
+            Text("VALID", "green") if one.validity.valid else Text(f"INVALID\n{one.status}", "yellow"),
+            Text(str(one.path)),
+        )
+    out = Console(highlight=False)
+    out.print(table)
+    for problem in problems:
+        out.print(escape(f"not read: {clean(problem, WHOLE)}"), style="yellow")
+
+
+def show_manifest(manifest: Manifest) -> None:
+    """How a run was measured, on stdout."""
+    host, engine, kv = manifest.host, manifest.engine, manifest.engine.kv
+    rows = {
+        "engine": f"{manifest.label}: {engine.dialect} {engine.version or ''}, {engine.model}",
+        "KV": UNKNOWN if kv is None or kv.block_size is None else f"{kv.num_blocks} blocks of {kv.block_size}",
+        "started": f"{manifest.started_at} ({manifest.status})",
+        "command": shlex.join(manifest.command),
+        "workload": f"{manifest.workload.name}, {manifest.workload.load_text}, seed {manifest.seed}",
+        "host": f"{host.cpu}, {host.cores} cores, Python {host.python}",
+        "pabench": f"{manifest.versions.get('pabench')} {manifest.git_commit or ''}",
+        "notes": "; ".join(manifest.notes) or UNKNOWN,
+    }
+    table = Table(show_header=False)
+    for name, value in rows.items():
+        table.add_row(name, escape(clean(value, WHOLE)))
+    Console(highlight=False).print(table)
+
+
+def show_histories(found: Sequence[History], problems: Sequence[str], *, as_json: bool) -> None:
+    """Where figures stepped, on stdout."""
+    if as_json:
+        print(orjson.dumps([asdict(each) for each in found]).decode())
+        return
+    out = Console(highlight=False)
+    for each in found:
+        name = f"{each.label}, {each.load}: {each.metric}, {len(each.points)} runs"
+        out.print(escape(clean(name)), style="bold")
+        too_few = f"too few runs to tell: {2 * MIN_RUNS} are needed"
+        for step in each.steps:
+            out.print(f"  {escape(clean(step.text, WHOLE))}", style="red" if step.worse else "green")
+        if not each.steps:
+            out.print(f"  {'no step' if len(each.points) >= 2 * MIN_RUNS else too_few}")
+    for problem in problems:
+        out.print(escape(f"not read: {clean(problem, WHOLE)}"), style="yellow")

@@ -1,0 +1,105 @@
+"""What loads came to: one run, a sweep, a search, a bench. Engine-supplied text is cleaned."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import orjson
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from pabench.analysis import RunSummary, comparison_table, load_run, summarise, throughput_table
+from pabench.analysis.tables import knee
+from pabench.bench import EngineResult
+from pabench.capacity import SLO, Capacity, Tried
+from pabench.engines.cleaning import WHOLE, clean
+from pabench.report import write_report
+
+
+def show_run(folder: Path, *, as_json: bool) -> None:
+    """The end of one run: table, or JSON."""
+    summary = summarise(load_run(folder))
+    if as_json:
+        print(summary_json([summary]))
+        return
+    show_summaries([summary])
+    print(f"records: {folder}")
+
+
+def show_summaries(summaries: Sequence[RunSummary]) -> None:
+    """The final table, on stdout."""
+    out = Console(highlight=False)
+    out.print(comparison_table(summaries))
+    for summary in summaries:
+        if not summary.validity.valid:
+            out.print(f"INVALID {escape(clean(summary.label))}, {summary.load}: "
+                      f"{escape('; '.join(summary.validity.reasons))}")
+        for text in summary.diagnoses:
+            out.print(escape("\n".join(clean(line) for line in text.splitlines())), style="red")
+
+
+def summary_json(summaries: Sequence[RunSummary]) -> str:
+    """Summaries as a JSON list; None is null."""
+    return orjson.dumps([asdict(summary) for summary in summaries], default=str).decode()
+
+
+def show_sweep(summaries: Sequence[RunSummary], folder: Path, *, as_json: bool) -> None:
+    """What a sweep came to, on stdout."""
+    if as_json:
+        print(summary_json(summaries))
+        return
+    if not summaries:
+        return
+    show_summaries(summaries)
+    best = knee(summaries)
+    out = Console(highlight=False)
+    if best is not None and len(summaries) > 1:
+        out.print(f"knee (highest throughput / mean latency): {escape(clean(best.load))}")
+    out.print(f"runs: {escape(str(folder))}")
+
+
+def tried_text(tried: Tried) -> str:
+    """One rate of a search, and what came of it."""
+    return (f"{tried.rate_per_s:.3g} req/s: {tried.verdict}, {tried.attained.share:.0%} of {tried.attained.total} in "
+            f"time ({tried.low:.0%} to {tried.high:.0%})")
+
+
+def show_capacity(found: Capacity, slo: SLO, folder: Path, *, as_json: bool) -> None:
+    """What a search for the capacity came to, on stdout."""
+    if as_json:
+        print(orjson.dumps({"slo": asdict(slo), **asdict(found)}).decode())
+        return
+    out = Console(highlight=False)
+    table = Table(title=f"In time: {slo.text}", title_justify="left")
+    for name in ("requests/s", "in time", "of", "95 % interval", "verdict"):
+        table.add_column(name, justify="right")
+    for each in sorted(found.tried, key=lambda tried: tried.rate_per_s):
+        table.add_row(f"{each.rate_per_s:.3g}", f"{each.attained.share:.1%}", str(each.attained.total),
+                      f"{each.low:.1%} – {each.high:.1%}", each.verdict)
+    out.print(table)
+    out.print(f"capacity: {found.text}")
+    out.print(f"runs: {escape(str(folder))}")
+
+
+def finish_bench(results: Sequence[EngineResult], folder: Path, *, as_json: bool) -> None:
+    """The end of a bench, also of one that was cut short: the report, the table, the verdicts."""
+    runs = [[summarise(load_run(run)) for run in result.runs if (run / "requests.parquet").exists()]
+            for result in results]
+    num_runs = sum(map(len, runs))
+    if num_runs:
+        write_report([folder], folder / "report.html")
+    if as_json:
+        print(summary_json([summary for per_engine in runs for summary in per_engine]))
+        return
+    if num_runs:
+        show_summaries([per_engine[-1] for per_engine in runs if per_engine])
+    out = Console(highlight=False)
+    if len(measured := [per_engine for per_engine in runs if per_engine]) > 1:
+        out.print(throughput_table(measured))
+    for result in results:
+        out.print(f"{escape(clean(result.label))}: {escape(clean(result.verdict, WHOLE))}")
+    if num_runs:
+        out.print(f"all {num_runs} runs: {folder / 'report.html'}")
