@@ -144,8 +144,10 @@ def claims_markdown(results: Sequence[Result], command: str) -> str:
     host = describe_host()
     lines = [
         "# Published claims", "",
-        f"Written by `{command}` on {host.cpu}, {host.cores} cores. *Exact* is arithmetic and our allocators, *simulated* "
-        "the reference engine's scheduler under a virtual clock, *measured* this machine's CPU. A figure of a GPU that is "
+        f"Written by `{command}` on {host.cpu}, {host.cores} cores. *Exact* is arithmetic and our allocators, "
+        f"*simulated* "
+        "the reference engine's scheduler under a virtual clock, *measured* this machine's CPU. A figure of a GPU "
+        "that is "
         "reproduced by a CPU's ratio is said so.", "",
         *_counted(results), "",
         "| claim | source | published | ours | verdict | how, and why |", "| --- | --- | --- | --- | --- | --- |",

@@ -1,4 +1,4 @@
-"""What is on disk: runs listed, shown, exported, and followed over time."""
+"""What is on disk: runs listed, shown, exported, followed over time; and published figures beside ours."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from pabench.commands.options import AsJson
-from pabench.errors import UsageError
+from pabench.commands.options import AsJson, need_engine
+from pabench.errors import EXIT_COULD_NOT_RUN, UsageError
 
 app = typer.Typer()
 _results = typer.Typer(no_args_is_help=True, help="List, show and export runs.")
@@ -93,3 +93,36 @@ def history(
     if plot is not None:
         write_history(found, plot)
     show_histories(found, problems, as_json=as_json)
+
+
+@app.command()
+def claims(
+    ids: Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="These alone; all by default.")] = None,
+    traces: Annotated[Path | None, typer.Option(help="Folder with public traces, as their publishers name them.")]
+    = None,
+    scale: Annotated[float, typer.Option(help="Multiplies the sizes of simulations and measurements.")] = 1.0,
+    seed: Annotated[int, typer.Option(min=0, help="Same seed, same lengths and prompts.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="JSON file to write, which `pabench report` shows.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Markdown file to write the table to.")] = None,
+) -> None:
+    """Set published figures of paged attention beside what this machine makes of them.
+
+    Exit 0 when each was reproduced, differs for a stated reason, or is said not to be shown; 2 when one failed to run.
+    Needs the extra `engine`.
+
+    Example: pabench claims --traces traces --markdown claims.md
+    """
+    need_engine()
+    from pabench.claims import ERROR, claims_markdown, load_claims, write_claims
+    from pabench.claims import show_claims as show_all
+    from pabench.terminal.results import show_claim, show_claims
+
+    results = show_all(load_claims(ids or ()), traces=traces, scale=scale, seed=seed, told=show_claim)
+    show_claims(results)
+    if out is not None:
+        write_claims(results, out)
+    if markdown is not None:
+        shown = " ".join(["pabench claims", *(ids or ()), f"--scale {scale:g} --seed {seed}"])
+        markdown.write_text(claims_markdown(results, shown + (" --traces …" if traces else "")), encoding="utf-8")
+    if any(one.verdict == ERROR for one in results):
+        raise SystemExit(EXIT_COULD_NOT_RUN)

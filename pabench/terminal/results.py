@@ -20,10 +20,12 @@ from pabench.analysis.history import MIN_RUNS, History
 from pabench.analysis.measures import measure
 from pabench.analysis.sides import Measured
 from pabench.analysis.tables import UNKNOWN
+from pabench.claims import DIFFERS, ERROR, NOT_SHOWN, REPRODUCED, Result
 from pabench.engines.cleaning import WHOLE, clean
 from pabench.gate import Decision
 from pabench.gate.words import advice, decision_table
 from pabench.load.manifest import Manifest
+from pabench.terminal.live import console
 
 
 def show_compared(found: Sequence[Compared], first_name: str, *, as_json: bool, markdown: bool) -> None:
@@ -114,3 +116,23 @@ def show_histories(found: Sequence[History], problems: Sequence[str], *, as_json
             out.print(f"  {'no step' if len(each.points) >= 2 * MIN_RUNS else too_few}")
     for problem in problems:
         out.print(escape(f"not read: {clean(problem, WHOLE)}"), style="yellow")
+
+
+def show_claim(place: int, count: int, result: Result) -> None:
+    """One claim as it comes, on stderr."""
+    console().print(f"{place:3}/{count} [{_VERDICT[result.verdict]}]{result.verdict}[/] {result.claim.id}")
+
+
+def show_claims(results: Sequence[Result]) -> None:
+    """The table of claims, on stdout."""
+    table = Table(title="Published claims", title_justify="left", show_lines=True)
+    for name in ("claim", "published", "ours", "verdict"):
+        table.add_column(name, overflow="fold")
+    for one in results:
+        why = f"\n{one.why}" if one.why and one.verdict != REPRODUCED else ""
+        table.add_row(escape(f"{one.claim.claim}\n({one.claim.source})"), escape(one.claim.published),
+                      escape(one.ours), f"[{_VERDICT[one.verdict]}]{one.verdict}[/]{escape(why)}")
+    Console(highlight=False).print(table)
+
+
+_VERDICT = {REPRODUCED: "green", DIFFERS: "yellow", NOT_SHOWN: "dim", ERROR: "bold red"}

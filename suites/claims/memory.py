@@ -89,7 +89,8 @@ def alpaca_batches(bench: Bench) -> Shown:
         ours.append(float("nan") if means is None else means["batch"])
     near = all(abs(a / b - 1) <= 2 * _BATCH for a, b in zip(ours, asked.values(), strict=True))
     return Shown(" / ".join(f"{value:.2f}" for value in ours), near,
-                 "a saturated queue holds what memory allows; the paper's 30 req/s on Alpaca did not fill vLLM's pool, and "
+                 "a saturated queue holds what memory allows; the paper's 30 req/s on Alpaca did not fill vLLM's "
+                 "pool, and "
                  "its length law is not published")
 
 
@@ -104,7 +105,8 @@ def _times(bench: Bench, against: Outcome, requests: int = 6000) -> float:
 def against_oracle(bench: Bench) -> Shown:
     """Throughput, both saturated."""
     times = _times(bench, simulated(bench, "ShareGPT", "contiguous", "oracle", law=StepLaw()))
-    return Shown(f"{times:.2f}x", 1.7 <= times <= 2.7, "tokens/s of a saturated queue under the step law of OPT-13B on an "
+    return Shown(f"{times:.2f}x", 1.7 <= times <= 2.7, "tokens/s of a saturated queue under the step law of OPT-13B "
+                                                       "on an "
                  "A100's data sheet; the paper compares request rates at equal latency")
 
 
@@ -117,7 +119,8 @@ def against_max(bench: Bench) -> Shown:
 def against_static(bench: Bench) -> Shown:
     """FasterTransformer: the maximum reserved, and batches that wait for their longest member."""
     times = _times(bench, simulated(bench, "ShareGPT", "contiguous", "max", law=StepLaw(), batching="static"))
-    return Shown(f"{times:.1f}x", times >= 5, "static batches of a contiguous cache, saturated. 22x is the paper's best "
+    return Shown(f"{times:.1f}x", times >= 5, "static batches of a contiguous cache, saturated. 22x is the paper's "
+                                              "best "
                  "case, at equal latency: a saturated queue shows less")
 
 
@@ -171,7 +174,8 @@ def samples(bench: Bench) -> Shown:
     near = all(abs(a - b) <= _POINTS for a, b in zip(alpaca, (6.09, 8.53, 9.79), strict=True))
     return Shown(" / ".join(f"{value:.1f}" for value in alpaca) + " %; "
                  f"{sharegpt[0]:.1f}–{sharegpt[-1]:.1f} %", near and abs(sharegpt[0] - 16.2) <= 2 * _POINTS,
-                 "blocks summed over all steps; only the prompt's full blocks can be shared, so the law of prompt lengths, "
+                 "blocks summed over all steps; only the prompt's full blocks can be shared, so the law of prompt "
+                 "lengths, "
                  "which is not published, decides")
 
 
@@ -216,7 +220,8 @@ def long_prefix(bench: Bench) -> Shown:
     return Shown(f"{times:.2f}x", 2.7 <= times <= 4.7, _TRANSLATION)
 
 
-_TRANSLATION = ("under the step law of OPT-13B on an A100; lengths of a sentence and its translation are ours, WMT16's are "
+_TRANSLATION = ("under the step law of OPT-13B on an A100; lengths of a sentence and its translation are ours, "
+                "WMT16's are "
                 "not published there; within 30 %")
 
 
@@ -229,9 +234,9 @@ def swap_or_recompute(bench: Bench) -> Shown:
     most = max(recompute / seconds for seconds in swap.values())
     even = [size for size, seconds in swap.items() if 0.5 <= recompute / seconds <= 2]
     told = ", ".join(f"{size}: {seconds * 1e3:.0f}" for size, seconds in swap.items())
-    return Shown(f"recompute {recompute * 1e3:.0f} ms at every size; swap, ms, {told}; comparable at {even}", most <= 1.2,
-                 f"a context of 512; recompute is constant, and up to {most:.1f}x of swap at large blocks: by data sheets "
-                 "the paper's bound of 1.2x does not hold for every context")
+    return Shown(f"recompute {recompute * 1e3:.0f} ms at every size; swap, ms, {told}; within a factor of 2 at {even}",
+                 most <= 1.2, f"a context of 512; recompute is constant, and up to {most:.1f}x of swap at large blocks: "
+                 "by data sheets the paper's bound does not hold for every context")
 
 
 def chunk_cost(bench: Bench) -> Shown:
