@@ -1,7 +1,7 @@
 """Where a figure stepped: change points in the runs of one engine under one load, in the order of time.
 
-PELT (Killick, Fearnhead and Eckley 2012), as `ruptures` has it, on the logarithm; each step that it offers must then
-hold against the noise of its two neighbours, corrected for the number of steps.
+PELT (Killick, Fearnhead and Eckley 2012), as `ruptures` has it, on the logarithm, offers the steps. Each must then be
+larger than the largest that a search would find in as much noise without any, corrected for the number of steps.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from pabench.analysis.sides import Measured
 
 DEFAULT_METRICS = ("throughput_tokens_per_s", "ttft_p50_ms", "tpot_p50_ms")
 MIN_RUNS = 3      # a side, of a step
-_ALPHA = 0.01
-_PENALTY = 3.0    # times the variance and ln(n): above BIC's 2, for noise is not quite independent
+_ALPHA = 0.005
+_SIMULATED = 4000
+_PENALTY = 4.0    # times the variance and ln(n): above BIC's 2, for noise is not quite independent
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,21 +86,38 @@ def find_steps(points: Sequence[Point], metric: str) -> tuple[Step, ...]:
     if len(points) < 2 * MIN_RUNS:
         return ()
     values = np.log([point.value for point in points])
-    noise = _noise(values)
-    if noise == 0:
-        noise = 1e-9
+    noise = _noise(values) or 1e-9
     ends = ruptures.Pelt(model="l2", min_size=MIN_RUNS, jump=1).fit(values / noise).predict(
         pen=_PENALTY * log(len(values)))
     edges = [0, *ends]
     offered = [(start, middle, end) for (start, middle), (_, end) in pairwise(pairwise(edges))]
     ratios = [unpaired_ratio([point.value for point in points[start:middle]],
                              [point.value for point in points[middle:end]]) for start, middle, end in offered]
-    p_values = holm([min(1.0, 2 * min(ratio.p_above(), ratio.p_below(0.0))) for ratio in ratios])
+    p_values = holm([_p_of_step(values[start:end], middle - start) for start, middle, end in offered])
     return tuple(
         Step(points[middle - 1], points[middle], ratio.ratio, ratio.interval(),
              worse=(ratio.ratio < 1) == higher_is_better(metric))
         for (_, middle, _), ratio, p in zip(offered, ratios, p_values, strict=True) if p < _ALPHA
     )
+
+
+def _p_of_step(values: np.ndarray, at: int) -> float:
+    """How often the largest step in as many values of normal noise is as large as the one at `at`."""
+    found = _t_of_splits(values[None, :])[0, at - MIN_RUNS]
+    noise = np.random.default_rng(0).normal(size=(_SIMULATED, len(values)))
+    return float((1 + np.count_nonzero(_t_of_splits(noise).max(axis=1) >= found)) / (1 + _SIMULATED))
+
+
+def _t_of_splits(rows: np.ndarray) -> np.ndarray:
+    """|t| of each split of each row, with at least MIN_RUNS values a side: `[rows, splits]`."""
+    n = rows.shape[1]
+    left = np.arange(MIN_RUNS, n - MIN_RUNS + 1)
+    sums, squares = np.cumsum(rows, axis=1), np.cumsum(rows**2, axis=1)
+    first, total = sums[:, left - 1], sums[:, -1:]
+    means = first / left, (total - first) / (n - left)
+    within = squares[:, -1:] - left * means[0] ** 2 - (n - left) * means[1] ** 2
+    variance = np.maximum(within, 1e-12) / (n - 2) * (1 / left + 1 / (n - left))
+    return np.asarray(np.abs(means[0] - means[1]) / np.sqrt(variance))
 
 
 def _noise(values: np.ndarray) -> float:

@@ -59,7 +59,7 @@ class LogRatio:
 
 def paired_ratio(one: Sequence[float], other: Sequence[float]) -> LogRatio:
     """Of runs that belong together, two by two: what both of a pair share, as the minute they ran in, cancels."""
-    if len(one) != len(other) or not one:
+    if len(one) != len(other) or len(one) == 0:
         raise UsageError(f"pairs need as many runs on both sides, and some: got {len(one)} and {len(other)}")
     steps = np.log(other) - np.log(one)
     error = float(np.std(steps, ddof=1)) / sqrt(len(steps)) if len(steps) > 1 else inf
@@ -68,7 +68,7 @@ def paired_ratio(one: Sequence[float], other: Sequence[float]) -> LogRatio:
 
 def unpaired_ratio(one: Sequence[float], other: Sequence[float]) -> LogRatio:
     """Of runs without partners: Welch's t, so the sides need not vary alike."""
-    if not one or not other:
+    if len(one) == 0 or len(other) == 0:
         raise UsageError(f"a ratio needs runs on both sides: got {len(one)} and {len(other)}")
     first, second = np.log(one), np.log(other)
     mean, count = float(second.mean() - first.mean()), min(len(first), len(second))

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import log1p, sqrt
 
+import numpy as np
 from scipy import stats
 
 from pabench.analysis.measures import higher_is_better
@@ -122,13 +123,12 @@ def _more(worse: LogRatio, bound: float, alarm: float, missed: float, paired: bo
     """
     if worse.freedom <= 0:
         return max(1, 4 - worse.count)
+    counts = np.arange(worse.count + 1, _MOST_PAIRS)
+    freedom = (counts - 1) * (1 if paired else 2)
     spread = worse.error * sqrt(worse.count)
-    for count in range(worse.count + 1, _MOST_PAIRS):
-        freedom = (count - 1) * (1 if paired else 2)
-        needed = float(stats.t.ppf(1 - alarm, freedom) + stats.t.ppf(1 - missed, freedom)) * spread / sqrt(count)
-        if needed <= bound:
-            return count - worse.count
-    return None
+    needed = (stats.t.ppf(1 - alarm, freedom) + stats.t.ppf(1 - missed, freedom)) * spread / np.sqrt(counts)
+    enough = counts[needed <= bound]
+    return int(enough[0]) - worse.count if len(enough) else None
 
 
 def _told(samples: Samples, outcome: str, ratio: LogRatio, p: float, more: int | None = None) -> MetricVerdict:

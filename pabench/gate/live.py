@@ -26,7 +26,7 @@ from pabench.analysis.sides import Measured, read_run, refuse_unlike, samples_of
 from pabench.conformance.launched import DEFAULT_URL
 from pabench.conformance.runner import run_suite
 from pabench.engines import EngineProcess
-from pabench.engines.doctor import examine
+from pabench.engines.doctor import Examination, examine
 from pabench.errors import EXIT_INTERRUPTED, EngineError, PabenchError, UsageError
 from pabench.gate.decide import INCONCLUSIVE, REGRESSION, Decision, decide
 from pabench.gate.evidence import new_conformance_failures, sure_failures
@@ -84,6 +84,7 @@ class GateRun:
     quiet: bool = False
     runs: tuple[list[Measured], list[Measured]] = field(default_factory=lambda: ([], []))
     set_aside: list[str] = field(default_factory=list)
+    _examined: dict[str, Examination] = field(default_factory=dict)
 
     def run(self) -> Decision:
         """Measure and judge, look by look. Raises EngineError and UsageError when it cannot go on."""
@@ -134,12 +135,21 @@ class GateRun:
         folder.parent.mkdir(parents=True, exist_ok=True)
         try:
             with side.reach(folder.with_name(f"{number:03}-engine.log")) as url:
-                examination = asyncio.run(examine(url, dialect=side.dialect, probe=side.probe, api_key=side.api_key))
+                examination = self._examine(side, url)
                 asyncio.run(run_workload(examination, self.workload, folder, url=url, label=side.name,
                                          seed=self.seed + number, api_key=side.api_key))
         except EngineError as error:
             raise type(error)(f"{side.name}: {error}") from error
         return read_run(folder)
+
+    def _examine(self, side: Side, url: str) -> Examination:
+        """What it is: asked of each process anew, so that all are asked alike before their load."""
+        if side.name not in self._examined:
+            found = asyncio.run(examine(url, dialect=side.dialect, probe=side.probe, api_key=side.api_key))
+            if not side.is_url:
+                return found
+            self._examined[side.name] = found
+        return self._examined[side.name]
 
     def _set_aside(self, invalid: list[str]) -> None:
         self.set_aside += invalid

@@ -58,5 +58,6 @@ def reuse_ratio(bench: Bench) -> Shown:
         again += sum(block in seen for block in ids)
         seen.update(ids)
     share = 100 * again / blocks
-    return Shown(f"{share:.1f} %", abs(share - 40) <= 2, "of the blocks that were seen before, in the whole public trace; "
+    return Shown(f"{share:.1f} %", abs(share - 40) <= 2, "of the blocks that were seen before, in the whole public "
+                                                         "trace; "
                  "theirs may cover more than was published")

@@ -214,7 +214,8 @@ def roofs(bench: Bench) -> Shown:
     decode = (median(_seconds(engine, prompt[:8], 65) for _ in range(3)) - 8 * prefill) / 64
     bandwidth, flops = _roofs()
     balance = flops / bandwidth
-    return Shown(f"decode {decode / prefill:.0f}x the time of a prompt's token; this CPU does {balance:.0f} FLOP in the "
+    return Shown(f"decode {decode / prefill:.0f}x the time of a prompt's token; this CPU does {balance:.0f} FLOP in "
+                 f"the "
                  "time of a byte, decode asks 0.5, a prompt of 900 450", decode > 2 * prefill and balance > 0.5,
                  "float32: 2 FLOP a weight of 4 bytes, shared by all tokens of a step; copy and matrix product in the "
                  "same run")

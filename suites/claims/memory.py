@@ -235,7 +235,8 @@ def swap_or_recompute(bench: Bench) -> Shown:
     even = [size for size, seconds in swap.items() if 0.5 <= recompute / seconds <= 2]
     told = ", ".join(f"{size}: {seconds * 1e3:.0f}" for size, seconds in swap.items())
     return Shown(f"recompute {recompute * 1e3:.0f} ms at every size; swap, ms, {told}; within a factor of 2 at {even}",
-                 most <= 1.2, f"a context of 512; recompute is constant, and up to {most:.1f}x of swap at large blocks: "
+                 most <= 1.2, f"a context of 512; recompute is constant, and up to {most:.1f}x of swap at large "
+                              f"blocks: "
                  "by data sheets the paper's bound does not hold for every context")
 
 

@@ -41,6 +41,10 @@ class Made:
     url: str = "http://127.0.0.1:8000"
     seed: int = 7
     started_at: str = "2026-01-02T03:04:05+00:00"
+    slower: float = 1.0     # every step takes so many times as long
+    version: str = "0.1.0"
+    cpu: str = "Example CPU"
+    digest: str = ""
 
 
 def write_run(folder: Path, made: Made) -> Path:
@@ -71,7 +75,7 @@ def _simulate(made: Made) -> tuple[list[RequestRecord], list[KVSample]]:
         while queue and _held(running, made) + _need(queue[0], made) <= CAPACITY_TOKENS:
             running.append(queue.pop(0))
             now += 0.00004 * running[-1].prompt_tokens
-        now += (0.004 + 0.0004 * len(running)) * float(rng.lognormal(0, 0.15))
+        now += made.slower * (0.004 + 0.0004 * len(running)) * float(rng.lognormal(0, 0.15))
         for record in list(running):
             record.token_times_s.append(now)
             record.token_choices.append(0)
@@ -144,11 +148,11 @@ def _manifest(made: Made, records: list[RequestRecord]) -> Manifest:
             prompt_tokens=UniformLaw(law="uniform", max=160), output_tokens=FixedLaw(law="fixed", tokens=64),
             arrivals=ClosedArrivals(kind="closed", users=made.users), num_requests=made.requests,
         ),
-        seed=made.seed,
-        engine=EngineRecord(dialect="reference", model="probe-tiny", max_context_tokens=512, version="0.1.0",
+        seed=made.seed, schedule_digest=made.digest,
+        engine=EngineRecord(dialect="reference", model="probe-tiny", max_context_tokens=512, version=made.version,
                             kv=kv if made.tells_memory else None, capabilities=["token_ids", "stream"]),
         probe_preset="tiny",
-        host=Host(cpu="Example CPU", cores=2, memory_bytes=8 << 30, platform="Linux", python="3.11.7"),
+        host=Host(cpu=made.cpu, cores=2, memory_bytes=8 << 30, platform="Linux", python="3.11.7"),
         versions={"pabench": "0.1.0", "numpy": "2.0.0"}, git_commit="0123abc", outcomes=outcomes, duration_s=end,
         window_s=(0.1 * end, 0.9 * end),
         client=ClientHealth(loop_lag_p50_ms=0.05, loop_lag_p99_ms=0.1, loop_lag_max_ms=0.2,

@@ -1,0 +1,57 @@
+"""Published claims: every row is shown or says why not, and the exact ones are exact."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import orjson
+import pytest
+
+from pabench.claims import DIFFERS, NOT_SHOWN, REPRODUCED, claims_markdown, load_claims, show_claims, write_claims
+from pabench.errors import UsageError
+
+EXACT = [claim.id for claim in load_claims() if claim.how == "exact" and not claim.trace]
+
+
+def test_every_row_has_what_shows_it_or_why_not() -> None:
+    claims = load_claims()
+    assert len({claim.id for claim in claims}) == len(claims) >= 40
+    assert all(bool(claim.show) == (claim.how != "none") and (claim.show or claim.why) for claim in claims)
+
+
+def test_the_worked_examples_are_exact() -> None:
+    results = {one.claim.id: one for one in show_claims(load_claims(EXACT))}
+    assert {name for name, one in results.items() if one.verdict != REPRODUCED} == {"kv-bytes"}
+    assert results["kv-bytes"].verdict == DIFFERS
+    assert results["three-requests"].ours == "5,288; 224 + 4 + 196 = 424"
+
+
+@pytest.mark.parametrize("name", ["fig2-max", "fig2-vllm", "chunk-cost", "fig19", "fig15-samples", "prefix-80",
+                                  "out-of-blocks", "kv-heads", "two-knobs", "radix-tree"])
+def test_rows_that_take_longer_run_at_a_small_scale(name: str) -> None:
+    (result,) = show_claims(load_claims([name]), scale=0.05)
+    assert result.verdict in (REPRODUCED, DIFFERS)
+    assert result.ours != "–"
+
+
+def test_a_trace_that_is_not_there_is_asked_for() -> None:
+    (result,) = show_claims(load_claims(["mooncake-lru"]))
+    assert (result.verdict, "--traces" in result.why) == (NOT_SHOWN, True)
+
+
+def test_table_and_file_hold_every_row(tmp_path: Path) -> None:
+    results = show_claims(load_claims(["kv-bytes", "jenga"]))
+    told = claims_markdown(results, "pabench claims")
+    assert "2 claims: 0 reproduced, 1 differs, 1 not shown, 0 ERROR." in told
+    write_claims(results, tmp_path / "claims.json")
+    assert [row["verdict"] for row in orjson.loads((tmp_path / "claims.json").read_bytes())["claims"]] == [
+        DIFFERS, NOT_SHOWN]
+
+
+def test_bad_input_is_said() -> None:
+    with pytest.raises(UsageError, match="unknown claim nothing"):
+        load_claims(["nothing"])
+    with pytest.raises(UsageError, match="the scale is 0"):
+        show_claims([], scale=0)
+    with pytest.raises(UsageError, match="no folder"):
+        show_claims([], traces=Path("nowhere"))

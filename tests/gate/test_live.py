@@ -1,0 +1,80 @@
+"""`pabench gate run` on stubs of known timing, from the command line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from pabench.engines import EngineProcess
+
+STUB = [sys.executable, "-m", "pabench", "stub", "--port", "{port}"]
+QUICK = ("--workload", "smoke", "--quiet", "--json")
+ALIKE = ("--ttft-ms", "40", "--itl-ms", "10")
+
+
+@pytest.fixture
+def stubs(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """URLs of stubs: two alike, one slower, one that errs."""
+    options = {"one": ALIKE, "two": ALIKE, "slow": ("--ttft-ms", "40", "--itl-ms", "12"),
+               "wrong": (*ALIKE, "--wrong-every", "25")}
+    with ExitStack() as running:
+        yield {name: running.enter_context(EngineProcess([*STUB, *more], url="http://127.0.0.1:{port}",
+                                                         log=tmp_path / f"{name}.log")).url
+               for name, more in options.items()}
+
+
+def gate(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "pabench", "gate", "run", *arguments], cwd=tmp_path,
+                          capture_output=True, text=True, timeout=120)
+
+
+def test_alike_passes_slower_fails_wrong_fails(tmp_path: Path, stubs: dict[str, str]) -> None:
+    same = gate(tmp_path, "--a", stubs["one"], "--b", stubs["two"], *QUICK, "--out", "same")
+    assert same.returncode == 0, same.stdout + same.stderr
+    assert json.loads(same.stdout)["outcome"] == "PASS"
+    slow = gate(tmp_path, "--a", stubs["one"], "--b", stubs["slow"], *QUICK, "--out", "slow")
+    assert slow.returncode == 1, slow.stdout + slow.stderr
+    (tpot,) = [each for each in json.loads(slow.stdout)["metrics"] if each["metric"] == "tpot_p50_ms"]
+    assert tpot["outcome"] == "worse"
+    assert 1.1 < tpot["ratio"] < 1.25
+    wrong = gate(tmp_path, "--a", stubs["one"], "--b", stubs["wrong"], *QUICK, "--out", "wrong")
+    assert wrong.returncode == 1
+    assert "wrong tokens" in json.loads(wrong.stdout)["failures"][0]
+    # Turns: A B, then B A; the same schedule for both of a pair.
+    starts = {(side, run.name): json.loads((run / "manifest.json").read_text())
+              for side in ("baseline", "candidate") for run in sorted((tmp_path / "same" / side).glob("00?-*"))}
+    first, second = ([starts[side, f"00{pair}-{pair}"]["started_at"] for side in ("baseline", "candidate")]
+                     for pair in (0, 1))
+    assert first[0] < first[1] < second[1] < second[0]
+    assert len({starts[side, "000-0"]["schedule_digest"] for side in ("baseline", "candidate")}) == 1
+    # What it measured can be judged again.
+    again = subprocess.run([sys.executable, "-m", "pabench", "gate", "--baseline", "slow/baseline", "--candidate",
+                            "slow/candidate"], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert again.returncode == 1, again.stderr
+
+
+def test_it_launches_engines_itself_and_cannot_decide_on_two_pairs(tmp_path: Path) -> None:
+    command = " ".join([*STUB, *ALIKE])
+    done = gate(tmp_path, "--a", command, "--b", command, *QUICK, "--max-pairs", "2", "--out", "out",
+                "--num-requests", "6", "--users", "2")
+    assert done.returncode in (0, 3), done.stderr
+    assert (tmp_path / "out" / "baseline" / "000-engine.log").exists()
+    assert (tmp_path / "out" / "gate.md").read_text().startswith("## pabench gate: ")
+
+
+@pytest.mark.parametrize(("arguments", "told"), [
+    (("--a", "python serve.py", "--b", "http://127.0.0.1:1"), "holds {port}"),
+    (("--a", "http://127.0.0.1:1", "--b", "http://127.0.0.1:1"), "baseline: "),
+    (("--a", "http://127.0.0.1:1", "--b", "http://127.0.0.1:1", "--max-pairs", "1"), "expected 2 or more"),
+    (("--a", "http://127.0.0.1:1", "--b", "http://127.0.0.1:1", "--profile", "huge"), "huge"),
+])
+def test_what_cannot_run_says_why_and_exits_2(tmp_path: Path, arguments: tuple[str, ...], told: str) -> None:
+    done = gate(tmp_path, *arguments, "--workload", "smoke")
+    assert done.returncode == 2
+    assert told in done.stderr

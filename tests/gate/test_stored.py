@@ -1,0 +1,132 @@
+"""The gate on runs from disk."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from xml.etree import ElementTree
+
+import orjson
+import pytest
+
+from pabench.conformance.verdicts import Outcome, Verdict
+from pabench.errors import UsageError
+from pabench.gate import judge_folders, load_policy
+from pabench.gate.words import decision_junit, decision_markdown, decision_table, write_decision
+from pabench.load.manifest import read_manifest
+from tests.report.synthetic import HOSTILE, Made, write_run, write_suite
+
+POLICY = load_policy()
+ENGINE = Made("engine", requests=24)
+
+
+def write_side(folder: Path, made: Made, seeds: range = range(6), minute: int = 0) -> Path:
+    for seed in seeds:
+        start = f"2026-01-02T03:{minute + 2 * seed:02}:00+00:00"
+        write_run(folder / f"{seed}", replace(made, seed=seed, started_at=start))
+    return folder
+
+
+def sides(tmp_path: Path, candidate: Made, seeds: range = range(6), baseline: Made = ENGINE) -> tuple[Path, Path]:
+    return (write_side(tmp_path / "baseline", baseline, seeds),
+            write_side(tmp_path / "candidate", candidate, seeds, minute=1))
+
+
+def test_alike_passes_and_slower_fails(tmp_path: Path) -> None:
+    base, same = sides(tmp_path, ENGINE)
+    slow = write_side(tmp_path / "slow", replace(ENGINE, slower=1.08), minute=1)
+    assert judge_folders(base, same, POLICY).outcome == "PASS"
+    found = judge_folders(base, slow, POLICY)
+    assert (found.outcome, found.exit_code) == ("REGRESSION", 1)
+    assert {each.metric for each in found.metrics if each.outcome == "worse"} >= {"tpot_p50_ms",
+                                                                                 "throughput_tokens_per_s"}
+
+
+def test_wrong_tokens_always_fail(tmp_path: Path) -> None:
+    base, wrong = sides(tmp_path, replace(ENGINE, wrong=1))
+    found = judge_folders(base, wrong, POLICY)
+    assert found.exit_code == 1
+    assert "2 wrong tokens in 1 answers" in found.failures[0]
+
+
+def test_more_errors_than_the_baseline_fail_and_as_many_do_not(tmp_path: Path) -> None:
+    base, worse = sides(tmp_path, replace(ENGINE, errors=("boom",)))
+    assert "6 of 144 requests ended in an error" in judge_folders(base, worse, POLICY).failures[0]
+    assert judge_folders(worse, worse, POLICY).failures == ()
+
+
+def test_a_new_conformance_failure_fails_and_an_old_one_does_not(tmp_path: Path) -> None:
+    base, same = sides(tmp_path, ENGINE)
+    failing = [Verdict("http/ring-exact", "", "MUST", Outcome.FAIL),
+               Verdict("http/usage-counts", "", "SHOULD", Outcome.FAIL)]
+    write_suite(same / "conformance", failing, exit_code=1)
+    assert judge_folders(base, same, POLICY).failures == (
+        "conformance: http/ring-exact is a FAIL, the baseline was not asked",)
+    write_suite(base / "conformance", failing, exit_code=1)
+    assert judge_folders(base, same, POLICY).outcome == "PASS"
+
+
+def test_invalid_runs_are_refused(tmp_path: Path) -> None:
+    base, same = sides(tmp_path, ENGINE)
+    manifest = read_manifest(same / "3")
+    manifest.client.cpu_share = 0.99
+    manifest.write(same / "3")
+    with pytest.raises(UsageError, match="INVALID, and a gate judges valid runs only: the client used 99%"):
+        judge_folders(base, same, POLICY)
+
+
+@pytest.mark.parametrize(("candidate", "told"), [
+    (replace(ENGINE, users=4), "carried different loads"),
+    (replace(ENGINE, requests=30), "not the same in all runs"),
+    (replace(ENGINE, cpu="Another CPU"), "different machines"),
+    (replace(ENGINE, digest="other"), "sent different requests"),
+])
+def test_like_is_compared_with_like(tmp_path: Path, candidate: Made, told: str) -> None:
+    with pytest.raises(UsageError, match=told):
+        judge_folders(*sides(tmp_path, candidate, range(2)), POLICY)
+
+
+def test_one_run_a_side_cannot_tell_and_says_so(tmp_path: Path) -> None:
+    found = judge_folders(*sides(tmp_path, replace(ENGINE, slower=2.0), range(1)), POLICY)
+    assert (found.outcome, found.exit_code, found.more) == ("INCONCLUSIVE", 3, 3)
+
+
+def test_runs_that_took_no_turns_are_noted(tmp_path: Path) -> None:
+    base = write_side(tmp_path / "base", ENGINE)
+    later = write_side(tmp_path / "later", ENGINE, minute=40)
+    assert "not interleaved" in judge_folders(base, later, POLICY).notes[0]
+
+
+def test_other_seeds_are_compared_without_pairs(tmp_path: Path) -> None:
+    base = write_side(tmp_path / "base", ENGINE, range(8))
+    other = write_side(tmp_path / "other", ENGINE, range(10, 18))
+    found = judge_folders(base, other, POLICY)
+    assert found.outcome in ("PASS", "INCONCLUSIVE")
+    assert found.metrics[0].count == 8
+
+
+def test_every_form_says_the_same(tmp_path: Path) -> None:
+    found = judge_folders(*sides(tmp_path, replace(ENGINE, slower=1.08)), POLICY)
+    write_decision(found, tmp_path)
+    told = orjson.loads((tmp_path / "gate.json").read_bytes())
+    assert (told["outcome"], told["exit_code"]) == ("REGRESSION", 1)
+    markdown = (tmp_path / "gate.md").read_text()
+    assert markdown.startswith("## pabench gate: REGRESSION")
+    assert "Worse: " in markdown
+    suite = ElementTree.fromstring((tmp_path / "junit.xml").read_bytes())
+    failed = [case.get("name") for case in suite if case.find("failure") is not None]
+    assert failed == [each.metric for each in found.metrics if each.outcome == "worse"]
+    assert suite.get("failures") == str(len(failed))
+    assert decision_table(found).row_count == len(found.metrics)
+
+
+def test_hostile_failures_are_shown_and_not_followed(tmp_path: Path) -> None:
+    base, same = sides(tmp_path, ENGINE, range(2))
+    manifest = read_manifest(same / "1")
+    manifest.status, manifest.failure = "failed", HOSTILE + "\x1b[2J|"
+    manifest.write(same / "1")
+    found = judge_folders(base, same, POLICY)
+    markdown = decision_markdown(found)
+    assert "<img" not in markdown
+    assert "\x1b" not in markdown
+    assert ElementTree.fromstring(decision_junit(found)).get("failures") == "1"
