@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 from xml.etree import ElementTree
 
 import orjson
@@ -32,15 +31,8 @@ def write_decision(decision: Decision, folder: Path) -> None:
 def decision_json(decision: Decision) -> bytes:
     """All of it; an interval's infinite end is null."""
     return orjson.dumps({"schema_version": 1, "exit_code": decision.exit_code, "more_pairs": decision.more,
+                         "advice": advice(decision),
                          **asdict(decision)}, option=orjson.OPT_INDENT_2)
-
-
-def read_decision(path: Path) -> dict[str, Any]:
-    """A gate.json as written. Raises ValueError when it is none."""
-    told = orjson.loads(path.read_bytes())
-    if not isinstance(told, dict) or told.get("schema_version") != 1:
-        raise ValueError(f"{path} is no decision of a gate, or of another version")
-    return told
 
 
 def decision_table(decision: Decision) -> Table:

@@ -13,7 +13,11 @@
     showSendToCloud: false,
     showEditInChartStudio: false,
     plotlyServerURL: "",
-    modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d", "zoomIn2d", "zoomOut2d"],
+    modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d", "zoomIn2d", "zoomOut2d", "toImage"],
+    modeBarButtonsToAdd: ["png", "svg"].map((format) => ({
+      name: format, title: `Download as ${format.toUpperCase()}`, icon: Plotly.Icons[format === "png" ? "camera" : "disk"],
+      click: (place) => Plotly.downloadImage(place, { format, filename: `pabench-${place.id}`, scale: format === "png" ? 2 : 1 }),
+    })),
   };
 
   const css = (name) => getComputedStyle(root).getPropertyValue(name).trim();
@@ -100,6 +104,38 @@
     document.querySelectorAll(`[data-pane^="${group}-"]`).forEach((div) => { div.hidden = div.dataset.pane !== pane; });
     return drawAll();
   }
+
+  // A column of numbers starts with the largest, one of words with the first; what is not told stays last.
+  function sortBy(table, column, head) {
+    const up = head.ariaSort === "descending" || (head.ariaSort === "none" && !head.classList.contains("number"));
+    table.querySelectorAll("thead th").forEach((each) => { each.ariaSort = "none"; });
+    head.ariaSort = up ? "ascending" : "descending";
+    const value = (row) => {
+      const cell = row.cells[column];
+      if (!head.classList.contains("number")) return cell.textContent.trim();
+      return "value" in cell.dataset ? Number(cell.dataset.value) : null;
+    };
+    const order = (a, b) => {
+      if (a === null || b === null) return (a === null) - (b === null);
+      return (up ? 1 : -1) * (typeof a === "number" ? a - b : a.localeCompare(b));
+    };
+    const rows = [...table.tBodies[0].rows];
+    rows.map((row) => [value(row), row]).sort(([a], [b]) => order(a, b)).forEach(([, row]) => table.tBodies[0].append(row));
+  }
+
+  document.querySelectorAll("table:not(.flip)").forEach((table) => {
+    if (table.tBodies[0].rows.length < 2) return;
+    table.querySelectorAll("thead th").forEach((head, column) => {
+      const button = document.createElement("button");
+      button.type = "button";
+      button.className = "sort";
+      button.title = "Sort by this column";
+      button.append(...head.childNodes);
+      head.append(button);
+      head.ariaSort = "none";
+      button.addEventListener("click", () => sortBy(table, column, head));
+    });
+  });
 
   document.getElementById("theme").addEventListener("click", () => {
     setTheme(themes[(themes.indexOf(root.dataset.choice) + 1) % themes.length], true);

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import orjson
 
 from pabench.analysis import find_runs, load_run, summarise
 from pabench.conformance import Results, load_results
@@ -13,6 +16,16 @@ from pabench.report.blocks import BlockTraces
 from pabench.report.groups import RunData, SuiteData
 
 VERDICTS_FILE = "verdicts.jsonl"
+GATE_FILE = "gate.json"
+CLAIMS_FILE = "claims.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """A file that the gate or the claims wrote. `place`: its folder, as the report names it."""
+
+    place: str
+    found: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +34,8 @@ class Sources:
 
     runs: tuple[RunData, ...]
     suites: tuple[SuiteData, ...]
+    decisions: tuple[Told, ...]
+    claims: tuple[Told, ...]
     problems: tuple[str, ...]
 
 
@@ -41,7 +56,25 @@ def read_sources(dirs: Sequence[Path]) -> Sources:
             f"nothing to report on below {where}: expected run folders (manifest.json) or conformance results "
             f"({VERDICTS_FILE}){why}"
         )
-    return Sources(tuple(data for _, data in runs), tuple(suites), tuple(problems))
+    decisions, claims = (tuple(_read_told(dirs, name, problems)) for name in (GATE_FILE, CLAIMS_FILE))
+    return Sources(tuple(data for _, data in runs), tuple(suites), decisions, claims, tuple(problems))
+
+
+def _read_told(dirs: Sequence[Path], name: str, problems: list[str]) -> Iterator[Told]:
+    """Files of our own, called `name`, below the folders: JSON objects of the version that is written now."""
+    for top in dirs:
+        for path in sorted(top.rglob(name)):
+            try:
+                yield Told(_place(path.parent, top), _object(path))
+            except (OSError, ValueError) as error:
+                problems.append(f"{_place(path, top)}: {error}")
+
+
+def _object(path: Path) -> dict[str, Any]:
+    told = orjson.loads(path.read_bytes())
+    if not isinstance(told, dict) or told.get("schema_version") != 1:
+        raise ValueError("not of schema version 1, which this pabench reads: make it again")
+    return told
 
 
 def _read_runs(dirs: Sequence[Path], problems: list[str]) -> list[tuple[Path, RunData]]:

@@ -10,6 +10,7 @@ import pabench
 from pabench.report.conditions import conditions
 from pabench.report.feel_figures import feel_figures
 from pabench.report.figures import Figure
+from pabench.report.findings import GateView, claims_table, gate_view
 from pabench.report.groups import Engine, Group, sort_engines, sort_groups
 from pabench.report.headline import Tile, memory_sentence, sentences, tiles
 from pabench.report.load_figures import load_figures
@@ -65,6 +66,8 @@ class Page:
     wrong_answers: tuple[WrongAnswers, ...]
     unverified: tuple[str, ...]     # engines whose answers no oracle checked
     unchecked: tuple[str, ...]      # engines without a conformance result
+    gates: tuple[GateView, ...]
+    claims: Table | None
     same: Table | None
     differing: Table | None
     problems: tuple[str, ...]
@@ -95,6 +98,8 @@ def make_page(sources: Sources) -> Page:
         wrong_answers=tuple(wrong_answers(engines)),
         unverified=tuple(e.name for e in engines if all(r.summary.verified_tokens is None for r in e.runs)),
         unchecked=tuple(e.name for e in engines if not e.suites),
+        gates=tuple(gate_view(found, number) for number, found in enumerate(sources.decisions)),
+        claims=claims_table(sources.claims),
         same=same,
         differing=differing,
         problems=tuple(visible(problem) for problem in sources.problems),

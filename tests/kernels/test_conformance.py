@@ -19,7 +19,9 @@ THOUSAND = {"attention": ["kernel/equals-dense"],
             "memory": ["kernel/cache-write-injective", "kernel/block-copy-exact", "kernel/merge-equals-dense"]}
 
 
-@pytest.mark.parametrize("impl", ["paged-torch", "paged-numba", "paged-triton"])
+# In Triton's interpreter it takes long: with the thousand cases, then.
+@pytest.mark.parametrize("impl", ["paged-torch", "paged-numba",
+                                  pytest.param("paged-triton", marks=pytest.mark.thousand)])
 def test_a_backend_conforms(impl: str, tmp_path: Path) -> None:
     _conforms(impl, "smoke", SMOKE, tmp_path / "out")
 

@@ -11,7 +11,16 @@ from typing import Any
 import pytest
 
 from pabench.report import write_report
-from tests.report.synthetic import HOSTILE, Made, failing_rows, passing_rows, write_run, write_suite, write_trace
+from tests.report.synthetic import (
+    HOSTILE,
+    Made,
+    failing_rows,
+    passing_rows,
+    write_findings,
+    write_run,
+    write_suite,
+    write_trace,
+)
 
 
 @pytest.fixture(scope="session")
@@ -25,6 +34,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_trace(top / f"paged/u{users:02}/load.blocks.jsonl", reserve_blocks=0)
         write_trace(top / f"contiguous/u{users:02}/load.blocks.jsonl", reserve_blocks=32)
     write_run(top / "silent/u08", Made("silent engine", requests=40, tells_memory=False, chunk=4, status="interrupted"))
+    write_findings(top / "paged")
     write_suite(top / "paged/conformance", passing_rows())
     write_suite(top / "contiguous/conformance", failing_rows(), exit_code=1)
     return top
@@ -46,6 +56,7 @@ def hostile_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_run(top / "a", made)
     write_run(top / "b", Made("=cmd|' /C calc'!A0", requests=24, reserve_tokens=512, workload=HOSTILE))
     write_trace(top / "a/load.blocks.jsonl", reserve_blocks=0, seq=HOSTILE)
+    write_findings(top / "a", HOSTILE)
     write_suite(top / "a/conformance", failing_rows(HOSTILE), exit_code=1, engine={"dialect": HOSTILE})
     out = top / "report.html"
     write_report([top], out)

@@ -8,8 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
+from pabench.analysis.sides import Samples
+from pabench.claims import Claim, Result, write_claims
 from pabench.conformance.results import SPEC_VERSION, Header, ResultsWriter
 from pabench.conformance.verdicts import Outcome, Verdict
+from pabench.gate import Policy, decide
+from pabench.gate.words import write_decision
 from pabench.load.manifest import ClientHealth, EngineRecord, Host, KVGeometry, Manifest
 from pabench.load.records import OUTCOMES, RequestRecord, write_requests, write_telemetry
 from pabench.load.workload import ClosedArrivals, FixedLaw, UniformLaw, Workload
@@ -188,6 +192,19 @@ def write_trace(path: Path, *, reserve_blocks: int, seq: object = 3, end: str | 
         lines.append({"end": end, "step": 12, "s": 60.0})
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     return path
+
+
+def write_findings(folder: Path, text: str = "sharegpt-mini, 8 users") -> None:
+    """A gate's decision and a table of claims. `text` is what an engine, or a file, supplied."""
+    pairs = dict.fromkeys(("tpot_p50_ms", "itl_p99_ms"), (8.0, 10.0, 9.0, 11.0, 10.5, 9.5))
+    samples = [Samples(text, name, values, tuple(1.2 * value for value in values), paired=True)
+               for name, values in pairs.items()]
+    policy = Policy.model_validate({"metric": {"tpot_p50_ms": {"worse_by": 0.05}}})
+    write_decision(decide(samples, policy, notes=[text]), folder)
+    claims = [Claim(id="one", claim=text, source="a paper", published="2x", how="exact", show="module:function"),
+              Claim(id="two", claim="another", source="a paper", published="3x", how="none", why=text)]
+    write_claims([Result(claims[0], "reproduced", text, ""), Result(claims[1], "not shown", "–", text)],
+                 folder / "claims.json")
 
 
 def write_suite(folder: Path, rows: list[Verdict], *, exit_code: int = 0, url: str = "http://127.0.0.1:8000",

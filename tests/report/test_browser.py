@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 
 from pabench.analysis import load_run, summarise
 from tests.report.synthetic import HOSTILE
 
-SECTIONS = ("verdicts", "comparison", "load", "feel", "memory", "correctness", "method")
+SECTIONS = ("verdicts", "comparison", "load", "feel", "memory", "correctness", "claims", "method")
 
 
 @dataclass
@@ -207,3 +208,53 @@ def test_a_block_map_is_unrolled_and_follows_the_theme(seen: Seen) -> None:
     seen.page.wait_for_timeout(500)
     assert seen.page.evaluate(look)[3] != before[3]
     assert not seen.complaints
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_to_complain_about(browser: Any, report: Path, scheme: str) -> None:
+    for seen in open_report(browser, report, color_scheme=scheme, bypass_csp=True):  # axe is a script of its own
+        found = Axe().run(seen.page, options={"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice"]})
+        told = [f"{one['id']}: {one['help']}: {[node['target'] for node in one['nodes']][:4]}"
+                for one in found.response["violations"]]
+        assert told == []
+
+
+def test_tables_are_sorted_by_keyboard_and_mouse(seen: Seen) -> None:
+    table = seen.page.locator("table:not(.flip):has(thead th.number .sort)").first
+    head = table.locator("thead th.number").first
+    column = head.evaluate("th => th.cellIndex")
+
+    def values() -> list[float]:
+        found: list[float] = table.evaluate(
+            "(t, c) => [...t.tBodies[0].rows].map(r => r.cells[c].dataset.value).filter(v => v).map(Number)", column)
+        return found
+
+    before = sorted(values())
+    head.locator(".sort").focus()
+    seen.page.keyboard.press("Enter")
+    assert head.get_attribute("aria-sort") == "descending"
+    assert values() == before[::-1]
+    head.locator(".sort").click()
+    assert head.get_attribute("aria-sort") == "ascending"
+    assert values() == before
+    words = table.locator("thead th:not(.number)").first
+    words.locator(".sort").click()
+    assert (words.get_attribute("aria-sort"), head.get_attribute("aria-sort")) == ("ascending", "none")
+
+
+@pytest.mark.parametrize(("title", "start"), [("Download as PNG", b"\x89PNG"), ("Download as SVG", b"<svg")])
+def test_a_figure_can_be_taken_away(seen: Seen, title: str, start: bytes) -> None:
+    plot = seen.page.locator(".plot").first
+    plot.scroll_into_view_if_needed()
+    plot.hover()
+    with seen.page.expect_download() as download:
+        plot.locator(f'[data-title="{title}"]').click()
+    assert Path(download.value.path()).read_bytes().startswith(start)
+    assert seen.complaints == []
+
+
+def test_a_gate_and_claims_are_shown(shared: Seen) -> None:
+    gate = shared.page.locator(".gate")
+    assert "REGRESSION" in gate.inner_text()
+    assert "Worse: tpot_p50_ms +20.0 %" in gate.inner_text()
+    assert shared.page.locator("#claims-table tbody tr").count() == 2
