@@ -20,7 +20,8 @@ def judge(
     manifest: Manifest, requests: pd.DataFrame, *, ttft: Samples, intended: Samples, itl: Samples
 ) -> Validity:
     """The verdict on a run, from its manifest, its requests and its raw latencies in ms (without NaN)."""
-    reasons = [*_incomplete(manifest, requests), *_late(manifest, ttft, intended, itl)]
+    reasons = [*_incomplete(manifest, requests), *_late(manifest, ttft, intended, itl),
+               *_miscalibrated(manifest, ttft, itl)]
     client = manifest.client
     if client.cpu_share is not None and client.cpu_share > MAX_CPU_SHARE:
         reasons.append(f"the client used {client.cpu_share:.0%} of a core: spread the load over several clients")
@@ -61,6 +62,17 @@ def _late(manifest: Manifest, ttft: Samples, intended: Samples, itl: Samples) ->
             late = abs(np.quantile(intended, quantile) - np.quantile(ttft, quantile))
             reasons += _unless_small("late sending", "TTFT from the intended start", intended, quantile, float(late))
     return reasons
+
+
+def _miscalibrated(manifest: Manifest, ttft: Samples, itl: Samples) -> list[str]:
+    """Quantiles smaller than the client's error against the stub allows, where it was calibrated."""
+    found = manifest.calibration
+    if found is None:
+        return []
+    cause = f"against the stub ({found.streams} streams, a token each {found.itl_ms:.1f} ms) the error"
+    return [*_unless_small(cause, "TTFT", ttft, 0.5, found.arrival_p50_ms),
+            *_unless_small(cause, "TTFT", ttft, 0.99, found.arrival_p99_ms),
+            *_unless_small(cause, "ITL", itl, 0.99, found.gap_p99_ms)]
 
 
 def moved_by_lag(samples: Samples, lag_percentiles: Samples, quantile: float, *, ends: int) -> float:

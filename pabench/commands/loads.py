@@ -40,6 +40,9 @@ def run(
     num_requests: NumRequests = None,
     duration_s: Annotated[float | None, typer.Option(help="Stop sending after this many seconds.")] = None,
     seed: LoadSeed = 0,
+    calibrate: Annotated[bool, typer.Option(
+        "--calibrate", help="Afterwards, measure the client's own error against the stub, at as many streams.",
+    )] = False,
     dialect: DialectName = None, probe: ProbeName = None, api_key_env: KeyVariable = None,
     as_json: AsJson = False, quiet: Quiet = False,
 ) -> None:
@@ -49,6 +52,7 @@ def run(
 
     Example: pabench run --url http://127.0.0.1:8000 --workload sharegpt-mini --users 16
     """
+    from pabench.calibration import calibrate_run
     from pabench.load import load_workload, run_workload
     from pabench.terminal.live import live_load
     from pabench.terminal.runs import show_run
@@ -64,6 +68,8 @@ def run(
             manifest = asyncio.run(run_workload(
                 examination, plan, folder, url=url, label=name, seed=seed, progress=progress, api_key=key,
             ))
+        if calibrate and manifest.failure is None:
+            calibrate_run(folder)
     finally:
         if (folder / "requests.parquet").exists():  # an interrupted run has results too
             show_run(folder, as_json=as_json)
@@ -182,6 +188,26 @@ def capacity(
     finally:
         if tried:  # a search that was broken off has found something too
             show_capacity(conclusion(tried), slo, folder, as_json=as_json)
+
+
+@app.command()
+def calibrate(
+    streams: Annotated[str, typer.Option(help="Numbers of streams to try, e.g. 1,16,64.")] = "1,4,16,64,256",
+    itl_ms: Annotated[float, typer.Option(help="Gap between a stream's tokens, as the stub makes it.")] = 10.0,
+    duration_s: Annotated[float, typer.Option(help="Length of each try, seconds.")] = 4.0,
+    as_json: AsJson = False,
+) -> None:
+    """Measure the client's own error on this machine: what it notes as a token's arrival, against the stub's stamps.
+
+    Example: pabench calibrate --streams 1,64,512 --itl-ms 20
+    """
+    from pabench.load.calibrate import calibrate as measure
+    from pabench.terminal.runs import show_calibration
+
+    tried = [number.strip() for number in streams.split(",")]
+    if not all(number.isdigit() and int(number) for number in tried):
+        raise UsageError(f"--streams is {streams!r}, expected whole numbers above 0 with commas between them")
+    show_calibration([measure(int(number), itl_ms=itl_ms, duration_s=duration_s) for number in tried], as_json=as_json)
 
 
 @app.command()

@@ -79,6 +79,17 @@ class ClientHealth(_Part):
     scrapes: int = 0
 
 
+class Calibration(_Part):
+    """The client's own error against the stub, at the run's number of streams and rate. "
+      "`load.calibrate.ClientError`."""
+
+    streams: int
+    itl_ms: float
+    arrival_p50_ms: float
+    arrival_p99_ms: float
+    gap_p99_ms: float
+
+
 class Manifest(_Part):
     """See the module. `status`: "running" is a run that is going on, or that was killed."""
 
@@ -102,6 +113,7 @@ class Manifest(_Part):
     duration_s: float | None = None        # from the start to the end of the last request
     window_s: tuple[float, float] | None = None  # the steady window, seconds from the start
     client: ClientHealth = Field(default_factory=ClientHealth)
+    calibration: Calibration | None = None  # None: the client was not calibrated for this run
     notes: list[str] = Field(default_factory=list)  # what a reader must know: clipped lengths, usage that disagrees
 
     @property

@@ -12,10 +12,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from pabench.analysis import RunSummary, comparison_table, load_run, summarise, throughput_table
-from pabench.analysis.tables import knee
+from pabench.analysis.tables import UNKNOWN, knee
 from pabench.bench import EngineResult
 from pabench.capacity import SLO, Capacity, Tried
 from pabench.engines.cleaning import WHOLE, clean
+from pabench.load.calibrate import ClientError
 from pabench.report import write_report
 
 
@@ -103,3 +104,20 @@ def finish_bench(results: Sequence[EngineResult], folder: Path, *, as_json: bool
         out.print(f"{escape(clean(result.label))}: {escape(clean(result.verdict, WHOLE))}")
     if num_runs:
         out.print(f"all {num_runs} runs: {folder / 'report.html'}")
+
+
+def show_calibration(found: Sequence[ClientError], *, as_json: bool) -> None:
+    """The client's own error by streams, on stdout."""
+    if as_json:
+        print(orjson.dumps([asdict(each) | {"tokens_per_s": each.tokens_per_s} for each in found]).decode())
+        return
+    table = Table(title=f"The client's own error, a token each {found[0].itl_ms:g} ms a stream; ms",
+                  title_justify="left")
+    for name in ("streams", "tokens/s", "arrival p50", "p99", "max", "gap p99", "CPU", "loop lag p99"):
+        table.add_column(name, justify="right")
+    for each in found:
+        cpu, lag = each.cpu_share, each.lag_p99_ms
+        table.add_row(str(each.streams), f"{each.tokens_per_s:,.0f}", f"{each.arrival_p50_ms:.2f}",
+                      f"{each.arrival_p99_ms:.2f}", f"{each.arrival_max_ms:.2f}", f"{each.gap_p99_ms:.2f}",
+                      UNKNOWN if cpu is None else f"{cpu:.0%}", UNKNOWN if lag is None else f"{lag:.2f}")
+    Console(highlight=False).print(table)

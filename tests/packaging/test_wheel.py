@@ -60,6 +60,7 @@ def test_nothing_else_lands_at_top_level(wheel: Path) -> None:
     tops = {name.split("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"pabench", "reference_engine", "paged_kernels"}
     for needed in ("pabench/suites/requirements.toml", "pabench/suites/bugs.toml", "pabench/suites/bench/demo.toml",
+                   "pabench/suites/gate.toml", "pabench/suites/claims/claims.toml", "pabench/suites/claims/memory.py",
                    "pabench/workloads/sharegpt-mini.toml", "pabench/report/template.html.j2"):
         assert needed in names
     assert not [name for name in names if re.search(r"(__pycache__|\.pyc$|^tests/)", name)]
@@ -72,7 +73,7 @@ def test_every_promised_command_works_without_torch(empty_env: Path, stub: str, 
     helped = pabench(empty_env, "--help", cwd=tmp_path)
     assert helped.returncode == 0
     for command in ("probe", "serve", "simulate", "stub", "doctor", "conform", "replay", "mutants", "matrix", "run",
-                    "report", "bench"):
+                    "report", "bench", "gate", "compare", "results", "history", "claims", "calibrate"):
         assert command in helped.stdout
 
     built = pabench(empty_env, "probe", "build", "--preset", "tiny", "--out", "probe", cwd=tmp_path)
@@ -100,8 +101,13 @@ def test_every_promised_command_works_without_torch(empty_env: Path, stub: str, 
     assert set_beside.returncode == 0, set_beside.stderr
     assert "http/ring-exact" in (tmp_path / "matrix.html").read_text()
 
+    judged = pabench(empty_env, "gate", "--baseline", "run", "--candidate", "run", "--json", cwd=tmp_path)
+    assert judged.returncode in (2, 3), judged.stderr  # one run tells nothing; on a busy machine it is INVALID
+    for command in (("results", "list", "run"), ("results", "export", "run", "--format", "vllm"), ("history", "run")):
+        assert pabench(empty_env, *command, cwd=tmp_path).returncode == 0, command
+
     for command in (("serve", "--model", "probe"), ("simulate", "--synthetic", "exp:9", "exp:9", "--limit", "5"),
-                    ("mutants",)):
+                    ("mutants",), ("claims",)):
         refused = pabench(empty_env, *command, cwd=tmp_path)
         assert refused.returncode == 2
         assert "pabench[engine]" in refused.stderr

@@ -1,0 +1,40 @@
+"""After a run: how far the client errs at that run's own number of streams and rate of tokens, noted in its "
+  "manifest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from pabench.analysis import load_run
+from pabench.analysis.latency import itl_ms
+from pabench.errors import UsageError
+from pabench.load.calibrate import ClientError, calibrate
+from pabench.load.manifest import Calibration
+
+_DURATION_S = 4.0
+_SHORTEST_ITL_MS = 1.0
+
+
+def calibrate_run(folder: Path) -> ClientError:
+    """Measure and note. Raises UsageError when no request of the run came back with a second token."""
+    run = load_run(folder)
+    gaps = itl_ms(run.requests)
+    if len(gaps) == 0:
+        raise UsageError(f"{folder} has no gap between tokens to calibrate for: no answer was streamed")
+    found = calibrate(peak_streams(run.requests), itl_ms=max(_SHORTEST_ITL_MS, float(np.median(gaps))),
+                      duration_s=_DURATION_S)
+    run.manifest.calibration = Calibration(
+        streams=found.streams, itl_ms=found.itl_ms, arrival_p50_ms=found.arrival_p50_ms,
+        arrival_p99_ms=found.arrival_p99_ms, gap_p99_ms=found.gap_p99_ms)
+    run.manifest.write(folder)
+    return found
+
+
+def peak_streams(requests: pd.DataFrame) -> int:
+    """Requests in flight at once, at most."""
+    sent = requests.dropna(subset=["sent_s", "end_s"])
+    steps = sorted([(time_s, 1) for time_s in sent["sent_s"]] + [(time_s, -1) for time_s in sent["end_s"]])
+    return int(np.cumsum([step for _, step in steps]).max()) if steps else 0

@@ -1,0 +1,123 @@
+"""The client's own error: what it notes as a token's arrival, against when the stub wrote it, on this host's one clock.
+
+The stub stamps each chunk with the moment of its writing. The rest of the chain is that of a run: schedule, client,
+journal, lag watch. What is left is the kernel's loopback and the client; the stub's own lateness is not in it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+
+import aiohttp
+import numpy as np
+from numpy.typing import NDArray
+
+from pabench.engines import EngineProcess
+from pabench.engines import dialect as find_dialect
+from pabench.engines.base import EngineFacts
+from pabench.errors import EngineError, UsageError
+from pabench.load.client import Exchange, LoadClient, prepare
+from pabench.load.journal import Journal
+from pabench.load.measure import Measurement, no_collections
+from pabench.load.schedule import plan
+from pabench.load.workload import Workload, parse_workload
+from pabench.telemetry.scrape import Scraper
+
+TTFT_MS = 50.0
+_STAMP = re.compile(rb'"pabench_sent_ns":\s*(\d+)')
+_FACTS = EngineFacts("openai", "stub", 65536, capabilities=frozenset({"stream", "usage", "ignore_eos"}))
+
+
+@dataclass(frozen=True, slots=True)
+class ClientError:
+    """At one number of streams. Errors in milliseconds: of a token's arrival, of the gap between two."""
+
+    streams: int
+    itl_ms: float              # as the stub was told
+    seconds: float
+    num_tokens: int
+    arrival_p50_ms: float
+    arrival_p99_ms: float
+    arrival_max_ms: float
+    gap_p99_ms: float          # of the absolute error
+    cpu_share: float | None    # of one core
+    lag_p99_ms: float | None   # what the run itself would have known
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Delivered."""
+        return self.num_tokens / self.seconds
+
+
+def calibrate(streams: int, *, itl_ms: float = 10.0, duration_s: float = 5.0) -> ClientError:
+    """Run `streams` users against a stub in a process of its own. Raises UsageError and EngineError."""
+    if streams < 1 or not itl_ms > 0 or not duration_s > 0:
+        raise UsageError(f"a calibration needs streams, a gap between tokens and a duration above 0: got {streams}, "
+                         f"{itl_ms:g} ms, {duration_s:g} s")
+    command = [sys.executable, "-m", "pabench", "stub", "--ttft-ms", str(TTFT_MS), "--itl-ms", str(itl_ms), "--port",
+               "{port}"]
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "stub.log"
+        with EngineProcess(command, url="http://127.0.0.1:{port}", log=log) as stub:
+            return asyncio.run(_measure(stub.url, streams, itl_ms, duration_s, Path(folder)))
+
+
+def _load(streams: int, itl_ms: float, duration_s: float) -> Workload:
+    """So many users that each get one answer that lasts."""
+    tokens = max(2, round((duration_s * 1e3 - TTFT_MS) / itl_ms))
+    return parse_workload({
+        "name": "calibration", "description": "One long answer a stream.", "prompt": "text", "num_requests": streams,
+        "prompt_tokens": {"law": "fixed", "tokens": 8}, "output_tokens": {"law": "fixed", "tokens": tokens},
+        "arrivals": {"kind": "closed", "users": streams}, "timeout_s": 10 * duration_s + 30, "warmup_requests": 0,
+    }, "calibration")
+
+
+async def _measure(url: str, streams: int, itl_ms: float, duration_s: float, folder: Path) -> ClientError:
+    load = _load(streams, itl_ms, duration_s)
+    schedule, speech = plan(load, 0, _FACTS, None, "calibration"), find_dialect("openai")
+    prepared = [prepare(request, speech, "stub") for request in schedule.requests]
+    async with LoadClient(url, timeout_s=load.timeout_s) as client, aiohttp.ClientSession() as scraping:
+        journal = Journal(folder)
+        run = Measurement(url, load, schedule, prepared, client, Scraper(scraping, url, speech), journal)
+        try:
+            with no_collections():
+                await run.run(None)
+        finally:
+            journal.close()
+    exchanges = list(run.exchanges.values())
+    failed = [exchange for exchange in exchanges if exchange.fault is not None or exchange.status != 200]
+    if failed:
+        why = failed[0].fault_text or failed[0].fault or f"HTTP {failed[0].status}"
+        raise EngineError(f"{len(failed)} of {len(exchanges)} streams of the calibration broke: {why}")
+    health = run.lag.health([], scrapes=0, failed_scrapes=0)
+    end_s = max(exchange.end_s or 0.0 for exchange in exchanges)
+    return _error(exchanges, streams, itl_ms, end_s - run.start_s, health.cpu_share, health.loop_lag_p99_ms)
+
+
+def _error(
+    exchanges: Sequence[Exchange], streams: int, itl_ms: float, seconds: float, cpu_share: float | None,
+    lag_p99_ms: float | None,
+) -> ClientError:
+    pairs = [arrivals(exchange) for exchange in exchanges]
+    late = np.concatenate([seen - sent for seen, sent in pairs]) * 1e3
+    gaps = np.concatenate([np.diff(seen) - np.diff(sent) for seen, sent in pairs]) * 1e3
+    p50, p99 = np.quantile(late, [0.5, 0.99])
+    return ClientError(streams, itl_ms, seconds, len(late), float(p50), float(p99), float(late.max()),
+                       float(np.quantile(np.abs(gaps), 0.99)), cpu_share, lag_p99_ms)
+
+
+def arrivals(exchange: Exchange) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(noted as arrived, stamped as written) of each chunk with a stamp, seconds. A chunk has come with its last "
+      "byte."""
+    ends = np.asarray(list(accumulate(map(len, exchange.pieces))))
+    found = list(_STAMP.finditer(b"".join(exchange.pieces)))
+    pieces = np.searchsorted(ends, [match.end() for match in found])
+    seen = np.asarray(exchange.times_s, dtype=np.float64)[pieces]
+    return seen, np.asarray([int(match[1]) for match in found], dtype=np.float64) / 1e9

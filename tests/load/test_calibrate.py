@@ -1,0 +1,66 @@
+"""The client's own error, against the stub's stamps."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from pabench.analysis import load_run, summarise
+from pabench.calibration import calibrate_run, peak_streams
+from pabench.errors import UsageError
+from pabench.load import run_workload
+from pabench.load.calibrate import arrivals, calibrate
+from pabench.load.client import Exchange
+from pabench.load.manifest import Calibration, read_manifest
+from pabench.stub import StubOptions, StubServer
+from tests.load.support import Examined, workload
+
+
+def test_a_few_streams_are_read_to_a_few_milliseconds() -> None:
+    found = calibrate(4, itl_ms=10.0, duration_s=1.0)
+    assert found.num_tokens == 4 * 96  # and the chunk that ends it
+    assert 0 < found.arrival_p50_ms <= found.arrival_p99_ms <= found.arrival_max_ms
+    assert found.arrival_p50_ms < 5
+    assert found.tokens_per_s == pytest.approx(400, rel=0.3)
+
+
+def test_an_event_has_come_with_its_last_byte() -> None:
+    exchange = Exchange(0, 0.0)
+    exchange.pieces = [b'data: {"pabench_sent_ns": 100', b'0000000}\n\ndata: {"pabench_sent_ns": 2000000000}\n\n']
+    exchange.times_s = [1.5, 2.5]
+    seen, sent = arrivals(exchange)
+    assert (seen.tolist(), sent.tolist()) == ([2.5, 2.5], [1.0, 2.0])
+
+
+def test_a_run_that_is_calibrated_says_so_and_is_judged_by_it(tmp_path: Path) -> None:
+    async def go() -> None:
+        async with StubServer(StubOptions(ttft_ms=20.0, itl_ms=5.0)) as server:
+            await run_workload(Examined(), workload(num_requests=12), tmp_path / "run", url=server.url, label="stub")
+
+    asyncio.run(go())
+    found = calibrate_run(tmp_path / "run")
+    noted = read_manifest(tmp_path / "run").calibration
+    assert noted is not None
+    assert (noted.streams, noted.arrival_p99_ms) == (2, found.arrival_p99_ms)
+    manifest = read_manifest(tmp_path / "run")
+    manifest.calibration = Calibration(streams=2, itl_ms=5.0, arrival_p50_ms=9.0, arrival_p99_ms=99.0, gap_p99_ms=0.1)
+    manifest.write(tmp_path / "run")
+    reasons = summarise(load_run(tmp_path / "run")).validity.reasons
+    assert sum("against the stub" in reason for reason in reasons) == 2
+
+
+def test_streams_at_once_are_counted(tmp_path: Path) -> None:
+    async def go() -> None:
+        async with StubServer(StubOptions(ttft_ms=5.0, itl_ms=1.0)) as server:
+            await run_workload(Examined(), workload(arrivals={"kind": "closed", "users": 3}), tmp_path / "run",
+                               url=server.url, label="stub")
+
+    asyncio.run(go())
+    assert peak_streams(load_run(tmp_path / "run").requests) == 3
+
+
+def test_bad_input_is_said() -> None:
+    with pytest.raises(UsageError, match="got 0, 10 ms"):
+        calibrate(0)
