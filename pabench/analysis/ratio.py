@@ -2,6 +2,9 @@
 
 The sample is a run, not a request: requests of one run share a process, a cache and a minute of the machine, so they
 are no evidence of how runs differ. Logarithms make a ratio a difference, and slow-downs and speed-ups alike.
+
+Means are trimmed by a fifth at either end, and their errors are those of Yuen (1974): a run in which the machine did
+something else is one of the extremes, and neither moves the mean nor blows up the error. From five runs on, that is.
 """
 
 from __future__ import annotations
@@ -11,14 +14,19 @@ from dataclasses import dataclass
 from math import exp, inf, sqrt
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import stats
 
 from pabench.errors import UsageError
 
+_TRIMMED = 0.2  # at either end
+
 
 @dataclass(frozen=True, slots=True)
 class LogRatio:
-    """ln(other / one) as Student's t has it: `mean`, standard error `error`, `freedom` degrees. `count` samples."""
+    """ln(other / one) as Student's t has it: trimmed `mean`, its standard error `error`, `freedom` degrees. `count`
+    samples.
+    """
 
     mean: float
     error: float
@@ -27,7 +35,7 @@ class LogRatio:
 
     @property
     def ratio(self) -> float:
-        """Of the geometric means."""
+        """Of the (trimmed) geometric means."""
         return exp(self.mean)
 
     def p_above(self, bound: float = 0.0) -> float:
@@ -61,24 +69,34 @@ def paired_ratio(one: Sequence[float], other: Sequence[float]) -> LogRatio:
     """Of runs that belong together, two by two: what both of a pair share, as the minute they ran in, cancels."""
     if len(one) != len(other) or len(one) == 0:
         raise UsageError(f"pairs need as many runs on both sides, and some: got {len(one)} and {len(other)}")
-    steps = np.log(other) - np.log(one)
-    error = float(np.std(steps, ddof=1)) / sqrt(len(steps)) if len(steps) > 1 else inf
-    return LogRatio(float(np.mean(steps)), error, len(steps) - 1, len(steps))
+    mean, variance, kept = _trimmed(np.log(other) - np.log(one))
+    return LogRatio(mean, sqrt(variance), kept - 1, len(one))
 
 
 def unpaired_ratio(one: Sequence[float], other: Sequence[float]) -> LogRatio:
-    """Of runs without partners: Welch's t, so the sides need not vary alike."""
+    """Of runs without partners: Welch's t as Yuen has it, so the sides need not vary alike."""
     if len(one) == 0 or len(other) == 0:
         raise UsageError(f"a ratio needs runs on both sides: got {len(one)} and {len(other)}")
-    first, second = np.log(one), np.log(other)
-    mean, count = float(second.mean() - first.mean()), min(len(first), len(second))
+    first, second = _trimmed(np.log(one)), _trimmed(np.log(other))
+    mean, count = second[0] - first[0], min(len(one), len(other))
     if count < 2:
         return LogRatio(mean, inf, 0, count)
-    parts = [float(np.var(side, ddof=1)) / len(side) for side in (first, second)]
-    total = sum(parts)
-    spread = sum(part**2 / (len(side) - 1) for part, side in zip(parts, (first, second), strict=True))
-    freedom = total**2 / spread if spread > 0 else len(first) + len(second) - 2
+    total = first[1] + second[1]
+    spread = sum(variance**2 / (kept - 1) for _, variance, kept in (first, second))
+    freedom = total**2 / spread if spread > 0 else first[2] + second[2] - 2
     return LogRatio(mean, sqrt(total), freedom, count)
+
+
+def _trimmed(values: NDArray[np.float64]) -> tuple[float, float, int]:
+    """Trimmed mean, its variance from the winsorised values (infinite for one value), and how many were kept."""
+    ordered = np.sort(values)
+    n, cut = len(ordered), int(_TRIMMED * len(ordered))
+    core = ordered[cut : n - cut]
+    kept = len(core)
+    if kept < 2:
+        return float(core.mean()), inf, kept
+    winsorised = np.clip(ordered, core[0], core[-1])
+    return float(core.mean()), float(np.var(winsorised, ddof=1)) * (n - 1) / (kept * (kept - 1)), kept
 
 
 def geometric_mean(values: Sequence[float]) -> float:

@@ -35,6 +35,16 @@ def test_95_of_100_intervals_hold_the_truth(paired: bool) -> None:
     assert 930 <= inside <= 970
 
 
+def test_a_hiccup_of_the_machine_neither_moves_nor_blurs() -> None:
+    rng = np.random.default_rng(0)
+    one, other = (np.exp(rng.normal(mean, 0.01, 8)) for mean in (0.0, np.log(1.05)))
+    calm = paired_ratio(one, other)
+    other[3] *= 3
+    shaken = paired_ratio(one, other)
+    assert shaken.ratio == pytest.approx(calm.ratio, rel=0.01)
+    assert shaken.error < 2 * calm.error
+
+
 def test_one_run_a_side_tells_nothing() -> None:
     for ratio in (paired_ratio([1.0], [9.0]), unpaired_ratio([1.0], [9.0])):
         assert ratio.ratio == pytest.approx(9.0)
