@@ -34,6 +34,7 @@ from pabench.load.sharing import (
     put_before,
     take_turns,
 )
+from pabench.load.traced import Leads, draw_leads
 from pabench.load.workload import LengthLaw, TraceLaw, Workload
 from pabench.probe import Codec, Fork, ProbeSpec, Ring
 from pabench.traces import Trace, read_trace
@@ -95,9 +96,13 @@ def plan(workload: Workload, seed: int, facts: EngineFacts, spec: ProbeSpec | No
     prompt_tokens, output_tokens, num_clipped = draw_lengths(
         workload, lengths, len(turns), facts.max_context_tokens, trace)
     users = share_out(workload.arrivals, output_tokens)
-    prompts, isolation = _draw_prompts(workload, spec, prompts_of, prompt_tokens, users, prefixes)
+    leads = draw_leads(workload, spec, trace, prompt_tokens, seed)
+    own_tokens = prompt_tokens if leads is None else leads.own_tokens(prompt_tokens)
+    prompts, isolation = _draw_prompts(workload, spec, prompts_of, own_tokens, users, prefixes or leads)
     if prefixes is not None:
         prompts = put_before(prefixes, sharing, prompts)
+    if leads is not None:
+        prompts = leads.before(prompts)
     firsts = [Turn(at, 0, prompt, tokens + prefix_length(workload), output)
               for at, (prompt, tokens, output) in enumerate(zip(prompts, prompt_tokens, output_tokens, strict=True))]
     limit = _limit(workload, facts.max_context_tokens)
@@ -232,16 +237,16 @@ def share_out(arrivals: Arrivals, output_tokens: Sequence[int]) -> list[int] | N
 
 def _draw_prompts(
     workload: Workload, spec: ProbeSpec | None, rng: np.random.Generator, prompt_tokens: list[int],
-    users: list[int] | None, prefixes: Prefixes | None = None,
+    users: list[int] | None, shared: Prefixes | Leads | None = None,
 ) -> tuple[Sequence[Prompt], Isolation]:
     if workload.prompt == "text" or spec is None:
         return draw_texts(spec, rng, prompt_tokens), "none"
     if workload.prompt == "fork":
         forks = draw_fork_prompts(spec, rng, prompt_tokens, users)
         return forks, told_apart(spec, len(forks), users, disjoint=False)
-    own_ids = None if prefixes is None else prefixes.own_ids
+    own_ids = None if shared is None else shared.own_ids
     rings, disjoint = draw_probe_prompts(spec, rng, prompt_tokens, users, own_ids)
-    if prefixes is not None:  # who shares a prefix shares its salt
+    if shared is not None:  # who shares a prefix shares its salt
         return rings, "tokens" if disjoint else "chance"
     return rings, told_apart(spec, len(rings), users, disjoint)
 

@@ -138,7 +138,8 @@ class Workload(_Strict):
 
     `prompt`: "probe" (rings, every answer verified), "fork" (for n samples of one prompt, verified), "text" (random
     words, any model, nothing verified). `trace` is a file of requests that `pabench.traces` reads, for lengths of law
-    "trace" and arrivals of kind "trace"; a relative path counts from the workload's file. With a `session` arrivals
+    "trace" and arrivals of kind "trace"; a relative path counts from the workload's file. Prompts as long as the
+    trace's share what its hash ids say. With a `session` arrivals
     are those of sessions, and `num_requests` counts all their turns. `cancel_share` of the
     requests are cut off by the client after `cancel_after_tokens` tokens. `duration_s` ends the sending; what is in
     flight is waited for.
@@ -180,6 +181,10 @@ class Workload(_Strict):
             raise ValueError(f"{', '.join(traced)} of a trace, and no trace: name its file in `trace`")
         if self.trace is not None and not traced:
             raise ValueError("a trace, and nothing taken from it: give lengths of law, or arrivals of kind, \"trace\"")
+        if self.shared_prefix is not None and isinstance(self.prompt_tokens, TraceLaw):
+            raise ValueError("a shared_prefix and prompts of a trace, which says itself what they share: use one")
+        if self.prompt == "fork" and isinstance(self.prompt_tokens, TraceLaw):
+            raise ValueError('prompts of a trace with prompt "fork", which shares nothing: use "probe" or "text"')
         chained = [name for name in ("shared_prefix", "session") if getattr(self, name) is not None]
         if chained and self.prompt == "fork":
             raise ValueError(f"{', '.join(chained)} with prompt \"fork\", which shares nothing: use \"probe\" or "
