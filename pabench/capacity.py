@@ -15,6 +15,7 @@ from statistics import NormalDist
 
 import pandas as pd
 
+from pabench.analysis.slo import SLO, answer_gaps, in_time
 from pabench.analysis.validity import MAX_CPU_SHARE
 from pabench.errors import UsageError
 from pabench.load.manifest import ClientHealth
@@ -22,29 +23,6 @@ from pabench.load.manifest import ClientHealth
 _CLIENT_SHARE = 0.05  # of the SLO's bound, that the client may be late
 
 Measure = Callable[[float, int], "Attained"]  # rate in requests/s, number of the try -> what came of it
-
-
-@dataclass(frozen=True, slots=True)
-class SLO:
-    """What in time means. Milliseconds; None: not asked. TTFT counts from the intended start."""
-
-    ttft_ms: float | None = None
-    tpot_ms: float | None = None
-    share: float = 0.9
-
-    def __post_init__(self) -> None:
-        if self.ttft_ms is None and self.tpot_ms is None:
-            raise UsageError("an SLO needs a bound: give --ttft-ms, --tpot-ms or both")
-        bounds = [bound for bound in (self.ttft_ms, self.tpot_ms) if bound is not None]
-        if min(bounds) <= 0 or not 0 < self.share < 1:
-            raise UsageError(f"an SLO has bounds above 0 and a share inside 0..1: got {bounds} ms, share {self.share}")
-
-    @property
-    def text(self) -> str:
-        """In words."""
-        bounds = {"TTFT": self.ttft_ms, "TPOT": self.tpot_ms}
-        told = " and ".join(f"{name} <= {ms:g} ms" for name, ms in bounds.items() if ms is not None)
-        return f"{self.share:.0%} of requests with {told}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,23 +140,9 @@ def _try(measure: Measure, rate: float, slo: SLO, tries: int, confidence: float)
 
 
 def attained_in(requests: pd.DataFrame, slo: SLO) -> Attained:
-    """Requests of a run (columns of REQUEST_SCHEMA) that were in time; whatever was not answered rightly was not.
-
-    Those that the client cut off as planned, or never sent, are not counted. An answer of one token has no TPOT.
-    """
-    counted = requests[(requests["outcome"] != "unsent") & (requests["error_kind"] != "planned")]
-    good = counted["outcome"] == "ok"
-    if slo.ttft_ms is not None:
-        good &= (counted["first_s"] - counted["intended_s"]) * 1000 <= slo.ttft_ms
-    if slo.tpot_ms is not None:
-        good &= (counted["last_s"] - counted["first_s"]) / _gaps(counted) * 1000 <= slo.tpot_ms
-    return Attained(int(good.sum()), len(counted))
-
-
-def _gaps(requests: pd.DataFrame) -> pd.Series:
-    """Gaps between the tokens of each request's answer, of one of its n; 1 at least."""
-    gaps: pd.Series = (requests["stream_tokens"] / requests["n"] - 1).clip(lower=1)
-    return gaps
+    """Requests of a run (columns of REQUEST_SCHEMA) that were in time; see `in_time`."""
+    found = in_time(requests, slo)
+    return Attained(int(found.sum()), len(found))
 
 
 def too_slow(client: ClientHealth, requests: pd.DataFrame, slo: SLO) -> str | None:
@@ -189,7 +153,7 @@ def too_slow(client: ClientHealth, requests: pd.DataFrame, slo: SLO) -> str | No
     """
     bounds = [] if slo.ttft_ms is None else [slo.ttft_ms]
     if slo.tpot_ms is not None:
-        bounds.append(slo.tpot_ms * float(_gaps(requests).median()))
+        bounds.append(slo.tpot_ms * float(answer_gaps(requests).median()))
     allowed = max(_CLIENT_SHARE * min(bounds), 1.0)
     for name, late_ms in (("sends", client.lateness_p99_ms), ("sees answers", client.loop_lag_p99_ms)):
         if late_ms is not None and late_ms > allowed:

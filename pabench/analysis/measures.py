@@ -12,8 +12,8 @@ _LATENCIES = {
 _STATISTICS = ("mean", "p50", "p90", "p99")
 _QUANTILES = {f"{name}_{statistic}_ms": (field, statistic)
               for name, field in _LATENCIES.items() for statistic in _STATISTICS}
-_RATES = ("throughput_tokens_per_s", "verified_tokens_per_s", "request_rate_per_s", "effective_utilisation",
-          "prefix_hit_rate")
+_RATES = ("throughput_tokens_per_s", "verified_tokens_per_s", "request_rate_per_s", "goodput_per_s",
+          "effective_utilisation", "prefix_hit_rate")
 MEASURES: tuple[str, ...] = (*_RATES, *_QUANTILES)
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from pabench.analysis import kv, latency
 from pabench.analysis.runs import Run
+from pabench.analysis.slo import SLO, in_time
 from pabench.analysis.stats import mean_or_none, quantiles
 from pabench.analysis.summary import RunSummary
 from pabench.analysis.validity import judge
@@ -29,8 +30,20 @@ def summarise(run: Run) -> RunSummary:
         status="interrupted" if manifest.status == "running" else manifest.status,
         outcomes=dict(manifest.outcomes), duration_s=duration_s, window_s=window,
         **_throughput(requests, window), **_latencies(run), **_cache(run, window),
-        diagnoses=_diagnoses(requests),
+        diagnoses=_diagnoses(requests), **_goodput(run, window),
     )
+
+
+def _goodput(run: Run, window: tuple[float, float]) -> dict[str, Any]:
+    """What was in time; nothing where the workload has no SLO."""
+    bounds = run.manifest.workload.slo
+    if bounds is None:
+        return {}
+    slo = SLO(bounds.ttft_ms, bounds.tpot_ms)
+    good = in_time(run.requests, slo)
+    ended = run.requests.loc[good.index[good], "end_s"].between(*window)
+    return {"slo": slo.bounds_text, "in_time_share": float(good.mean()) if len(good) else None,
+            "goodput_per_s": _per_s(int(ended.sum()), window[1] - window[0])}
 
 
 def _throughput(requests: pd.DataFrame, window: tuple[float, float]) -> dict[str, Any]:

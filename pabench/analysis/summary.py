@@ -75,3 +75,6 @@ class RunSummary:
     waste: WasteSplit | None
     validity: Validity
     diagnoses: tuple[str, ...] = field(default=())  # first few texts of wrong answers: hostile, escape
+    slo: str | None = None                # what in time means, in words
+    in_time_share: float | None = None    # of the requests, 0..1
+    goodput_per_s: float | None = None    # requests in time that ended inside the window

@@ -44,6 +44,8 @@ def comparison_table(summaries: Sequence[RunSummary], title: str | None = None) 
     for one in summaries:
         table.add_column(Text(f"{clean(one.label)}\n{clean(one.load)}"), justify="right", overflow="fold")
     for name, show in _ROWS:
+        if name.startswith("goodput") and all(one.goodput_per_s is None for one in summaries):
+            continue  # no run here has an SLO
         table.add_row(name, *(show(one) for one in summaries))
     return table
 
@@ -105,6 +107,12 @@ def _held(one: RunSummary) -> Text:
     return Text(f"{one.mean_running:.1f} ({one.peak_running:.0f})")
 
 
+def _goodput(one: RunSummary) -> Text:
+    if one.goodput_per_s is None or one.in_time_share is None:
+        return Text(UNKNOWN)
+    return Text(f"{one.goodput_per_s:,.2f} ({one.in_time_share:.0%})")
+
+
 def _verified(one: RunSummary) -> Text:
     if one.verified_tokens is None:
         return Text(UNKNOWN)
@@ -126,6 +134,7 @@ _ROWS: tuple[tuple[str, Callable[[RunSummary], Text]], ...] = (
     ("sequences held, mean (peak)", _held),
     ("output tokens/s", lambda one: _number(one.throughput_tokens_per_s, "{:,.0f}")),
     ("verified tokens/s", lambda one: _number(one.verified_tokens_per_s, "{:,.0f}")),
+    ("goodput, requests/s (in time)", lambda one: _goodput(one)),
     ("TTFT p50 / p99, ms", lambda one: _pair(one.ttft_ms)),
     ("TPOT p50 / p99, ms", lambda one: _pair(one.tpot_ms)),
     ("KV blocks in use, mean", lambda one: _number(one.kv_usage_mean, "{:.0%}")),

@@ -28,6 +28,9 @@ from pabench.errors import EXIT_NOT_CONFORMING, EXIT_OK, PabenchError, UsageErro
 
 app = typer.Typer()
 
+TtftBound = Annotated[float | None, typer.Option("--ttft-ms", help="In time: first token, from the intended start.")]
+TpotBound = Annotated[float | None, typer.Option("--tpot-ms", help="In time: mean gap between an answer's tokens.")]
+
 
 @app.command()
 def run(
@@ -39,6 +42,9 @@ def run(
     rate: Annotated[float | None, typer.Option(help="Open loop at this many requests a second.")] = None,
     num_requests: NumRequests = None,
     duration_s: Annotated[float | None, typer.Option(help="Stop sending after this many seconds.")] = None,
+    ttft_ms: TtftBound = None, tpot_ms: TpotBound = None,
+    window: Annotated[str | None, typer.Option(help="Take throughput from these seconds, e.g. 5,25, and not from the "
+                                                    "steady window that is found.")] = None,
     seed: LoadSeed = 0,
     calibrate: Annotated[bool, typer.Option(
         "--calibrate", help="Afterwards, measure the client's own error against the stub, at as many streams.",
@@ -57,7 +63,8 @@ def run(
     from pabench.terminal.live import live_load
     from pabench.terminal.runs import show_run
 
-    plan = load_workload(workload, users=users, rate_per_s=rate, num_requests=num_requests, duration_s=duration_s)
+    plan = load_workload(workload, users=users, rate_per_s=rate, num_requests=num_requests, duration_s=duration_s,
+                         slo=_bounds(ttft_ms, tpot_ms), window_s=_window(window))
     key = api_key_in(api_key_env)
     folder = out or new_folder(plan.name)
     require_new(folder)
@@ -86,6 +93,7 @@ def sweep(
     rates: Annotated[str | None, typer.Option(help="Open loops at so many requests a second each, e.g. 1,2,4.")] = None,
     num_requests: NumRequests = None,
     duration_s: Annotated[float | None, typer.Option(help="Stop sending after this many seconds in each run.")] = None,
+    ttft_ms: TtftBound = None, tpot_ms: TpotBound = None,
     out: Annotated[Path | None, typer.Option(help="New folder (results/<time>-sweep by default).")] = None,
     label: Label = None,
     seed: LoadSeed = 0,
@@ -104,7 +112,8 @@ def sweep(
     from pabench.terminal.live import live_load
     from pabench.terminal.runs import show_sweep
 
-    plans = [load_workload(workload, num_requests=num_requests, duration_s=duration_s, **load)
+    plans = [load_workload(workload, num_requests=num_requests, duration_s=duration_s, slo=_bounds(ttft_ms, tpot_ms),
+                           **load)
              for load in sweep_loads(users, rates)]
     key, folder, silent = api_key_in(api_key_env), out or new_folder("sweep"), quiet or as_json
     require_new(folder)
@@ -130,8 +139,7 @@ def sweep(
 def capacity(
     url: Url,
     workload: WorkloadName,
-    ttft_ms: Annotated[float | None, typer.Option(help="In time: first token, from the intended start.")] = None,
-    tpot_ms: Annotated[float | None, typer.Option(help="In time: mean gap between an answer's tokens.")] = None,
+    ttft_ms: TtftBound = None, tpot_ms: TpotBound = None,
     share: Annotated[float, typer.Option(help="So many of the requests have to be in time.")] = 0.9,
     from_rate: Annotated[float, typer.Option(help="Lowest rate to try, requests a second.")] = 0.5,
     to_rate: Annotated[float, typer.Option(help="Highest rate to try.")] = 1024.0,
@@ -148,7 +156,8 @@ def capacity(
     Example: pabench capacity --url http://127.0.0.1:8000 --workload poisson --ttft-ms 500 --tpot-ms 50
     """
     from pabench.analysis import load_run
-    from pabench.capacity import SLO, Attained, Tried, attained_in, conclusion, search_capacity, too_slow
+    from pabench.analysis.slo import SLO
+    from pabench.capacity import Attained, Tried, attained_in, conclusion, search_capacity, too_slow
     from pabench.load import load_workload, run_workload
     from pabench.terminal.live import console, live_load
     from pabench.terminal.runs import show_capacity, tried_text
@@ -248,3 +257,20 @@ def bench(
     finally:
         finish_bench(results, folder, as_json=as_json)
     raise SystemExit(max(result.exit_code for result in results))
+
+
+def _bounds(ttft_ms: float | None, tpot_ms: float | None) -> dict[str, float] | None:
+    """An SLO as a workload's field; None where none was given."""
+    given = {name: ms for name, ms in (("ttft_ms", ttft_ms), ("tpot_ms", tpot_ms)) if ms is not None}
+    return given or None
+
+
+def _window(text: str | None) -> list[float] | None:
+    """Two numbers with a comma between them."""
+    if text is None:
+        return None
+    try:
+        start, end = (float(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"--window is {text!r}, expected start and end in seconds, e.g. 5,25") from None
+    return [start, end]

@@ -220,7 +220,7 @@ def _write_run(
     """Tables first, the manifest last: a manifest that says "complete" has its tables."""
     manifest.outcomes = count_outcomes(records)
     manifest.duration_s = max((r.end_s for r in records if r.end_s is not None), default=0.0)
-    manifest.window_s = steady_window(records)
+    manifest.window_s = manifest.workload.window_s or steady_window(records)
     manifest.notes += _settling_notes(records)
     if manifest.status == "running":
         manifest.status = "complete"

@@ -131,6 +131,19 @@ class Session(_Strict):
     think_s: float = Field(default=0.0, ge=0)
 
 
+class Bounds(_Strict):
+    """When an answer is in time: TTFT from the intended start, TPOT; milliseconds, one of them at least."""
+
+    ttft_ms: float | None = Field(default=None, gt=0)
+    tpot_ms: float | None = Field(default=None, gt=0)
+
+    @model_validator(mode="after")
+    def _some(self) -> Bounds:
+        if self.ttft_ms is None and self.tpot_ms is None:
+            raise ValueError("give ttft_ms, tpot_ms or both")
+        return self
+
+
 class Workload(_Strict):
     """One workload. Lengths are drawn, multiplied by `scale`, clipped by their law, then to `max_total_tokens`.
 
@@ -142,7 +155,8 @@ class Workload(_Strict):
     trace's share what its hash ids say. With a `session` arrivals
     are those of sessions, and `num_requests` counts all their turns. `cancel_share` of the
     requests are cut off by the client after `cancel_after_tokens` tokens. `duration_s` ends the sending; what is in
-    flight is waited for.
+    flight is waited for. Goodput counts what is inside the `slo`. `window_s` (start, end) takes the place of the steady
+    window that is found.
     """
 
     name: str = Field(min_length=1)
@@ -166,6 +180,8 @@ class Workload(_Strict):
     cancel_share: float = Field(default=0.0, ge=0, le=1)
     cancel_after_tokens: int = Field(default=8, ge=1)
     warmup_requests: int | None = Field(default=None, ge=0)
+    slo: Bounds | None = None
+    window_s: tuple[float, float] | None = None
     seed: int = Field(default=0, ge=0)
 
     @model_validator(mode="after")
@@ -175,6 +191,9 @@ class Workload(_Strict):
             raise ValueError("give num_requests, or duration_s, or both")
         if self.num_requests is None and isinstance(self.arrivals, ClosedArrivals):
             raise ValueError("closed arrivals need num_requests (an upper bound; duration_s can end the run earlier)")
+        if self.window_s is not None and not 0 <= self.window_s[0] < self.window_s[1]:
+            raise ValueError(f"window_s is {list(self.window_s)}, expected a start from 0 on and a later end, in "
+                             f"seconds")
         traced = [name for name in ("prompt_tokens", "output_tokens", "arrivals")
                   if "trace" in (getattr(getattr(self, name), "law", ""), getattr(getattr(self, name), "kind", ""))]
         if traced and self.trace is None:

@@ -66,6 +66,8 @@ _MEASURES = (
              "sequences held at once", lambda s: s.mean_running, count, peak=True),
     _Measure("Throughput", "as much with", "{best} reaches {factor} the throughput of {worst}",
              "throughput", useful_throughput, lambda v: f"{number(v)} tokens/s", peak=True),
+    _Measure("Goodput", "as much with", "{best} has {factor} the goodput of {worst}",
+             "goodput", lambda s: s.goodput_per_s, lambda v: f"{number(v)} requests/s", peak=True),
     _Measure("TTFT p99", "shorter with", "{best} has a {factor} shorter p99 time to first token than {worst}",
              "p99 time to first token", _quantile("ttft_ms", "p99"), _ms, False),
     _Measure("TPOT p50", "shorter with", "{best} has a {factor} shorter p50 time per output token than {worst}",

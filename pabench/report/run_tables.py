@@ -44,6 +44,7 @@ def key_table(engines: Sequence[Engine]) -> Table:
         _plain("peak_running", "Sequences held, most", "", count),
         _plain("throughput_tokens_per_s", "Throughput", "tokens/s"),
         _plain("verified_tokens_per_s", "Verified", "tokens/s"),
+        *([_plain("goodput_per_s", "Goodput", "requests/s")] if _has_slo(engines) else []),
         _of_quantiles("ttft_ms", "TTFT", "ttft", "p50"),
         _of_quantiles("ttft_ms", "TTFT", "ttft", "p99"),
         _of_quantiles("tpot_ms", "TPOT", "tpot", "p50"),
@@ -56,6 +57,10 @@ def key_table(engines: Sequence[Engine]) -> Table:
     return _runs_table("runs", "Runs at a glance", engines, figures)
 
 
+def _has_slo(engines: Sequence[Engine]) -> bool:
+    return any(run.summary.slo is not None for engine in engines for run in engine.runs)
+
+
 def all_table(engines: Sequence[Engine]) -> Table:
     """Every figure of every run. Shown with runs as columns."""
     figures = [
@@ -66,6 +71,8 @@ def all_table(engines: Sequence[Engine]) -> Table:
         _plain("request_rate_per_s", "Requests completed", "1/s"),
         _plain("throughput_tokens_per_s", "Throughput", "tokens/s"),
         _plain("verified_tokens_per_s", "Verified throughput", "tokens/s"),
+        _plain("goodput_per_s", "Goodput", "requests/s"),
+        _plain("in_time_share", "Requests in time", "%", percent),
         _plain("output_tokens", "Output tokens", "", count),
         _plain("verified_tokens", "Verified tokens", "", count),
         _plain("wrong_tokens", "Wrong tokens", "", count),
@@ -123,7 +130,7 @@ def _valid(summary: RunSummary) -> Cell:
 
 def _plain(field: str, title: str, unit: str, show: Show = number) -> _Figure:
     """A field of the summary. Shares are 0..1 in the CSV, as their key says, and per cent on the page."""
-    key = f"{field}_share" if unit == "%" else field
+    key = f"{field}_share" if unit == "%" and not field.endswith("_share") else field
     return _Figure(Column(key, title, unit), lambda s: _float(getattr(s, field)), show)
 
 

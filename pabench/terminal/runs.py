@@ -12,9 +12,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from pabench.analysis import RunSummary, comparison_table, load_run, summarise, throughput_table
+from pabench.analysis.slo import SLO
 from pabench.analysis.tables import UNKNOWN, knee
 from pabench.bench import EngineResult
-from pabench.capacity import SLO, Capacity, Tried
+from pabench.capacity import Capacity, Tried
 from pabench.engines.cleaning import WHOLE, clean
 from pabench.load.calibrate import ClientError
 from pabench.report import write_report

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 from rich.console import Console
 
-from pabench.analysis import Run, WasteSplit, comparison_frame, comparison_table, find_runs, summarise
+from pabench.analysis import Run, RunSummary, WasteSplit, comparison_frame, comparison_table, find_runs, summarise
 from pabench.analysis.kv import live_tokens
 from pabench.analysis.tables import knee
 from pabench.analysis.validity import moved_by_lag
@@ -262,3 +262,19 @@ def test_the_knee_is_where_throughput_over_latency_is_highest() -> None:
     assert best is not None
     assert best.load == "4 users"
     assert knee([replace(base, e2e_ms=None)]) is None
+
+
+def test_goodput_counts_what_was_in_time_and_right() -> None:
+    # A: TTFT 110 ms from the intended start, B: 220; C is wrong and D an error, so never in time.
+    records = [A, B, C, D]
+    run = made(records, window_s=(0.0, 0.5))
+    slow = replace_slo(run, {"ttft_ms": 150.0})
+    assert (slow.goodput_per_s, slow.in_time_share, slow.slo) == (2.0, 0.25, "TTFT <= 150 ms")
+    both = replace_slo(run, {"ttft_ms": 300.0, "tpot_ms": 90.0})  # A has a TPOT of 100 ms, B one of 67
+    assert (both.goodput_per_s, both.in_time_share) == (2.0, 0.25)
+    assert summarise(run).goodput_per_s is None
+
+
+def replace_slo(run: Run, slo: dict[str, float]) -> RunSummary:
+    changed = run.manifest.model_copy(update={"workload": workload(num_requests=4, slo=slo)})
+    return summarise(replace(run, manifest=changed))

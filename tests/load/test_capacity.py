@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pabench.capacity import SLO, Attained, Capacity, attained_in, search_capacity, too_slow
+from pabench.analysis.slo import SLO
+from pabench.capacity import Attained, Capacity, attained_in, search_capacity, too_slow
 from pabench.errors import UsageError
 from pabench.load.manifest import ClientHealth
 

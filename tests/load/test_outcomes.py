@@ -302,3 +302,8 @@ def test_warm_up_requests_are_sent_first_and_are_not_in_the_results(tmp_path: Pa
     assert ["warm" in str(name) for name in ids] == [True] * 3 + [False] * 4
     assert len(run.requests) == 4
     assert sorted(map(str, ids[3:])) == sorted(run.requests["request_id"])
+
+
+def test_a_window_that_was_given_takes_the_place_of_the_one_found(tmp_path: Path) -> None:
+    found = against_stub(tmp_path / "run", workload(window_s=(0.01, 0.05)), ttft_ms=5.0, itl_ms=2.0)
+    assert found.manifest.window_s == (0.01, 0.05)

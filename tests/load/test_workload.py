@@ -33,6 +33,9 @@ def test_unknown_workload_lists_the_known_ones() -> None:
     ({"users": 2, "rate_per_s": 1.0}, "rate_per_s and users exclude each other"),
     ({"temperature": 1.0}, "verified under greedy decoding"),
     ({"prompt": "fork"}, 'prompt "fork" needs temperature > 0'),
+    ({"slo": {}}, "slo: give ttft_ms, tpot_ms or both"),
+    ({"slo": {"ttft_ms": 0}}, "slo.ttft_ms: .*got 0"),
+    ({"window_s": [5.0, 5.0]}, r"window_s is \[5.0, 5.0\], expected a start"),
 ])
 def test_bad_fields_are_named_in_one_line(overrides: dict[str, object], message: str) -> None:
     with pytest.raises(UsageError, match=message) as caught:
