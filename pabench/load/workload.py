@@ -181,7 +181,7 @@ class Workload(_Strict):
     cancel_after_tokens: int = Field(default=8, ge=1)
     warmup_requests: int | None = Field(default=None, ge=0)
     slo: Bounds | None = None
-    window_s: tuple[float, float] | None = None
+    window_s: tuple[float, float] | None = Field(default=None, strict=False)
     seed: int = Field(default=0, ge=0)
 
     @model_validator(mode="after")
