@@ -4,6 +4,7 @@
       baseline/conformance/  candidate/conformance/     verdicts, when a profile was asked
       baseline/000-SEED/     candidate/000-SEED/        one run folder a turn; both of a pair have one seed
       baseline/000-engine.log                           what a launched engine wrote
+      set-aside/                                        pairs with an INVALID run, which are not judged
       gate.json  gate.md  junit.xml
 
 The order is ABBA: what drifts evenly over a pair of pairs meets both sides alike. An engine that is launched is
@@ -34,7 +35,7 @@ from pabench.gate.policy import Policy
 from pabench.load import Workload, run_workload
 
 BASELINE, CANDIDATE = "baseline", "candidate"
-SIDES = (BASELINE, CANDIDATE)
+SET_ASIDE = "set-aside"
 _MAX_INVALID = 0.5  # pairs set aside, of the pairs that were to be judged first
 
 
@@ -119,7 +120,7 @@ class GateRun:
         if failures:
             return failures
         if invalid:
-            self._set_aside(invalid)
+            self._set_aside(invalid, [run.summary.path for run in found.values()])
             return []
         for at, run in found.items():
             self.runs[at].append(run)
@@ -151,7 +152,12 @@ class GateRun:
             self._examined[side.name] = found
         return self._examined[side.name]
 
-    def _set_aside(self, invalid: list[str]) -> None:
+    def _set_aside(self, invalid: list[str], pair: list[Path]) -> None:
+        """Move the pair where no one takes it for evidence; give up when there are too many."""
+        for folder in pair:
+            aside = self.out / SET_ASIDE / folder.parent.name / folder.name
+            aside.parent.mkdir(parents=True, exist_ok=True)
+            folder.rename(aside)
         self.set_aside += invalid
         self.tell(f"set aside: INVALID {'; '.join(invalid)}")
         if len(self.set_aside) > max(2, _MAX_INVALID * self.policy.looks[0]) + len(self.runs[0]) // 4:

@@ -10,7 +10,7 @@ import pytest
 from pabench.analysis.sides import Samples
 from pabench.errors import UsageError
 from pabench.gate import Decision, Policy, decide, load_policy
-from pabench.gate.quality import Noise, gates, quality_table
+from pabench.gate.quality import Noise, gates, in_turn, quality_table
 
 ONE = Policy.model_validate({"metric": {"tpot_p50_ms": {"worse_by": 0.05}}, "looks": [8]})
 
@@ -41,12 +41,18 @@ def test_it_seldom_cries_wolf_and_seldom_misses() -> None:
 
 
 def test_noise_makes_it_ask_for_more_and_not_guess() -> None:
-    policy, loud = load_policy(), noise(0.15)
+    policy, loud = load_policy(), noise(0.4)
     for worse in ({}, {"tpot_p50_ms": 0.05}):
         outcomes, pairs = gates(loud, policy, worse, 60)
         assert outcomes["INCONCLUSIVE"] >= 54
         assert pairs > 15
-    assert "INCONCLUSIVE" in quality_table([loud], policy, 4)
+    assert "INCONCLUSIVE" in quality_table([loud], [], policy, 4)
+
+
+def test_gates_one_after_the_other_use_every_pair_once() -> None:
+    outcomes, pairs = in_turn(noise(0.02, pairs=40), load_policy())
+    assert outcomes["PASS"] == outcomes.total() > 3
+    assert outcomes.total() * pairs <= 40
 
 
 @pytest.mark.parametrize(("ratio", "metric", "outcome"), [
