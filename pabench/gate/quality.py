@@ -141,8 +141,8 @@ def cases(policy: Policy) -> dict[str, dict[str, float]]:
 
 
 def quality_table(alike: Sequence[Noise], slowed: Sequence[Noise], policy: Policy, num_gates: int) -> str:
-    """Markdown: for each record and case how many gates said what. `alike`: one engine on both sides, and slow-downs are
-    put in; `slowed`: the candidate really was slower.
+    """Markdown: for each record and case how many gates said what. `alike`: one engine on both sides, slow-downs
+    are put in; `slowed`: the candidate really was slower.
     """
     lines = [f"| record | case | gates | {REGRESSION} | {PASS} | {INCONCLUSIVE} | pairs, mean |",
              "| --- | --- | --- | --- | --- | --- | --- |"]
