@@ -19,6 +19,7 @@ from reference_engine.benchmarks.serving import Job, chat_lengths, greedy, serve
 from reference_engine.benchmarks.timing import in_turns
 from reference_engine.engine import Engine
 
+torch.set_num_threads(1)  # a second one spins, and with anything else on the machine it costs more than it gives
 _REPEATS = 3
 _CPU = "a random Llama of 5.6 M parameters on a CPU, in process"
 Arms = dict[str, dict[str, float]]
@@ -56,7 +57,7 @@ def sequences(bench: Bench) -> Shown:
 def throughput(bench: Bench) -> Shown:
     """Tokens/s in one pool."""
     times = _ratio(_run(bench, sharing.layouts), "tokens/s", "contiguous max", "paged")
-    return Shown(f"{times:.2f}x", times >= 2, f"{_CPU}: a step of a CPU takes longer with each sequence in it, so a "
+    return Shown(f"{times:.2f}x", 2 <= times <= 4, f"{_CPU}: a step of a CPU takes longer with each sequence in it, so a "
                                               f"larger "
                  "batch buys little; on the KV probe over HTTP see docs/benchmarks.md")
 
@@ -96,8 +97,8 @@ def kernel_block_sizes(bench: Bench) -> Shown:
     """The same over block sizes."""
     times = _kernel_times(16, 1024, (1, 4, 16, 64, 256))
     told = ", ".join(f"{size}: {seconds / times[16]:.2f}" for size, seconds in times.items())
-    return Shown(f"time relative to 16: {told}", times[1] > times[16] > 0.9 * times[64],
-                 "our numba kernel on one CPU thread; look-ups cost at small blocks")
+    return Shown(f"time relative to 16: {told}", times[1] > 1.05 * times[16],
+                 "our numba kernel on one CPU thread, which looks a block up once for all its heads")
 
 
 def _kernel_times(sequences: int, context: int, sizes: tuple[int, ...]) -> dict[int, float]:
