@@ -57,9 +57,9 @@ def sequences(bench: Bench) -> Shown:
 def throughput(bench: Bench) -> Shown:
     """Tokens/s in one pool."""
     times = _ratio(_run(bench, sharing.layouts), "tokens/s", "contiguous max", "paged")
-    return Shown(f"{times:.2f}x", 2 <= times <= 4, f"{_CPU}: a step of a CPU takes longer with each sequence in it, so a "
-                                              f"larger "
-                 "batch buys little; on the KV probe over HTTP see docs/benchmarks.md")
+    return Shown(f"{times:.2f}x", 2 <= times <= 4,
+                 f"{_CPU}: a step of a CPU takes longer with each sequence in it, so a larger batch buys little; on the "
+                 "KV probe over HTTP see docs/benchmarks.md")
 
 
 def utilisation(bench: Bench) -> Shown:
@@ -216,8 +216,7 @@ def roofs(bench: Bench) -> Shown:
     bandwidth, flops = _roofs()
     balance = flops / bandwidth
     return Shown(f"decode {decode / prefill:.0f}x the time of a prompt's token; this CPU does {balance:.0f} FLOP in "
-                 f"the "
-                 "time of a byte, decode asks 0.5, a prompt of 900 450", decode > 2 * prefill and balance > 0.5,
+                 "the time of a byte, decode asks 0.5, a prompt of 900 450", decode > 2 * prefill and balance > 0.5,
                  "float32: 2 FLOP a weight of 4 bytes, shared by all tokens of a step; copy and matrix product in the "
                  "same run")
 
@@ -253,8 +252,7 @@ def one_text(bench: Bench) -> Shown:
         answers.add(tuple(serve(engine, [Job(prompt, greedy(48)), *others]).answers[0]))
     return Shown(f"{len(answers)} text in {runs} runs", len(answers) == 1,
                  "48 tokens of a random Llama in float32 on a CPU, 0 to 6 others beside it: the attention kernels "
-                 "split "
-                 "at fixed places; the matrix products are torch's")
+                 "split at fixed places; the matrix products are torch's")
 
 
 def tree_cost(bench: Bench) -> Shown:

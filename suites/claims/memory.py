@@ -119,9 +119,9 @@ def against_max(bench: Bench) -> Shown:
 def against_static(bench: Bench) -> Shown:
     """FasterTransformer: the maximum reserved, and batches that wait for their longest member."""
     times = _times(bench, simulated(bench, "ShareGPT", "contiguous", "max", law=StepLaw(), batching="static"))
-    return Shown(f"{times:.1f}x", times >= 5, "static batches of a contiguous cache, saturated. 22x is the paper's "
-                                              "best "
-                 "case, at equal latency: a saturated queue shows less")
+    return Shown(f"{times:.1f}x", times >= 5,
+                 "static batches of a contiguous cache, saturated. 22x is the paper's best case, at equal latency: a "
+                 "saturated queue shows less")
 
 
 def block_sizes(bench: Bench) -> Shown:
@@ -175,8 +175,7 @@ def samples(bench: Bench) -> Shown:
     return Shown(" / ".join(f"{value:.1f}" for value in alpaca) + " %; "
                  f"{sharegpt[0]:.1f}–{sharegpt[-1]:.1f} %", near and abs(sharegpt[0] - 16.2) <= 2 * _POINTS,
                  "blocks summed over all steps; only the prompt's full blocks can be shared, so the law of prompt "
-                 "lengths, "
-                 "which is not published, decides")
+                 "lengths, which is not published, decides")
 
 
 def beams(bench: Bench) -> Shown:
