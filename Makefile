@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN    := .venv/bin
 ENVS   := .envs
 
-.PHONY: setup demo test test-mutants test-kernels compile-kernels test-real check clean
+.PHONY: setup demo test test-mutants test-kernels compile-kernels install-real test-real check clean
 
 setup: .venv/.done
 
@@ -42,10 +42,13 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-# Real engines in environments of their own, served the probe, checked and loaded.
-test-real: setup
+# Real engines in environments of their own: a few gigabytes.
+install-real:
 	$(PYTHON) tests/real/install.py vllm $(ENVS)/vllm
 	$(PYTHON) tests/real/install.py transformers $(ENVS)/transformers
+
+# They are served the probe, checked and loaded.
+test-real: setup install-real
 	$(BIN)/pytest tests/real -m real -s
 
 clean:

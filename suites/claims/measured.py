@@ -58,8 +58,8 @@ def throughput(bench: Bench) -> Shown:
     """Tokens/s in one pool."""
     times = _ratio(_run(bench, sharing.layouts), "tokens/s", "contiguous max", "paged")
     return Shown(f"{times:.2f}x", 2 <= times <= 4,
-                 f"{_CPU}: a step of a CPU takes longer with each sequence in it, so a larger batch buys little; on the "
-                 "KV probe over HTTP see docs/benchmarks.md")
+                 f"{_CPU}: a step of a CPU takes longer with each sequence in it, so a larger batch buys little; on "
+                 "the KV probe over HTTP see docs/benchmarks.md")
 
 
 def utilisation(bench: Bench) -> Shown:
