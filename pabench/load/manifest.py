@@ -149,10 +149,16 @@ def new_manifest(
 ) -> Manifest:
     """The manifest of a run that starts now."""
     return Manifest(
-        status="running", command=clean_command(sys.argv, api_key), started_at=datetime.now(UTC).isoformat(),
+        status="running", command=clean_command([_program(), *sys.argv[1:]], api_key), started_at=datetime.now(UTC).isoformat(),
         label=label, url=clean_url(url), workload=workload, seed=seed, engine=describe_engine(facts),
         probe_preset=probe_preset, host=describe_host(), versions=describe_versions(), git_commit=find_commit(),
     )
+
+
+def _program() -> str:
+    """What was run, without where it lies on this machine."""
+    name = Path(sys.argv[0]).name
+    return "pabench" if name == "__main__.py" else name
 
 
 def clean_url(url: str) -> str:
