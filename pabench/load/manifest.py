@@ -149,8 +149,9 @@ def new_manifest(
 ) -> Manifest:
     """The manifest of a run that starts now."""
     return Manifest(
-        status="running", command=clean_command([_program(), *sys.argv[1:]], api_key), started_at=datetime.now(UTC).isoformat(),
-        label=label, url=clean_url(url), workload=workload, seed=seed, engine=describe_engine(facts),
+        status="running", command=clean_command([_program(), *sys.argv[1:]], api_key),
+        started_at=datetime.now(UTC).isoformat(), label=label, url=clean_url(url), workload=workload, seed=seed,
+        engine=describe_engine(facts),
         probe_preset=probe_preset, host=describe_host(), versions=describe_versions(), git_commit=find_commit(),
     )
 

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from pabench.errors import UsageError
+from pabench.errors import EXIT_COULD_NOT_RUN
 from reference_engine import __main__ as command
 from reference_engine.engine import Engine, StepOutput
 
@@ -27,10 +27,9 @@ class SlowedEngine(Engine):
     def step(self) -> list[StepOutput]:
         """As the engine's, and as long again as the factor says."""
         start_s = time.perf_counter()
-        num_waiting = sum(seq.num_computed < seq.num_prompt_tokens for seq in self.scheduler.running)
         outputs = super().step()
-        first = any(seq.num_computed <= seq.num_prompt_tokens for seq in self.scheduler.running)
-        factor = self.prefill_factor if num_waiting or first else self.decode_factor
+        prefilled = any(seq.num_computed <= seq.num_prompt_tokens for seq in self.scheduler.running)
+        factor = self.prefill_factor if prefilled else self.decode_factor
         until_s = start_s + (time.perf_counter() - start_s) * factor
         while time.perf_counter() < until_s:
             time.sleep(max(0.0, until_s - time.perf_counter() - 1e-4))
@@ -44,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--prefill", type=float, default=1.0)
     own, rest = parser.parse_known_args(argv)
     if min(own.decode, own.prefill) < 1:
-        raise UsageError(f"factors are 1 or more: got --decode {own.decode} --prefill {own.prefill}")
+        print(f"error: factors are 1 or more: got --decode {own.decode:g} --prefill {own.prefill:g}", file=sys.stderr)
+        return EXIT_COULD_NOT_RUN
     SlowedEngine.decode_factor, SlowedEngine.prefill_factor = own.decode, own.prefill
     vars(command)["Engine"] = SlowedEngine  # the command makes its engine by this name
     return command.main(rest)

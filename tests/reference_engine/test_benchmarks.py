@@ -13,7 +13,7 @@ import transformers
 from pabench.engines.wording import COMMON_WORDS
 from pabench.errors import EXIT_COULD_NOT_RUN, UsageError
 from reference_engine.arguments import parser
-from reference_engine.benchmarks import allocator, mechanisms, scheduler, soak
+from reference_engine.benchmarks import allocator, mechanisms, scheduler, slowed, soak
 from reference_engine.benchmarks.measurement import Measurement
 from reference_engine.benchmarks.random_llama import SIZES, LlamaShape, build_random_llama
 from reference_engine.benchmarks.serving import Bench, Job, greedy, serve
@@ -213,3 +213,35 @@ def test_commands_refuse_nonsense_and_explain_themselves(name, number, capsys):
     if number is not None:
         assert main([number, "0"]) == EXIT_COULD_NOT_RUN
         assert number in capsys.readouterr().err
+
+
+# The slowed engine.
+
+def test_a_slowed_engine_waits_as_long_as_its_factors_say_and_answers_alike(tiny_probe, monkeypatch):
+    config = EngineConfig(max_model_len=128, num_blocks=32)
+    slept: list[float] = []
+    clock = [0.0]
+
+    def now() -> float:
+        clock[0] += 0.5  # each look at the clock comes half a second later
+        return clock[0]
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        clock[0] += seconds
+
+    monkeypatch.setattr(slowed.time, "perf_counter", now)
+    monkeypatch.setattr(slowed.time, "sleep", sleep)
+    monkeypatch.setattr(slowed.SlowedEngine, "decode_factor", 9.0)
+    made = {}
+    for kind in (Engine, slowed.SlowedEngine):
+        engine = kind.from_folder(tiny_probe, config)
+        request = engine.add(rings(9)[0].prompt, greedy(4))
+        made[kind] = ids(drain(engine)[request.id][0])
+    assert made[Engine] == made[slowed.SlowedEngine]
+    assert len([seconds for seconds in slept if seconds > 1]) == 3  # the prompt's step is not slowed
+
+
+def test_a_factor_below_one_is_refused(capsys):
+    assert slowed.main(["--decode", "0.5", "--model", "x"]) == EXIT_COULD_NOT_RUN
+    assert "factors are 1 or more: got --decode 0.5" in capsys.readouterr().err
