@@ -23,6 +23,8 @@ DEFAULT_METRICS = (
 class Compared:
     """One figure of one set beside the first set's. `interval` is of the ratio, 95 %; None where nothing tells it.
 
+    `first` is the trimmed geometric mean over the first set's runs, `value` that times the ratio.
+
     `basis`: "pairs" or "runs" (how runs differ), or "within" (a single run a side: how its requests differ, which is
     less). `p` is two-sided, corrected by Holm over all figures and sets; None unless runs tell it.
     """
@@ -76,7 +78,7 @@ def _compare(name: str, samples: Samples, first: Sequence[Measured], runs: Seque
     p = None if alone else min(1.0, 2 * min(ratio.p_above(), ratio.p_below(0.0)))
     return Compared(
         set_name=name, load=samples.load, metric=samples.metric, first=geometric_mean(samples.baseline),
-        value=geometric_mean(samples.candidate), ratio=ratio.ratio, interval=interval,
+        value=geometric_mean(samples.baseline) * ratio.ratio, ratio=ratio.ratio, interval=interval,
         basis="within" if alone else "pairs" if samples.paired else "runs", p=p,
         valid=all(run.summary.validity.valid for run in chain(*sides)),
     )

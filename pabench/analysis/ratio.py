@@ -100,8 +100,8 @@ def _trimmed(values: NDArray[np.float64]) -> tuple[float, float, int]:
 
 
 def geometric_mean(values: Sequence[float]) -> float:
-    """The mean that goes with ratios."""
-    return exp(float(np.mean(np.log(values))))
+    """The mean that goes with ratios, trimmed as they are."""
+    return exp(_trimmed(np.log(values))[0])
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -28,7 +28,9 @@ _MOST_PAIRS = 1000
 
 @dataclass(frozen=True, slots=True)
 class MetricVerdict:
-    """What became of one figure. `baseline` and `candidate` are geometric means over their runs."""
+    """What became of one figure. `baseline` is the trimmed geometric mean over its runs, `candidate` that times the
+    ratio, which is the trimmed mean over pairs: so the three agree where a run was disturbed.
+    """
 
     load: str
     metric: str
@@ -133,8 +135,9 @@ def _more(worse: LogRatio, bound: float, alarm: float, missed: float, paired: bo
 
 def _told(samples: Samples, outcome: str, ratio: LogRatio, p: float, more: int | None = None) -> MetricVerdict:
     low, high = ratio.interval()
-    middles = geometric_mean(samples.baseline), geometric_mean(samples.candidate)
-    return MetricVerdict(samples.load, samples.metric, outcome, *middles, ratio.ratio, low, high, p, ratio.count, more)
+    level = geometric_mean(samples.baseline)
+    return MetricVerdict(samples.load, samples.metric, outcome, level, level * ratio.ratio, ratio.ratio, low, high, p,
+                         ratio.count, more)
 
 
 def change_text(ratio: float) -> str:
