@@ -20,14 +20,13 @@ import re
 import shlex
 import subprocess
 import sys
-import tomllib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pabench.conformance.runner import run_suite
 from pabench.engines import EngineProcess, dialect
@@ -41,6 +40,7 @@ from pabench.errors import (
     EngineError,
     UsageError,
 )
+from pabench.files import read_model
 from pabench.load import Progress, Workload, load_workload, run_workload
 from pabench.probe import build_checkpoint, preset
 from pabench.resources import data_dir
@@ -179,13 +179,7 @@ def load_suite(name_or_path: str) -> BenchSuite:
     path = known.get(name_or_path, Path(name_or_path))
     if not path.is_file():
         raise UsageError(f"unknown bench suite {name_or_path!r}: neither a file nor one of {', '.join(known)}")
-    try:
-        return BenchSuite.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UsageError(f"bench suite {path}: cannot be read as TOML: {error}") from None
-    except ValidationError as error:
-        told = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise UsageError(f"bench suite {path}: {told}") from None
+    return read_model(path, BenchSuite, "bench suite")
 
 
 def folder_name(label: str) -> str:

@@ -1,5 +1,6 @@
-"""After a run: how far the client errs at that run's own number of streams and rate of tokens, noted in its "
-  "manifest."""
+"""After a run: how far the client errs at that run's own number of streams and rate of tokens, noted in its
+manifest.
+"""
 
 from __future__ import annotations
 

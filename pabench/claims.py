@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib.util
 import sys
 import tempfile
-import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
@@ -19,15 +18,16 @@ from types import ModuleType
 from typing import Literal
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from pabench.errors import PabenchError, UsageError
+from pabench.engines.cleaning import markdown
+from pabench.errors import UsageError
+from pabench.files import read_model
 from pabench.load.manifest import describe_host
 from pabench.load.records import write_atomic
 from pabench.resources import data_dir
 
 REPRODUCED, DIFFERS, NOT_SHOWN, ERROR = "reproduced", "differs", "not shown", "ERROR"
-_FILE = "claims.toml"
 
 
 class Claim(BaseModel):
@@ -45,6 +45,12 @@ class Claim(BaseModel):
     show: str = ""
     why: str = ""
     trace: str = ""     # file that it needs, as its publisher names it
+
+
+class _Claims(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    claims: tuple[Claim, ...] = Field(alias="claim", min_length=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,33 +89,27 @@ class Result:
 
 def load_claims(ids: Sequence[str] = ()) -> list[Claim]:
     """All claims, or those of `ids`. Raises UsageError for an unknown one."""
-    path = data_dir("suites") / "claims" / _FILE
-    try:
-        claims = [Claim.model_validate(row) for row in tomllib.loads(path.read_text(encoding="utf-8"))["claim"]]
-    except (KeyError, tomllib.TOMLDecodeError, ValidationError) as error:
-        raise UsageError(f"{path}: {error}") from None
+    claims = read_model(data_dir("suites") / "claims" / "claims.toml", _Claims, "claims").claims
     known = {claim.id: claim for claim in claims}
     if unknown := [name for name in ids if name not in known]:
         raise UsageError(f"unknown claim {', '.join(unknown)}: expected some of {', '.join(known)}")
-    return [known[name] for name in ids] or claims
+    return [known[name] for name in ids] or list(claims)
 
 
 def show_claims(
-    claims: Sequence[Claim], *, traces: Path | None = None, scale: float = 1.0, seed: int = 0,
+    claims: Sequence[Claim], results: list[Result], *, traces: Path | None = None, scale: float = 1.0, seed: int = 0,
     told: Callable[[int, int, Result], None] = lambda place, count, result: None,
-) -> list[Result]:
-    """Show each; `told` is called with place, count and result as they come."""
+) -> None:
+    """Show each, adding to `results`, so that an interrupt loses none; `told` hears of each: place, count, result."""
     if scale <= 0:
         raise UsageError(f"the scale is {scale:g}, expected a number above 0")
     if traces is not None and not traces.is_dir():
         raise UsageError(f"{traces} is no folder: expected one with traces as their publishers name them")
-    results = []
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder), traces, scale, seed)
         for place, claim in enumerate(claims, start=1):
             results.append(_show(claim, bench))
             told(place, len(claims), results[-1])
-    return results
 
 
 def _show(claim: Claim, bench: Bench) -> Result:
@@ -120,7 +120,7 @@ def _show(claim: Claim, bench: Bench) -> Result:
     name, _, function = claim.show.partition(":")
     try:
         shown = getattr(_module(name), function)(bench)
-    except PabenchError as error:
+    except Exception as error:  # whatever it is: the rows before and behind it are not lost, and this one says so
         return Result(claim, ERROR, "–", f"{type(error).__name__}: {error}")
     verdict = NOT_SHOWN if shown.holds is None else REPRODUCED if shown.holds else DIFFERS
     return Result(claim, verdict, shown.ours, shown.why or claim.why)
@@ -145,17 +145,16 @@ def claims_markdown(results: Sequence[Result], command: str) -> str:
     lines = [
         "# Published claims", "",
         f"Written by `{command}` on {host.cpu}, {host.cores} cores. *Exact* is arithmetic and our allocators, "
-        f"*simulated* "
-        "the reference engine's scheduler under a virtual clock, *measured* this machine's CPU. A figure of a GPU "
-        "that is "
-        "reproduced by a CPU's ratio is said so.", "",
+        "*simulated* the reference engine's scheduler under a virtual clock, *measured* this machine's CPU: no GPU was "
+        "used.", "",
         *_counted(results), "",
         "| claim | source | published | ours | verdict | how, and why |", "| --- | --- | --- | --- | --- | --- |",
     ]
     for one in results:
-        cells = (one.claim.claim, one.claim.source, one.claim.published, one.ours, f"**{one.verdict}**",
-                 ". ".join(filter(None, (one.claim.how if one.claim.how != "none" else "", one.why))))
-        lines.append(f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |")
+        how = "" if one.claim.how == "none" else one.claim.how
+        cells = (one.claim.claim, one.claim.source, one.claim.published, one.ours, one.verdict,
+                 ". ".join(filter(None, (how, one.why))))
+        lines.append(f"| {' | '.join(map(markdown, cells))} |")
     return "\n".join(lines) + "\n"
 
 

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from pabench.analysis.compare import Compared
 from pabench.analysis.tables import UNKNOWN
-from pabench.engines.cleaning import clean
+from pabench.engines.cleaning import clean, markdown
 
 _ALPHA = 0.05
 _BASIS = {"pairs": "", "runs": "", "within": " ¹"}
@@ -60,10 +60,6 @@ def compared_notes(found: Sequence[Compared]) -> list[str]:
 def compared_markdown(found: Sequence[Compared], first_name: str) -> str:
     """For a pull request."""
     header, rows = compared_rows(found, first_name)
-    lines = [f"| {' | '.join(map(_cell, header))} |", f"|{' --- |' * len(header)}"]
-    lines += [f"| {' | '.join(map(_cell, row))} |" for row in rows]
+    lines = [f"| {' | '.join(map(markdown, header))} |", f"|{' --- |' * len(header)}"]
+    lines += [f"| {' | '.join(map(markdown, row))} |" for row in rows]
     return "\n".join([*lines, "", *compared_notes(found)]) + "\n"
-
-
-def _cell(text: str) -> str:
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|").replace("*", "\\*")

@@ -17,7 +17,7 @@ from pabench.analysis.measures import MEASURES, measure
 from pabench.analysis.runs import Run, load_run
 from pabench.analysis.sides import Measured, read_all
 from pabench.analysis.stats import quantiles
-from pabench.engines.cleaning import clean
+from pabench.engines.cleaning import clean, markdown, no_formula
 from pabench.errors import UsageError
 
 FORMATS = ("json", "vllm", "csv", "bencher", "markdown")
@@ -58,7 +58,8 @@ def flat_row(run: Measured) -> dict[str, Any]:
 
 def as_csv(runs: Sequence[Measured]) -> str:
     """One line a run. A text that a spreadsheet would take for a formula is quoted with an apostrophe."""
-    rows = [{key: _no_formula(value) for key, value in flat_row(run).items()} for run in runs]
+    rows = [{key: no_formula(value) if isinstance(value, str) else value for key, value in flat_row(run).items()}
+            for run in runs]
     out = io.StringIO()
     writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
     writer.writeheader()
@@ -91,7 +92,7 @@ def as_markdown(runs: Sequence[Measured]) -> str:
         cells = (run.manifest.label, run.load, "yes" if run.summary.validity.valid else "NO",
                  f"{run.summary.outcomes.get('ok', 0)} of {sum(run.summary.outcomes.values())}",
                  *("–" if value is None else f"{value:,.4g}" for value in values))
-        lines.append(f"| {' | '.join(clean(cell).replace('<', '&lt;').replace('|', '/') for cell in cells)} |")
+        lines.append(f"| {' | '.join(map(markdown, cells))} |")
     return "\n".join(lines) + "\n"
 
 
@@ -144,7 +145,3 @@ def _seconds(column: pd.Series) -> list[float]:
 
 def _rate(count: float, duration_s: float) -> float:
     return count / duration_s if duration_s > 0 else 0.0
-
-
-def _no_formula(value: Any) -> Any:
-    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value

@@ -93,8 +93,8 @@ def refuse_unlike(baseline: Sequence[Measured], candidate: Sequence[Measured]) -
                              "or abilities?): they cannot be compared")
     hosts = {f"{run.manifest.host.cpu}, {run.manifest.host.cores} cores" for run in (*baseline, *candidate)}
     if len(hosts) > 1:
-        raise UsageError(f"the runs were measured from different machines ({'; '.join(sorted(hosts))}): measure both "
-                         "on one")
+        raise UsageError(f"the runs were measured from different machines ({'; '.join(sorted(hosts))}): measure "
+                         "both on one")
 
 
 def samples_of(

@@ -35,14 +35,18 @@ def bootstrap_interval(
     if len(values) == 0 or not 0 < confidence < 1 or not 1 <= block <= len(values):
         raise UsageError(f"a bootstrap needs samples, a confidence inside 0..1 and a block of 1 to as many "
                          f"samples: got {len(values)} samples, confidence {confidence}, block {block}")
-    rng = np.random.default_rng(seed)
-    num_blocks = -(-len(values) // block)
-    starts = rng.integers(0, len(values) - block + 1, size=(resamples, num_blocks))
-    picks = (starts[:, :, None] + np.arange(block)).reshape(resamples, -1)[:, : len(values)]
-    estimates = [statistic(values[pick]) for pick in picks]
+    estimates = [statistic(values[pick]) for pick in block_picks(len(values), block, resamples, seed)]
     tail = (1 - confidence) / 2
     low, high = np.quantile(estimates, [tail, 1 - tail])
     return float(low), float(high)
+
+
+def block_picks(count: int, block: int, resamples: int, seed: int = 0) -> NDArray[np.int64]:
+    """Which of `count` samples each resample takes, runs of `block` neighbours: `[resamples, count]`."""
+    rng = np.random.default_rng(seed)
+    starts = rng.integers(0, count - block + 1, size=(resamples, -(-count // block)))
+    picks = (starts[:, :, None] + np.arange(block)).reshape(resamples, -1)[:, :count]
+    return np.asarray(picks, dtype=np.int64)
 
 
 def mean_or_none(samples: Sequence[float] | NDArray[np.float64]) -> float | None:

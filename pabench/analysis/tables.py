@@ -11,6 +11,7 @@ from rich.text import Text
 from pabench.analysis.summary import Quantiles, RunSummary
 from pabench.engines.cleaning import clean
 
+_GOODPUT = "goodput, requests/s (in time)"
 UNKNOWN = "–"  # not told by this engine, which is not zero
 
 
@@ -44,8 +45,8 @@ def comparison_table(summaries: Sequence[RunSummary], title: str | None = None) 
     for one in summaries:
         table.add_column(Text(f"{clean(one.label)}\n{clean(one.load)}"), justify="right", overflow="fold")
     for name, show in _ROWS:
-        if name.startswith("goodput") and all(one.goodput_per_s is None for one in summaries):
-            continue  # no run here has an SLO
+        if name == _GOODPUT and all(one.slo is None for one in summaries):
+            continue  # not asked, which is not the same as not told
         table.add_row(name, *(show(one) for one in summaries))
     return table
 
@@ -134,7 +135,7 @@ _ROWS: tuple[tuple[str, Callable[[RunSummary], Text]], ...] = (
     ("sequences held, mean (peak)", _held),
     ("output tokens/s", lambda one: _number(one.throughput_tokens_per_s, "{:,.0f}")),
     ("verified tokens/s", lambda one: _number(one.verified_tokens_per_s, "{:,.0f}")),
-    ("goodput, requests/s (in time)", lambda one: _goodput(one)),
+    (_GOODPUT, _goodput),
     ("TTFT p50 / p99, ms", lambda one: _pair(one.ttft_ms)),
     ("TPOT p50 / p99, ms", lambda one: _pair(one.tpot_ms)),
     ("KV blocks in use, mean", lambda one: _number(one.kv_usage_mean, "{:.0%}")),

@@ -15,6 +15,7 @@ import numpy as np
 from pabench.analysis import latency
 from pabench.analysis.latency import Samples
 from pabench.analysis.runs import Run
+from pabench.analysis.stats import block_picks
 
 _RESAMPLES = 500
 _LATENCY: dict[str, Callable[..., Samples]] = {
@@ -66,7 +67,5 @@ def _resampled(samples: Samples, take: Callable[..., object]) -> Samples | None:
     """
     if len(samples) < 10:
         return None
-    rng, block = np.random.default_rng(0), max(1, round(len(samples) ** (1 / 3)))
-    starts = rng.integers(0, len(samples) - block + 1, size=(_RESAMPLES, -(-len(samples) // block)))
-    picks = (starts[:, :, None] + np.arange(block)).reshape(_RESAMPLES, -1)[:, : len(samples)]
+    picks = block_picks(len(samples), max(1, round(len(samples) ** (1 / 3))), _RESAMPLES)
     return np.asarray(take(samples[picks], axis=1), dtype=np.float64)

@@ -113,16 +113,21 @@ def claims(
     Example: pabench claims --traces traces --markdown claims.md
     """
     need_engine()
-    from pabench.claims import ERROR, claims_markdown, load_claims, write_claims
+    from pabench.claims import ERROR, Result, claims_markdown, load_claims, write_claims
     from pabench.claims import show_claims as show_all
+    from pabench.load.records import write_atomic
     from pabench.terminal.results import show_claim, show_claims
 
-    results = show_all(load_claims(ids or ()), traces=traces, scale=scale, seed=seed, told=show_claim)
-    show_claims(results)
-    if out is not None:
-        write_claims(results, out)
-    if markdown is not None:
-        shown = " ".join(["pabench claims", *(ids or ()), f"--scale {scale:g} --seed {seed}"])
-        markdown.write_text(claims_markdown(results, shown + (" --traces …" if traces else "")), encoding="utf-8")
+    results: list[Result] = []
+    try:
+        show_all(load_claims(ids or ()), results, traces=traces, scale=scale, seed=seed, told=show_claim)
+    finally:
+        if results:  # an interrupted one has results too
+            show_claims(results)
+            if out is not None:
+                write_claims(results, out)
+            if markdown is not None:
+                shown = " ".join(["pabench claims", *(ids or ()), f"--scale {scale:g} --seed {seed}"])
+                write_atomic(markdown, claims_markdown(results, shown + (" --traces …" if traces else "")).encode())
     if any(one.verdict == ERROR for one in results):
         raise SystemExit(EXIT_COULD_NOT_RUN)

@@ -21,16 +21,16 @@ _MAX_SUSPECTS = 16       # requests that are asked again, each alone
 News = Callable[[str], None]
 
 
-def parse_launch(command: str, url: str | None) -> list[str]:
-    """The words of a launch command. Raises UsageError when it is none, or names no port that is known."""
+def parse_launch(command: str, url: str | None, option: str = "--launch") -> list[str]:
+    """The words of a launch command that was given as `option`. Raises UsageError when it is none, or names no port."""
     try:
         words = shlex.split(command)
     except ValueError as error:
-        raise UsageError(f"--launch is {command!r}, which is no command line: {error}") from error
+        raise UsageError(f"{option} is {command!r}, which is no command line: {error}") from error
     if not words:
-        raise UsageError("--launch is empty, expected the command that starts the engine, with {port} for its port")
+        raise UsageError(f"{option} is empty, expected the command that starts the engine, with {{port}} for its port")
     if url is None and not any("{port}" in word for word in words):
-        raise UsageError(f"--launch is {command!r}, which has no {{port}}: put it where the engine's port belongs, or "
+        raise UsageError(f"{option} is {command!r}, which has no {{port}}: put it where the engine's port belongs, or "
                          "say with --url where the engine will listen")
     return words
 

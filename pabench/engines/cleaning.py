@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import html
 import re
 import shlex
 import unicodedata
 
 # Control, format (bidirectional overrides, zero width), surrogate, private use, line and paragraph separators.
 _UNSAFE = frozenset({"Cc", "Cf", "Cs", "Co", "Zl", "Zp"})
+_MARKDOWN = re.compile(r"([\\`*_\[\]|#~!])")
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _SECRET = re.compile(r"(key|token|secret|password)\b", re.IGNORECASE)
 WHOLE = 2000  # characters: our own sentence around an engine's last words is not cut
 
@@ -19,9 +22,25 @@ def clean(text: str, max_chars: int = 300) -> str:
     return line if len(line) <= max_chars else line[: max_chars - 1] + "…"
 
 
+def markdown(text: str) -> str:
+    """`text` as one line of Markdown that is nothing but text, in a table's cell too: no link, picture, tag or code."""
+    return _MARKDOWN.sub(r"\\\1", html.escape(clean(text, WHOLE), quote=False))
+
+
+def no_formula(text: str) -> str:
+    """`text` for a CSV field: what a spreadsheet would run as a formula gets an apostrophe before it (OWASP)."""
+    return f"'{text}" if text.startswith(_FORMULA) else text
+
+
 def without_secrets(command: str) -> str:
-    """`command` for a record: what follows an option whose name ends in key, token, secret or password is left out."""
-    words = shlex.split(command)
+    """`command` for a record: what follows an option whose name ends in key, token, secret or password is left out.
+
+    Text that is no command line, as with a lone quote in it, is split at its spaces.
+    """
+    try:
+        words = shlex.split(command)
+    except ValueError:
+        words = command.split()
     kept = list(words)
     for at, word in enumerate(words):
         name, equals, _ = word.partition("=")

@@ -15,7 +15,6 @@ one engine are part of the noise and not of the verdict.
 from __future__ import annotations
 
 import asyncio
-import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,11 +23,11 @@ from urllib.parse import urlsplit
 
 from pabench.analysis.measures import measure
 from pabench.analysis.sides import Measured, read_run, refuse_unlike, samples_of
-from pabench.conformance.launched import DEFAULT_URL
+from pabench.conformance.launched import DEFAULT_URL, parse_launch
 from pabench.conformance.runner import run_suite
 from pabench.engines import EngineProcess
 from pabench.engines.doctor import Examination, examine
-from pabench.errors import EXIT_INTERRUPTED, EngineError, PabenchError, UsageError
+from pabench.errors import EXIT_INTERRUPTED, EngineError, PabenchError
 from pabench.gate.decide import INCONCLUSIVE, REGRESSION, Decision, decide
 from pabench.gate.evidence import new_conformance_failures, sure_failures
 from pabench.gate.policy import Policy
@@ -36,7 +35,7 @@ from pabench.load import Workload, run_workload
 
 BASELINE, CANDIDATE = "baseline", "candidate"
 SET_ASIDE = "set-aside"
-_MAX_INVALID = 0.5  # pairs set aside, of the pairs that were to be judged first
+_MAX_INVALID = 0.5  # INVALID runs, of the pairs that are judged first; two in any case
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +50,8 @@ class Side:
     ready_timeout_s: float = 600.0
 
     def __post_init__(self) -> None:
-        if not self.is_url and "{port}" not in self.where:
-            raise UsageError(f"{self.name} is {self.where!r}: expected a URL (http://127.0.0.1:8000), or a command "
-                             "that starts the engine and holds {port}")
+        if not self.is_url:
+            parse_launch(self.where, None, f"--{self.name}")
 
     @property
     def is_url(self) -> bool:
@@ -66,7 +64,7 @@ class Side:
         if self.is_url:
             yield self.where
             return
-        command = shlex.split(self.where)
+        command = parse_launch(self.where, None, f"--{self.name}")
         with EngineProcess(command, url=DEFAULT_URL, log=log, ready_timeout_s=self.ready_timeout_s) as process:
             yield process.url
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pabench.analysis.measures import check_measure
 from pabench.errors import UsageError
+from pabench.files import read_model
 from pabench.resources import data_dir
 
 
@@ -64,13 +64,4 @@ class Policy(_Strict):
 
 def load_policy(path: Path | None = None) -> Policy:
     """The policy in a TOML file; the one that ships when None. Raises UsageError of one line."""
-    path = data_dir("suites") / "gate.toml" if path is None else path
-    try:
-        return Policy.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UsageError(f"policy {path}: cannot be read as TOML: {error}") from None
-    except ValidationError as error:
-        told = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}".removeprefix(": ") for e in error.errors())
-        raise UsageError(f"policy {path}: {told}") from None
-    except UsageError as error:
-        raise UsageError(f"policy {path}: {error}") from None
+    return read_model(data_dir("suites") / "gate.toml" if path is None else path, Policy, "policy")

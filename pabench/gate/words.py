@@ -11,7 +11,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from pabench.engines.cleaning import WHOLE, clean
+from pabench.engines.cleaning import WHOLE, clean, markdown
 from pabench.gate.decide import INCONCLUSIVE, OPEN, PASS, SAME, WATCHED, WORSE, Decision, MetricVerdict, change_text
 from pabench.load.records import write_atomic
 
@@ -52,12 +52,12 @@ def decision_table(decision: Decision) -> Table:
 def decision_markdown(decision: Decision) -> str:
     """For a pull request."""
     lines = [f"## pabench gate: {decision.outcome}", ""]
-    lines += [f"- **{_cell(failure)}**" for failure in decision.failures]
+    lines += [f"- **{markdown(failure)}**" for failure in decision.failures]
     if decision.metrics:
         lines += [f"| {' | '.join(_COLUMNS)} |", f"|{' --- |' * len(_COLUMNS)}"]
-        lines += [f"| {' | '.join(_cell(cell) for cell in _row(each))} |" for each in decision.metrics]
+        lines += [f"| {' | '.join(markdown(cell) for cell in _row(each))} |" for each in decision.metrics]
     lines += ["", advice(decision)]
-    lines += [f"- {_cell(note)}" for note in decision.notes]
+    lines += [f"- {markdown(note)}" for note in decision.notes]
     return "\n".join(lines) + "\n"
 
 
@@ -95,11 +95,6 @@ def _row(each: MetricVerdict) -> tuple[str, ...]:
     interval = "" if each.low == 0 else f" ({100 * (each.low - 1):+.1f}…{100 * (each.high - 1):+.1f})"
     return (each.load, each.metric, f"{each.baseline:,.4g}", f"{each.candidate:,.4g}",
             change_text(each.ratio) + interval, str(each.count), each.outcome + more)
-
-
-def _cell(text: str) -> str:
-    """Text that cannot end a table's cell nor begin a tag."""
-    return clean(text, WHOLE).replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|").replace("`", "'")
 
 
 def _case(

@@ -114,8 +114,10 @@ def _error(
 
 
 def arrivals(exchange: Exchange) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(noted as arrived, stamped as written) of each chunk with a stamp, seconds. A chunk has come with its last "
-      "byte."""
+    """(noted as arrived, stamped as written) of each chunk with a stamp: `[num_stamps]` float64 seconds, both.
+
+    A chunk has come with its last byte.
+    """
     ends = np.asarray(list(accumulate(map(len, exchange.pieces))))
     found = list(_STAMP.finditer(b"".join(exchange.pieces)))
     pieces = np.searchsorted(ends, [match.end() for match in found])

@@ -80,8 +80,7 @@ class ClientHealth(_Part):
 
 
 class Calibration(_Part):
-    """The client's own error against the stub, at the run's number of streams and rate. "
-      "`load.calibrate.ClientError`."""
+    """`load.calibrate.ClientError` as written: the client's own error at the run's number of streams and rate."""
 
     streams: int
     itl_ms: float

@@ -192,8 +192,8 @@ class Workload(_Strict):
         if self.num_requests is None and isinstance(self.arrivals, ClosedArrivals):
             raise ValueError("closed arrivals need num_requests (an upper bound; duration_s can end the run earlier)")
         if self.window_s is not None and not 0 <= self.window_s[0] < self.window_s[1]:
-            raise ValueError(f"window_s is {list(self.window_s)}, expected a start from 0 on and a later end, in "
-                             f"seconds")
+            raise ValueError(f"window_s is {list(self.window_s)}, expected a start from 0 on and a later end, "
+                             "in seconds")
         traced = [name for name in ("prompt_tokens", "output_tokens", "arrivals")
                   if "trace" in (getattr(getattr(self, name), "law", ""), getattr(getattr(self, name), "kind", ""))]
         if traced and self.trace is None:

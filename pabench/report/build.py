@@ -42,7 +42,7 @@ def check_out(out: Path) -> None:
 
 def render(page: Page) -> str:
     """The HTML text of `page`."""
-    scripts = {"plotly": _plotly(), "script": _asset("script.js")}
+    scripts = {"plotly": plotly(), "script": _asset("script.js")}
     figures = {figure.id: figure.spec for figure in page.all_figures()}
     return render_template("template.html.j2", page, scripts, figures=json_in_html(figures))
 
@@ -88,7 +88,7 @@ def _environment() -> Environment:
 
 
 @cache
-def _plotly() -> str:
+def plotly() -> str:
     """plotly.js as plotly ships it, without a pointer to a source map."""
     lines = get_plotlyjs().replace("\r\n", "\n").split("\n")
     return "\n".join(line for line in lines if not line.startswith("//# sourceMappingURL="))

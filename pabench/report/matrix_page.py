@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,6 +12,7 @@ import pabench
 from pabench.conformance import load_results
 from pabench.conformance.results import SPEC_VERSION
 from pabench.conformance.verdicts import CLAIMED
+from pabench.engines.cleaning import markdown
 from pabench.errors import UsageError
 from pabench.report.build import check_out, render_template, write_atomic
 from pabench.report.groups import Engine, SuiteData, sort_engines
@@ -21,8 +21,6 @@ from pabench.report.sources import VERDICTS_FILE, suite_label
 from pabench.report.strip import Answer, conforming
 from pabench.report.tables import Column, Table, table, words
 from pabench.report.text import UNKNOWN, visible
-
-_MARKDOWN = re.compile(r"([\\`*_\[\]|#~!])")
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +163,4 @@ def _md_failure(failure: Failure) -> Iterator[str]:
 
 
 def _md(text: str) -> str:
-    """Foreign text as one line of Markdown that is nothing but text."""
-    line = " ".join(visible(text).split())
-    return _MARKDOWN.sub(r"\\\1", html.escape(line, quote=False))
+    return markdown(visible(text))

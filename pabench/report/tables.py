@@ -8,6 +8,7 @@ import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from pabench.engines.cleaning import no_formula
 from pabench.report.text import UNKNOWN, visible
 
 Raw = str | float | int | None
@@ -84,10 +85,9 @@ def table(
 
 
 def _field(raw: Raw) -> str:
-    """One CSV field. Text that a spreadsheet would run as a formula gets an apostrophe in front (OWASP's advice)."""
+    """One CSV field."""
     if raw is None:
         return ""
     if isinstance(raw, str):
-        text = visible(raw)
-        return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t")) else text
+        return no_formula(visible(raw))
     return repr(raw)

@@ -111,7 +111,7 @@ def test_what_cannot_be_read_is_told_beside_the_rest(tmp_path: Path) -> None:
     assert len(runs) == 1
     assert "requests.parquet is missing" in problems[0]
     with pytest.raises(UsageError, match="no run below"):
-        read_all([tmp_path / "a" / "1" / ".."/ ".." / "b"] if (tmp_path / "b").mkdir() is None else [])
+        read_all([tmp_path / "a" / "1"])
 
 
 def points(values: np.ndarray) -> list[Point]:

@@ -2,13 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pytest
 
-from pabench.claims import DIFFERS, NOT_SHOWN, REPRODUCED, claims_markdown, load_claims, show_claims, write_claims
+from pabench import claims
+from pabench.claims import (
+    DIFFERS,
+    ERROR,
+    NOT_SHOWN,
+    REPRODUCED,
+    Claim,
+    Result,
+    claims_markdown,
+    load_claims,
+    show_claims,
+    write_claims,
+)
 from pabench.errors import UsageError
+
+
+def shown(rows: Sequence[Claim], **options: Any) -> list[Result]:
+    results: list[Result] = []
+    show_claims(rows, results, **options)
+    return results
+
 
 EXACT = [claim.id for claim in load_claims() if claim.how == "exact" and not claim.trace]
 
@@ -20,7 +41,7 @@ def test_every_row_has_what_shows_it_or_why_not() -> None:
 
 
 def test_the_worked_examples_are_exact() -> None:
-    results = {one.claim.id: one for one in show_claims(load_claims(EXACT))}
+    results = {one.claim.id: one for one in shown(load_claims(EXACT))}
     assert {name for name, one in results.items() if one.verdict != REPRODUCED} == {"kv-bytes"}
     assert results["kv-bytes"].verdict == DIFFERS
     assert results["three-requests"].ours == "5,288; 224 + 4 + 196 = 424"
@@ -29,18 +50,18 @@ def test_the_worked_examples_are_exact() -> None:
 @pytest.mark.parametrize("name", ["fig2-max", "fig2-vllm", "chunk-cost", "fig19", "fig15-samples", "prefix-80",
                                   "out-of-blocks", "kv-heads", "two-knobs", "radix-tree"])
 def test_rows_that_take_longer_run_at_a_small_scale(name: str) -> None:
-    (result,) = show_claims(load_claims([name]), scale=0.05)
+    (result,) = shown(load_claims([name]), scale=0.05)
     assert result.verdict in (REPRODUCED, DIFFERS)
     assert result.ours != "–"
 
 
 def test_a_trace_that_is_not_there_is_asked_for() -> None:
-    (result,) = show_claims(load_claims(["mooncake-lru"]))
+    (result,) = shown(load_claims(["mooncake-lru"]))
     assert (result.verdict, "--traces" in result.why) == (NOT_SHOWN, True)
 
 
 def test_table_and_file_hold_every_row(tmp_path: Path) -> None:
-    results = show_claims(load_claims(["kv-bytes", "jenga"]))
+    results = shown(load_claims(["kv-bytes", "jenga"]))
     told = claims_markdown(results, "pabench claims")
     assert "2 claims: 0 reproduced, 1 differs, 1 not shown, 0 ERROR." in told
     write_claims(results, tmp_path / "claims.json")
@@ -52,6 +73,25 @@ def test_bad_input_is_said() -> None:
     with pytest.raises(UsageError, match="unknown claim nothing"):
         load_claims(["nothing"])
     with pytest.raises(UsageError, match="the scale is 0"):
-        show_claims([], scale=0)
+        shown([], scale=0)
     with pytest.raises(UsageError, match="no folder"):
-        show_claims([], traces=Path("nowhere"))
+        shown([], traces=Path("nowhere"))
+
+
+def test_a_row_that_fails_is_an_error_in_the_table_and_an_interrupt_loses_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = load_claims(["tail-bound", "kv-bytes", "opt-bytes"])
+
+    def breaks(name: str) -> object:
+        raise RuntimeError("no such luck")
+
+    monkeypatch.setattr(claims, "_module", breaks)
+    assert [(one.verdict, one.why) for one in shown(rows)] == [(ERROR, "RuntimeError: no such luck")] * 3
+
+    def interrupted(place: int, count: int, result: Result) -> None:
+        if place == 2:
+            raise KeyboardInterrupt
+
+    results: list[Result] = []
+    with pytest.raises(KeyboardInterrupt):
+        show_claims(rows, results, told=interrupted)
+    assert len(results) == 2

@@ -123,10 +123,11 @@ def test_every_form_says_the_same(tmp_path: Path) -> None:
 def test_hostile_failures_are_shown_and_not_followed(tmp_path: Path) -> None:
     base, same = sides(tmp_path, ENGINE, range(2))
     manifest = read_manifest(same / "1")
-    manifest.status, manifest.failure = "failed", HOSTILE + "\x1b[2J|"
+    manifest.status, manifest.failure = "failed", HOSTILE + "\x1b[2J| ![x](http://127.0.0.1/x.png)"
     manifest.write(same / "1")
     found = judge_folders(base, same, POLICY)
     markdown = decision_markdown(found)
     assert "<img" not in markdown
     assert "\x1b" not in markdown
+    assert "![x]" not in markdown
     assert ElementTree.fromstring(decision_junit(found)).get("failures") == "1"

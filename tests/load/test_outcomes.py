@@ -278,14 +278,17 @@ def test_keys_and_passwords_stay_out_of_the_files(tmp_path: Path, monkeypatch: p
 
     async def go() -> Manifest:
         async with serving(answer) as url:
-            monkeypatch.setattr("sys.argv", ["pabench", "run", "--api-key", "s3cret", "--url", "http://me:pw@host/v1",
-                                             "--header=s3cret"])
+            launch = "serve --token s3cret --port {port}"
+            monkeypatch.setattr("sys.argv", ["/some/where/pabench", "run", "--api-key", "s3cret", "--url",
+                                             "http://me:pw@host/v1", "--header=s3cret", "--label", "it's mine", launch])
             return await run_workload(Examined(), workload(num_requests=2), tmp_path / "run", url=f"{url}/v1",
                                       label="x", api_key="s3cret")
 
     manifest = asyncio.run(go())
     assert seen == ["Bearer s3cret"] * 2
-    assert manifest.command == ["pabench", "run", "--api-key", "***", "--url", "http://***@host/v1", "--header=***"]
+    assert manifest.command == [
+        "pabench", "run", "--api-key", "***", "--url", "http://***@host/v1", "--header=***", "--label", "it's mine",
+        "serve --token '***' --port '{port}'"]
     for path in (tmp_path / "run").iterdir():
         assert b"s3cret" not in path.read_bytes()
 

@@ -13,7 +13,10 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 
 from pabench.analysis import load_run, summarise
-from tests.report.synthetic import HOSTILE
+from pabench.analysis.history import histories
+from pabench.analysis.sides import read_all
+from pabench.report.history_page import write_history
+from tests.report.synthetic import HOSTILE, Made, write_run
 
 SECTIONS = ("verdicts", "comparison", "load", "feel", "memory", "correctness", "claims", "method")
 
@@ -258,3 +261,21 @@ def test_a_gate_and_claims_are_shown(shared: Seen) -> None:
     assert "REGRESSION" in gate.inner_text()
     assert "Worse: tpot_p50_ms +20.0 %" in gate.inner_text()
     assert shared.page.locator("#claims-table tbody tr").count() == 2
+
+
+def test_a_history_is_drawn_offline_and_hostile_names_do_not_run(browser: Any, tmp_path: Path) -> None:
+    for seed in range(12):
+        write_run(tmp_path / "runs" / str(seed), Made(
+            HOSTILE, requests=16, seed=seed, slower=1.0 if seed < 6 else 1.4, version=HOSTILE if seed < 6 else "2.0",
+            started_at=f"2026-01-02T03:{seed:02}:05+00:00"))
+    runs, _ = read_all([tmp_path / "runs"])
+    found = histories(runs, ["tpot_p50_ms"])
+    assert len(found[0].steps) == 1
+    write_history(found, tmp_path / "history.html")
+    for seen in open_report(browser, tmp_path / "history.html"):
+        assert seen.complaints == []
+        assert [url for url in seen.requests if not url.startswith("data:")] == [(tmp_path / "history.html").as_uri()]
+        assert seen.page.title() == "pabench history"
+        assert seen.page.locator("img").count() == 0
+        assert "worse by +" in seen.page.locator("figcaption").inner_text()
+        assert seen.page.evaluate("document.querySelector('.plot').data[0].y.length") == 12

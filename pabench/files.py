@@ -1,0 +1,26 @@
+"""Files that users write: TOML read into a checked model, and one line that says what is wrong with it."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from pabench.errors import UsageError
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+def read_model(path: Path, model: type[_Model], what: str) -> _Model:
+    """The TOML file `path` as a `model`. Raises UsageError of one line that names `what` it is and each wrong field."""
+    try:
+        return model.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(f"{what} {path}: cannot be read as TOML: {error}") from None
+    except ValidationError as error:
+        told = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}".removeprefix(": ") for e in error.errors())
+        raise UsageError(f"{what} {path}: {told}") from None
+    except UsageError as error:  # of a validator
+        raise UsageError(f"{what} {path}: {error}") from None

@@ -1,0 +1,47 @@
+"""The noise of real runs: recorded, read back, judged."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pabench.errors import UsageError
+from pabench.gate import load_policy
+from pabench.gate.quality import main, read_noise, record_noise
+from tests.report.synthetic import Made, write_run
+
+POLICY = load_policy()
+
+
+def write_gate(folder: Path, slower: float = 1.0, pairs: int = 34) -> Path:
+    """The run folders of a gate, each run with noise of its own."""
+    for side, factor in (("baseline", 1.0), ("candidate", slower)):
+        for seed in range(pairs):
+            noise = 1 + 0.01 * ((7 * seed + 3 * (side == "candidate")) % 5 - 2)
+            made = Made("engine", requests=16, seed=seed, slower=factor * noise)
+            write_run(folder / side / f"{seed:03}", replace(made, started_at=f"2026-01-02T03:{seed:02}:00"))
+    return folder
+
+
+def test_what_is_recorded_is_read_back_and_judged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    alike, slow = write_gate(tmp_path / "alike"), write_gate(tmp_path / "slow", 1.06)
+    assert record_noise(alike, POLICY, tmp_path / "alike.csv") == 34
+    main(["record", str(slow), str(tmp_path / "slow.csv")])
+    read = read_noise(tmp_path / "slow.csv", POLICY)
+    assert read.num_pairs == 34
+    ratios = read.figures["tpot_p50_ms"][:, 1] / read.figures["tpot_p50_ms"][:, 0]
+    assert ratios.mean() == pytest.approx(1.06, abs=0.02)
+    capsys.readouterr()
+    main(["table", str(tmp_path / "alike.csv"), "--slowed", str(tmp_path / "slow.csv"), "--gates", "20"])
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
+    told = {(at, row[1]): row[2:6] for at, row in enumerate(rows)}
+    assert told[1, "nothing (A/A)"] == ["20", "0", "20", "0"]
+    assert told[7, "as measured, from anywhere in the record"] == ["20", "20", "0", "0"]
+
+
+def test_too_few_pairs_are_no_record(tmp_path: Path) -> None:
+    record_noise(write_gate(tmp_path / "few", pairs=2), POLICY, tmp_path / "few.csv")
+    with pytest.raises(UsageError, match="holds 2 pairs, the policy asks for up to 32"):
+        read_noise(tmp_path / "few.csv", POLICY)
