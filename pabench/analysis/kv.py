@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from pabench.analysis.latency import token_times
 from pabench.analysis.summary import WasteSplit
 
 Window = tuple[float, float]
@@ -22,19 +23,13 @@ def live_tokens(
     """
     held = requests.dropna(subset=["first_s", "end_s"])
     prompts = held["prompt_tokens"] * (1 if share_prompt else held["n"])
-    steps: list[tuple[float, float]] = []
-    for first_s, end_s, prompt, token_times_s in zip(
-        held["first_s"], held["end_s"], prompts, held["token_times_s"], strict=True
-    ):
-        steps.append((first_s, prompt))
-        steps += [(time_s, 1.0) for time_s in token_times_s]
-        steps.append((end_s, -float(prompt + len(token_times_s))))
-    if not steps:
-        return np.zeros(len(times_s))
-    steps.sort(key=lambda step: step[0])
-    at = np.asarray([step[0] for step in steps])
-    total = np.concatenate([[0.0], np.cumsum([step[1] for step in steps])])
-    return np.asarray(total[np.searchsorted(at, times_s, side="right")], dtype=np.float64)
+    tokens = token_times(held)
+    counts = np.asarray([len(row) for row in held["token_times_s"]], dtype=np.int64)
+    at = np.concatenate([held["first_s"], tokens, held["end_s"]])
+    steps = np.concatenate([prompts, np.ones(len(tokens)), -(prompts + counts)])
+    order = np.argsort(at, kind="stable")
+    total = np.concatenate([[0.0], np.cumsum(steps[order])])
+    return np.asarray(total[np.searchsorted(at[order], times_s, side="right")], dtype=np.float64)
 
 
 def mean_live_tokens(requests: pd.DataFrame, window: Window) -> float | None:

@@ -32,8 +32,11 @@ def lateness_ms(requests: pd.DataFrame) -> Samples:
 
 def tpot_ms(requests: pd.DataFrame) -> Samples:
     """(last - first) / (tokens - 1) of each sample of an answer that has at least two tokens."""
-    spans = [(times[-1] - times[0]) / (len(times) - 1) for times in _sample_times(requests) if len(times) > 1]
-    return np.asarray(spans, dtype=np.float64) * 1e3
+    times, starts = _sample_times(requests)
+    counts = np.diff(starts)
+    many = counts > 1
+    spans = times[starts[1:][many] - 1] - times[starts[:-1][many]]
+    return np.asarray(spans / (counts[many] - 1) * 1e3)
 
 
 def itl_ms(requests: pd.DataFrame) -> Samples:
@@ -41,14 +44,17 @@ def itl_ms(requests: pd.DataFrame) -> Samples:
 
     Tokens that came in one chunk share its arrival: its gap to the chunk before is spread over them evenly.
     """
-    gaps: list[Samples] = []
-    for times in _sample_times(requests):
-        arrivals, counts = np.unique(times, return_counts=True)
-        if len(times) > 1:
-            # The first chunk's own tokens have no gap before them that could be told: they came at once.
-            gaps.append(np.zeros(counts[0] - 1))
-            gaps.append(np.repeat(np.diff(arrivals) / counts[1:], counts[1:]))
-    return np.concatenate(gaps) * 1e3 if gaps else np.empty(0)
+    times, starts = _sample_times(requests)
+    if len(times) == 0:
+        return np.empty(0)
+    first = np.zeros(len(times), dtype=bool)
+    first[starts[:-1]] = True
+    chunks = np.flatnonzero(first | (np.diff(times, prepend=np.nan) != 0))
+    sizes = np.diff(np.append(chunks, len(times)))
+    gaps = np.diff(times[chunks], prepend=0.0) / sizes
+    # The first chunk's own tokens have no gap before them that could be told: they came at once.
+    gaps[first[chunks]] = 0.0
+    return np.repeat(gaps, sizes - first[chunks]) * 1e3
 
 
 def normalised_ms(requests: pd.DataFrame) -> Samples:
@@ -63,18 +69,25 @@ def output_tokens(requests: pd.DataFrame) -> Samples:
 
 
 def token_times(requests: pd.DataFrame) -> Samples:
-    """Arrival of every token of every request, seconds, sorted."""
-    times = [np.asarray(row, dtype=np.float64) for row in requests["token_times_s"]]
-    return np.sort(np.concatenate(times)) if times else np.empty(0)
+    """Arrival of every token of every request: `[num_tokens]` seconds, sorted."""
+    return np.sort(_joined(requests["token_times_s"]))
 
 
-def _sample_times(requests: pd.DataFrame) -> list[Samples]:
-    """Token times, seconds, of every sample of every request."""
-    found: list[Samples] = []
-    for times, choices in zip(requests["token_times_s"], requests["token_choices"], strict=True):
-        all_times, of = np.asarray(times, dtype=np.float64), np.asarray(choices, dtype=np.int64)
-        found += [all_times[of == choice] for choice in np.unique(of)]
-    return found
+def _sample_times(requests: pd.DataFrame) -> tuple[Samples, NDArray[np.int64]]:
+    """Token times of all samples, one sample after the other, each in order: `[num_tokens]` seconds; and where each
+    begins, and the last one ends: `[num_samples + 1]`.
+    """
+    times, choices = _joined(requests["token_times_s"]), _joined(requests["token_choices"])
+    lengths = np.asarray([len(row) for row in requests["token_times_s"]], dtype=np.int64)
+    owner = np.repeat(np.arange(len(requests)), lengths)
+    order = np.lexsort((times, choices, owner))
+    times, choices, owner = times[order], choices[order], owner[order]
+    begins = (np.diff(owner, prepend=-1) != 0) | (np.diff(choices, prepend=-1) != 0)
+    return times, np.append(np.flatnonzero(begins), len(times))
+
+
+def _joined(rows: pd.Series) -> Samples:
+    return np.concatenate([np.empty(0), *rows])
 
 
 def _ms(seconds: pd.Series) -> Samples:
