@@ -20,7 +20,7 @@ demo: setup
 
 # The tests, mutants aside; no GPU, no internet beyond the package index. Two workers; what measures time runs after
 # them, alone.
-TIMED := tests/load tests/stub tests/gate/test_live.py
+TIMED := tests/load tests/stub tests/gate/test_live.py tests/cli/test_searches.py
 test: setup check
 	$(BIN)/pytest tests -n 2 --dist worksteal $(TIMED:%=--ignore=%)
 	$(BIN)/pytest $(TIMED)
