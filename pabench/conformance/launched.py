@@ -30,8 +30,9 @@ def parse_launch(command: str, url: str | None, option: str = "--launch") -> lis
     if not words:
         raise UsageError(f"{option} is empty, expected the command that starts the engine, with {{port}} for its port")
     if url is None and not any("{port}" in word for word in words):
-        raise UsageError(f"{option} is {command!r}, which has no {{port}}: put it where the engine's port belongs, or "
-                         "say with --url where the engine will listen")
+        otherwise = ", or say with --url where the engine will listen" if option == "--launch" else ""
+        raise UsageError(f"{option} is {command!r}, which has no {{port}}: put it where the engine's port belongs"
+                         f"{otherwise}")
     return words
 
 

@@ -51,7 +51,7 @@ class Side:
 
     def __post_init__(self) -> None:
         if not self.is_url:
-            parse_launch(self.where, None, f"--{self.name}")
+            self._command()
 
     @property
     def is_url(self) -> bool:
@@ -64,9 +64,11 @@ class Side:
         if self.is_url:
             yield self.where
             return
-        command = parse_launch(self.where, None, f"--{self.name}")
-        with EngineProcess(command, url=DEFAULT_URL, log=log, ready_timeout_s=self.ready_timeout_s) as process:
+        with EngineProcess(self._command(), url=DEFAULT_URL, log=log, ready_timeout_s=self.ready_timeout_s) as process:
             yield process.url
+
+    def _command(self) -> list[str]:
+        return parse_launch(self.where, None, f"--{self.name}")
 
 
 @dataclass(slots=True)

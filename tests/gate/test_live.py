@@ -72,7 +72,8 @@ def test_it_launches_engines_itself_and_cannot_decide_on_two_pairs(tmp_path: Pat
 
 
 @pytest.mark.parametrize(("arguments", "told"), [
-    (("--a", "python serve.py", "--b", "http://127.0.0.1:1"), "holds {port}"),
+    (("--a", "python serve.py", "--b", "http://127.0.0.1:1"),
+     "--baseline is 'python serve.py', which has no {port}: put it where the engine's port belongs\n"),
     (("--a", "http://127.0.0.1:1", "--b", "http://127.0.0.1:1"), "baseline: "),
     (("--a", "http://127.0.0.1:1", "--b", "http://127.0.0.1:1", "--max-pairs", "1"), "expected 2 or more"),
     (("--a", "http://127.0.0.1:1", "--b", "http://127.0.0.1:1", "--profile", "huge"), "huge"),
