@@ -15,7 +15,6 @@ share the machine.
 
 from __future__ import annotations
 
-import asyncio
 import re
 import shlex
 import subprocess
@@ -41,7 +40,7 @@ from pabench.errors import (
     UsageError,
 )
 from pabench.files import read_model
-from pabench.load import Progress, Workload, load_workload, run_workload
+from pabench.load import Progress, Workload, load_workload, run_loop, run_workload
 from pabench.probe import build_checkpoint, preset
 from pabench.resources import data_dir
 from pabench.telemetry.block_trace import TRACE_SUFFIX
@@ -236,11 +235,11 @@ def _run_engine(
     narrator.stage(f"starting {plan.label} for the loads")
     with _reach(plan, folder / "load-engine.log", model) as url:
         probe = None if suite.model_command else model
-        examination = asyncio.run(examine(url, dialect=plan.dialect, probe=probe))
+        examination = run_loop(examine(url, dialect=plan.dialect, probe=probe))
         for workload in suite.workloads():
             result.runs.append(folder / folder_name(workload.load_text))
             with narrator.load(workload, plan.label) as progress:
-                manifest = asyncio.run(run_workload(
+                manifest = run_loop(run_workload(
                     examination, workload, result.runs[-1], url=url, label=plan.label, seed=suite.seed,
                     progress=progress,
                 ))

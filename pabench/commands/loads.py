@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 from typing import Annotated
 
@@ -59,7 +58,7 @@ def run(
     Example: pabench run --url http://127.0.0.1:8000 --workload sharegpt-mini --users 16
     """
     from pabench.calibration import calibrate_run
-    from pabench.load import load_workload, run_workload
+    from pabench.load import load_workload, run_loop, run_workload
     from pabench.terminal.live import live_load
     from pabench.terminal.runs import show_run
 
@@ -72,7 +71,7 @@ def run(
     name = label or examination.facts.dialect
     try:
         with live_load(plan, name, quiet=quiet or as_json) as progress:
-            manifest = asyncio.run(run_workload(
+            manifest = run_loop(run_workload(
                 examination, plan, folder, url=url, label=name, seed=seed, progress=progress, api_key=key,
             ))
         if calibrate and manifest.failure is None:
@@ -108,7 +107,7 @@ def sweep(
     """
     from pabench.analysis import load_run, summarise
     from pabench.bench import folder_name
-    from pabench.load import load_workload, run_workload, sweep_loads
+    from pabench.load import load_workload, run_loop, run_workload, sweep_loads
     from pabench.terminal.live import live_load
     from pabench.terminal.runs import show_sweep
 
@@ -124,7 +123,7 @@ def sweep(
         for number, plan in enumerate(plans):
             where = folder / f"{number:02}-{folder_name(plan.load_text)}"
             with live_load(plan, name, quiet=silent) as progress:
-                manifest = asyncio.run(run_workload(examination, plan, where, url=url, label=name, seed=seed,
+                manifest = run_loop(run_workload(examination, plan, where, url=url, label=name, seed=seed,
                                                     progress=progress, api_key=key))
             summaries.append(summarise(load_run(where)))
             flawless &= manifest.flawless
@@ -158,7 +157,7 @@ def capacity(
     from pabench.analysis import load_run
     from pabench.analysis.slo import SLO
     from pabench.capacity import Attained, Tried, attained_in, conclusion, search_capacity, too_slow
-    from pabench.load import load_workload, run_workload
+    from pabench.load import load_workload, run_loop, run_workload
     from pabench.terminal.live import console, live_load
     from pabench.terminal.runs import show_capacity, tried_text
 
@@ -177,7 +176,7 @@ def capacity(
         plan = load_workload(workload, rate_per_s=rate, duration_s=duration_s).model_copy(update={"num_requests": None})
         where = folder / f"{rate:.6g}-per-s-{number}"
         with live_load(plan, name, quiet=silent) as progress:
-            manifest = asyncio.run(run_workload(examination, plan, where, url=url, label=name, seed=seed + number,
+            manifest = run_loop(run_workload(examination, plan, where, url=url, label=name, seed=seed + number,
                                                 progress=progress, api_key=key))
         if manifest.failure is not None:
             raise PabenchError(f"{manifest.failure}; the runs so far are in {folder}")

@@ -14,7 +14,6 @@ one engine are part of the noise and not of the verdict.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -31,7 +30,7 @@ from pabench.errors import EXIT_INTERRUPTED, EngineError, PabenchError
 from pabench.gate.decide import INCONCLUSIVE, REGRESSION, Decision, decide
 from pabench.gate.evidence import new_conformance_failures, sure_failures
 from pabench.gate.policy import Policy
-from pabench.load import Workload, run_workload
+from pabench.load import Workload, run_loop, run_workload
 
 BASELINE, CANDIDATE = "baseline", "candidate"
 SET_ASIDE = "set-aside"
@@ -137,7 +136,7 @@ class GateRun:
         try:
             with side.reach(folder.with_name(f"{number:03}-engine.log")) as url:
                 examination = self._examine(side, url)
-                asyncio.run(run_workload(examination, self.workload, folder, url=url, label=side.name,
+                run_loop(run_workload(examination, self.workload, folder, url=url, label=side.name,
                                          seed=self.seed + number, api_key=side.api_key))
         except EngineError as error:
             raise type(error)(f"{side.name}: {error}") from error
@@ -146,7 +145,7 @@ class GateRun:
     def _examine(self, side: Side, url: str) -> Examination:
         """What it is: asked of each process anew, so that all are asked alike before their load."""
         if side.name not in self._examined:
-            found = asyncio.run(examine(url, dialect=side.dialect, probe=side.probe, api_key=side.api_key))
+            found = run_loop(examine(url, dialect=side.dialect, probe=side.probe, api_key=side.api_key))
             if not side.is_url:
                 return found
             self._examined[side.name] = found

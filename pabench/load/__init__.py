@@ -1,5 +1,6 @@
 """Load: workload file -> schedule -> client -> records. See docs/measurement.md for what is measured."""
 
+from pabench.load.loop import run_loop
 from pabench.load.manifest import ClientHealth, EngineRecord, Manifest, read_manifest
 from pabench.load.measure import Progress, ProgressState
 from pabench.load.records import ERROR_KINDS, OUTCOMES, RecordsUnwritable, RequestRecord
@@ -9,5 +10,5 @@ from pabench.load.workload import Workload, known_workloads, load_workload, swee
 __all__ = [
     "ERROR_KINDS", "OUTCOMES", "ClientHealth", "EngineRecord", "Manifest", "Progress", "ProgressState",
     "RecordsUnwritable", "RequestRecord", "Workload", "known_workloads", "load_workload", "read_manifest",
-    "recover_run", "run_workload", "sweep_loads",
+    "recover_run", "run_loop", "run_workload", "sweep_loads",
 ]

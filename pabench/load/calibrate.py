@@ -6,7 +6,6 @@ journal, lag watch. What is left is the kernel's loopback and the client; the st
 
 from __future__ import annotations
 
-import asyncio
 import re
 import sys
 import tempfile
@@ -23,8 +22,10 @@ from pabench.engines import EngineProcess
 from pabench.engines import dialect as find_dialect
 from pabench.engines.base import EngineFacts
 from pabench.errors import EngineError, UsageError
-from pabench.load.client import Exchange, LoadClient, prepare
+from pabench.load.client import LoadClient, prepare
+from pabench.load.connection import Exchange
 from pabench.load.journal import Journal
+from pabench.load.loop import run_loop
 from pabench.load.measure import Measurement, no_collections
 from pabench.load.schedule import plan
 from pabench.load.workload import Workload, parse_workload
@@ -66,7 +67,7 @@ def calibrate(streams: int, *, itl_ms: float = 10.0, duration_s: float = 5.0) ->
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "stub.log"
         with EngineProcess(command, url="http://127.0.0.1:{port}", log=log) as stub:
-            return asyncio.run(_measure(stub.url, streams, itl_ms, duration_s, Path(folder)))
+            return run_loop(_measure(stub.url, streams, itl_ms, duration_s, Path(folder)))
 
 
 def _load(streams: int, itl_ms: float, duration_s: float) -> Workload:

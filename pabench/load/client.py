@@ -1,33 +1,28 @@
-"""The hot path: send, and keep what comes with its arrival time. Bytes and timestamps only; parsing is for afterwards.
-
-All times are of one monotonic clock (`clock`), absolute; `settle.py` moves them to the start of the run.
-"""
+"""The hot path: send, and keep what comes with its arrival time. Bytes and times only; parsing is for afterwards."""
 
 from __future__ import annotations
 
 import asyncio
 import errno
-import time
+import socket
+import ssl
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from types import SimpleNamespace, TracebackType
+from dataclasses import dataclass
+from types import TracebackType
+from urllib.parse import quote, urlsplit
 
-import aiohttp
 import orjson
 
 from pabench.engines.base import Dialect
 from pabench.engines.cleaning import clean
 from pabench.engines.wording import worded
+from pabench.errors import UsageError
+from pabench.load.connection import AnswerBroken, Connection, Exchange, NotHTTP, Tally, clock
 from pabench.load.schedule import ScheduledRequest
 
-clock = time.monotonic
-
-_READ_BUFFER_BYTES = 1 << 20    # aiohttp's 64 KiB would throttle long streams
-_MAX_ANSWER_BYTES = 256 << 20   # an engine that never stops must not fill the memory
 _KEEPALIVE_S = 2.0              # below what servers wait (5 s and more): none closes one as it is reused
 _STALE_S = 0.05                 # a connection that was closed before the request came breaks within this
 _OUR_FAULTS = {errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM}
-_BROKEN = (aiohttp.ClientPayloadError, aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, ConnectionError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,31 +36,6 @@ class PreparedRequest:
     cancel_after_tokens: int | None = None
 
 
-@dataclass(slots=True)
-class Exchange:
-    """One request on the wire, as it was. `times_s[i]` is the arrival of `pieces[i]`.
-
-    `fault`: "connect", "client", "reset", "protocol", "timeout", "planned" or "interrupt"; None when the answer ended
-    as HTTP says.
-    """
-
-    index: int
-    intended_s: float
-    sent_s: float | None = None     # when the request's bytes went out, a connection being there
-    status: int | None = None
-    times_s: list[float] = field(default_factory=list)
-    pieces: list[bytes] = field(default_factory=list)
-    end_s: float | None = None
-    fault: str | None = None
-    fault_text: str | None = None
-    num_events: int = 0             # server-sent events so far: about one a token
-    reused: bool = False            # whether it went out over a kept connection
-
-    def fail(self, fault: str, text: str | None = None) -> None:
-        """Note what broke it off."""
-        self.fault, self.fault_text = fault, text
-
-
 def prepare(scheduled: ScheduledRequest, dialect: Dialect, model: str) -> PreparedRequest:
     """Build path, body and headers. Raises UsageError for what the dialect cannot say."""
     path, body = dialect.build(worded(scheduled.request, dialect), model)
@@ -77,35 +47,41 @@ class LoadClient:
     """Sends prepared requests to one engine over kept connections. An async context manager.
 
     Nothing queues in here: there is no limit of connections, so a request leaves when it is sent.
+    Raises UsageError for a key that no header can hold.
     """
 
     def __init__(self, url: str, *, timeout_s: float, api_key: str | None = None) -> None:
-        self._url = url
+        parts = urlsplit(url)
+        self._host = parts.hostname or ""
+        self._tls = ssl.create_default_context() if parts.scheme == "https" else None
+        self._port = parts.port or (443 if self._tls else 80)
+        self._path = quote(parts.path, safe="/%~!$&'()*+,;=:@")
         self._timeout_s = timeout_s
-        self._headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
-        if api_key:
-            self._headers["Authorization"] = f"Bearer {api_key}"
-        self._session: aiohttp.ClientSession | None = None
+        self._head = _head(parts.netloc, api_key)
+        self._addresses: list[str] = []
+        self._idle: list[Connection] = []
+        self._tally = Tally()
         self.in_flight = 0
-        self.num_events = 0   # over all requests so far
         self.num_sent_again = 0   # over a fresh connection, the kept one being closed
 
+    @property
+    def num_events(self) -> int:
+        """Server-sent events over all requests since the last `reset`."""
+        return self._tally.num_events
+
+    def reset(self) -> None:
+        """Count events from here."""
+        self._tally.num_events = 0
+
     async def __aenter__(self) -> LoadClient:
-        trace = aiohttp.TraceConfig()
-        trace.on_request_headers_sent.append(_note_sent)
-        trace.on_connection_reuseconn.append(_note_reuse)
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEPALIVE_S),
-            headers=self._headers, timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),
-            read_bufsize=_READ_BUFFER_BYTES, cookie_jar=aiohttp.DummyCookieJar(), trace_configs=[trace],
-        )
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._session is not None:
-            await self._session.close()
+        for connection in self._idle:
+            connection.abort()
+        self._idle.clear()
 
     async def send(self, request: PreparedRequest, intended_s: float) -> Exchange:
         """Send and read to the end. What goes wrong is noted in the exchange; only cancellation is raised on."""
@@ -124,14 +100,12 @@ class LoadClient:
         except asyncio.CancelledError:
             exchange.fail("interrupt")
             raise
-        except aiohttp.ClientConnectorError as error:
-            exchange.fail("client" if error.os_error.errno in _OUR_FAULTS else "connect", clean(str(error)))
-        except _BROKEN as error:
-            exchange.fail("reset", clean(str(error) or type(error).__name__))
-        except OSError as error:
-            exchange.fail("client", clean(str(error)))
-        except aiohttp.ClientError as error:
-            exchange.fail("protocol", clean(str(error) or type(error).__name__))
+        except _NoConnection as error:
+            exchange.fail("client" if error.number in _OUR_FAULTS else "connect", clean(str(error)))
+        except ConnectionError as error:
+            exchange.fail("reset", clean(str(error)))
+        except NotHTTP as error:
+            exchange.fail("protocol", clean(str(error)))
         finally:
             exchange.end_s = clock()
             self.in_flight -= 1
@@ -142,55 +116,79 @@ class LoadClient:
         A server may close an idle connection just as it is taken: it has not read the request then. One that breaks
         later may have been read, so that is the engine's fault, and is kept.
         """
+        kept = self._kept()
+        if kept is not None:
+            exchange.reused = True
+            try:
+                await self._read(kept, request, exchange)
+                return
+            except AnswerBroken:
+                sent_s = exchange.sent_s
+                if exchange.status is not None or sent_s is None or clock() - sent_s > _STALE_S:
+                    raise
+                self.num_sent_again += 1
+        await self._read(await self._connect(), request, exchange)
+
+    async def _read(self, connection: Connection, request: PreparedRequest, exchange: Exchange) -> None:
+        named = "".join(f"{name}: {value}\r\n" for name, value in request.headers.items())
+        head = f"POST {self._path}{request.path} HTTP/1.1\r\n{named}Content-Length: {len(request.body)}\r\n{self._head}"
+        if exchange.sent_s is None:
+            exchange.sent_s = clock()
         try:
-            await self._read(request, exchange)
-        except _BROKEN:
-            sent_s = exchange.sent_s
-            stale = exchange.reused and exchange.status is None
-            if not stale or sent_s is None or clock() - sent_s > _STALE_S:
-                raise
-            self.num_sent_again += 1
-            await self._read(request, exchange)
+            await connection.ask(exchange, head.encode() + request.body, request.cancel_after_tokens)
+        except BaseException:
+            connection.abort()
+            raise
+        if connection.usable:
+            self._idle.append(connection)
 
-    async def _read(self, request: PreparedRequest, exchange: Exchange) -> None:
-        if self._session is None:
-            raise RuntimeError("LoadClient is used inside `async with`")
-        limit = request.cancel_after_tokens
-        num_bytes = 0
-        async with self._session.post(
-            self._url + request.path, data=request.body, headers=request.headers, allow_redirects=False,
-            trace_request_ctx=exchange,
-        ) as response:
-            exchange.status = response.status
-            async for piece in response.content.iter_any():
-                exchange.times_s.append(clock())
-                exchange.pieces.append(piece)
-                num_bytes += len(piece)
-                count = piece.count(b"data:")
-                exchange.num_events += count
-                self.num_events += count
-                if limit is not None and exchange.num_events >= limit:
-                    exchange.fail("planned")
-                    response.close()
-                    return
-                if num_bytes > _MAX_ANSWER_BYTES:
-                    exchange.fail("protocol", f"the answer is longer than {_MAX_ANSWER_BYTES} bytes")
-                    response.close()
-                    return
+    def _kept(self) -> Connection | None:
+        """An open connection that was used just now: the last one, so that the others may age."""
+        oldest_s = clock() - _KEEPALIVE_S
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.usable and connection.idle_since_s >= oldest_s:
+                return connection
+            connection.abort()
+        return None
 
-
-async def _note_sent(
-    session: aiohttp.ClientSession, context: SimpleNamespace, params: aiohttp.TraceRequestHeadersSentParams
-) -> None:
-    """The connection is there and the bytes go out in this very step of the loop."""
-    exchange = context.trace_request_ctx
-    if isinstance(exchange, Exchange) and exchange.sent_s is None:
-        exchange.sent_s = clock()
+    async def _connect(self) -> Connection:
+        """A fresh connection, to the first of the host's addresses that takes one. Raises _NoConnection."""
+        loop = asyncio.get_running_loop()
+        try:
+            if not self._addresses:
+                found = await loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
+                self._addresses = list(dict.fromkeys(str(address[0]) for *_, address in found))
+            for address in tuple(self._addresses):
+                try:
+                    _, connection = await loop.create_connection(
+                        lambda: Connection(self._tally), address, self._port, ssl=self._tls,
+                        server_hostname=self._host if self._tls else None)
+                except OSError as error:
+                    failure = error
+                    continue
+                self._addresses = [address, *(other for other in self._addresses if other != address)]
+                return connection
+        except OSError as error:
+            failure = error
+        raise _NoConnection(self._host, self._port, failure)
 
 
-async def _note_reuse(
-    session: aiohttp.ClientSession, context: SimpleNamespace, params: aiohttp.TraceConnectionReuseconnParams
-) -> None:
-    exchange = context.trace_request_ctx
-    if isinstance(exchange, Exchange):
-        exchange.reused = True
+class _NoConnection(Exception):
+    """The engine could not be connected to."""
+
+    def __init__(self, host: str, port: int, error: OSError) -> None:
+        super().__init__(f"no connection to {host}:{port}: {error.strerror or error}")
+        self.number = error.errno
+
+
+def _head(netloc: str, api_key: str | None) -> str:
+    """The headers that all requests have in common, and the blank line after them."""
+    fields = {"Host": netloc if netloc.isascii() else netloc.encode("idna").decode(),
+              "Content-Type": "application/json", "Accept": "*/*", "Accept-Encoding": "identity",
+              "User-Agent": "pabench"}
+    if api_key:
+        if not (api_key.isascii() and api_key.isprintable()):
+            raise UsageError("the API key holds characters that no HTTP header can: expected printable ASCII")
+        fields["Authorization"] = f"Bearer {api_key}"
+    return "".join(f"{name}: {value}\r\n" for name, value in fields.items()) + "\r\n"

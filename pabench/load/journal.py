@@ -1,9 +1,9 @@
 """The journal: finished exchanges and telemetry go to disk while the run goes on, so that a kill loses no answer.
 
-A thread of its own writes; the event loop only hands over. One entry is a JSON line, for an exchange followed by its
-bytes as they came:
+A thread of its own writes; the event loop only hands over. One entry is a JSON line, for an exchange followed by the
+arrivals, the sizes and the bytes of its pieces as they came:
 
-    {"exchange": {"index": 3, …, "times_s": […], "sizes": […]}}\\n<bytes>\\n
+    {"exchange": {"index": 3, …, "num_pieces": 20}}\\n<20 float64><20 uint32><bytes>\\n
     {"sample": {"time_s": 1.25, "kv_usage": 0.5, …}}\\n
 
 A torn last entry, as a kill or a full disk leaves it, is left out by the reader.
@@ -14,15 +14,17 @@ from __future__ import annotations
 import fcntl
 import queue
 import threading
+from array import array
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
 import orjson
 
 from pabench.errors import UsageError
-from pabench.load.client import Exchange
+from pabench.load.connection import Exchange
 from pabench.load.records import RecordsUnwritable, unwritable
 from pabench.telemetry.vocabulary import KVSample
 
@@ -85,9 +87,13 @@ def _encode(entry: Exchange | KVSample, start_s: float) -> bytes:
         "index": entry.index, "intended_s": entry.intended_s - start_s, "sent_s": _since(entry.sent_s, start_s),
         "status": entry.status, "end_s": _since(entry.end_s, start_s), "fault": entry.fault,
         "fault_text": entry.fault_text, "num_events": entry.num_events,
-        "times_s": [time_s - start_s for time_s in entry.times_s], "sizes": [len(piece) for piece in entry.pieces],
+        "num_pieces": len(entry.pieces),
     }
-    return b"".join((orjson.dumps({"exchange": head}), b"\n", *entry.pieces, b"\n"))
+    # All in C: this thread must not keep the event loop's from running.
+    times_s = np.asarray(entry.times_s, dtype="<f8") - start_s
+    sizes = np.fromiter(map(len, entry.pieces), dtype="<u4", count=len(entry.pieces))
+    return b"".join((orjson.dumps({"exchange": head}), b"\n", times_s.tobytes(), sizes.tobytes(), *entry.pieces,
+                     b"\n"))
 
 
 def _since(time_s: float | None, start_s: float) -> float | None:
@@ -124,7 +130,11 @@ def _entries(file: BinaryIO) -> Iterator[Exchange | KVSample]:
             yield KVSample(**entry["sample"])
             continue
         head = entry["exchange"]
-        pieces = [file.read(size) for size in head.pop("sizes")]
+        count = head.pop("num_pieces")
+        times, sizes = file.read(8 * count), file.read(4 * count)
+        if len(sizes) < 4 * count:
+            return
+        pieces = [file.read(size) for size in np.frombuffer(sizes, dtype="<u4").tolist()]
         if file.read(1) != b"\n":
             return
-        yield Exchange(pieces=pieces, **head)
+        yield Exchange(times_s=array("d", np.frombuffer(times, dtype="<f8")), pieces=pieces, **head)

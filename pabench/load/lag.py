@@ -1,8 +1,8 @@
 """How late the event loop sees what has arrived: the client's own error in every arrival time.
 
-A kernel timer becomes readable at a known moment, and goes the way that an engine's bytes go: readiness, callback,
-future, task. What it is late by when the task reads the clock is what an answer's bytes would have been late by. A
-plain `asyncio.sleep` would measure the loop's timers instead, which are rounded up to whole milliseconds.
+A kernel timer becomes readable at a known moment, and goes the way that an engine's bytes go: readiness, then the
+callback that reads the clock. What it is late by then is what an answer's bytes would have been late by. A plain
+`asyncio.sleep` would measure the loop's timers instead, which are rounded up to whole milliseconds.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import time
 
 import numpy as np
 
-from pabench.load.client import clock
+from pabench.load.connection import clock
 from pabench.load.manifest import ClientHealth
 from pabench.load.records import RequestRecord
 
@@ -51,14 +51,17 @@ class LoopLag:
         first_s = clock() + _INTERVAL_S
         timer = _open_timer(first_s, _INTERVAL_S)
         num_seen = 0
+
+        def note() -> None:
+            nonlocal num_seen
+            now_s = clock()
+            (num_ticks,) = struct.unpack("=Q", os.read(timer, 8))
+            self.lags_s += [max(0.0, now_s - first_s - (num_seen + i) * _INTERVAL_S) for i in range(num_ticks)]
+            num_seen += num_ticks
+
+        loop.add_reader(timer, note)
         try:
-            while True:
-                ready: asyncio.Future[int] = loop.create_future()
-                loop.add_reader(timer, _read_timer, timer, ready)
-                num_ticks = await ready
-                now_s = clock()
-                self.lags_s += [max(0.0, now_s - first_s - (num_seen + i) * _INTERVAL_S) for i in range(num_ticks)]
-                num_seen += num_ticks
+            await loop.create_future()  # until cancelled
         finally:
             loop.remove_reader(timer)
             os.close(timer)
@@ -98,12 +101,6 @@ def _open_timer(first_s: float, interval_s: float) -> int:
     if timer < 0 or libc.timerfd_settime(timer, _TFD_TIMER_ABSTIME, spec, None) != 0:
         raise OSError(ctypes.get_errno(), "no timer from the kernel")
     return timer
-
-
-def _read_timer(timer: int, ready: asyncio.Future[int]) -> None:
-    if not ready.done():
-        (num_ticks,) = struct.unpack("=Q", os.read(timer, 8))
-        ready.set_result(num_ticks)
 
 
 def _quantiles_ms(samples_s: list[float]) -> tuple[float, float, float] | tuple[None, None, None]:

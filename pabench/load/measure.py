@@ -11,7 +11,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from pabench.load.arrivals import ClosedArrivals
-from pabench.load.client import Exchange, LoadClient, PreparedRequest, clock
+from pabench.load.client import LoadClient, PreparedRequest
+from pabench.load.connection import Exchange, clock
 from pabench.load.journal import Journal
 from pabench.load.lag import LoopLag
 from pabench.load.schedule import Schedule, ScheduledRequest

@@ -16,7 +16,8 @@ from pabench.engines import dialect as find_dialect
 from pabench.engines.base import EngineFacts
 from pabench.engines.client import base_url
 from pabench.errors import EngineUnreachable, UsageError
-from pabench.load.client import Exchange, LoadClient, PreparedRequest, clock, prepare
+from pabench.load.client import LoadClient, PreparedRequest, prepare
+from pabench.load.connection import Exchange, clock
 from pabench.load.journal import JOURNAL_FILE, Journal, read_journal
 from pabench.load.manifest import Manifest, new_manifest, read_manifest
 from pabench.load.measure import Measurement, Progress, no_collections, refusal
@@ -80,7 +81,7 @@ async def run_workload(
         aiohttp.ClientSession(headers={"Authorization": f"Bearer {api_key}"} if api_key else {}) as scraping,
     ):
         manifest.notes += await _warm_up(client, warmups)
-        client.num_events = 0
+        client.reset()
         _open_folder(out)
         manifest.write(out)
         scraper = Scraper(scraping, url, speech)

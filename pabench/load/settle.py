@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pabench.engines.base import Choice, Completion, Dialect
 from pabench.engines.cleaning import clean
 from pabench.errors import EngineProtocol
-from pabench.load.client import Exchange
+from pabench.load.connection import Exchange
 from pabench.load.records import OUTCOMES, RequestRecord
 from pabench.load.schedule import ScheduledRequest
 from pabench.load.verify import Verification, diagnose_wrong, verify_choices

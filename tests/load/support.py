@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ from aiohttp import web
 
 from pabench.analysis import Run, load_run
 from pabench.engines.base import EngineFacts
-from pabench.load import OUTCOMES, Manifest, Workload, run_workload
+from pabench.load import OUTCOMES, Manifest, Workload, run_loop, run_workload
 from pabench.load.workload import parse_workload
 from pabench.probe import PRESETS, ProbeSpec
 
@@ -69,7 +68,7 @@ def against(folder: Path, load: Workload, handler: Handler, **server_options: fl
         async with serving(handler, **server_options) as url:
             return await run_workload(Examined(), load, folder, url=url, label="server")
 
-    return checked(folder, asyncio.run(go()))
+    return checked(folder, run_loop(go()))
 
 
 def only(run: Run, outcome: str, kind: str | None = None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from array import array
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from pabench.calibration import calibrate_run, peak_streams
 from pabench.errors import UsageError
 from pabench.load import run_workload
 from pabench.load.calibrate import arrivals, calibrate
-from pabench.load.client import Exchange
+from pabench.load.connection import Exchange
 from pabench.load.manifest import Calibration, read_manifest
 from pabench.stub import StubOptions, StubServer
 from tests.load.support import Examined, workload
@@ -29,7 +30,7 @@ def test_a_few_streams_are_read_to_a_few_milliseconds() -> None:
 def test_an_event_has_come_with_its_last_byte() -> None:
     exchange = Exchange(0, 0.0)
     exchange.pieces = [b'data: {"pabench_sent_ns": 100', b'0000000}\n\ndata: {"pabench_sent_ns": 2000000000}\n\n']
-    exchange.times_s = [1.5, 2.5]
+    exchange.times_s = array("d", [1.5, 2.5])
     seen, sent = arrivals(exchange)
     assert (seen.tolist(), sent.tolist()) == ([2.5, 2.5], [1.0, 2.0])
 
@@ -45,7 +46,7 @@ def test_a_run_that_is_calibrated_says_so_and_is_judged_by_it(tmp_path: Path) ->
     assert noted is not None
     assert (noted.streams, noted.arrival_p99_ms) == (2, found.arrival_p99_ms)
     manifest = read_manifest(tmp_path / "run")
-    manifest.calibration = Calibration(streams=2, itl_ms=5.0, arrival_p50_ms=9.0, arrival_p99_ms=99.0, gap_p99_ms=0.1)
+    manifest.calibration = Calibration(streams=2, itl_ms=5.0, arrival_p50_ms=9e3, arrival_p99_ms=9e3, gap_p99_ms=0.0)
     manifest.write(tmp_path / "run")
     reasons = summarise(load_run(tmp_path / "run")).validity.reasons
     assert sum("against the stub" in reason for reason in reasons) == 2

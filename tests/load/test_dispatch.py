@@ -10,7 +10,8 @@ import aiohttp
 import pytest
 
 from pabench.engines import dialect
-from pabench.load.client import Exchange, LoadClient, PreparedRequest, clock, prepare
+from pabench.load.client import LoadClient, PreparedRequest, prepare
+from pabench.load.connection import Exchange, clock
 from pabench.load.journal import Journal
 from pabench.load.measure import Measurement
 from pabench.load.schedule import plan

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from array import array
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,7 +18,7 @@ import pytest
 from pabench.analysis import load_run
 from pabench.errors import EXIT_COULD_NOT_RUN, UsageError
 from pabench.load import Manifest, RecordsUnwritable, journal, recover_run, run_workload
-from pabench.load.client import Exchange
+from pabench.load.connection import Exchange
 from pabench.load.journal import Journal, read_journal
 from pabench.load.records import RequestRecord, write_atomic, write_requests, write_telemetry
 from pabench.stub import StubOptions, StubServer
@@ -26,11 +27,11 @@ from tests.load.support import Examined, workload
 
 # A client as a process of its own: it can be signalled. Two users, 40 requests of about 0.15 s each.
 CLIENT = """
-import asyncio, sys
+import sys
 from pathlib import Path
-from pabench.load import run_workload
+from pabench.load import run_loop, run_workload
 from tests.load.support import Examined, workload
-asyncio.run(run_workload(Examined(), workload(num_requests=40), Path(sys.argv[2]), url=sys.argv[1], label="x"))
+run_loop(run_workload(Examined(), workload(num_requests=40), Path(sys.argv[2]), url=sys.argv[1], label="x"))
 """
 
 
@@ -177,11 +178,11 @@ def test_records_come_back_from_parquet_as_they_were(tmp_path: Path) -> None:
 def test_a_torn_journal_gives_its_whole_entries(tmp_path: Path) -> None:
     written = Journal(tmp_path)
     written.start_s = 100.0
-    exchange = Exchange(3, 100.5, sent_s=100.6, status=200, times_s=[101.0, 101.5], pieces=[b"a\nb", b"\n"],
+    exchange = Exchange(3, 100.5, sent_s=100.6, status=200, times_s=array("d", [101.0, 101.5]), pieces=[b"a\nb", b"\n"],
                         end_s=102.0)
     written.add(exchange)
     written.add(KVSample(101.25, kv_usage=0.5))
-    written.add(Exchange(4, 101.0, status=200, times_s=[103.0], pieces=[b"x" * 100], end_s=104.0))
+    written.add(Exchange(4, 101.0, status=200, times_s=array("d", [103.0]), pieces=[b"x" * 100], end_s=104.0))
     written.close()
     path = tmp_path / "journal.bin"
     whole = path.read_bytes()
@@ -190,7 +191,7 @@ def test_a_torn_journal_gives_its_whole_entries(tmp_path: Path) -> None:
         exchanges, samples = read_journal(tmp_path)
         assert [one.index for one in exchanges] == [3]
         assert exchanges[0].pieces == [b"a\nb", b"\n"]
-        assert exchanges[0].times_s == [1.0, 1.5]
+        assert exchanges[0].times_s.tolist() == [1.0, 1.5]
         assert [sample.time_s for sample in samples] == [1.25]
     path.write_bytes(whole)
     assert [one.index for one in read_journal(tmp_path)[0]] == [3, 4]

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from pabench.load.client import Exchange, LoadClient, PreparedRequest
+from pabench.load.client import LoadClient, PreparedRequest
+from pabench.load.connection import Exchange
 from pabench.probe import Codec
 from tests.load.support import against, only, serving, stream, workload
 

@@ -1,0 +1,183 @@
+"""One kept HTTP/1.1 connection, which carries one request at a time.
+
+Bytes are stamped in the callback that read them: a stream reader and a task between the socket and the clock would add
+their own queues to every arrival time, and two to three times the work. HTTP itself is parsed by httptools (llhttp).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from array import array
+from dataclasses import dataclass, field
+from typing import cast
+
+import httptools
+
+clock = time.monotonic
+
+_MAX_ANSWER_BYTES = 256 << 20   # an engine that never stops must not fill the memory
+_MAX_HEADER_BYTES = 1 << 18
+
+
+class AnswerBroken(ConnectionError):
+    """The connection ended before the answer did."""
+
+
+class NotHTTP(Exception):
+    """What came is no answer that HTTP knows."""
+
+
+@dataclass(slots=True)
+class Exchange:
+    """One request on the wire, as it was. `times_s[i]` is the arrival of `pieces[i]`, as read.
+
+    All times are of one monotonic clock (`clock`), absolute; `settle.py` moves them to the start of the run.
+    `fault`: "connect", "client", "reset", "protocol", "timeout", "planned" or "interrupt"; None when the answer ended
+    as HTTP says.
+    """
+
+    index: int
+    intended_s: float
+    sent_s: float | None = None     # when the request's bytes went out, a connection being there
+    status: int | None = None
+    times_s: array[float] = field(default_factory=lambda: array("d"))
+    pieces: list[bytes] = field(default_factory=list)
+    end_s: float | None = None
+    fault: str | None = None
+    fault_text: str | None = None
+    num_events: int = 0             # server-sent events so far: about one a token
+    reused: bool = False            # whether it went out over a kept connection
+
+    def fail(self, fault: str, text: str | None = None) -> None:
+        """Note what broke it off."""
+        self.fault, self.fault_text = fault, text
+
+
+class Tally:
+    """Server-sent events over all connections."""
+
+    num_events = 0
+
+
+class Connection(asyncio.Protocol):
+    """The protocol of one connection. `ask` again when `usable` and the answer before has ended."""
+
+    def __init__(self, tally: Tally) -> None:
+        self._tally = tally
+        self._transport: asyncio.Transport | None = None
+        self._exchange: Exchange | None = None
+        self._done: asyncio.Future[None] | None = None
+        self._limit: int | None = None
+        self.idle_since_s = 0.0
+
+    @property
+    def usable(self) -> bool:
+        """Whether it is open, as far as is known."""
+        return self._transport is not None and not self._transport.is_closing()
+
+    def ask(self, exchange: Exchange, data: bytes, cancel_after_tokens: int | None) -> asyncio.Future[None]:
+        """Send `data`; done when the answer has ended or was cut off. Raises AnswerBroken and NotHTTP in there."""
+        assert self._transport is not None, "it is connected"
+        self._exchange, self._limit = exchange, cancel_after_tokens
+        self._done = asyncio.get_running_loop().create_future()
+        self._parser = httptools.HttpResponseParser(self)
+        self._in_body = self._framed = self._complete = self._goes_on = False
+        self._bodies: list[bytes] = []
+        self._num_bytes = 0
+        self._refusal: str | None = None
+        self._transport.write(data)
+        return self._done
+
+    def abort(self) -> None:
+        """Cut it, without waiting for anything."""
+        self._exchange = None
+        if self._transport is not None:
+            self._transport.abort()
+
+    # The loop calls these.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Connected."""
+        self._transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        """Stamp, and hand over to the HTTP parser."""
+        now_s = clock()
+        exchange = self._exchange
+        if exchange is None:  # nobody asked
+            self.abort()
+            return
+        self._num_bytes += len(data)
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            self._end(NotHTTP(f"expected an HTTP answer, got {data[:80]!r} ({error})"))
+            return
+        if self._refusal is not None:
+            self._end(NotHTTP(self._refusal))
+            return
+        if self._bodies:
+            self._keep(exchange, now_s)
+        if self._complete:
+            self._end(None)
+        elif self._num_bytes > (_MAX_ANSWER_BYTES if self._in_body else _MAX_HEADER_BYTES):
+            what, most = ("answer", _MAX_ANSWER_BYTES) if self._in_body else ("header", _MAX_HEADER_BYTES)
+            self._end(NotHTTP(f"the {what} is longer than {most} bytes"))
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """An answer without a length ends with its connection; every other one is broken by that."""
+        self._transport = None
+        if self._exchange is not None:
+            whole = error is None and self._in_body and not self._framed
+            where = "inside" if self._num_bytes else "before"
+            self._end(None if whole else AnswerBroken(f"the connection ended {where} the answer"))
+
+    # The parser calls these.
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Whether the end of the body will be told."""
+        name = name.lower()
+        self._framed = self._framed or name in (b"content-length", b"transfer-encoding")
+        if name == b"content-encoding" and value.strip().lower() not in (b"", b"identity"):
+            self._refusal = f"the answer is compressed ({value!r}), though it was asked not to be"
+
+    def on_headers_complete(self) -> None:
+        """The body comes now, unless the status is one of those before the real one (1xx)."""
+        status = self._parser.get_status_code()
+        if status >= 200 and self._exchange is not None:
+            self._exchange.status, self._in_body = status, True
+
+    def on_body(self, body: bytes) -> None:
+        """A part of the body."""
+        self._bodies.append(body)
+
+    def on_message_complete(self) -> None:
+        """The answer has ended."""
+        self._complete = self._in_body
+        self._goes_on = self._parser.should_keep_alive()  # it forgets with the next step
+
+    def _keep(self, exchange: Exchange, now_s: float) -> None:
+        piece = self._bodies[0] if len(self._bodies) == 1 else b"".join(self._bodies)
+        self._bodies = []
+        exchange.times_s.append(now_s)
+        exchange.pieces.append(piece)
+        count = piece.count(b"data:")
+        exchange.num_events += count
+        self._tally.num_events += count
+        if self._limit is not None and exchange.num_events >= self._limit:
+            exchange.fail("planned")
+            self.abort()
+            self._end(None)
+
+    def _end(self, error: Exception | None) -> None:
+        self._exchange, done = None, self._done
+        if self._transport is not None and (error is not None or not self._goes_on):
+            self._transport.abort()
+        self.idle_since_s = clock()
+        if done is None or done.done():
+            return
+        if error is None:
+            done.set_result(None)
+        else:
+            done.set_exception(error)
