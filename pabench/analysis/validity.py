@@ -54,6 +54,8 @@ def _late(manifest: Manifest, ttft: Samples, intended: Samples, itl: Samples) ->
     """Quantiles that the client's lag or lateness moves by more than it may."""
     reasons = []
     lag = np.asarray(manifest.client.loop_lag_percentiles_ms, dtype=np.float64)
+    if manifest.client.kernel_stamps:
+        lag = _unmerged(lag, itl)
     for quantile in (0.5, 0.99):
         if len(lag):
             reasons += _unless_small("loop lag", "TTFT", ttft, quantile, moved_by_lag(ttft, lag, quantile, ends=1))
@@ -62,6 +64,15 @@ def _late(manifest: Manifest, ttft: Samples, intended: Samples, itl: Samples) ->
             late = abs(np.quantile(intended, quantile) - np.quantile(ttft, quantile))
             reasons += _unless_small("late sending", "TTFT from the intended start", intended, quantile, float(late))
     return reasons
+
+
+def _unmerged(lag: Samples, itl: Samples) -> Samples:
+    """The lag that shows in arrivals stamped by the kernel: that which outlasts the gap to a stream's next chunk.
+
+    Chunks that are read together bear the time of the last of them.
+    """
+    gap_ms = float(np.median(itl)) if len(itl) else np.inf
+    return np.where(lag < gap_ms, 0.0, lag)
 
 
 def _miscalibrated(manifest: Manifest, ttft: Samples, itl: Samples) -> list[str]:

@@ -62,8 +62,8 @@ def calibrate(streams: int, *, itl_ms: float = 10.0, duration_s: float = 5.0) ->
     if streams < 1 or not itl_ms > 0 or not duration_s > 0:
         raise UsageError(f"a calibration needs streams, a gap between tokens and a duration above 0: got {streams}, "
                          f"{itl_ms:g} ms, {duration_s:g} s")
-    command = [sys.executable, "-m", "pabench", "stub", "--ttft-ms", str(TTFT_MS), "--itl-ms", str(itl_ms), "--port",
-               "{port}"]
+    command = [sys.executable, "-m", "pabench", "stub", "--fast", "--ttft-ms", str(TTFT_MS),
+               "--itl-ms", str(itl_ms), "--port", "{port}"]
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "stub.log"
         with EngineProcess(command, url="http://127.0.0.1:{port}", log=log) as stub:
@@ -97,7 +97,7 @@ async def _measure(url: str, streams: int, itl_ms: float, duration_s: float, fol
     if failed:
         why = failed[0].fault_text or failed[0].fault or f"HTTP {failed[0].status}"
         raise EngineError(f"{len(failed)} of {len(exchanges)} streams of the calibration broke: {why}")
-    health = run.lag.health([], scrapes=0, failed_scrapes=0)
+    health = run.lag.health([], kernel_stamps=client.kernel_stamps, scrapes=0, failed_scrapes=0)
     end_s = max(exchange.end_s or 0.0 for exchange in exchanges)
     return _error(exchanges, streams, itl_ms, end_s - run.start_s, health.cpu_share, health.loop_lag_p99_ms)
 

@@ -17,7 +17,8 @@ from pabench.engines.base import Dialect
 from pabench.engines.cleaning import clean
 from pabench.engines.wording import worded
 from pabench.errors import UsageError
-from pabench.load.connection import AnswerBroken, Connection, Exchange, NotHTTP, Tally, clock
+from pabench.load.connection import AnswerBroken, Connection, Exchange, NotHTTP, Tally
+from pabench.load.line import Address, clock, has_kernel_stamps
 from pabench.load.schedule import ScheduledRequest
 
 _KEEPALIVE_S = 2.0              # below what servers wait (5 s and more): none closes one as it is reused
@@ -58,11 +59,16 @@ class LoadClient:
         self._path = quote(parts.path, safe="/%~!$&'()*+,;=:@")
         self._timeout_s = timeout_s
         self._head = _head(parts.netloc, api_key)
-        self._addresses: list[str] = []
+        self._addresses: list[Address] = []
         self._idle: list[Connection] = []
         self._tally = Tally()
         self.in_flight = 0
         self.num_sent_again = 0   # over a fresh connection, the kept one being closed
+
+    @property
+    def kernel_stamps(self) -> bool:
+        """Whether arrivals are the kernel's."""
+        return has_kernel_stamps(self._tls)
 
     @property
     def num_events(self) -> int:
@@ -158,12 +164,11 @@ class LoadClient:
         try:
             if not self._addresses:
                 found = await loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
-                self._addresses = list(dict.fromkeys(str(address[0]) for *_, address in found))
+                self._addresses = [(family, where) for family, *_, where in found]
             for address in tuple(self._addresses):
+                connection = Connection(self._tally)
                 try:
-                    _, connection = await loop.create_connection(
-                        lambda: Connection(self._tally), address, self._port, ssl=self._tls,
-                        server_hostname=self._host if self._tls else None)
+                    await connection.connect(address, self._tls, self._host)
                 except OSError as error:
                     failure = error
                     continue

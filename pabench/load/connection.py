@@ -1,20 +1,18 @@
-"""One kept HTTP/1.1 connection, which carries one request at a time.
+"""One kept HTTP/1.1 connection, which carries one request at a time. HTTP is parsed by httptools (llhttp).
 
-Bytes are stamped in the callback that read them: a stream reader and a task between the socket and the clock would add
-their own queues to every arrival time, and two to three times the work. HTTP itself is parsed by httptools (llhttp).
+All happens in the callback that reads: a stream reader and a task for each piece would be three times the work.
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
+import ssl
 from array import array
 from dataclasses import dataclass, field
-from typing import cast
 
 import httptools
 
-clock = time.monotonic
+from pabench.load.line import Address, Line, clock, connect
 
 _MAX_ANSWER_BYTES = 256 << 20   # an engine that never stops must not fill the memory
 _MAX_HEADER_BYTES = 1 << 18
@@ -60,25 +58,29 @@ class Tally:
     num_events = 0
 
 
-class Connection(asyncio.Protocol):
-    """The protocol of one connection. `ask` again when `usable` and the answer before has ended."""
+class Connection:
+    """`ask` again when `usable` and the answer before has ended. `connect` it first."""
 
     def __init__(self, tally: Tally) -> None:
         self._tally = tally
-        self._transport: asyncio.Transport | None = None
+        self._line: Line | None = None
         self._exchange: Exchange | None = None
         self._done: asyncio.Future[None] | None = None
         self._limit: int | None = None
         self.idle_since_s = 0.0
 
+    async def connect(self, address: Address, tls: ssl.SSLContext | None, host: str) -> None:
+        """Open the line. Raises OSError."""
+        self._line = await connect(address, tls, host, self._take, self._lost)
+
     @property
     def usable(self) -> bool:
         """Whether it is open, as far as is known."""
-        return self._transport is not None and not self._transport.is_closing()
+        return self._line is not None and self._line.is_open
 
     def ask(self, exchange: Exchange, data: bytes, cancel_after_tokens: int | None) -> asyncio.Future[None]:
         """Send `data`; done when the answer has ended or was cut off. Raises AnswerBroken and NotHTTP in there."""
-        assert self._transport is not None, "it is connected"
+        assert self._line is not None, "it is connected"
         self._exchange, self._limit = exchange, cancel_after_tokens
         self._done = asyncio.get_running_loop().create_future()
         self._parser = httptools.HttpResponseParser(self)
@@ -86,24 +88,17 @@ class Connection(asyncio.Protocol):
         self._bodies: list[bytes] = []
         self._num_bytes = 0
         self._refusal: str | None = None
-        self._transport.write(data)
+        self._line.write(data)
         return self._done
 
     def abort(self) -> None:
         """Cut it, without waiting for anything."""
         self._exchange = None
-        if self._transport is not None:
-            self._transport.abort()
+        if self._line is not None:
+            self._line.abort()
 
-    # The loop calls these.
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Connected."""
-        self._transport = cast(asyncio.Transport, transport)
-
-    def data_received(self, data: bytes) -> None:
-        """Stamp, and hand over to the HTTP parser."""
-        now_s = clock()
+    def _take(self, data: bytes, time_s: float) -> None:
+        """Bytes that arrived at `time_s`."""
         exchange = self._exchange
         if exchange is None:  # nobody asked
             self.abort()
@@ -118,16 +113,15 @@ class Connection(asyncio.Protocol):
             self._end(NotHTTP(self._refusal))
             return
         if self._bodies:
-            self._keep(exchange, now_s)
+            self._keep(exchange, time_s)
         if self._complete:
             self._end(None)
         elif self._num_bytes > (_MAX_ANSWER_BYTES if self._in_body else _MAX_HEADER_BYTES):
             what, most = ("answer", _MAX_ANSWER_BYTES) if self._in_body else ("header", _MAX_HEADER_BYTES)
             self._end(NotHTTP(f"the {what} is longer than {most} bytes"))
 
-    def connection_lost(self, error: Exception | None) -> None:
+    def _lost(self, error: Exception | None) -> None:
         """An answer without a length ends with its connection; every other one is broken by that."""
-        self._transport = None
         if self._exchange is not None:
             whole = error is None and self._in_body and not self._framed
             where = "inside" if self._num_bytes else "before"
@@ -157,10 +151,10 @@ class Connection(asyncio.Protocol):
         self._complete = self._in_body
         self._goes_on = self._parser.should_keep_alive()  # it forgets with the next step
 
-    def _keep(self, exchange: Exchange, now_s: float) -> None:
+    def _keep(self, exchange: Exchange, time_s: float) -> None:
         piece = self._bodies[0] if len(self._bodies) == 1 else b"".join(self._bodies)
         self._bodies = []
-        exchange.times_s.append(now_s)
+        exchange.times_s.append(time_s)
         exchange.pieces.append(piece)
         count = piece.count(b"data:")
         exchange.num_events += count
@@ -172,8 +166,8 @@ class Connection(asyncio.Protocol):
 
     def _end(self, error: Exception | None) -> None:
         self._exchange, done = None, self._done
-        if self._transport is not None and (error is not None or not self._goes_on):
-            self._transport.abort()
+        if self._line is not None and (error is not None or not self._goes_on):
+            self._line.abort()
         self.idle_since_s = clock()
         if done is None or done.done():
             return

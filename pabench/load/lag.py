@@ -1,4 +1,4 @@
-"""How late the event loop sees what has arrived: the client's own error in every arrival time.
+"""How late the event loop sees what has arrived. Where the loop stamps arrivals, that is the client's error in each.
 
 A kernel timer becomes readable at a known moment, and goes the way that an engine's bytes go: readiness, then the
 callback that reads the clock. What it is late by then is what an answer's bytes would have been late by. A plain
@@ -16,7 +16,7 @@ import time
 
 import numpy as np
 
-from pabench.load.connection import clock
+from pabench.load.line import clock
 from pabench.load.manifest import ClientHealth
 from pabench.load.records import RequestRecord
 
@@ -78,7 +78,9 @@ class LoopLag:
         wall_s = clock() - self._started_s
         self._cpu_share = (time.process_time() - self._cpu_s) / wall_s if wall_s > 0 else None
 
-    def health(self, records: list[RequestRecord], *, scrapes: int, failed_scrapes: int) -> ClientHealth:
+    def health(
+        self, records: list[RequestRecord], *, kernel_stamps: bool, scrapes: int, failed_scrapes: int
+    ) -> ClientHealth:
         """Lag, lateness (sent - intended) and CPU share, for the manifest."""
         lateness = [r.sent_s - r.intended_s for r in records if r.sent_s is not None]
         lag, late = _quantiles_ms(self.lags_s), _quantiles_ms(lateness)
@@ -87,7 +89,7 @@ class LoopLag:
             loop_lag_percentiles_ms=[round(float(value) * 1e3, 4) for value in percentiles],
             loop_lag_p50_ms=lag[0], loop_lag_p99_ms=lag[1], loop_lag_max_ms=lag[2],
             lateness_p50_ms=late[0], lateness_p99_ms=late[1], lateness_max_ms=late[2],
-            cpu_share=self._cpu_share, scrapes=scrapes, failed_scrapes=failed_scrapes,
+            kernel_stamps=kernel_stamps, cpu_share=self._cpu_share, scrapes=scrapes, failed_scrapes=failed_scrapes,
         )
 
 

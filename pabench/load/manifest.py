@@ -74,6 +74,7 @@ class ClientHealth(_Part):
     lateness_p50_ms: float | None = None   # sent - intended
     lateness_p99_ms: float | None = None
     lateness_max_ms: float | None = None
+    kernel_stamps: bool = False            # arrivals are the kernel's, not the event loop's
     cpu_share: float | None = None         # of one core, over the run
     failed_scrapes: int = 0
     scrapes: int = 0

@@ -12,9 +12,10 @@ from urllib.parse import urlsplit
 
 from pabench.load.arrivals import ClosedArrivals
 from pabench.load.client import LoadClient, PreparedRequest
-from pabench.load.connection import Exchange, clock
+from pabench.load.connection import Exchange
 from pabench.load.journal import Journal
 from pabench.load.lag import LoopLag
+from pabench.load.line import clock
 from pabench.load.schedule import Schedule, ScheduledRequest
 from pabench.load.workload import Workload
 from pabench.telemetry.scrape import Scraper
@@ -59,6 +60,7 @@ class Measurement:
         self._queues = schedule.queues() if closed else schedule.sessions()  # of requests that follow one another
         self._prepared = prepared
         self._client = client
+        self.kernel_stamps = client.kernel_stamps
         self._scraper = scraper
         self._journal = journal
         self.start_s = clock()                # the run's zero

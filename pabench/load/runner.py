@@ -17,8 +17,9 @@ from pabench.engines.base import EngineFacts
 from pabench.engines.client import base_url
 from pabench.errors import EngineUnreachable, UsageError
 from pabench.load.client import LoadClient, PreparedRequest, prepare
-from pabench.load.connection import Exchange, clock
+from pabench.load.connection import Exchange
 from pabench.load.journal import JOURNAL_FILE, Journal, read_journal
+from pabench.load.line import clock
 from pabench.load.manifest import Manifest, new_manifest, read_manifest
 from pabench.load.measure import Measurement, Progress, no_collections, refusal
 from pabench.load.records import (
@@ -156,7 +157,8 @@ def _settle_run(
     records = settle(schedule.requests, run.exchanges, start_s, dialect=find_dialect(manifest.engine.dialect),
                      spec=spec, block_size=None if kv is None else kv.block_size, unsent_kind=run.unsent_kind,
                      fixed_length="ignore_eos" in manifest.engine.capabilities)
-    manifest.client = run.lag.health(records, scrapes=len(samples), failed_scrapes=scraper.failed + scraper.missed)
+    manifest.client = run.lag.health(records, kernel_stamps=run.kernel_stamps, scrapes=len(samples),
+                                     failed_scrapes=scraper.failed + scraper.missed)
     if run.failure is not None:
         manifest.status, manifest.failure = "failed", run.failure
     _write_run(out, manifest, records, samples)

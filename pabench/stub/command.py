@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import asdict
 
+from pabench.errors import UsageError
+from pabench.stub.fast import FAST_OPTIONS, serve_fast
 from pabench.stub.options import StubOptions
 from pabench.stub.server import serve
 
@@ -17,7 +20,15 @@ _EXAMPLES = """examples:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse `arguments` (of this process when None) and serve until interrupted. Raises UsageError on bad values."""
-    serve(StubOptions(**vars(_parser().parse_args(arguments))))
+    given = vars(_parser().parse_args(arguments))
+    if not given.pop("fast"):
+        serve(StubOptions(**given))
+        return
+    defaults = asdict(StubOptions())
+    beyond = [name for name, value in given.items() if name not in FAST_OPTIONS and value != defaults[name]]
+    if beyond:
+        raise UsageError(f"--fast knows {', '.join(FAST_OPTIONS)} alone, got {', '.join(beyond)} as well")
+    serve_fast(StubOptions(**given))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -51,4 +62,5 @@ def _parser() -> argparse.ArgumentParser:
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind, default=default, help=text + told)
     parser.add_argument("--role-chunk", action="store_true", help="send an empty first chunk at once")
     parser.add_argument("--no-done", action="store_true", help="leave out [DONE]")
+    parser.add_argument("--fast", action="store_true", help="timing alone, of one fixed word: 100 000 chunks a second")
     return parser

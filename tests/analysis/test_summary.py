@@ -16,7 +16,7 @@ from rich.console import Console
 from pabench.analysis import Run, RunSummary, WasteSplit, comparison_frame, comparison_table, find_runs, summarise
 from pabench.analysis.kv import live_tokens
 from pabench.analysis.tables import knee
-from pabench.analysis.validity import moved_by_lag
+from pabench.analysis.validity import _unmerged, moved_by_lag
 from pabench.engines.base import EngineFacts
 from pabench.errors import UsageError
 from pabench.load.manifest import ClientHealth, new_manifest
@@ -226,6 +226,12 @@ def test_lag_that_is_alike_for_all_arrivals_moves_ttft_and_not_itl() -> None:
     rare = np.concatenate([np.zeros(99), [50.0, 50.0]])
     assert moved_by_lag(samples, rare, 0.5, ends=1) == pytest.approx(0)
     assert moved_by_lag(samples, rare, 0.99, ends=1) > 5
+
+
+def test_lag_shows_in_arrivals_of_the_kernel_only_where_it_outlasts_the_gap() -> None:
+    itl = np.full(100, 20.0)
+    assert _unmerged(np.asarray([3.0, 19.0, 21.0]), itl).tolist() == [0.0, 0.0, 21.0]
+    assert _unmerged(np.asarray([3.0]), np.empty(0)).tolist() == [0.0]
 
 
 def test_tables_hold_a_row_a_run_and_show_hostile_text_as_text() -> None:

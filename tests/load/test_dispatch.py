@@ -11,8 +11,9 @@ import pytest
 
 from pabench.engines import dialect
 from pabench.load.client import LoadClient, PreparedRequest, prepare
-from pabench.load.connection import Exchange, clock
+from pabench.load.connection import Exchange
 from pabench.load.journal import Journal
+from pabench.load.line import clock
 from pabench.load.measure import Measurement
 from pabench.load.schedule import plan
 from pabench.load.workload import Workload

@@ -1,0 +1,174 @@
+"""A line to the engine: bytes out, and bytes in with the time of their arrival.
+
+Where Linux can, the arrival is the kernel's own (SO_TIMESTAMPNS): how late this process comes to read is in no figure
+then. Elsewhere, and under TLS, whose bytes have arrived before they can be read, it is the time of the reading.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+import struct
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, Protocol, cast
+
+clock = time.monotonic
+Take = Callable[[bytes, float], None]        # bytes and when they arrived, on `clock`
+Lost = Callable[[Exception | None], None]    # None: the other side has said that it ends
+Address = tuple[int, tuple[Any, ...]]        # family, and what `connect` takes
+
+_SO_TIMESTAMPNS = 35                         # not named by Python's socket module
+_TIMESPEC = struct.Struct("@qq")
+_STAMP_SPACE = socket.CMSG_SPACE(_TIMESPEC.size)
+_READ_BYTES = 1 << 15
+
+
+class Line(Protocol):
+    """An open connection."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it can be written to, as far as is known."""
+        ...
+
+    def write(self, data: bytes) -> None:
+        """Send all of `data`; what cannot leave at once is kept."""
+        ...
+
+    def abort(self) -> None:
+        """Close it without a farewell; nothing is told of that."""
+        ...
+
+
+def has_kernel_stamps(tls: ssl.SSLContext | None) -> bool:
+    """Whether the arrivals of a line are the kernel's."""
+    return tls is None and sys.platform == "linux"
+
+
+async def connect(address: Address, tls: ssl.SSLContext | None, host: str, take: Take, lost: Lost) -> Line:
+    """A line to `address` that calls `take` and, once, `lost`. `host`: the name that its certificate must bear.
+
+    Raises OSError.
+    """
+    loop = asyncio.get_running_loop()
+    family, where = address
+    if has_kernel_stamps(tls):
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            sock.setblocking(False)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
+            await loop.sock_connect(sock, where)
+        except BaseException:
+            sock.close()
+            raise
+        return StampedLine(loop, sock, take, lost)
+    _, line = await loop.create_connection(lambda: _ReadLine(take, lost), where[0], where[1], ssl=tls,
+                                           server_hostname=host if tls is not None else None)
+    return line
+
+
+class StampedLine:
+    """A plain socket whose bytes bear the kernel's time of arrival."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, sock: socket.socket, take: Take, lost: Lost) -> None:
+        self._loop, self._socket, self._take, self._lost = loop, sock, take, lost
+        self._unsent = b""
+        self.is_open = True
+        loop.add_reader(sock.fileno(), self._read)
+
+    def write(self, data: bytes) -> None:
+        """Send all of `data`; what cannot leave at once is kept."""
+        if self._unsent:
+            self._unsent += data
+            return
+        self._unsent = data
+        self._flush()
+
+    def abort(self) -> None:
+        """Close it without a farewell; nothing is told of that."""
+        if self.is_open:
+            self.is_open = False
+            self._loop.remove_reader(self._socket.fileno())
+            self._loop.remove_writer(self._socket.fileno())
+            self._socket.close()
+
+    def _flush(self) -> None:
+        try:
+            sent = self._socket.send(self._unsent)
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            self._loop.call_soon(self._end, error)
+            return
+        self._unsent = self._unsent[sent:]
+        if self._unsent:
+            self._loop.add_writer(self._socket.fileno(), self._flush)
+        else:
+            self._loop.remove_writer(self._socket.fileno())
+
+    def _read(self) -> None:
+        try:
+            data, stamps, _, _ = self._socket.recvmsg(_READ_BYTES, _STAMP_SPACE)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._end(error)
+            return
+        if data:
+            self._take(data, _arrival(stamps))
+        else:
+            self._end(None)
+
+    def _end(self, error: Exception | None) -> None:
+        if self.is_open:
+            self.abort()
+            self._lost(error)
+
+
+def _arrival(stamps: list[tuple[int, int, bytes]]) -> float:
+    """When the last of the bytes came. The kernel tells that on the wall clock: its distance from now is taken."""
+    now_s = clock()
+    for level, kind, value in stamps:
+        if level == socket.SOL_SOCKET and kind == _SO_TIMESTAMPNS:
+            seconds, nanoseconds = _TIMESPEC.unpack(value)
+            since_ns: int = time.time_ns() - seconds * 10**9 - nanoseconds
+            return now_s - max(0, since_ns) / 1e9
+    return now_s
+
+
+class _ReadLine(asyncio.Protocol):
+    """asyncio's transport, whose bytes bear the time of their reading."""
+
+    def __init__(self, take: Take, lost: Lost) -> None:
+        self._take, self._lost = take, lost
+        self._transport: asyncio.Transport | None = None
+        self._told = False
+
+    @property
+    def is_open(self) -> bool:
+        return self._transport is not None and not self._transport.is_closing()
+
+    def write(self, data: bytes) -> None:
+        assert self._transport is not None, "it is connected"
+        self._transport.write(data)
+
+    def abort(self) -> None:
+        self._told = True
+        if self._transport is not None:
+            self._transport.abort()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        self._take(data, clock())
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._transport = None
+        if not self._told:
+            self._told = True
+            self._lost(error)
