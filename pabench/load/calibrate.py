@@ -24,7 +24,7 @@ from pabench.engines.base import EngineFacts
 from pabench.errors import EngineError, UsageError
 from pabench.load.client import LoadClient, prepare
 from pabench.load.connection import Exchange
-from pabench.load.journal import Journal
+from pabench.load.journal import Journal, JournalReader
 from pabench.load.loop import run_loop
 from pabench.load.measure import Measurement, no_collections
 from pabench.load.schedule import plan
@@ -92,12 +92,13 @@ async def _measure(url: str, streams: int, itl_ms: float, duration_s: float, fol
                 await run.run(None)
         finally:
             journal.close()
-    exchanges = list(run.exchanges.values())
+    with JournalReader(folder, run.start_s) as reader:
+        exchanges = [reader.whole(exchange) for exchange in run.exchanges.values()]
     failed = [exchange for exchange in exchanges if exchange.fault is not None or exchange.status != 200]
     if failed:
         why = failed[0].fault_text or failed[0].fault or f"HTTP {failed[0].status}"
         raise EngineError(f"{len(failed)} of {len(exchanges)} streams of the calibration broke: {why}")
-    health = run.lag.health([], kernel_stamps=client.kernel_stamps, scrapes=0, failed_scrapes=0)
+    health = run.lag.health(kernel_stamps=client.kernel_stamps, scrapes=0, failed_scrapes=0)
     end_s = max(exchange.end_s or 0.0 for exchange in exchanges)
     return _error(exchanges, streams, itl_ms, end_s - run.start_s, health.cpu_share, health.loop_lag_p99_ms)
 

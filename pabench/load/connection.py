@@ -46,6 +46,8 @@ class Exchange:
     fault_text: str | None = None
     num_events: int = 0             # server-sent events so far: about one a token
     reused: bool = False            # whether it went out over a kept connection
+    kept_at: int | None = None      # where the journal holds times and pieces, which are empty here then
+    num_pieces: int = 0             # of those
 
     def fail(self, fault: str, text: str | None = None) -> None:
         """Note what broke it off."""

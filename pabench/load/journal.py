@@ -6,7 +6,8 @@ arrivals, the sizes and the bytes of its pieces as they came:
     {"exchange": {"index": 3, …, "num_pieces": 20}}\\n<20 float64><20 uint32><bytes>\\n
     {"sample": {"time_s": 1.25, "kv_usage": 0.5, …}}\\n
 
-A torn last entry, as a kill or a full disk leaves it, is left out by the reader.
+What has been written is given up in memory, so that a run's length costs disk and not memory: `JournalReader` brings
+it back. A torn last entry, as a kill or a full disk leaves it, is left out by the reader.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ import queue
 import threading
 from array import array
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from types import TracebackType
 from typing import BinaryIO
 
 import numpy as np
 import orjson
+from numpy.typing import NDArray
 
 from pabench.errors import UsageError
 from pabench.load.connection import Exchange
@@ -29,6 +32,7 @@ from pabench.load.records import RecordsUnwritable, unwritable
 from pabench.telemetry.vocabulary import KVSample
 
 JOURNAL_FILE = "journal.bin"
+_NO_TIMES = array("d")
 
 
 class Journal:
@@ -65,13 +69,46 @@ class Journal:
         self._path.unlink(missing_ok=True)
 
     def _write_all(self) -> None:
+        end = 0
         while (entry := self._queue.get()) is not None:
             if self.error is not None:
                 continue
+            head, rest = _encode(entry, self.start_s)
             try:
-                _write(self._file, _encode(entry, self.start_s))
+                _write(self._file, head + rest)
             except OSError as error:
                 self.error = unwritable(self._path, error)
+                continue
+            if isinstance(entry, Exchange):
+                entry.kept_at, entry.num_pieces = end + len(head), len(entry.pieces)
+                entry.times_s, entry.pieces = _NO_TIMES, []
+            end += len(head) + len(rest)
+
+
+class JournalReader:
+    """Brings back what a journal has taken over. A context manager; open it after the journal is closed."""
+
+    def __init__(self, folder: Path, start_s: float) -> None:
+        self._path, self._start_s = folder / JOURNAL_FILE, start_s
+
+    def __enter__(self) -> JournalReader:
+        self._file = self._path.open("rb")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def whole(self, exchange: Exchange) -> Exchange:
+        """`exchange` with its times, absolute, and its pieces."""
+        if exchange.kept_at is None:
+            return exchange
+        self._file.seek(exchange.kept_at)
+        found = _read_pieces(self._file, exchange.num_pieces)
+        assert found is not None, "it was written whole"
+        times_s, pieces = found
+        return replace(exchange, times_s=array("d", times_s + self._start_s), pieces=pieces, kept_at=None)
 
 
 def _write(file: BinaryIO, data: bytes) -> None:
@@ -80,9 +117,10 @@ def _write(file: BinaryIO, data: bytes) -> None:
         view = view[file.write(view):]
 
 
-def _encode(entry: Exchange | KVSample, start_s: float) -> bytes:
+def _encode(entry: Exchange | KVSample, start_s: float) -> tuple[bytes, bytes]:
+    """The line, and what follows it."""
     if isinstance(entry, KVSample):
-        return orjson.dumps({"sample": asdict(entry) | {"time_s": entry.time_s - start_s}}) + b"\n"
+        return orjson.dumps({"sample": asdict(entry) | {"time_s": entry.time_s - start_s}}) + b"\n", b""
     head = {
         "index": entry.index, "intended_s": entry.intended_s - start_s, "sent_s": _since(entry.sent_s, start_s),
         "status": entry.status, "end_s": _since(entry.end_s, start_s), "fault": entry.fault,
@@ -92,8 +130,8 @@ def _encode(entry: Exchange | KVSample, start_s: float) -> bytes:
     # All in C: this thread must not keep the event loop's from running.
     times_s = np.asarray(entry.times_s, dtype="<f8") - start_s
     sizes = np.fromiter(map(len, entry.pieces), dtype="<u4", count=len(entry.pieces))
-    return b"".join((orjson.dumps({"exchange": head}), b"\n", times_s.tobytes(), sizes.tobytes(), *entry.pieces,
-                     b"\n"))
+    return (orjson.dumps({"exchange": head}) + b"\n",
+            b"".join((times_s.tobytes(), sizes.tobytes(), *entry.pieces, b"\n")))
 
 
 def _since(time_s: float | None, start_s: float) -> float | None:
@@ -130,11 +168,16 @@ def _entries(file: BinaryIO) -> Iterator[Exchange | KVSample]:
             yield KVSample(**entry["sample"])
             continue
         head = entry["exchange"]
-        count = head.pop("num_pieces")
-        times, sizes = file.read(8 * count), file.read(4 * count)
-        if len(sizes) < 4 * count:
+        found = _read_pieces(file, head.pop("num_pieces"))
+        if found is None:
             return
-        pieces = [file.read(size) for size in np.frombuffer(sizes, dtype="<u4").tolist()]
-        if file.read(1) != b"\n":
-            return
-        yield Exchange(times_s=array("d", np.frombuffer(times, dtype="<f8")), pieces=pieces, **head)
+        yield Exchange(times_s=array("d", found[0]), pieces=found[1], **head)
+
+
+def _read_pieces(file: BinaryIO, count: int) -> tuple[NDArray[np.float64], list[bytes]] | None:
+    """Arrival times, `[count]` float64 seconds, and pieces; None where they are torn."""
+    times, sizes = file.read(8 * count), file.read(4 * count)
+    if len(sizes) < 4 * count:
+        return None
+    pieces = [file.read(size) for size in np.frombuffer(sizes, dtype="<u4").tolist()]
+    return (np.frombuffer(times, dtype="<f8"), pieces) if file.read(1) == b"\n" else None

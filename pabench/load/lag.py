@@ -13,12 +13,12 @@ import os
 import struct
 import sys
 import time
+from collections.abc import Sequence
 
 import numpy as np
 
 from pabench.load.line import clock
 from pabench.load.manifest import ClientHealth
-from pabench.load.records import RequestRecord
 
 _INTERVAL_S = 0.01
 _CLOCK_MONOTONIC = 1
@@ -79,11 +79,10 @@ class LoopLag:
         self._cpu_share = (time.process_time() - self._cpu_s) / wall_s if wall_s > 0 else None
 
     def health(
-        self, records: list[RequestRecord], *, kernel_stamps: bool, scrapes: int, failed_scrapes: int
+        self, lateness_s: Sequence[float] = (), *, kernel_stamps: bool, scrapes: int, failed_scrapes: int
     ) -> ClientHealth:
-        """Lag, lateness (sent - intended) and CPU share, for the manifest."""
-        lateness = [r.sent_s - r.intended_s for r in records if r.sent_s is not None]
-        lag, late = _quantiles_ms(self.lags_s), _quantiles_ms(lateness)
+        """Lag, lateness (sent - intended, seconds) and CPU share, for the manifest."""
+        lag, late = _quantiles_ms(self.lags_s), _quantiles_ms(lateness_s)
         percentiles = np.percentile(self.lags_s, np.arange(101)) if self.lags_s else np.empty(0)
         return ClientHealth(
             loop_lag_percentiles_ms=[round(float(value) * 1e3, 4) for value in percentiles],
@@ -105,7 +104,7 @@ def _open_timer(first_s: float, interval_s: float) -> int:
     return timer
 
 
-def _quantiles_ms(samples_s: list[float]) -> tuple[float, float, float] | tuple[None, None, None]:
+def _quantiles_ms(samples_s: Sequence[float]) -> tuple[float, float, float] | tuple[None, None, None]:
     if not samples_s:
         return None, None, None
     p50, p99 = np.quantile(samples_s, [0.5, 0.99])

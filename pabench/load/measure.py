@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -38,6 +38,7 @@ class ProgressState:
     kv_usage: float | None = None   # 0..1, from the last scrape
     running: float | None = None    # requests in the engine's batch
     waiting: float | None = None
+    settled: int = 0                # afterwards: requests whose answers were read
 
 
 Progress = Callable[[ProgressState], None]
@@ -69,7 +70,8 @@ class Measurement:
         self._done = 0
         self._errors = 0
         self._num_journaled_samples = 0
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()  # that go on
+        self._error: BaseException | None = None      # of our own making
 
     async def run(self, progress: Progress | None) -> None:
         """Send everything, or until the engine dies or the disk is full. Cancelling it aborts what is in flight."""
@@ -183,21 +185,27 @@ class Measurement:
     def _spawn(self, sending: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(sending)
         self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            self._error = self._error or task.exception()
 
     async def _finish_tasks(self) -> None:
         """Wait for all; an exception of our own making is raised, a cancelled task is not."""
-        if self._tasks:
+        while self._tasks:
             await asyncio.wait(self._tasks)
-        for task in self._tasks:
-            if not task.cancelled() and (error := task.exception()) is not None:
-                raise error
+        if self._error is not None:
+            raise self._error
 
     @staticmethod
-    async def _cancel(tasks: set[asyncio.Task[None]]) -> None:
-        for task in tasks:
+    async def _cancel(tasks: Iterable[asyncio.Task[None]]) -> None:
+        waiting = set(tasks)  # what has ended leaves `self._tasks`
+        for task in waiting:
             task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        if waiting:
+            await asyncio.wait(waiting)
 
 
 @contextlib.contextmanager

@@ -15,9 +15,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from itertools import islice
 from pathlib import Path
+from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -29,6 +31,7 @@ SCHEMA_VERSION = 1
 MANIFEST_FILE = "manifest.json"
 REQUESTS_FILE = "requests.parquet"
 TELEMETRY_FILE = "telemetry.parquet"
+_GROUP_ROWS = 4096
 
 # Every scheduled request ends in exactly one of these.
 OUTCOMES = ("ok", "wrong", "error", "timeout", "aborted", "unsent")
@@ -102,40 +105,48 @@ class RecordsUnwritable(PabenchError):
     """The run folder takes no more, as on a full disk. What was written before stays readable."""
 
 
-def write_requests(folder: Path, records: Sequence[RequestRecord]) -> None:
-    """Write `requests.parquet`. Raises RecordsUnwritable."""
-    _write_table(folder / REQUESTS_FILE, pa.Table.from_pylist([asdict(r) for r in records], schema=REQUEST_SCHEMA))
+def write_requests(folder: Path, records: Iterable[RequestRecord]) -> None:
+    """Write `requests.parquet`, a row group at a time: `records` may come one by one. Raises RecordsUnwritable."""
+    with _replacing(folder / REQUESTS_FILE) as file, pq.ParquetWriter(file, REQUEST_SCHEMA, compression="zstd") as out:
+        remaining = iter(records)
+        while group := list(islice(remaining, _GROUP_ROWS)):
+            columns = {name: [getattr(record, name) for record in group] for name in REQUEST_SCHEMA.names}
+            out.write_table(pa.table(columns, schema=REQUEST_SCHEMA))
 
 
 def write_telemetry(folder: Path, samples: Sequence[KVSample]) -> None:
     """Write `telemetry.parquet`. Raises RecordsUnwritable."""
-    _write_table(folder / TELEMETRY_FILE, pa.Table.from_pylist([asdict(s) for s in samples], schema=TELEMETRY_SCHEMA))
+    with _replacing(folder / TELEMETRY_FILE) as file:
+        pq.write_table(pa.Table.from_pylist([asdict(s) for s in samples], schema=TELEMETRY_SCHEMA), file,
+                       compression="zstd")
 
 
 def write_atomic(path: Path, data: bytes) -> None:
     """Replace `path` by `data`, whole or not at all. Raises RecordsUnwritable."""
+    with _replacing(path) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file that takes the place of `path` when all went well."""
     part = path.with_name(f".{path.name}.part")
     try:
         with part.open("wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
     except OSError as error:
-        _discard(part)
         raise unwritable(path, error) from error
+    finally:
+        _discard(part)
 
 
 def unwritable(path: Path, error: OSError) -> RecordsUnwritable:
     """The error to raise when `path` could not be written."""
     return RecordsUnwritable(f"cannot write {path}: {error.strerror or error}; what was written before is kept "
                              f"in {path.parent}: make room, or give another folder")
-
-
-def _write_table(path: Path, table: pa.Table) -> None:
-    buffer = pa.BufferOutputStream()
-    pq.write_table(table, buffer, compression="zstd")
-    write_atomic(path, buffer.getvalue().to_pybytes())
 
 
 def _discard(path: Path) -> None:

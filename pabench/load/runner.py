@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Protocol
@@ -18,7 +18,7 @@ from pabench.engines.client import base_url
 from pabench.errors import EngineUnreachable, UsageError
 from pabench.load.client import LoadClient, PreparedRequest, prepare
 from pabench.load.connection import Exchange
-from pabench.load.journal import JOURNAL_FILE, Journal, read_journal
+from pabench.load.journal import JOURNAL_FILE, Journal, JournalReader, read_journal
 from pabench.load.line import clock
 from pabench.load.manifest import Manifest, new_manifest, read_manifest
 from pabench.load.measure import Measurement, Progress, no_collections, refusal
@@ -36,6 +36,8 @@ from pabench.load.workload import Workload
 from pabench.probe import ProbeSpec, preset
 from pabench.telemetry.scrape import Scraper
 from pabench.telemetry.vocabulary import KVFacts, KVSample
+
+_PROGRESS_RECORDS = 1000
 
 
 class Examined(Protocol):
@@ -101,7 +103,7 @@ async def run_workload(
             if client.num_sent_again:
                 manifest.notes.append(f"{client.num_sent_again} requests were sent again: the engine had closed the "
                                       "kept connection")
-            _settle_run(out, manifest, run, scraper, schedule, spec)
+            _settle_run(out, manifest, run, scraper, schedule, spec, progress)
             journal.remove()
     if journal.error is not None:
         raise journal.error
@@ -116,7 +118,8 @@ def recover_run(folder: Path) -> Manifest:
     manifest = read_manifest(folder)
     if not (folder / JOURNAL_FILE).exists() and manifest.status != "running":
         return manifest
-    exchanges, samples = read_journal(folder)
+    found, samples = read_journal(folder)
+    exchanges = {exchange.index: exchange for exchange in found}
     engine = manifest.engine
     kv = None if engine.kv is None else KVFacts(**engine.kv.model_dump())
     facts = EngineFacts(dialect=engine.dialect, model=engine.model, max_context_tokens=engine.max_context_tokens,
@@ -126,9 +129,9 @@ def recover_run(folder: Path) -> Manifest:
     if digest(schedule) != manifest.schedule_digest:
         raise UsageError(f"{folder} was planned by pabench {manifest.versions.get('pabench')}, whose schedules differ "
                          "from this one's: recover it with that version")
-    records = settle(schedule.requests, {e.index: e for e in exchanges}, 0.0, dialect=find_dialect(engine.dialect),
-                     spec=spec, block_size=None if kv is None else kv.block_size, unsent_kind="interrupt",
-                     fixed_length="ignore_eos" in engine.capabilities)
+    records = settle(schedule.requests, exchanges, 0.0, whole=lambda exchange: exchange,
+                     dialect=find_dialect(engine.dialect), spec=spec, block_size=None if kv is None else kv.block_size,
+                     unsent_kind="interrupt", fixed_length="ignore_eos" in engine.capabilities)
     if manifest.status == "running":
         manifest.status = "interrupted"
         manifest.notes.append("the client was killed: recovered from its journal, what was in flight counts as unsent")
@@ -148,20 +151,32 @@ def digest(schedule: Schedule) -> str:
 
 def _settle_run(
     out: Path, manifest: Manifest, run: Measurement, scraper: Scraper, schedule: Schedule, spec: ProbeSpec | None,
+    progress: Progress | None,
 ) -> None:
     """Parse, verify and write what was measured, times from the start of the run."""
     start_s = run.start_s
     manifest.zero_at = (datetime.now(UTC) - timedelta(seconds=clock() - start_s)).isoformat()
     samples = [dataclasses.replace(sample, time_s=sample.time_s - start_s) for sample in scraper.samples]
     kv = manifest.engine.kv
-    records = settle(schedule.requests, run.exchanges, start_s, dialect=find_dialect(manifest.engine.dialect),
-                     spec=spec, block_size=None if kv is None else kv.block_size, unsent_kind=run.unsent_kind,
-                     fixed_length="ignore_eos" in manifest.engine.capabilities)
-    manifest.client = run.lag.health(records, kernel_stamps=run.kernel_stamps, scrapes=len(samples),
+    late = [e.sent_s - e.intended_s for e in run.exchanges.values() if e.sent_s is not None]
+    manifest.client = run.lag.health(late, kernel_stamps=run.kernel_stamps, scrapes=len(samples),
                                      failed_scrapes=scraper.failed + scraper.missed)
     if run.failure is not None:
         manifest.status, manifest.failure = "failed", run.failure
-    _write_run(out, manifest, records, samples)
+    with JournalReader(out, start_s) as reader:
+        records = settle(schedule.requests, run.exchanges, start_s, whole=reader.whole,
+                         dialect=find_dialect(manifest.engine.dialect), spec=spec,
+                         block_size=None if kv is None else kv.block_size, unsent_kind=run.unsent_kind,
+                         fixed_length="ignore_eos" in manifest.engine.capabilities)
+        _write_run(out, manifest, _watched(records, run, progress), samples)
+
+
+def _watched(records: Iterable[RequestRecord], run: Measurement, progress: Progress | None) -> Iterator[RequestRecord]:
+    """`records` as they pass, with progress."""
+    for settled, record in enumerate(records, 1):
+        yield record
+        if progress is not None and settled % _PROGRESS_RECORDS == 0:
+            progress(dataclasses.replace(run.state(), settled=settled))
 
 
 async def _measure(run: Measurement, scraper: Scraper, progress: Progress | None) -> None:
@@ -218,15 +233,25 @@ def _open_folder(out: Path) -> None:
 
 
 def _write_run(
-    out: Path, manifest: Manifest, records: Sequence[RequestRecord], samples: Sequence[KVSample]
+    out: Path, manifest: Manifest, passing: Iterable[RequestRecord], samples: Sequence[KVSample]
 ) -> None:
-    """Tables first, the manifest last: a manifest that says "complete" has its tables."""
+    """Tables first, the manifest last: a manifest that says "complete" has its tables.
+
+    What is kept a token is written as the records pass: that of a long run does not fit into memory.
+    """
+    records: list[RequestRecord] = []
+
+    def keeping() -> Iterator[RequestRecord]:
+        for record in passing:
+            records.append(dataclasses.replace(record, token_times_s=[], token_choices=[], token_ids=[]))
+            yield record
+
+    write_requests(out, keeping())
     manifest.outcomes = count_outcomes(records)
     manifest.duration_s = max((r.end_s for r in records if r.end_s is not None), default=0.0)
     manifest.window_s = manifest.workload.window_s or steady_window(records)
     manifest.notes += _settling_notes(records)
     if manifest.status == "running":
         manifest.status = "complete"
-    write_requests(out, records)
     write_telemetry(out, samples)
     manifest.write(out)

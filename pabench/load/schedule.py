@@ -56,6 +56,11 @@ class ScheduledRequest:
     session: int = 0                   # requests of one follow one another
     turn: int = 0                      # 0: the session's first, which arrives as the workload says
 
+    @property
+    def name(self) -> str:
+        """What records call it."""
+        return self.request.request_id or str(self.index)
+
 
 @dataclass(frozen=True)
 class Schedule:

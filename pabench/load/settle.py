@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from pabench.engines.base import Choice, Completion, Dialect
 from pabench.engines.cleaning import clean
@@ -14,35 +14,33 @@ from pabench.load.verify import Verification, diagnose_wrong, verify_choices
 from pabench.probe import Codec, ProbeSpec
 
 _ABORTED = {"planned", "interrupt"}
+Whole = Callable[[Exchange], Exchange]
 Verdict = tuple[str, str | None, str | None]  # outcome, error kind, error text
 
 
 def settle(
-    scheduled: Sequence[ScheduledRequest], exchanges: Mapping[int, Exchange], start_s: float, *,
+    scheduled: Sequence[ScheduledRequest], exchanges: Mapping[int, Exchange], start_s: float, *, whole: Whole,
     dialect: Dialect, spec: ProbeSpec | None, block_size: int | None, unsent_kind: str | None, fixed_length: bool,
-) -> list[RequestRecord]:
+) -> Iterator[RequestRecord]:
     """A record for each scheduled request, in order. `exchanges` by index; those without one were never sent.
 
-    `start_s`: the run's zero on the clock of the exchanges. `unsent_kind`: why requests were not sent.
-    `fixed_length`: the engine has "ignore_eos", so that an answer of another length than asked for is an error.
+    `start_s`: the run's zero on the clock of the exchanges. `whole`: brings back what the journal has of one.
+    `unsent_kind`: why requests were not sent. `fixed_length`: the engine has "ignore_eos", so that an answer of
+    another length than asked for is an error.
     """
-    records = []
-    wrong: dict[int, list[int]] = {}
     for request in scheduled:
         exchange = exchanges.get(request.index)
         if exchange is None:
-            records.append(_unsent(request, unsent_kind))
+            yield _unsent(request, unsent_kind)
             continue
-        record, wrong_choice = _settle_one(request, exchange, start_s, dialect, fixed_length)
-        if wrong_choice is not None:
-            wrong[request.index] = list(wrong_choice.token_ids or ())
-        records.append(record)
-    if spec is not None:
-        diagnose_wrong(records, scheduled, wrong, spec, block_size)
-    return records
+        record, wrong_choice = _settle_one(request, whole(exchange), start_s, dialect, fixed_length)
+        if wrong_choice is not None and spec is not None:
+            record.diagnosis = diagnose_wrong(request.index, wrong_choice.token_ids or (), scheduled, exchanges, spec,
+                                              block_size)
+        yield record
 
 
-def count_outcomes(records: Sequence[RequestRecord]) -> dict[str, int]:
+def count_outcomes(records: Iterable[RequestRecord]) -> dict[str, int]:
     """Requests by outcome, all outcomes named; they add up to the records."""
     counts = dict.fromkeys(OUTCOMES, 0)
     for record in records:
@@ -52,7 +50,7 @@ def count_outcomes(records: Sequence[RequestRecord]) -> dict[str, int]:
 
 def _blank(request: ScheduledRequest, intended_s: float) -> RequestRecord:
     return RequestRecord(
-        request_id=request.request.request_id or str(request.index), index=request.index, user=request.user,
+        request_id=request.name, index=request.index, user=request.user,
         intended_s=intended_s, prompt_tokens=request.prompt_tokens, max_tokens=request.request.max_tokens,
         n=request.request.n,
     )

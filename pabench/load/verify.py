@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pabench.engines.base import Choice
-from pabench.load.records import RequestRecord
+from pabench.load.connection import Exchange
 from pabench.load.schedule import ScheduledRequest
 from pabench.probe import Fork, ProbeSpec, Ring, check_answer, diagnose
 
@@ -34,29 +34,25 @@ def verify_choices(oracle: Ring | Fork, choices: Sequence[Choice]) -> Verificati
 
 
 def diagnose_wrong(
-    records: Sequence[RequestRecord], scheduled: Sequence[ScheduledRequest], wrong: dict[int, list[int]],
+    index: int, ids: Sequence[int], scheduled: Sequence[ScheduledRequest], exchanges: Mapping[int, Exchange],
     spec: ProbeSpec, block_size: int | None,
-) -> None:
-    """Fill `diagnosis` of the records in `wrong` (index -> ids of the wrong sample).
+) -> str | None:
+    """The diagnosis, as JSON, of request `index`, whose wrong sample has `ids`; None where there is nothing to say.
 
     The prompts that were in flight at the same time are the suspects, named by their request ids.
     """
-    for index, ids in wrong.items():
-        oracle = scheduled[index].oracle
-        if oracle is None:
-            continue
-        suspects = [other for other in records if other.index != index and _overlap(records[index], other)]
-        prompts = [(prompt, other.request_id) for other in suspects
-                   if (prompt := scheduled[other.index].oracle) is not None]
-        diagnosis = diagnose(
-            spec, oracle, ids, block_size=block_size,
-            others=[prompt for prompt, _ in prompts], names=[name for _, name in prompts],
-        )
-        if diagnosis is not None:
-            records[index].diagnosis = diagnosis.to_json()
+    oracle = scheduled[index].oracle
+    if oracle is None:
+        return None
+    mine = exchanges[index]
+    suspects = [scheduled[other.index] for other in exchanges.values() if other is not mine and _overlap(mine, other)]
+    prompts = [(one.oracle, one.name) for one in suspects if one.oracle is not None]
+    diagnosis = diagnose(spec, oracle, ids, block_size=block_size, others=[prompt for prompt, _ in prompts],
+                         names=[name for _, name in prompts])
+    return None if diagnosis is None else diagnosis.to_json()
 
 
-def _overlap(a: RequestRecord, b: RequestRecord) -> bool:
+def _overlap(a: Exchange, b: Exchange) -> bool:
     """Whether both were in flight at once. One that ended before may have left its blocks: a second's grace."""
     if a.sent_s is None or a.end_s is None or b.sent_s is None or b.end_s is None:
         return False

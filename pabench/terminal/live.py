@@ -38,6 +38,8 @@ def live_load(workload: Workload, label: str, *, quiet: bool = False) -> Iterato
 
 
 def _now(state: ProgressState) -> str:
+    if state.settled:
+        return f"reading answers, {state.settled / state.total:.0%}"
     rate = state.output_tokens / state.elapsed_s if state.elapsed_s > 0 else 0.0
     parts = [f"{state.in_flight} in flight", f"{rate:,.0f} tok/s"]
     if state.running is not None:
