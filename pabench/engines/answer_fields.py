@@ -24,7 +24,7 @@ def text_of(entry: Mapping[str, Any]) -> str:
     parts: list[Any] = [entry.get("text")]
     for name in ("delta", "message"):
         message = entry.get(name)
-        if isinstance(message, Mapping):
+        if isinstance(message, dict):
             parts += [message.get("reasoning_content") or message.get("reasoning"), message.get("content")]
     text = [part for part in parts if part is not None]
     if not all(isinstance(part, str) for part in text):
@@ -43,11 +43,11 @@ def ids_of(values: Any) -> list[int] | None:
 
 def logprobs_of(logprobs: Any) -> list[float] | None:
     """Log-probability of each token of a choice, in the completions or the chat shape."""
-    if not isinstance(logprobs, Mapping):
+    if not isinstance(logprobs, dict):
         return None
     values = logprobs.get("token_logprobs")
     if values is None and isinstance(logprobs.get("content"), list):
-        values = [item.get("logprob") if isinstance(item, Mapping) else None for item in logprobs["content"]]
+        values = [item.get("logprob") if isinstance(item, dict) else None for item in logprobs["content"]]
     if values is None:
         return None
     if not isinstance(values, list) or not all(isinstance(value, int | float) for value in values):
@@ -60,7 +60,7 @@ def runner_ups_of(logprobs: Mapping[str, Any], count: int) -> list[float | None]
     content = logprobs.get("content")
     if isinstance(content, list):
         named = [(item.get("token"), item.get("top_logprobs")) for item in content]
-        tops = [(name, {each.get("token"): each.get("logprob") for each in top if isinstance(each, Mapping)}
+        tops = [(name, {each.get("token"): each.get("logprob") for each in top if isinstance(each, dict)}
                  if isinstance(top, list) else None) for name, top in named]
     else:
         names, dicts = logprobs.get("tokens"), logprobs.get("top_logprobs")
@@ -70,7 +70,7 @@ def runner_ups_of(logprobs: Mapping[str, Any], count: int) -> list[float | None]
     found: list[float | None] = []
     for name, top in tops[:count]:
         others = [float(value) for other, value in top.items() if other != name and isinstance(value, int | float)] \
-            if isinstance(top, Mapping) else []
+            if isinstance(top, dict) else []
         found.append(max(others, default=None))
     return found + [None] * (count - len(found))
 
@@ -83,7 +83,7 @@ def prompt_logprobs_of(entries: Any) -> list[float | None] | None:
         raise EngineProtocol(f"expected a list as prompt_logprobs, got {entries!r:.80}")
     values: list[float | None] = []
     for entry in entries:
-        told = next(iter(entry.values()), None) if isinstance(entry, Mapping) else None
-        value = told.get("logprob") if isinstance(told, Mapping) else None
+        told = next(iter(entry.values()), None) if isinstance(entry, dict) else None
+        value = told.get("logprob") if isinstance(told, dict) else None
         values.append(float(value) if isinstance(value, int | float) else None)
     return values

@@ -65,14 +65,14 @@ def _encodable(value: Any) -> Any:
 
 def error_text(answer: Any) -> str | None:
     """What an error answer says, in any engine's spelling; None where it is no error."""
-    if not isinstance(answer, Mapping):
+    if not isinstance(answer, dict):
         return None
     error = answer.get("error")
     if error is None and answer.get("object") == "error":
         error = answer
     if error is None:
         error = answer.get("detail")
-    if isinstance(error, Mapping):
+    if isinstance(error, dict):
         error = error.get("message") or reprlib.repr(error)
     if error is None or error is False:
         return None
@@ -88,7 +88,7 @@ def parse_answer(status: int, body: bytes, read_text: TextReader | None = None) 
     if status != 200:
         text = error_text(answer) or body[:_MAX_ERROR_CHARS].decode("utf-8", "replace").strip() or f"HTTP {status}"
         return Completion(status=status, error=text)
-    if not isinstance(answer, Mapping):
+    if not isinstance(answer, dict):
         raise EngineProtocol(f"expected a JSON object as the answer, got {body[:80]!r}")
     error = error_text(answer)
     if error is not None:
@@ -150,7 +150,7 @@ class _Reading:
         if event.name == "error":
             self._fail(error_text(answer) or event.data.decode("utf-8", "replace"))
             return
-        if not isinstance(answer, Mapping):
+        if not isinstance(answer, dict):
             self._fail(f"expected a JSON object in the stream, got {event.data[:80]!r}")
             return
         error = error_text(answer)
@@ -169,7 +169,7 @@ class _Reading:
 
     def take_choice(self, choice: Any, time_s: float | None) -> None:
         """Add one entry of `choices`. Raises EngineProtocol where its fields have the wrong types."""
-        if not isinstance(choice, Mapping):
+        if not isinstance(choice, dict):
             raise EngineProtocol(f"expected an object in 'choices', got {choice!r:.80}")
         index = choice.get("index", 0)
         if type(index) is not int or not 0 <= index < MAX_INT:
@@ -187,10 +187,10 @@ class _Reading:
         """Add a `usage` object; the last one counts. Engines may send zeros before it."""
         if usage is None:
             return
-        if not isinstance(usage, Mapping):
+        if not isinstance(usage, dict):
             raise EngineProtocol(f"expected an object as 'usage', got {usage!r:.80}")
         details = usage.get("prompt_tokens_details")
-        cached = details.get("cached_tokens") if isinstance(details, Mapping) else None
+        cached = details.get("cached_tokens") if isinstance(details, dict) else None
         self._usage = Usage(
             count(usage.get("prompt_tokens"), "prompt_tokens"),
             count(usage.get("completion_tokens"), "completion_tokens"),

