@@ -13,6 +13,7 @@ from pabench.engines.openai import OpenAIDialect
 from pabench.engines.openvino import OpenVINODialect
 from pabench.engines.reference import ReferenceDialect
 from pabench.engines.sglang import SGLangDialect
+from pabench.engines.sglang_generate import SGLangGenerateDialect
 from pabench.engines.tensorrt_llm import TensorRTLLMDialect
 from pabench.engines.tgi import TGIDialect
 from pabench.engines.transformers import TransformersDialect
@@ -24,8 +25,9 @@ from pabench.telemetry.vocabulary import MetricFamilies
 DIALECTS: Mapping[str, Dialect] = {
     known.name: known
     for known in (
-        ReferenceDialect(), VLLMDialect(), SGLangDialect(), TensorRTLLMDialect(), LMDeployDialect(), TGIDialect(),
-        LlamaCppDialect(), OpenVINODialect(), MistralRsDialect(), TransformersDialect(), OpenAIDialect(),
+        ReferenceDialect(), VLLMDialect(), SGLangDialect(), SGLangGenerateDialect(), TensorRTLLMDialect(),
+        LMDeployDialect(), TGIDialect(), LlamaCppDialect(), OpenVINODialect(), MistralRsDialect(),
+        TransformersDialect(), OpenAIDialect(),
     )
 }
 
