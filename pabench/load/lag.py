@@ -8,22 +8,17 @@ callback that reads the clock. What it is late by then is what an answer's bytes
 from __future__ import annotations
 
 import asyncio
-import ctypes
-import os
-import struct
 import sys
 import time
 from collections.abc import Sequence
 
 import numpy as np
 
+from pabench.load.alarm import KernelTimer
 from pabench.load.line import clock
 from pabench.load.manifest import ClientHealth
 
 _INTERVAL_S = 0.01
-_CLOCK_MONOTONIC = 1
-_TFD_NONBLOCK = os.O_NONBLOCK
-_TFD_TIMER_ABSTIME = 1
 
 
 class LoopLag:
@@ -49,22 +44,23 @@ class LoopLag:
     async def _watch_timer(self) -> None:
         loop = asyncio.get_running_loop()
         first_s = clock() + _INTERVAL_S
-        timer = _open_timer(first_s, _INTERVAL_S)
+        timer = KernelTimer()
+        timer.set(first_s, _INTERVAL_S)
         num_seen = 0
 
         def note() -> None:
             nonlocal num_seen
             now_s = clock()
-            (num_ticks,) = struct.unpack("=Q", os.read(timer, 8))
+            num_ticks = timer.read()
             self.lags_s += [max(0.0, now_s - first_s - (num_seen + i) * _INTERVAL_S) for i in range(num_ticks)]
             num_seen += num_ticks
 
-        loop.add_reader(timer, note)
+        loop.add_reader(timer.file, note)
         try:
             await loop.create_future()  # until cancelled
         finally:
-            loop.remove_reader(timer)
-            os.close(timer)
+            loop.remove_reader(timer.file)
+            timer.close()
 
     async def _watch_sleep(self) -> None:
         """Where there are no timers to read: right to a millisecond, on the late side."""
@@ -90,18 +86,6 @@ class LoopLag:
             lateness_p50_ms=late[0], lateness_p99_ms=late[1], lateness_max_ms=late[2],
             kernel_stamps=kernel_stamps, cpu_share=self._cpu_share, scrapes=scrapes, failed_scrapes=failed_scrapes,
         )
-
-
-def _open_timer(first_s: float, interval_s: float) -> int:
-    """A file that becomes readable at `first_s` of the monotonic clock and every `interval_s` after (timerfd)."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    timer: int = libc.timerfd_create(_CLOCK_MONOTONIC, _TFD_NONBLOCK)
-    # struct itimerspec: interval and first expiry, each as seconds and nanoseconds.
-    times = [part for value in (interval_s, first_s) for part in divmod(int(value * 1e9), 10**9)]
-    spec = struct.pack("@llll", *times)
-    if timer < 0 or libc.timerfd_settime(timer, _TFD_TIMER_ABSTIME, spec, None) != 0:
-        raise OSError(ctypes.get_errno(), "no timer from the kernel")
-    return timer
 
 
 def _quantiles_ms(samples_s: Sequence[float]) -> tuple[float, float, float] | tuple[None, None, None]:

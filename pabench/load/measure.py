@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
+from pabench.load.alarm import Alarm
 from pabench.load.arrivals import ClosedArrivals
 from pabench.load.client import LoadClient, PreparedRequest
 from pabench.load.connection import Exchange
@@ -66,7 +67,7 @@ class Measurement:
         self._scraper = scraper
         self._journal = journal
         self.start_s = clock()                # the run's zero
-        self._stop = asyncio.Event()
+        self._alarm = Alarm()
         self._strikes = 0
         self._done = 0
         self._errors = 0
@@ -79,7 +80,8 @@ class Measurement:
         self.start_s = self._journal.start_s = clock()
         helpers = [asyncio.create_task(self.lag.watch()), asyncio.create_task(self._tick(progress))]
         try:
-            await self._run_queues()
+            with self._alarm:
+                await self._run_queues()
             await self._note_death()
             for helper in helpers:
                 if helper.done():
@@ -115,7 +117,7 @@ class Measurement:
         for number, queue in enumerate(self._queues):
             first_s = queue[0].intended_s
             intended_s = self.start_s + (number * USER_GAP_S if first_s is None else first_s)
-            if await self._stopped_before(intended_s):
+            if await self._alarm.until(intended_s):
                 break
             self._spawn(self._run_turns(queue, intended_s))
         await self._finish_tasks()
@@ -135,17 +137,9 @@ class Measurement:
             if intended_s >= over_s:
                 self.unsent_kind = self.unsent_kind or "duration"
                 return
-            if await self._stopped_before(intended_s):
+            if await self._alarm.until(intended_s):
                 return
             await self._send(scheduled, intended_s)
-
-    async def _stopped_before(self, time_s: float) -> bool:
-        """Wait until `time_s`; True when the run is stopped before."""
-        delay = time_s - clock()
-        if delay > 0 and not self._stop.is_set():
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stop.wait(), delay)
-        return self._stop.is_set()
 
     async def _send(self, scheduled: ScheduledRequest, intended_s: float) -> None:
         exchange = self.exchanges[scheduled.index] = Exchange(scheduled.index, intended_s)
@@ -162,9 +156,9 @@ class Measurement:
             self._strikes = 0
 
     def _give_up(self, failure: str, unsent_kind: str = "engine-died") -> None:
-        if not self._stop.is_set():
+        if not self._alarm.stopped:
             self.failure, self.unsent_kind = failure, unsent_kind
-            self._stop.set()
+            self._alarm.stop()
 
     async def _note_death(self) -> None:
         """An engine that died under the last requests has nobody left to refuse: ask once more."""
