@@ -83,10 +83,10 @@ def _load(streams: int, itl_ms: float, duration_s: float) -> Workload:
 async def _measure(url: str, streams: int, itl_ms: float, duration_s: float, folder: Path) -> ClientError:
     load = _load(streams, itl_ms, duration_s)
     schedule, speech = plan(load, 0, _FACTS, None, "calibration"), find_dialect("openai")
-    prepared = [prepare(request, speech, "stub") for request in schedule.requests]
     async with LoadClient(url, timeout_s=load.timeout_s) as client, aiohttp.ClientSession() as scraping:
         journal = Journal(folder)
-        run = Measurement(url, load, schedule, prepared, client, Scraper(scraping, url, speech), journal)
+        run = Measurement(url, load, schedule, lambda request: prepare(request, speech, "stub"), client,
+                          Scraper(scraping, url, speech), journal)
         try:
             with no_collections():
                 await run.run(None)

@@ -47,10 +47,13 @@ Progress = Callable[[ProgressState], None]
 
 
 class Measurement:
-    """One run in progress. `exchanges` holds what was sent, by index, the interrupted ones included."""
+    """One run in progress. `exchanges` holds what was sent, by index, the interrupted ones included.
+
+    `written` gives a scheduled request's bytes.
+    """
 
     def __init__(
-        self, url: str, workload: Workload, schedule: Schedule, prepared: Sequence[PreparedRequest],
+        self, url: str, workload: Workload, schedule: Schedule, written: Callable[[ScheduledRequest], PreparedRequest],
         client: LoadClient, scraper: Scraper, journal: Journal,
     ) -> None:
         self.exchanges: dict[int, Exchange] = {}
@@ -61,7 +64,8 @@ class Measurement:
         self._workload = workload
         closed = isinstance(workload.arrivals, ClosedArrivals)
         self._queues = schedule.queues() if closed else schedule.sessions()  # of requests that follow one another
-        self._prepared = prepared
+        self._total = len(schedule.requests)
+        self._written = written
         self._client = client
         self.kernel_stamps = client.kernel_stamps
         self._scraper = scraper
@@ -99,7 +103,7 @@ class Measurement:
         """How far it is."""
         sample = self._scraper.samples[-1] if self._scraper.samples else None
         return ProgressState(
-            done=self._done, total=len(self._prepared), in_flight=self._client.in_flight,
+            done=self._done, total=self._total, in_flight=self._client.in_flight,
             output_tokens=self._client.num_events, errors=self._errors, elapsed_s=max(0.0, clock() - self.start_s),
             kv_usage=None if sample is None else sample.kv_usage, running=None if sample is None else sample.running,
             waiting=None if sample is None else sample.waiting,
@@ -137,13 +141,14 @@ class Measurement:
             if intended_s >= over_s:
                 self.unsent_kind = self.unsent_kind or "duration"
                 return
+            request = self._written(scheduled)  # before it is due: only those in flight are kept as bytes
             if await self._alarm.until(intended_s):
                 return
-            await self._send(scheduled, intended_s)
+            await self._send(request, intended_s)
 
-    async def _send(self, scheduled: ScheduledRequest, intended_s: float) -> None:
-        exchange = self.exchanges[scheduled.index] = Exchange(scheduled.index, intended_s)
-        await self._client.carry(self._prepared[scheduled.index], exchange)
+    async def _send(self, request: PreparedRequest, intended_s: float) -> None:
+        exchange = self.exchanges[request.index] = Exchange(request.index, intended_s)
+        await self._client.carry(request, exchange)
         self._journal.add(exchange)
         self._done += 1
         if exchange.fault not in (None, "planned") or exchange.status != 200:

@@ -29,7 +29,7 @@ from pabench.load.records import (
     write_requests,
     write_telemetry,
 )
-from pabench.load.schedule import Schedule, plan
+from pabench.load.schedule import Schedule, ScheduledRequest, plan
 from pabench.load.settle import count_outcomes, settle
 from pabench.load.window import steady_window
 from pabench.load.workload import Workload
@@ -73,8 +73,13 @@ async def run_workload(
     manifest.schedule_digest = digest(schedule)
     manifest.notes += _planning_notes(schedule)
     speech = find_dialect(facts.dialect)
-    prepared = [prepare(request, speech, facts.model) for request in schedule.requests]
-    warmups = [prepare(request, speech, facts.model) for request in schedule.warmups]
+
+    def written(request: ScheduledRequest) -> PreparedRequest:
+        return prepare(request, speech, facts.model)
+
+    for request in schedule.requests:
+        written(request)  # what the dialect cannot say is said now
+    warmups = [written(request) for request in schedule.warmups]
     if (out / MANIFEST_FILE).exists():
         raise UsageError(f"{out} already holds a run: give another folder, or remove it first")
     if (why := await refusal(url)) is not None:
@@ -89,7 +94,7 @@ async def run_workload(
         manifest.write(out)
         scraper = Scraper(scraping, url, speech)
         journal = Journal(out)
-        run = Measurement(url, workload, schedule, prepared, client, scraper, journal)
+        run = Measurement(url, workload, schedule, written, client, scraper, journal)
         try:
             with no_collections():
                 await _measure(run, scraper, progress)

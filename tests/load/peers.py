@@ -156,10 +156,11 @@ def measure(peer: Peer, streams: int, seconds: float, tokenizer: Path) -> dict[s
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "pabench", "stub", "--fast", "--ttft-ms", str(TTFT_MS), "--itl-ms",
                    str(ITL_MS), "--port", "{port}"]
-        with _on(stub_core), EngineProcess(command, url="http://127.0.0.1:{port}", log=Path(folder) / "stub") as stub:
+        with on_core(stub_core), \
+                EngineProcess(command, url="http://127.0.0.1:{port}", log=Path(folder) / "stub") as stub:
             load = Load(stub.url, streams, tokens, tokenizer, Path(folder))
             before = resource.getrusage(resource.RUSAGE_CHILDREN)
-            with _on(own_core), (Path(folder) / "log").open("wb") as log:
+            with on_core(own_core), (Path(folder) / "log").open("wb") as log:
                 done = subprocess.run([peer.python, *peer.command(load)], stdout=log, stderr=log, timeout=_TIMEOUT_S,
                                       check=False, env=os.environ | dict(peer.env))
             after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -180,7 +181,7 @@ def cost_us(row: dict[str, Any], least: dict[str, Any]) -> float | None:
     return (row["cpu_s"] - least["cpu_s"]) * 1e6 / tokens if tokens > 0 else None
 
 
-class _on:
+class on_core:
     """Children that are started in the block have one core."""
 
     def __init__(self, core: int) -> None:

@@ -15,7 +15,7 @@ from pabench.load.connection import Exchange
 from pabench.load.journal import Journal
 from pabench.load.line import clock
 from pabench.load.measure import Measurement
-from pabench.load.schedule import plan
+from pabench.load.schedule import ScheduledRequest, plan
 from pabench.load.workload import Workload
 from pabench.telemetry.scrape import Scraper
 from tests.load.support import Examined, workload
@@ -35,14 +35,17 @@ class Line(LoadClient):
         exchange.end_s = clock()
 
 
+def written(request: ScheduledRequest) -> PreparedRequest:
+    return prepare(request, dialect("openai"), "stub")
+
+
 async def dispatch(load: Workload, client: LoadClient, folder: Path) -> Measurement:
     examined = Examined()
     schedule = plan(load, 0, examined.facts, examined.probe, "p")
-    prepared = [prepare(one, dialect("openai"), "stub") for one in schedule.requests]
     async with aiohttp.ClientSession() as session:
         journal = Journal(folder)
         try:
-            run = Measurement("http://nowhere", load, schedule, prepared, client,
+            run = Measurement("http://nowhere", load, schedule, written, client,
                               Scraper(session, "http://nowhere", dialect("openai")), journal)
             await run.run(None)
         finally:
@@ -93,11 +96,10 @@ def test_a_fault_of_the_progress_callback_is_not_swallowed(tmp_path: Path) -> No
         examined = Examined()
         load = workload(num_requests=2)
         schedule = plan(load, 0, examined.facts, examined.probe, "p")
-        prepared = [prepare(one, dialect("openai"), "stub") for one in schedule.requests]
         async with aiohttp.ClientSession() as session:
             journal = Journal(tmp_path)
             try:
-                await Measurement("http://nowhere", load, schedule, prepared, Line(0.05),
+                await Measurement("http://nowhere", load, schedule, written, Line(0.05),
                                   Scraper(session, "http://nowhere", dialect("openai")), journal).run(broken)
             finally:
                 journal.close()
