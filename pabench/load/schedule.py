@@ -136,6 +136,9 @@ def check_able(workload: Workload, facts: EngineFacts, spec: ProbeSpec | None) -
             f"workload {workload.name!r} asks for verified prompts, but the engine serves {facts.model!r}, which is "
             'not known to be a KV probe: serve one made by `pabench probe build`, or '
             'use a workload with prompt = "text"')
+    if workload.prompt == "probe" and workload.temperature > 0 and spec is not None and spec.is_soft:
+        raise UsageError(f"workload {workload.name!r} draws its answers (temperature {workload.temperature:g}), and "
+                         f"probe {spec.preset!r} is soft, which is certain under greedy decoding alone: serve another")
     needed = {"n": workload.n > 1, "sampling": workload.temperature > 0, "stream": workload.cancel_share > 0}
     missing = [name for name, need in needed.items() if need and name not in facts.capabilities]
     if missing:
@@ -267,7 +270,8 @@ def _schedule_one(
     request = GenerationRequest(
         prompt=ids if isinstance(ids, str) or by_ids else Codec.encode(ids),
         max_tokens=num_output, n=workload.n, temperature=workload.temperature, top_p=workload.top_p,
-        seed=(seed * 1_000_003 + index) % 2**31 if workload.temperature > 0 else None,
+        # A ring says the same whatever is drawn. A fork does not, nor a text.
+        seed=(seed * 1_000_003 + index) % 2**31 if workload.temperature > 0 and workload.prompt != "probe" else None,
         stream="stream" in facts.capabilities, request_id=f"{prefix}-{index}",
     )
     return ScheduledRequest(

@@ -212,8 +212,8 @@ class Workload(_Strict):
             raise ValueError("a session draws its turns, a trace has its own: use one of them")
         if self.prompt == "fork" and self.temperature == 0:
             raise ValueError('prompt "fork" needs temperature > 0: its two branches are drawn by chance')
-        if self.prompt == "probe" and self.temperature > 0:
-            raise ValueError('prompt "probe" is verified under greedy decoding: leave temperature at 0, or use "fork"')
+        if self.prompt == "probe" and self.temperature > 1:
+            raise ValueError('prompt "probe" is certain of its tokens up to temperature 1: lower it, or use "fork"')
         return self
 
     @property

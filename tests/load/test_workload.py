@@ -31,7 +31,7 @@ def test_unknown_workload_lists_the_known_ones() -> None:
     ({"arrivals": {"kind": "poisson", "rate_per_s": 0}}, "arrivals.rate_per_s: .*got 0"),
     ({"arrivals": {"kind": "poisson", "rate_per_s": float("inf")}}, "arrivals.rate_per_s: .*finite"),
     ({"users": 2, "rate_per_s": 1.0}, "rate_per_s and users exclude each other"),
-    ({"temperature": 1.0}, "verified under greedy decoding"),
+    ({"temperature": 1.5}, "certain of its tokens up to temperature 1"),
     ({"prompt": "fork"}, 'prompt "fork" needs temperature > 0'),
     ({"slo": {}}, "slo: give ttft_ms, tpot_ms or both"),
     ({"slo": {"ttft_ms": 0}}, "slo.ttft_ms: .*got 0"),

@@ -18,18 +18,23 @@ from pabench.conformance import Outcome, Results, load_results
 from pabench.conformance.runner import run_suite
 
 ROOT = Path(__file__).resolve().parents[2]
-SUITE = ROOT / "tests" / "real" / "real.toml"
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(2400)]
 
 
-@pytest.fixture(scope="module")
-def results() -> Path:
-    """The folder of one bench over all real engines. It stays behind, with its report, to be looked at."""
-    out = ROOT / "results" / f"{datetime.now():%Y%m%d-%H%M%S}-real"
-    subprocess.run([sys.executable, "-m", "pabench", "bench", str(SUITE), "--out", str(out)], cwd=ROOT, check=False)
+def bench(name: str) -> Path:
+    """The folder of one bench. It stays behind, with its report, to be looked at."""
+    out = ROOT / "results" / f"{datetime.now():%Y%m%d-%H%M%S}-{name}"
+    suite = ROOT / "tests" / "real" / f"{name}.toml"
+    subprocess.run([sys.executable, "-m", "pabench", "bench", str(suite), "--out", str(out)], cwd=ROOT, check=False)
     assert (out / "report.html").exists(), "the bench left no report"
     return out
+
+
+@pytest.fixture(scope="module")
+def results() -> Path:
+    """One bench over all real engines."""
+    return bench("real")
 
 
 @pytest.fixture(scope="module")
@@ -86,3 +91,18 @@ def test_a_tiny_pool_preempts_and_stays_exact(
     assert summary.kv_usage_max > 0.9
     passed = {row.requirement for row in conformance("vllm-160-blocks").rows if row.outcome is Outcome.PASS}
     assert "http/preemption-exact" in passed
+
+
+def test_a_tiny_pool_shares_preempts_and_gives_back_at_once() -> None:
+    """Shared prompts, four samples of each request, and a quarter of the clients that leave."""
+    summary = summarise(load_run(bench("pressure") / "vllm-160-blocks" / "24-users"))
+    assert summary.outcomes["ok"] + summary.outcomes["aborted"] == 96
+    assert summary.outcomes["aborted"] > 10
+    assert summary.wrong_tokens == 0
+    assert summary.verified_tokens > 20_000
+    assert summary.preemptions is not None
+    assert summary.preemptions > 50
+    assert summary.prefix_hit_rate is not None
+    assert summary.prefix_hit_rate > 0.3
+    assert summary.effective_utilisation is not None
+    assert summary.effective_utilisation > 1  # blocks are shared
