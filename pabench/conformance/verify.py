@@ -36,6 +36,7 @@ class Ask:
     n: int = 1
     stream: bool = True
     temperature: float = 0.0
+    seed: int | None = None
     logprobs: bool = False
     chat: bool = False
     beam_width: int = 0

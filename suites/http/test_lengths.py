@@ -61,6 +61,26 @@ def test_chunk_boundary_beside_decodes(engine: EngineUnderTest) -> None:
     decoding.verify()
 
 
+@pytest.mark.requirement("http/chunk-boundary-exact", case="with-a-seed")
+def test_chunk_boundary_with_a_seed(engine: EngineUnderTest) -> None:
+    """Drawn, each with a seed, and more prompts at once than a step takes: what is drawn behind a part of a prompt is
+    thrown away, and the seed's next number with it or not.
+
+    Rings, which say the same whatever is drawn: it is asked whether they are answered at all, and rightly.
+    """
+    engine.need("sampling", "drawn answers are asked for")
+    if not engine.is_probe or engine.spec.is_soft:
+        unsupported("what a drawn answer must be is known of a hard KV probe alone")
+    length = min(engine.profile.prompt_tokens, engine.longest) - 2 * engine.edge
+    if length < 2 * _SMALLEST_BUDGET:
+        unsupported(f"{engine.block_text}: no prompt beyond {2 * _SMALLEST_BUDGET} tokens fits into {engine.longest}")
+    read, count = engine.edge, 4
+    engine.case = (f"{engine.block_text}; {count} prompts of {length} tokens at once, the last {read} of each a ring; "
+                   f"temperature 1, a seed each, {read + 1} tokens")
+    rings = long_rings(engine.spec, engine.rng, [length] * count, read)
+    engine.ask([Ask(ring, read + 1, f"drawn {i}", temperature=1.0, seed=i + 1) for i, ring in enumerate(rings)])
+
+
 @pytest.mark.requirement("http/max-length-exact")
 @pytest.mark.parametrize("rest", ["two-blocks", "one-token"])
 def test_max_length_exact(engine: EngineUnderTest, rest: str) -> None:

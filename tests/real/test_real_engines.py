@@ -56,9 +56,12 @@ def test_every_token_of_the_load_is_verified(load: Callable[[str], RunSummary], 
 
 
 @pytest.mark.parametrize("engine", ["vllm", "vllm-160-blocks"])
-def test_vllm_conforms(conformance: Callable[[str], Results], engine: str) -> None:
+def test_vllm_fails_only_what_we_confirmed_by_hand(conformance: Callable[[str], Results], engine: str) -> None:
+    """docs/findings.md tells how: a seed on a prompt of several steps ends it."""
     rows = conformance(engine).rows
-    assert {row.outcome for row in rows if row.level == "MUST"} <= {Outcome.PASS, Outcome.UNSUPPORTED}
+    failed = {(row.requirement, row.case) for row in rows
+              if row.level == "MUST" and row.outcome not in (Outcome.PASS, Outcome.UNSUPPORTED)}
+    assert failed <= {("http/chunk-boundary-exact", "with-a-seed")}
     passed = {row.requirement for row in rows if row.outcome is Outcome.PASS}
     assert {"http/ring-exact", "http/n-samples-isolated", "http/abort-frees", "http/no-starvation"} <= passed
 
