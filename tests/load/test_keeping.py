@@ -13,13 +13,14 @@ from array import array
 from pathlib import Path
 from typing import BinaryIO
 
+import pyarrow.parquet as pq
 import pytest
 
 from pabench.analysis import load_run
 from pabench.errors import EXIT_COULD_NOT_RUN, UsageError
 from pabench.load import Manifest, RecordsUnwritable, journal, recover_run, run_workload
 from pabench.load.connection import Exchange
-from pabench.load.journal import Journal, read_journal
+from pabench.load.journal import Journal, JournalReader, read_journal
 from pabench.load.records import RequestRecord, write_atomic, write_requests, write_telemetry
 from pabench.stub import StubOptions, StubServer
 from pabench.telemetry.vocabulary import KVSample
@@ -173,6 +174,37 @@ def test_records_come_back_from_parquet_as_they_were(tmp_path: Path) -> None:
     assert run.requests["sent_s"].isna().tolist() == [False, True]
     assert run.telemetry["kv_usage"].tolist() == [0.25]
     assert run.telemetry["waiting"].isna().all()  # not told is not zero
+
+
+def test_more_records_than_a_group_come_back_in_order(tmp_path: Path) -> None:
+    made = (RequestRecord(request_id=str(i), index=i, user=None, intended_s=float(i), token_times_s=[i + 0.5])
+            for i in range(10_000))
+    write_requests(tmp_path, made)
+    file = pq.ParquetFile(tmp_path / "requests.parquet")
+    assert file.metadata.num_row_groups > 1
+    table = file.read()
+    assert table["index"].to_pylist() == list(range(10_000))
+    assert table["token_times_s"].to_pylist()[9_999] == [9_999.5]
+
+
+def test_what_the_journal_has_taken_over_comes_back(tmp_path: Path) -> None:
+    """Its bytes are no longer in memory, and its times are those of the clock again."""
+    journal = Journal(tmp_path)
+    journal.start_s = 100.0
+    kept = [Exchange(i, 100.0, status=200, times_s=array("d", [101.0 + i, 102.0 + i]), pieces=[b"a\n" * i, b"b"])
+            for i in range(3)]
+    for exchange in kept:
+        journal.add(exchange)
+        journal.add(KVSample(101.0))
+    journal.close()
+    assert [(list(one.times_s), one.pieces) for one in kept] == [([], [])] * 3
+    with JournalReader(tmp_path, 100.0) as reader:
+        for i in (2, 0, 1):
+            back = reader.whole(kept[i])
+            assert back.times_s.tolist() == [101.0 + i, 102.0 + i]
+            assert back.pieces == [b"a\n" * i, b"b"]
+        never_kept = Exchange(9, 0.0, pieces=[b"x"])
+        assert reader.whole(never_kept) is never_kept
 
 
 def test_a_torn_journal_gives_its_whole_entries(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from pabench.errors import UsageError
-from pabench.load import connection, run_loop
+from pabench.load import connection, line, run_loop
 from pabench.load.client import LoadClient, PreparedRequest
 from pabench.load.connection import Exchange
 from pabench.load.line import has_kernel_stamps
@@ -60,6 +60,14 @@ def ask(*writes: bytes | float, tls: ssl.SSLContext | None = None) -> Exchange:
     return run_loop(go())
 
 
+@pytest.fixture(params=["kernel", "loop"])
+def _stamps(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both kinds of line; the second is that of systems whose kernel stamps nothing."""
+    if request.param == "loop":
+        monkeypatch.setattr(line, "has_kernel_stamps", lambda tls: False)
+
+
+@pytest.mark.usefixtures("_stamps")
 @pytest.mark.parametrize("writes", [
     (WHOLE,),
     (b"HTTP/1.1 100 Continue\r\n\r\n", WHOLE),
@@ -74,6 +82,7 @@ def test_every_way_to_say_an_answer_is_understood(writes: tuple[bytes | float, .
     assert (exchange.fault, exchange.status, b"".join(exchange.pieces)) == (None, 200, b"body")
 
 
+@pytest.mark.usefixtures("_stamps")
 @pytest.mark.parametrize(("writes", "fault", "text"), [
     ((), "reset", "before the answer"),
     ((b"HTTP/1.1 200 OK\r\nContent-Le",), "reset", "inside the answer"),
