@@ -22,6 +22,8 @@ def judge(
     """The verdict on a run, from its manifest, its requests and its raw latencies in ms (without NaN)."""
     reasons = [*_incomplete(manifest, requests), *_late(manifest, ttft, intended, itl),
                *_miscalibrated(manifest, ttft, itl)]
+    if manifest.cache is not None and manifest.cache.broken is not None:
+        reasons.append(f"the cache was not {manifest.cache.stated}, as stated: {manifest.cache.broken}")
     client = manifest.client
     if client.cpu_share is not None and client.cpu_share > MAX_CPU_SHARE:
         reasons.append(f"the client used {client.cpu_share:.0%} of a core: spread the load over several clients")

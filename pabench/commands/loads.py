@@ -45,6 +45,8 @@ def run(
     window: Annotated[str | None, typer.Option(help="Take throughput from these seconds, e.g. 5,25, and not from the "
                                                     "steady window that is found.")] = None,
     seed: LoadSeed = 0,
+    cache: Annotated[str | None, typer.Option(help="State of the prefix cache at the start, brought about and checked: "
+                                                   "cold or warm.")] = None,
     calibrate: Annotated[bool, typer.Option(
         "--calibrate", help="Afterwards, measure the client's own error against the stub, at as many streams.",
     )] = False,
@@ -63,7 +65,7 @@ def run(
     from pabench.terminal.runs import show_run
 
     plan = load_workload(workload, users=users, rate_per_s=rate, num_requests=num_requests, duration_s=duration_s,
-                         slo=_bounds(ttft_ms, tpot_ms), window_s=_window(window))
+                         slo=_bounds(ttft_ms, tpot_ms), window_s=_window(window), cache=cache)
     key = api_key_in(api_key_env)
     folder = out or new_folder(plan.name)
     require_new(folder)

@@ -101,6 +101,7 @@ class OpenAIDialect:
     name = "openai"
     capabilities: frozenset[str] = frozenset({"sampling", "stream"})
     metrics_path: str | None = None
+    cache_reset_path: str | None = None
     metric_names: frozenset[str] = frozenset()
 
     def build(self, request: GenerationRequest, model: str) -> tuple[str, dict[str, Any]]:

@@ -37,6 +37,7 @@ class ReferenceDialect(OpenAIDialect):
     name = "reference"
     capabilities: frozenset[str] = EXTENDED_CAPABILITIES
     metrics_path: str | None = "/metrics"
+    cache_reset_path: str | None = "/reset_prefix_cache"
     metric_names: frozenset[str] = frozenset({_CACHE_CONFIG}.union(*METRICS.values()))
 
     def build(self, request: GenerationRequest, model: str) -> tuple[str, dict[str, Any]]:

@@ -37,6 +37,7 @@ class SGLangDialect(OpenAIDialect):
     name = "sglang"
     capabilities: frozenset[str] = EXTENDED_CAPABILITIES
     metrics_path: str | None = "/metrics"
+    cache_reset_path: str | None = "/flush_cache"
     metric_names: frozenset[str] = frozenset({_PAGE_SIZE, _NUM_PAGES}.union(*METRICS.values()))
 
     def build(self, request: GenerationRequest, model: str) -> tuple[str, dict[str, Any]]:

@@ -20,7 +20,7 @@ from pabench.engines.base import EngineFacts
 from pabench.engines.cleaning import without_secrets
 from pabench.errors import UsageError
 from pabench.load.records import MANIFEST_FILE, SCHEMA_VERSION, write_atomic
-from pabench.load.workload import Workload
+from pabench.load.workload import CacheState, Workload
 
 _VERSIONS_OF = ("aiohttp", "numpy", "orjson", "pandas", "pyarrow", "pydantic")
 
@@ -90,6 +90,14 @@ class Calibration(_Part):
     gap_p99_ms: float
 
 
+class CacheCheck(_Part):
+    """Whether the prefix cache was in the state that the workload states. `checked`: requests."""
+
+    stated: CacheState
+    checked: int
+    broken: str | None  # how it was not so
+
+
 class Manifest(_Part):
     """See the module. `status`: "running" is a run that is going on, or that was killed."""
 
@@ -114,6 +122,7 @@ class Manifest(_Part):
     window_s: tuple[float, float] | None = None  # the steady window, seconds from the start
     client: ClientHealth = Field(default_factory=ClientHealth)
     calibration: Calibration | None = None  # None: the client was not calibrated for this run
+    cache: CacheCheck | None = None         # None: no state was stated
     notes: list[str] = Field(default_factory=list)  # what a reader must know: clipped lengths, usage that disagrees
 
     @property

@@ -16,6 +16,7 @@ from pabench.engines import dialect as find_dialect
 from pabench.engines.base import EngineFacts
 from pabench.engines.client import base_url
 from pabench.errors import EngineUnreachable, UsageError
+from pabench.load import cache_state
 from pabench.load.client import LoadClient, PreparedRequest, prepare
 from pabench.load.connection import Exchange
 from pabench.load.journal import JOURNAL_FILE, Journal, JournalReader, read_journal
@@ -89,6 +90,10 @@ async def run_workload(
         aiohttp.ClientSession(headers={"Authorization": f"Bearer {api_key}"} if api_key else {}) as scraping,
     ):
         manifest.notes += await _warm_up(client, warmups)
+        if workload.cache is not None:
+            manifest.notes.append(await cache_state.bring_about(
+                workload.cache, schedule.requests, client=client, http=scraping, written=written,
+                reset_url=None if speech.cache_reset_path is None else url + speech.cache_reset_path))
         client.reset()
         _open_folder(out)
         manifest.write(out)
@@ -140,7 +145,7 @@ def recover_run(folder: Path) -> Manifest:
     if manifest.status == "running":
         manifest.status = "interrupted"
         manifest.notes.append("the client was killed: recovered from its journal, what was in flight counts as unsent")
-    _write_run(folder, manifest, records, samples)
+    _write_run(folder, manifest, records, samples, schedule)
     (folder / JOURNAL_FILE).unlink(missing_ok=True)
     return manifest
 
@@ -173,7 +178,7 @@ def _settle_run(
                          dialect=find_dialect(manifest.engine.dialect), spec=spec,
                          block_size=None if kv is None else kv.block_size, unsent_kind=run.unsent_kind,
                          fixed_length="ignore_eos" in manifest.engine.capabilities)
-        _write_run(out, manifest, _watched(records, run, progress), samples)
+        _write_run(out, manifest, _watched(records, run, progress), samples, schedule)
 
 
 def _watched(records: Iterable[RequestRecord], run: Measurement, progress: Progress | None) -> Iterator[RequestRecord]:
@@ -238,7 +243,7 @@ def _open_folder(out: Path) -> None:
 
 
 def _write_run(
-    out: Path, manifest: Manifest, passing: Iterable[RequestRecord], samples: Sequence[KVSample]
+    out: Path, manifest: Manifest, passing: Iterable[RequestRecord], samples: Sequence[KVSample], schedule: Schedule
 ) -> None:
     """Tables first, the manifest last: a manifest that says "complete" has its tables.
 
@@ -256,6 +261,9 @@ def _write_run(
     manifest.duration_s = max((r.end_s for r in records if r.end_s is not None), default=0.0)
     manifest.window_s = manifest.workload.window_s or steady_window(records)
     manifest.notes += _settling_notes(records)
+    if manifest.workload.cache is not None:
+        size = None if manifest.engine.kv is None else manifest.engine.kv.block_size
+        manifest.cache = cache_state.check(manifest.workload.cache, schedule.requests, records, size)
     if manifest.status == "running":
         manifest.status = "complete"
     write_telemetry(out, samples)

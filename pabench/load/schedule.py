@@ -139,7 +139,8 @@ def check_able(workload: Workload, facts: EngineFacts, spec: ProbeSpec | None) -
     if workload.prompt == "probe" and workload.temperature > 0 and spec is not None and spec.is_soft:
         raise UsageError(f"workload {workload.name!r} draws its answers (temperature {workload.temperature:g}), and "
                          f"probe {spec.preset!r} is soft, which is certain under greedy decoding alone: serve another")
-    needed = {"n": workload.n > 1, "sampling": workload.temperature > 0, "stream": workload.cancel_share > 0}
+    needed = {"cached_tokens": workload.cache is not None, "n": workload.n > 1,
+              "sampling": workload.temperature > 0, "stream": workload.cancel_share > 0}
     missing = [name for name, need in needed.items() if need and name not in facts.capabilities]
     if missing:
         raise UsageError(f"workload {workload.name!r} needs {', '.join(missing)}, which dialect {facts.dialect!r} of "

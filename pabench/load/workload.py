@@ -121,6 +121,9 @@ class SharedPrefix(_Strict):
     zipf: float = Field(default=0.0, ge=0)
 
 
+CacheState = Literal["cold", "warm"]
+
+
 class Session(_Strict):
     """Requests that follow one another: turn t + 1 sends turn t's prompt, its answer and `turn_tokens` new ones,
     `think_s` seconds after that answer has ended. A session ends before its prompt outgrows the context.
@@ -155,8 +158,8 @@ class Workload(_Strict):
     trace's share what its hash ids say. With a `session` arrivals
     are those of sessions, and `num_requests` counts all their turns. `cancel_share` of the
     requests are cut off by the client after `cancel_after_tokens` tokens. `duration_s` ends the sending; what is in
-    flight is waited for. Goodput counts what is inside the `slo`. `window_s` (start, end) takes the place of the steady
-    window that is found.
+    flight is waited for. `cache` states what the prefix cache holds at the start (`load.cache_state`). Goodput counts
+    what is inside the `slo`. `window_s` (start, end) takes the place of the steady window that is found.
     """
 
     name: str = Field(min_length=1)
@@ -180,6 +183,7 @@ class Workload(_Strict):
     cancel_share: float = Field(default=0.0, ge=0, le=1)
     cancel_after_tokens: int = Field(default=8, ge=1)
     warmup_requests: int | None = Field(default=None, ge=0)
+    cache: CacheState | None = None
     slo: Bounds | None = None
     window_s: tuple[float, float] | None = Field(default=None, strict=False)
     seed: int = Field(default=0, ge=0)
@@ -210,6 +214,8 @@ class Workload(_Strict):
                              "\"text\"")
         if self.session is not None and traced:
             raise ValueError("a session draws its turns, a trace has its own: use one of them")
+        if self.cache is not None and self.prompt == "text":
+            raise ValueError('a state of the cache is checked by tokens that are known: use prompt "probe" or "fork"')
         if self.prompt == "fork" and self.temperature == 0:
             raise ValueError('prompt "fork" needs temperature > 0: its two branches are drawn by chance')
         if self.prompt == "probe" and self.temperature > 1:

@@ -1,0 +1,114 @@
+"""A stated cache state: on the reference engine brought about and found, and by itself on records made for it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from pabench.analysis import load_run, summarise
+from pabench.engines import EngineProcess
+from pabench.engines.base import EngineFacts
+from pabench.engines.doctor import examine
+from pabench.engines.reference import ReferenceDialect
+from pabench.errors import UsageError
+from pabench.load import Manifest, run_loop, run_workload
+from pabench.load.cache_state import check
+from pabench.load.records import RequestRecord
+from pabench.load.schedule import Schedule, plan
+from pabench.load.workload import CacheState, Workload
+from pabench.probe import PRESETS
+from tests.load.support import CAPABILITIES, workload
+
+FACTS = EngineFacts("openai", "stub", 4096, capabilities=CAPABILITIES | {"cached_tokens"})
+
+
+@pytest.fixture(scope="module")
+def url(tiny_probe: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    command = [sys.executable, "-m", "reference_engine", "--model", str(tiny_probe), "--port", "{port}", "--num-blocks",
+               "512", "--block-size", "8"]
+    log = tmp_path_factory.mktemp("engine") / "log"
+    with EngineProcess(command, url="http://127.0.0.1:{port}", log=log) as process:
+        yield process.url
+
+
+def stated(state: CacheState | None, **fields: object) -> Workload:
+    return workload(num_requests=12, prompt_tokens={"law": "fixed", "tokens": 40}, shared_prefix={"tokens": 40},
+                    cache=state, **fields)
+
+
+def ran(url: str, load: Workload, folder: Path) -> Manifest:
+    return run_loop(run_workload(run_loop(examine(url)), load, folder, url=url, label="reference", seed=3))
+
+
+def test_a_cold_run_is_cold_each_time_and_a_warm_one_warm(url: str, tmp_path: Path) -> None:
+    for number in range(2):
+        manifest = ran(url, stated("cold"), tmp_path / f"cold-{number}")
+        assert manifest.cache is not None
+        assert (manifest.cache.stated, manifest.cache.checked, manifest.cache.broken) == ("cold", 12, None)
+        assert "the cache was emptied" in " ".join(manifest.notes)
+    cold = load_run(tmp_path / "cold-1").requests["cached_tokens"].sum()
+    manifest = ran(url, stated("warm"), tmp_path / "warm")
+    assert manifest.cache is not None
+    assert manifest.cache.broken is None
+    assert "12 of 12 prompts were asked once before" in " ".join(manifest.notes)
+    warm = load_run(tmp_path / "warm").requests["cached_tokens"].sum()
+    assert warm >= 12 * 72
+    assert 0 < cold < warm  # the prefix that they share is hit in a cold run too
+
+
+def test_what_was_cached_before_a_run_that_states_cold_makes_it_invalid(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ReferenceDialect, "cache_reset_path", None)
+    ran(url, stated(None), tmp_path / "before")
+    manifest = ran(url, stated("cold"), tmp_path / "run")
+    assert manifest.cache is not None
+    assert "that nobody had sent in this run" in str(manifest.cache.broken)
+    reasons = summarise(load_run(tmp_path / "run")).validity.reasons
+    assert any(reason.startswith("the cache was not cold, as stated: ") for reason in reasons)
+
+
+def planned(load: Workload) -> Schedule:
+    return plan(load, 0, FACTS, PRESETS["tiny"], "p")
+
+
+def records(schedule: Schedule, cached: Sequence[int | None], first_s: float = 0.5) -> list[RequestRecord]:
+    """Sent one a second, each answered `first_s` later."""
+    return [RequestRecord(one.name, one.index, 0, float(one.index), sent_s=float(one.index), outcome="ok",
+                          first_s=one.index + first_s, prompt_tokens=one.prompt_tokens, cached_tokens=hit)
+            for one, hit in zip(schedule.requests, cached, strict=True)]
+
+
+@pytest.mark.parametrize(("cached", "broken"), [
+    ([0, 42, 40, 0, 0, 0, 0, 0, 0, 0, 0, 0], None),       # separator, salt and 40 shared tokens
+    ([0, 44, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0], "1 of 12 requests hit 2 tokens"),
+    ([8, 48, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0], "2 of 12 requests hit 14 tokens"),
+    ([None] * 12, "no answer says"),
+])
+def test_cold_allows_what_the_run_itself_has_sent(cached: list[int | None], broken: str | None) -> None:
+    schedule = planned(stated("cold"))
+    found = check("cold", schedule.requests, records(schedule, cached), 8)
+    assert (found.broken is None) if broken is None else broken in str(found.broken)
+
+
+def test_what_is_under_way_at_the_same_time_may_be_hit() -> None:
+    """An engine may compute the second first."""
+    schedule = planned(stated("cold"))
+    assert check("cold", schedule.requests, records(schedule, [42] + [0] * 11, first_s=1.5), 8).broken is None
+
+
+@pytest.mark.parametrize(("cached", "broken"), [(72, None), (64, "768 of the 864 prompt tokens"), (0, "0 of the 864")])
+def test_warm_is_nearly_all_in_whole_blocks(cached: int, broken: str | None) -> None:
+    schedule = planned(stated("warm"))
+    found = check("warm", schedule.requests, records(schedule, [cached] * 12), 8)
+    assert (found.broken is None) if broken is None else broken in str(found.broken)
+
+
+def test_a_state_that_nobody_can_check_is_refused() -> None:
+    with pytest.raises(UsageError, match="checked by tokens that are known"):
+        workload(prompt="text", cache="cold")
+    with pytest.raises(UsageError, match="needs cached_tokens"):
+        plan(stated("cold"), 0, EngineFacts("openai", "m", 4096, capabilities=CAPABILITIES), PRESETS["tiny"], "p")
