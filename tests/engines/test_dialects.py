@@ -152,7 +152,8 @@ MODELS = {"object": "list", "data": [{"id": "m", "object": "model", "owned_by": 
 def body_of(name, **changes):
     prompt = IDS if "token_ids" in dialect(name).capabilities else "<sep> t16"
     path, body = dialect(name).build(GenerationRequest(**({"prompt": prompt, "max_tokens": 7} | changes)), "m")
-    assert path == ("/v1/chat/completions" if changes.get("chat") else "/v1/completions")
+    own = "/generate" if name == "sglang-generate" else "/v1/completions"
+    assert path == ("/v1/chat/completions" if changes.get("chat") else own)
     json.dumps(body)
     return body
 
