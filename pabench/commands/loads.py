@@ -126,7 +126,7 @@ def sweep(
             where = folder / f"{number:02}-{folder_name(plan.load_text)}"
             with live_load(plan, name, quiet=silent) as progress:
                 manifest = run_loop(run_workload(examination, plan, where, url=url, label=name, seed=seed,
-                                                    progress=progress, api_key=key))
+                                                 progress=progress, api_key=key))
             summaries.append(summarise(load_run(where)))
             flawless &= manifest.flawless
             if manifest.failure is not None:
@@ -179,7 +179,7 @@ def capacity(
         where = folder / f"{rate:.6g}-per-s-{number}"
         with live_load(plan, name, quiet=silent) as progress:
             manifest = run_loop(run_workload(examination, plan, where, url=url, label=name, seed=seed + number,
-                                                progress=progress, api_key=key))
+                                             progress=progress, api_key=key))
         if manifest.failure is not None:
             raise PabenchError(f"{manifest.failure}; the runs so far are in {folder}")
         requests = load_run(where).requests

@@ -26,7 +26,7 @@ from pabench.engines.base import Choice, Completion, TextReader, Usage
 from pabench.engines.sse import Event, read_events
 from pabench.errors import EngineProtocol
 
-_MAX_ERROR_CHARS = 2000
+MAX_ERROR_CHARS = 2000
 _MAX_DEPTH = 100   # of an answer; deeper, Python's own recursion could end while it is read
 
 
@@ -76,7 +76,7 @@ def error_text(answer: Any) -> str | None:
         error = error.get("message") or reprlib.repr(error)
     if error is None or error is False:
         return None
-    return (error if isinstance(error, str) else repr(error))[:_MAX_ERROR_CHARS]
+    return (error if isinstance(error, str) else repr(error))[:MAX_ERROR_CHARS]
 
 
 def parse_answer(status: int, body: bytes, read_text: TextReader | None = None) -> Completion:
@@ -86,7 +86,7 @@ def parse_answer(status: int, body: bytes, read_text: TextReader | None = None) 
     except ValueError:
         answer = None
     if status != 200:
-        text = error_text(answer) or body[:_MAX_ERROR_CHARS].decode("utf-8", "replace").strip() or f"HTTP {status}"
+        text = error_text(answer) or body[:MAX_ERROR_CHARS].decode("utf-8", "replace").strip() or f"HTTP {status}"
         return Completion(status=status, error=text)
     if not isinstance(answer, dict):
         raise EngineProtocol(f"expected a JSON object as the answer, got {body[:80]!r}")
@@ -217,7 +217,7 @@ class _Reading:
         )
 
     def _fail(self, text: str) -> None:
-        self._error = self._error or text.strip()[:_MAX_ERROR_CHARS] or "an error without a text"
+        self._error = self._error or text.strip()[:MAX_ERROR_CHARS] or "an error without a text"
 
 
 class _ChoiceReading:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pabench.engines.answer_fields import MAX_INT, count, ids_of
-from pabench.engines.answers import error_text, load_json, parse_answer
+from pabench.engines.answers import MAX_ERROR_CHARS, error_text, load_json, parse_answer
 from pabench.engines.base import Choice, Completion, GenerationRequest, TextReader, Usage
 from pabench.engines.openai import require_plain
 from pabench.engines.sglang import SGLangDialect
@@ -16,7 +16,6 @@ from pabench.telemetry.vocabulary import MetricFamilies
 
 GENERATE_PATH = "/generate"
 _TOLD_LOGPROBS = 2  # a token: the best two, so that the runner-up is among them
-_MAX_ERROR_CHARS = 2000
 
 
 class SGLangGenerateDialect(SGLangDialect):
@@ -75,7 +74,8 @@ class SGLangGenerateDialect(SGLangDialect):
                 said = load_json(event.data)
             except ValueError:
                 cut = not event.complete
-                reading.error = reading.error or (None if cut else event.data.decode("utf-8", "replace"))
+                if not cut:
+                    reading.error = reading.error or event.data.decode("utf-8", "replace")[:MAX_ERROR_CHARS]
                 continue
             try:
                 reading.take(said, event.time_s, 0)
@@ -103,7 +103,7 @@ class _Reading:
         """Add an event, or a whole sample that is the `number`th. Raises EngineProtocol."""
         error = error_text(said)
         if error is not None:
-            self.error = self.error or error[:_MAX_ERROR_CHARS]
+            self.error = self.error or error
             return
         if not isinstance(said, dict) or not isinstance(said.get("meta_info"), dict):
             raise EngineProtocol(f"expected an object with 'meta_info', got {said!r:.80}")
@@ -139,9 +139,11 @@ class _Reading:
         """Entries are [log-probability, id, text]. A list is whole or, as the ids, new."""
         told, top = _values(meta.get("output_token_logprobs")), meta.get("output_top_logprobs")
         if told is not None:
+            if None in told:
+                raise EngineProtocol("expected the log-probability of each generated token, got one that is none")
             whole = len(told) == len(choice.token_ids or ())
             runner_ups = _runner_ups(meta["output_token_logprobs"], top)
-            choice.logprobs = ([] if whole else choice.logprobs or []) + [value or 0.0 for value in told]
+            choice.logprobs = ([] if whole else choice.logprobs or []) + [value for value in told if value is not None]
             choice.runner_ups = ([] if whole else choice.runner_ups or []) + runner_ups
         prompt = _values(meta.get("input_token_logprobs"))
         if prompt:

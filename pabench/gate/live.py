@@ -137,7 +137,7 @@ class GateRun:
             with side.reach(folder.with_name(f"{number:03}-engine.log")) as url:
                 examination = self._examine(side, url)
                 run_loop(run_workload(examination, self.workload, folder, url=url, label=side.name,
-                                         seed=self.seed + number, api_key=side.api_key))
+                                      seed=self.seed + number, api_key=side.api_key))
         except EngineError as error:
             raise type(error)(f"{side.name}: {error}") from error
         return read_run(folder)

@@ -62,12 +62,12 @@ def check(
     state: CacheState, requests: Sequence[ScheduledRequest], records: Sequence[RequestRecord], block_size: int | None,
 ) -> CacheCheck:
     """Whether it was so. `records` are those of `requests`, in the same order."""
-    told = [record for record in records if record.cached_tokens is not None and record.sent_s is not None]
-    told = sorted(told, key=lambda record: record.sent_s or 0.0)[:_MOST_CHECKED]
+    sent = sorted((record for record in records if record.sent_s is not None), key=lambda record: record.sent_s or 0.0)
+    told = [record for record in sent if record.cached_tokens is not None][:_MOST_CHECKED]
     if not told:
         broken: str | None = "no answer says how many of its prompt's tokens were cached"
     else:
-        broken = _not_cold(requests, told) if state == "cold" else _not_warm(requests, told, block_size or 1)
+        broken = _not_cold(requests, told, sent) if state == "cold" else _not_warm(requests, told, block_size or 1)
     return CacheCheck(stated=state, checked=len(told), broken=broken)
 
 
@@ -80,14 +80,18 @@ def _not_warm(requests: Sequence[ScheduledRequest], told: Sequence[RequestRecord
     return f"{was} of the {could} prompt tokens that a warm cache would have given came from it"
 
 
-def _not_cold(requests: Sequence[ScheduledRequest], told: Sequence[RequestRecord]) -> str | None:
-    """A hit must be on what other requests of the run, sent before it was answered, have in common with it."""
+def _not_cold(
+    requests: Sequence[ScheduledRequest], told: Sequence[RequestRecord], sent: Sequence[RequestRecord]
+) -> str | None:
+    """A hit must be on what other requests of the run, sent before it was answered, have in common with it: those too
+    that were cut off or failed, and told nothing.
+    """
     seen: Counter[int] = Counter()
     added = 0
     broken = tokens = 0
     for record in sorted(told, key=lambda record: record.first_s or record.sent_s or 0.0):
-        while added < len(told) and (told[added].sent_s or 0.0) <= (record.first_s or record.sent_s or 0.0):
-            seen.update(_prefixes(requests[told[added].index]))
+        while added < len(sent) and (sent[added].sent_s or 0.0) <= (record.first_s or record.sent_s or 0.0):
+            seen.update(_prefixes(requests[sent[added].index]))
             added += 1
         known = 0
         for prefix in _prefixes(requests[record.index]):

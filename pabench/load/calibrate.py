@@ -62,12 +62,15 @@ def calibrate(streams: int, *, itl_ms: float = 10.0, duration_s: float = 5.0) ->
     if streams < 1 or not itl_ms > 0 or not duration_s > 0:
         raise UsageError(f"a calibration needs streams, a gap between tokens and a duration above 0: got {streams}, "
                          f"{itl_ms:g} ms, {duration_s:g} s")
-    command = [sys.executable, "-m", "pabench", "stub", "--fast", "--ttft-ms", str(TTFT_MS),
-               "--itl-ms", str(itl_ms), "--port", "{port}"]
-    with tempfile.TemporaryDirectory() as folder:
-        log = Path(folder) / "stub.log"
-        with EngineProcess(command, url="http://127.0.0.1:{port}", log=log) as stub:
-            return run_loop(_measure(stub.url, streams, itl_ms, duration_s, Path(folder)))
+    with tempfile.TemporaryDirectory() as folder, fast_stub(Path(folder), ttft_ms=TTFT_MS, itl_ms=itl_ms) as stub:
+        return run_loop(_measure(stub.url, streams, itl_ms, duration_s, Path(folder)))
+
+
+def fast_stub(folder: Path, *, ttft_ms: float, itl_ms: float) -> EngineProcess:
+    """The fast stub as a process of its own, on a free port; its output goes into `folder`."""
+    command = [sys.executable, "-m", "pabench", "stub", "--fast", "--ttft-ms", str(ttft_ms), "--itl-ms", str(itl_ms),
+               "--port", "{port}"]
+    return EngineProcess(command, url="http://127.0.0.1:{port}", log=folder / "stub.log")
 
 
 def _load(streams: int, itl_ms: float, duration_s: float) -> Workload:

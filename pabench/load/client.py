@@ -9,7 +9,7 @@ import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from urllib.parse import quote, urlsplit
+from urllib.parse import SplitResult, quote, urlsplit
 
 import orjson
 
@@ -18,7 +18,7 @@ from pabench.engines.cleaning import clean
 from pabench.engines.wording import worded
 from pabench.errors import UsageError
 from pabench.load.connection import AnswerBroken, Connection, Exchange, NotHTTP, Tally
-from pabench.load.line import Address, clock, has_kernel_stamps
+from pabench.load.line import Address, clock
 from pabench.load.schedule import ScheduledRequest
 
 _KEEPALIVE_S = 2.0              # below what servers wait (5 s and more): none closes one as it is reused
@@ -48,7 +48,7 @@ class LoadClient:
     """Sends prepared requests to one engine over kept connections. An async context manager.
 
     Nothing queues in here: there is no limit of connections, so a request leaves when it is sent.
-    Raises UsageError for a key that no header can hold.
+    Raises UsageError for a key or a host that no header can hold.
     """
 
     def __init__(self, url: str, *, timeout_s: float, api_key: str | None = None) -> None:
@@ -58,7 +58,7 @@ class LoadClient:
         self._port = parts.port or (443 if self._tls else 80)
         self._path = quote(parts.path, safe="/%~!$&'()*+,;=:@")
         self._timeout_s = timeout_s
-        self._head = _head(parts.netloc, api_key)
+        self._head = _head(_host_field(parts), api_key)
         self._addresses: list[Address] = []
         self._idle: list[Connection] = []
         self._tally = Tally()
@@ -67,8 +67,8 @@ class LoadClient:
 
     @property
     def kernel_stamps(self) -> bool:
-        """Whether arrivals are the kernel's."""
-        return has_kernel_stamps(self._tls)
+        """Whether all arrivals since the last `reset` are the kernel's."""
+        return self._tally.num_unstamped == 0
 
     @property
     def num_events(self) -> int:
@@ -76,8 +76,8 @@ class LoadClient:
         return self._tally.num_events
 
     def reset(self) -> None:
-        """Count events from here."""
-        self._tally.num_events = 0
+        """Count from here."""
+        self._tally.num_events = self._tally.num_unstamped = 0
 
     async def __aenter__(self) -> LoadClient:
         return self
@@ -187,10 +187,20 @@ class _NoConnection(Exception):
         self.number = error.errno
 
 
-def _head(netloc: str, api_key: str | None) -> str:
+def _host_field(parts: SplitResult) -> str:
+    """Host and port as a header says them."""
+    if parts.netloc.isascii():
+        return parts.netloc
+    try:
+        host = (parts.hostname or "").encode("idna").decode()
+    except UnicodeError as error:
+        raise UsageError(f"the URL's host is {parts.hostname!r}, which is no name of a host: {error}") from None
+    return host if parts.port is None else f"{host}:{parts.port}"
+
+
+def _head(host: str, api_key: str | None) -> str:
     """The headers that all requests have in common, and the blank line after them."""
-    fields = {"Host": netloc if netloc.isascii() else netloc.encode("idna").decode(),
-              "Content-Type": "application/json", "Accept": "*/*", "Accept-Encoding": "identity",
+    fields = {"Host": host, "Content-Type": "application/json", "Accept": "*/*", "Accept-Encoding": "identity",
               "User-Agent": "pabench"}
     if api_key:
         if not (api_key.isascii() and api_key.isprintable()):

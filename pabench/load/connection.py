@@ -54,10 +54,12 @@ class Exchange:
         self.fault, self.fault_text = fault, text
 
 
+@dataclass(slots=True)
 class Tally:
-    """Server-sent events over all connections."""
+    """Over all connections."""
 
-    num_events = 0
+    num_events: int = 0     # server-sent
+    num_unstamped: int = 0  # reads whose time of arrival the kernel did not tell
 
 
 class Connection:
@@ -99,8 +101,11 @@ class Connection:
         if self._line is not None:
             self._line.abort()
 
-    def _take(self, data: bytes, time_s: float) -> None:
-        """Bytes that arrived at `time_s`."""
+    def _take(self, data: bytes, time_s: float | None) -> None:
+        """Bytes that arrived at `time_s`; None: nobody knows, so now."""
+        if time_s is None:
+            time_s = clock()
+            self._tally.num_unstamped += 1
         exchange = self._exchange
         if exchange is None:  # nobody asked
             self.abort()

@@ -1,7 +1,8 @@
 """A line to the engine: bytes out, and bytes in with the time of their arrival.
 
-Where Linux can, the arrival is the kernel's own (SO_TIMESTAMPNS): how late this process comes to read is in no figure
-then. Elsewhere, and under TLS, whose bytes have arrived before they can be read, it is the time of the reading.
+On Linux the arrival is the kernel's own (SO_TIMESTAMPNS): how late this process comes to read is in no figure then.
+Elsewhere, and under TLS, whose bytes have arrived before they can be read, there is none, and none where a kernel takes
+the option and stamps nothing: the time of the reading has to do, and the run says so.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from collections.abc import Callable
 from typing import Any, Protocol, cast
 
 clock = time.monotonic
-Take = Callable[[bytes, float], None]        # bytes and when they arrived, on `clock`
+Take = Callable[[bytes, float | None], None]  # bytes and when they arrived, on `clock`; None: nobody knows
 Lost = Callable[[Exception | None], None]    # None: the other side has said that it ends
 Address = tuple[int, tuple[Any, ...]]        # family, and what `connect` takes
 
@@ -43,8 +44,8 @@ class Line(Protocol):
         ...
 
 
-def has_kernel_stamps(tls: ssl.SSLContext | None) -> bool:
-    """Whether the arrivals of a line are the kernel's."""
+def asks_for_stamps(tls: ssl.SSLContext | None) -> bool:
+    """Whether a line asks the kernel for the time of its arrivals."""
     return tls is None and sys.platform == "linux"
 
 
@@ -55,7 +56,7 @@ async def connect(address: Address, tls: ssl.SSLContext | None, host: str, take:
     """
     loop = asyncio.get_running_loop()
     family, where = address
-    if has_kernel_stamps(tls):
+    if asks_for_stamps(tls):
         sock = socket.socket(family, socket.SOCK_STREAM)
         try:
             sock.setblocking(False)
@@ -77,6 +78,7 @@ class StampedLine:
     def __init__(self, loop: asyncio.AbstractEventLoop, sock: socket.socket, take: Take, lost: Lost) -> None:
         self._loop, self._socket, self._take, self._lost = loop, sock, take, lost
         self._unsent = b""
+        self._waiting = False  # for room to send more
         self.is_open = True
         loop.add_reader(sock.fileno(), self._read)
 
@@ -93,7 +95,7 @@ class StampedLine:
         if self.is_open:
             self.is_open = False
             self._loop.remove_reader(self._socket.fileno())
-            self._loop.remove_writer(self._socket.fileno())
+            self._wait(False)
             self._socket.close()
 
     def _flush(self) -> None:
@@ -105,10 +107,14 @@ class StampedLine:
             self._loop.call_soon(self._end, error)
             return
         self._unsent = self._unsent[sent:]
-        if self._unsent:
+        self._wait(bool(self._unsent))
+
+    def _wait(self, for_room: bool) -> None:
+        if for_room and not self._waiting:
             self._loop.add_writer(self._socket.fileno(), self._flush)
-        else:
+        elif self._waiting and not for_room:
             self._loop.remove_writer(self._socket.fileno())
+        self._waiting = for_room
 
     def _read(self) -> None:
         try:
@@ -129,19 +135,18 @@ class StampedLine:
             self._lost(error)
 
 
-def _arrival(stamps: list[tuple[int, int, bytes]]) -> float:
+def _arrival(stamps: list[tuple[int, int, bytes]]) -> float | None:
     """When the last of the bytes came. The kernel tells that on the wall clock: its distance from now is taken."""
-    now_s = clock()
     for level, kind, value in stamps:
         if level == socket.SOL_SOCKET and kind == _SO_TIMESTAMPNS:
             seconds, nanoseconds = _TIMESPEC.unpack(value)
             since_ns: int = time.time_ns() - seconds * 10**9 - nanoseconds
-            return now_s - max(0, since_ns) / 1e9
-    return now_s
+            return clock() - max(0, since_ns) / 1e9
+    return None
 
 
 class _ReadLine(asyncio.Protocol):
-    """asyncio's transport, whose bytes bear the time of their reading."""
+    """asyncio's transport, of whose bytes nobody knows when they came."""
 
     def __init__(self, take: Take, lost: Lost) -> None:
         self._take, self._lost = take, lost
@@ -165,7 +170,7 @@ class _ReadLine(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
-        self._take(data, clock())
+        self._take(data, None)
 
     def connection_lost(self, error: Exception | None) -> None:
         self._transport = None

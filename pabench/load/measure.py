@@ -23,8 +23,8 @@ from pabench.telemetry.scrape import Scraper
 
 _PROGRESS_S = 0.25
 _CONNECT_TIMEOUT_S = 5.0
-USER_GAP_S = 0.0005  # between the first requests of two users: nobody sends a thousand at once
-_STRIKES = 3  # refused connections in a row after which the engine is taken for dead
+_USER_GAP_S = 0.0005  # between the first requests of two users: nobody sends a thousand at once
+_STRIKES = 3          # refused connections in a row after which the engine is taken for dead
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,6 @@ class Measurement:
         self._total = len(schedule.requests)
         self._written = written
         self._client = client
-        self.kernel_stamps = client.kernel_stamps
         self._scraper = scraper
         self._journal = journal
         self.start_s = clock()                # the run's zero
@@ -120,7 +119,7 @@ class Measurement:
         """Start each queue when its first request is due; in a closed loop the users come one after the other."""
         for number, queue in enumerate(self._queues):
             first_s = queue[0].intended_s
-            intended_s = self.start_s + (number * USER_GAP_S if first_s is None else first_s)
+            intended_s = self.start_s + (number * _USER_GAP_S if first_s is None else first_s)
             if await self._alarm.until(intended_s):
                 break
             self._spawn(self._run_turns(queue, intended_s))

@@ -113,7 +113,7 @@ async def run_workload(
             if client.num_sent_again:
                 manifest.notes.append(f"{client.num_sent_again} requests were sent again: the engine had closed the "
                                       "kept connection")
-            _settle_run(out, manifest, run, scraper, schedule, spec, progress)
+            _settle_run(out, manifest, run, client, scraper, schedule, spec, progress)
             journal.remove()
     if journal.error is not None:
         raise journal.error
@@ -160,8 +160,8 @@ def digest(schedule: Schedule) -> str:
 
 
 def _settle_run(
-    out: Path, manifest: Manifest, run: Measurement, scraper: Scraper, schedule: Schedule, spec: ProbeSpec | None,
-    progress: Progress | None,
+    out: Path, manifest: Manifest, run: Measurement, client: LoadClient, scraper: Scraper, schedule: Schedule,
+    spec: ProbeSpec | None, progress: Progress | None,
 ) -> None:
     """Parse, verify and write what was measured, times from the start of the run."""
     start_s = run.start_s
@@ -169,7 +169,7 @@ def _settle_run(
     samples = [dataclasses.replace(sample, time_s=sample.time_s - start_s) for sample in scraper.samples]
     kv = manifest.engine.kv
     late = [e.sent_s - e.intended_s for e in run.exchanges.values() if e.sent_s is not None]
-    manifest.client = run.lag.health(late, kernel_stamps=run.kernel_stamps, scrapes=len(samples),
+    manifest.client = run.lag.health(late, kernel_stamps=client.kernel_stamps, scrapes=len(samples),
                                      failed_scrapes=scraper.failed + scraper.missed)
     if run.failure is not None:
         manifest.status, manifest.failure = "failed", run.failure

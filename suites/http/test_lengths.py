@@ -63,8 +63,8 @@ def test_chunk_boundary_beside_decodes(engine: EngineUnderTest) -> None:
 
 @pytest.mark.requirement("http/chunk-boundary-exact", case="with-a-seed")
 def test_chunk_boundary_with_a_seed(engine: EngineUnderTest) -> None:
-    """Drawn, each with a seed, and more prompts at once than a step takes: what is drawn behind a part of a prompt is
-    thrown away, and the seed's next number with it or not.
+    """Drawn, each with a seed, and so many prompt tokens at once that most budgets cut them: what is drawn behind a
+    part of a prompt is thrown away, and the generator of its request has to be set back.
 
     Rings, which say the same whatever is drawn: it is asked whether they are answered at all, and rightly.
     """

@@ -81,6 +81,9 @@ def test_whole_answers_and_their_log_probabilities():
     assert answer.choices[1].runner_ups == [-3.0, -0.15]
     assert answer.choices[0].prompt_logprobs == [None, -0.5, -0.6]
     assert answer.usage == Usage(3, 4, 0)
+    one["meta_info"]["output_token_logprobs"][1][0] = None
+    with pytest.raises(EngineProtocol, match="one that is none"):
+        SPEECH.parse(200, web.json_response(one).body)
     with pytest.raises(EngineProtocol, match="expected JSON"):
         SPEECH.parse(200, b"<html>")
 

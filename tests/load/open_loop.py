@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import os
 import resource
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -20,10 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pabench.analysis import load_run, summarise
-from pabench.engines import EngineProcess
 from pabench.engines.doctor import examine
 from pabench.load import load_workload, run_loop, run_workload
-from tests.load.peers import on_core
+from pabench.load.calibrate import fast_stub
+from tests.load.peers import on_core, write_workload
 
 _WINDOWS_S = (0.005, 0.02, 0.1)
 
@@ -44,16 +43,11 @@ def main() -> None:
     stub_core, own_core = sorted(os.sched_getaffinity(0))[:2]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        (folder / "load.toml").write_text(
-            f'description = "Poisson arrivals."\nprompt = "text"\nnum_requests = {given.requests}\n'
-            f'warmup_requests = 0\nprompt_tokens = {{ law = "fixed", tokens = 8 }}\n'
-            f'output_tokens = {{ law = "fixed", tokens = {given.tokens} }}\n'
-            f'arrivals = {{ kind = "poisson", rate_per_s = {given.rate} }}\n')
-        command = [sys.executable, "-m", "pabench", "stub", "--fast", "--ttft-ms", "20", "--port", "{port}"]
-        with on_core(stub_core), \
-                EngineProcess(command, url="http://127.0.0.1:{port}", log=folder / "stub") as stub, on_core(own_core):
+        workload = write_workload(folder, requests=given.requests, tokens=given.tokens,
+                                  arrivals=f'kind = "poisson", rate_per_s = {given.rate}')
+        with on_core(stub_core), fast_stub(folder, ttft_ms=20.0, itl_ms=10.0) as stub, on_core(own_core):
             start_s = time.monotonic()
-            manifest = run_loop(run_workload(run_loop(examine(stub.url)), load_workload(str(folder / "load.toml")),
+            manifest = run_loop(run_workload(run_loop(examine(stub.url)), load_workload(workload),
                                              folder / "run", url=stub.url, label="stub"))
             whole_s = time.monotonic() - start_s
         peak_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -25,10 +25,10 @@ from typing import Any
 
 from pabench.analysis import load_run
 from pabench.analysis.latency import itl_ms, ttft_ms
-from pabench.engines import EngineProcess
 from pabench.errors import PabenchError
+from pabench.load.calibrate import TTFT_MS, fast_stub
 
-TTFT_MS, ITL_MS = 50.0, 10.0
+ITL_MS = 10.0
 ENVS = Path(".envs")
 _PROMPT_TOKENS = 8
 _TIMEOUT_S = 600.0
@@ -66,14 +66,21 @@ class Peer:
     env: tuple[tuple[str, str], ...] = ()
 
 
+def write_workload(folder: Path, *, requests: int, tokens: int, arrivals: str) -> str:
+    """A file of so many requests of `tokens` tokens each, as `arrivals` (TOML) says; its path."""
+    path = folder / "load.toml"
+    path.write_text(
+        f'description = "Fixed lengths."\nprompt = "text"\nnum_requests = {requests}\nwarmup_requests = 0\n'
+        f'timeout_s = 300\nprompt_tokens = {{ law = "fixed", tokens = {_PROMPT_TOKENS} }}\n'
+        f'output_tokens = {{ law = "fixed", tokens = {tokens} }}\narrivals = {{ {arrivals} }}\n')
+    return str(path)
+
+
 def _pabench(load: Load) -> list[str]:
-    (load.folder / "load.toml").write_text(
-        f'description = "One long answer a user."\nprompt = "text"\nnum_requests = {load.streams}\n'
-        f'warmup_requests = 0\ntimeout_s = 300\nprompt_tokens = {{ law = "fixed", tokens = {_PROMPT_TOKENS} }}\n'
-        f'output_tokens = {{ law = "fixed", tokens = {load.tokens} }}\n'
-        f'arrivals = {{ kind = "closed", users = {load.streams} }}\n')
-    return ["-m", "pabench", "run", "--url", load.url, "--workload", str(load.folder / "load.toml"), "--out",
-            str(load.folder / "run"), "--quiet"]
+    workload = write_workload(load.folder, requests=load.streams, tokens=load.tokens,
+                              arrivals=f'kind = "closed", users = {load.streams}')
+    return ["-m", "pabench", "run", "--url", load.url, "--workload", workload, "--out", str(load.folder / "run"),
+            "--quiet"]
 
 
 def _read_pabench(load: Load) -> Said:
@@ -154,10 +161,7 @@ def measure(peer: Peer, streams: int, seconds: float, tokenizer: Path) -> dict[s
     stub_core, own_core = sorted(os.sched_getaffinity(0))[:2]
     tokens = max(2, round((seconds * 1e3 - TTFT_MS) / ITL_MS))
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "pabench", "stub", "--fast", "--ttft-ms", str(TTFT_MS), "--itl-ms",
-                   str(ITL_MS), "--port", "{port}"]
-        with on_core(stub_core), \
-                EngineProcess(command, url="http://127.0.0.1:{port}", log=Path(folder) / "stub") as stub:
+        with on_core(stub_core), fast_stub(Path(folder), ttft_ms=TTFT_MS, itl_ms=ITL_MS) as stub:
             load = Load(stub.url, streams, tokens, tokenizer, Path(folder))
             before = resource.getrusage(resource.RUSAGE_CHILDREN)
             with on_core(own_core), (Path(folder) / "log").open("wb") as log:

@@ -100,6 +100,14 @@ def test_what_is_under_way_at_the_same_time_may_be_hit() -> None:
     assert check("cold", schedule.requests, records(schedule, [42] + [0] * 11, first_s=1.5), 8).broken is None
 
 
+def test_a_request_that_was_cut_off_may_be_hit_too() -> None:
+    """It told nothing of its own hits, and left its blocks."""
+    schedule = planned(stated("cold"))
+    made = records(schedule, [None, 42] + [0] * 10)
+    made[0].outcome = "aborted"
+    assert check("cold", schedule.requests, made, 8).broken is None
+
+
 @pytest.mark.parametrize(("cached", "broken"), [(72, None), (64, "768 of the 864 prompt tokens"), (0, "0 of the 864")])
 def test_warm_is_nearly_all_in_whole_blocks(cached: int, broken: str | None) -> None:
     schedule = planned(stated("warm"))

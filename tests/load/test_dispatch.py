@@ -80,6 +80,13 @@ def test_a_user_sends_again_when_the_answer_has_come_and_it_has_thought(tmp_path
         assert after.sent_s >= after.intended_s
 
 
+def test_users_come_one_after_the_other_and_not_all_at_once(tmp_path: Path) -> None:
+    load = workload(arrivals={"kind": "closed", "users": 20}, num_requests=20)
+    run = asyncio.run(dispatch(load, Line(0.0), tmp_path))
+    starts = sorted(exchange.intended_s - run.start_s for exchange in run.exchanges.values())
+    assert starts == pytest.approx([number * 0.0005 for number in range(20)])
+
+
 def test_the_duration_ends_the_sending_and_not_what_is_in_flight(tmp_path: Path) -> None:
     load = workload(arrivals={"kind": "closed", "users": 1}, num_requests=50, duration_s=0.2)
     run = asyncio.run(dispatch(load, Line(0.05), tmp_path))

@@ -18,7 +18,7 @@ from pabench.errors import UsageError
 from pabench.load import connection, line, run_loop
 from pabench.load.client import LoadClient, PreparedRequest
 from pabench.load.connection import Exchange
-from pabench.load.line import has_kernel_stamps
+from pabench.load.line import asks_for_stamps
 
 ASKED = PreparedRequest(0, "/v1/completions", b'{"prompt": "x"}', {"X-Request-Id": "mine"})
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -27,7 +27,7 @@ WHOLE = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nbody"
 
 @asynccontextmanager
 async def answering(
-    *writes: bytes | float, tls: ssl.SSLContext | None = None
+    *writes: bytes | float, tls: ssl.SSLContext | None = None, limit: int = 1 << 16
 ) -> AsyncIterator[tuple[str, list[bytes]]]:
     """A server that answers each request with these bytes and pauses (seconds), then closes; URL and what it read."""
     heads: list[bytes] = []
@@ -46,7 +46,7 @@ async def answering(
         finally:
             writer.close()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=tls)
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=tls, limit=limit)
     async with server:
         host, port = server.sockets[0].getsockname()[:2]
         yield f"{'https' if tls else 'http'}://{'localhost' if tls else host}:{port}", heads
@@ -64,7 +64,7 @@ def ask(*writes: bytes | float, tls: ssl.SSLContext | None = None) -> Exchange:
 def _stamps(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both kinds of line; the second is that of systems whose kernel stamps nothing."""
     if request.param == "loop":
-        monkeypatch.setattr(line, "has_kernel_stamps", lambda tls: False)
+        monkeypatch.setattr(line, "asks_for_stamps", lambda tls: False)
 
 
 @pytest.mark.usefixtures("_stamps")
@@ -198,7 +198,7 @@ def test_out_of_files_is_the_clients_own_fault() -> None:
     assert (exchange.fault, "Too many open files" in str(exchange.fault_text)) == ("client", True), exchange
 
 
-@pytest.mark.skipif(not has_kernel_stamps(None), reason="the kernel stamps on Linux alone")
+@pytest.mark.skipif(not asks_for_stamps(None), reason="the kernel stamps on Linux alone")
 def test_a_client_that_is_late_to_read_notes_when_the_bytes_came() -> None:
     """The loop stands still for 0.3 s, in which an answer comes from another process's socket."""
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -219,3 +219,38 @@ def test_a_client_that_is_late_to_read_notes_when_the_bytes_came() -> None:
 
         written_s, noted_s = run_loop(go())
     assert 0 <= noted_s - written_s < 0.02
+
+
+@pytest.mark.parametrize("stamps", [True, False])
+def test_arrivals_that_the_kernel_did_not_stamp_are_told(stamps: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some kernels take the option and stamp nothing."""
+    if not stamps:
+        monkeypatch.setattr(line, "_arrival", lambda _: None)
+
+    async def go() -> bool:
+        async with answering(WHOLE) as (url, _), LoadClient(url, timeout_s=5.0) as client:
+            exchange = await client.send(ASKED, 0.0)
+            assert exchange.sent_s is not None
+            assert exchange.sent_s < exchange.times_s[0] < time.monotonic()
+            return client.kernel_stamps
+
+    assert run_loop(go()) is (stamps and asks_for_stamps(None))
+
+
+def test_names_of_hosts_beyond_ascii_are_written_as_servers_know_them() -> None:
+    assert "Host: xn--bcher-kva.example:8000\r\n" in LoadClient("http://bücher.example:8000", timeout_s=1.0)._head
+    with pytest.raises(UsageError, match="no name of a host"):
+        LoadClient(f"http://{'ü' * 80}.example", timeout_s=1.0)
+
+
+def test_a_request_larger_than_the_sockets_room_goes_out_whole() -> None:
+    """And the answer is read while the rest of it waits."""
+    body = b'{"prompt": "' + b"y" * 8_000_000 + b'"x"}'
+    large = PreparedRequest(0, "/v1/completions", body, {})
+
+    async def go() -> tuple[Exchange, int]:
+        async with answering(WHOLE, limit=16_000_000) as (url, heads), LoadClient(url, timeout_s=20.0) as client:
+            return await client.send(large, 0.0), len(heads[0].partition(b"\r\n\r\n")[2])
+
+    exchange, num_read = run_loop(go())
+    assert (exchange.fault, num_read) == (None, len(body))
