@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -16,7 +18,9 @@ from pabench.commands.options import (
     NumRequests,
     ProbeName,
     Quiet,
+    RayAddress,
     Url,
+    Workers,
     WorkloadName,
     api_key_in,
     examined,
@@ -24,6 +28,9 @@ from pabench.commands.options import (
     require_new,
 )
 from pabench.errors import EXIT_NOT_CONFORMING, EXIT_OK, PabenchError, UsageError
+
+if TYPE_CHECKING:  # each command imports what it needs, so that `--help` is quick
+    from pabench.load import Hands, Manifest, Progress, Workload
 
 app = typer.Typer()
 
@@ -34,7 +41,8 @@ TpotBound = Annotated[float | None, typer.Option("--tpot-ms", help="In time: mea
 @app.command()
 def run(
     url: Url,
-    workload: WorkloadName,
+    workload: Annotated[str | None, typer.Option(
+        "--workload", help="Name of a workload that ships with pabench, or a TOML file.")] = None,
     out: Annotated[Path | None, typer.Option(help="New run folder (results/<time>-<workload> by default).")] = None,
     label: Label = None,
     users: Annotated[int | None, typer.Option(help="Closed loop with this many users.")] = None,
@@ -50,6 +58,9 @@ def run(
     calibrate: Annotated[bool, typer.Option(
         "--calibrate", help="Afterwards, measure the client's own error against the stub, at as many streams.",
     )] = False,
+    resume: Annotated[Path | None, typer.Option(
+        help="Go on with the run in this folder, which was broken off, as it was planned.")] = None,
+    workers: Workers = 1, ray: RayAddress = None,
     dialect: DialectName = None, probe: ProbeName = None, api_key_env: KeyVariable = None,
     as_json: AsJson = False, quiet: Quiet = False,
 ) -> None:
@@ -58,32 +69,67 @@ def run(
     Exit 0 when every request was answered and, on the probe, every token right; 1 when not.
 
     Example: pabench run --url http://127.0.0.1:8000 --workload sharegpt-mini --users 16
-    """
-    from pabench.calibration import calibrate_run
-    from pabench.load import load_workload, run_loop, run_workload
-    from pabench.terminal.live import live_load
-    from pabench.terminal.runs import show_run
 
-    plan = load_workload(workload, users=users, rate_per_s=rate, num_requests=num_requests, duration_s=duration_s,
-                         slo=_bounds(ttft_ms, tpot_ms), window_s=_window(window), cache=cache)
-    key = api_key_in(api_key_env)
+    Example: pabench run --url http://127.0.0.1:8000 --resume results/20261128-101500-sharegpt-mini
+    """
+    from pabench.load import Hands, load_workload, read_manifest, resume_run, run_workload
+
+    hands, key = Hands(workers, ray), api_key_in(api_key_env)
+    changes = {"users": users, "rate_per_s": rate, "num_requests": num_requests, "duration_s": duration_s,
+               "slo": _bounds(ttft_ms, tpot_ms), "window_s": _window(window), "cache": cache}
+    show = _Show(as_json=as_json, quiet=quiet, calibrate=calibrate, hands=hands)
+    if resume is not None:
+        _refuse_changes(workload=workload, out=out, label=label, seed=seed or None, **changes)
+        before, examination = read_manifest(resume), examined(url, dialect, probe, api_key_env)
+        show.carry(before.workload, before.label, resume, lambda progress: resume_run(
+            examination, resume, url=url, progress=progress, api_key=key, hands=hands))
+    if workload is None:
+        raise UsageError("give --workload, or --resume and the folder of a run that was broken off")
+    plan = load_workload(workload, **changes)
     folder = out or new_folder(plan.name)
     require_new(folder)
     examination = examined(url, dialect, probe, api_key_env)
     name = label or examination.facts.dialect
-    try:
-        with live_load(plan, name, quiet=quiet or as_json) as progress:
-            manifest = run_loop(run_workload(
-                examination, plan, folder, url=url, label=name, seed=seed, progress=progress, api_key=key,
-            ))
-        if calibrate and manifest.failure is None:
-            calibrate_run(folder)
-    finally:
-        if (folder / "requests.parquet").exists():  # an interrupted run has results too
-            show_run(folder, as_json=as_json)
-    if manifest.failure is not None:
-        raise PabenchError(manifest.failure)
-    raise SystemExit(EXIT_OK if manifest.flawless else EXIT_NOT_CONFORMING)
+    show.carry(plan, name, folder, lambda progress: run_workload(
+        examination, plan, folder, url=url, label=name, seed=seed, progress=progress, api_key=key, hands=hands))
+
+
+@dataclass(frozen=True, slots=True)
+class _Show:
+    """How one run is shown: while it goes on, and at its end."""
+
+    as_json: bool
+    quiet: bool
+    calibrate: bool
+    hands: Hands
+
+    def carry(
+        self, plan: Workload, name: str, folder: Path, run: Callable[[Progress], Coroutine[Any, Any, Manifest]]
+    ) -> NoReturn:
+        """Do `run`, show it however it ends, and exit."""
+        from pabench.calibration import calibrate_run
+        from pabench.load import run_loop
+        from pabench.terminal.live import live_load
+        from pabench.terminal.runs import show_run
+
+        try:
+            with live_load(plan, name, quiet=self.quiet or self.as_json) as progress:
+                manifest = run_loop(run(progress))
+            if self.calibrate and manifest.failure is None:
+                calibrate_run(folder, self.hands)
+        finally:
+            if (folder / "requests.parquet").exists():  # an interrupted run has results too
+                show_run(folder, as_json=self.as_json)
+        if manifest.failure is not None:
+            raise PabenchError(manifest.failure)
+        raise SystemExit(EXIT_OK if manifest.flawless else EXIT_NOT_CONFORMING)
+
+
+def _refuse_changes(**given: object) -> None:
+    """A run is resumed as it was planned."""
+    names = [f"--{name.removesuffix('_per_s').replace('_', '-')}" for name, value in given.items() if value is not None]
+    if names:
+        raise UsageError(f"a run is resumed as it was planned: leave out {', '.join(names)}")
 
 
 @app.command()
@@ -98,6 +144,7 @@ def sweep(
     out: Annotated[Path | None, typer.Option(help="New folder (results/<time>-sweep by default).")] = None,
     label: Label = None,
     seed: LoadSeed = 0,
+    workers: Workers = 1, ray: RayAddress = None,
     dialect: DialectName = None, probe: ProbeName = None, api_key_env: KeyVariable = None,
     as_json: AsJson = False, quiet: Quiet = False,
 ) -> None:
@@ -109,10 +156,11 @@ def sweep(
     """
     from pabench.analysis import load_run, summarise
     from pabench.bench import folder_name
-    from pabench.load import load_workload, run_loop, run_workload, sweep_loads
+    from pabench.load import Hands, load_workload, run_loop, run_workload, sweep_loads
     from pabench.terminal.live import live_load
     from pabench.terminal.runs import show_sweep
 
+    hands = Hands(workers, ray)
     plans = [load_workload(workload, num_requests=num_requests, duration_s=duration_s, slo=_bounds(ttft_ms, tpot_ms),
                            **load)
              for load in sweep_loads(users, rates)]
@@ -126,7 +174,7 @@ def sweep(
             where = folder / f"{number:02}-{folder_name(plan.load_text)}"
             with live_load(plan, name, quiet=silent) as progress:
                 manifest = run_loop(run_workload(examination, plan, where, url=url, label=name, seed=seed,
-                                                 progress=progress, api_key=key))
+                                                 progress=progress, api_key=key, hands=hands))
             summaries.append(summarise(load_run(where)))
             flawless &= manifest.flawless
             if manifest.failure is not None:
@@ -149,6 +197,7 @@ def capacity(
     tries: Annotated[int, typer.Option(help="Runs of one rate, at most.")] = 3,
     out: Annotated[Path | None, typer.Option(help="New folder (results/<time>-capacity by default).")] = None,
     seed: LoadSeed = 0,
+    workers: Workers = 1, ray: RayAddress = None,
     dialect: DialectName = None, probe: ProbeName = None, api_key_env: KeyVariable = None,
     as_json: AsJson = False, quiet: Quiet = False,
 ) -> None:
@@ -159,11 +208,11 @@ def capacity(
     from pabench.analysis import load_run
     from pabench.analysis.slo import SLO
     from pabench.capacity import Attained, Tried, attained_in, conclusion, search_capacity, too_slow
-    from pabench.load import load_workload, run_loop, run_workload
+    from pabench.load import Hands, load_workload, run_loop, run_workload
     from pabench.terminal.live import console, live_load
     from pabench.terminal.runs import show_capacity, tried_text
 
-    slo = SLO(ttft_ms, tpot_ms, share)
+    slo, hands = SLO(ttft_ms, tpot_ms, share), Hands(workers, ray)
     load_workload(workload, rate_per_s=from_rate, duration_s=duration_s)
     key, folder, silent = api_key_in(api_key_env), out or new_folder("capacity"), quiet or as_json
     require_new(folder)
@@ -179,7 +228,7 @@ def capacity(
         where = folder / f"{rate:.6g}-per-s-{number}"
         with live_load(plan, name, quiet=silent) as progress:
             manifest = run_loop(run_workload(examination, plan, where, url=url, label=name, seed=seed + number,
-                                             progress=progress, api_key=key))
+                                             progress=progress, api_key=key, hands=hands))
         if manifest.failure is not None:
             raise PabenchError(f"{manifest.failure}; the runs so far are in {folder}")
         requests = load_run(where).requests
@@ -205,19 +254,23 @@ def calibrate(
     streams: Annotated[str, typer.Option(help="Numbers of streams to try, e.g. 1,16,64.")] = "1,4,16,64,256",
     itl_ms: Annotated[float, typer.Option(help="Gap between a stream's tokens, as the stub makes it.")] = 10.0,
     duration_s: Annotated[float, typer.Option(help="Length of each try, seconds.")] = 4.0,
+    workers: Workers = 1,
     as_json: AsJson = False,
 ) -> None:
     """Measure the client's own error on this machine: what it notes as a token's arrival, against the stub's stamps.
 
     Example: pabench calibrate --streams 1,64,512 --itl-ms 20
     """
+    from pabench.load import Hands
     from pabench.load.calibrate import calibrate as measure
     from pabench.terminal.runs import show_calibration
 
+    hands = Hands(workers)
     tried = [number.strip() for number in streams.split(",")]
     if not all(number.isdigit() and int(number) for number in tried):
         raise UsageError(f"--streams is {streams!r}, expected whole numbers above 0 with commas between them")
-    show_calibration([measure(int(number), itl_ms=itl_ms, duration_s=duration_s) for number in tried], as_json=as_json)
+    show_calibration([measure(int(number), itl_ms=itl_ms, duration_s=duration_s, hands=hands)
+                      for number in tried], as_json=as_json)
 
 
 @app.command()

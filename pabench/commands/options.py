@@ -44,6 +44,14 @@ WorkloadName = Annotated[
 ]
 Label = Annotated[str | None, typer.Option("--label", help="What to call the engine in tables and reports.")]
 NumRequests = Annotated[int | None, typer.Option("--num-requests", help="How many requests in a run.")]
+Workers = Annotated[
+    int, typer.Option("--workers", help="Processes that carry the load: more than one where one's core is not enough."),
+]
+RayAddress = Annotated[
+    str | None,
+    typer.Option("--ray", help="Spread the workers over the machines of this Ray cluster, e.g. auto or HOST:PORT "
+                               "(needs pabench[ray])."),
+]
 LoadSeed = Annotated[int, typer.Option("--seed", min=0, help="Same seed, same prompts and schedule.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No live view.")]

@@ -14,22 +14,21 @@ from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 
-import aiohttp
 import numpy as np
 from numpy.typing import NDArray
 
 from pabench.engines import EngineProcess
-from pabench.engines import dialect as find_dialect
 from pabench.engines.base import EngineFacts
 from pabench.errors import EngineError, UsageError
-from pabench.load.client import LoadClient, prepare
 from pabench.load.connection import Exchange
-from pabench.load.journal import Journal, JournalReader
+from pabench.load.crew import ONE_PROCESS, Crew, Hands, deal
+from pabench.load.journal import Journaled, journals_in
+from pabench.load.line import clock
 from pabench.load.loop import run_loop
-from pabench.load.measure import Measurement, no_collections
+from pabench.load.manifest import ClientHealth
 from pabench.load.schedule import plan
+from pabench.load.worker import Job
 from pabench.load.workload import Workload, parse_workload
-from pabench.telemetry.scrape import Scraper
 
 TTFT_MS = 50.0
 _STAMP = re.compile(rb'"pabench_sent_ns":\s*(\d+)')
@@ -57,13 +56,15 @@ class ClientError:
         return self.num_tokens / self.seconds
 
 
-def calibrate(streams: int, *, itl_ms: float = 10.0, duration_s: float = 5.0) -> ClientError:
+def calibrate(
+    streams: int, *, itl_ms: float = 10.0, duration_s: float = 5.0, hands: Hands = ONE_PROCESS
+) -> ClientError:
     """Run `streams` users against a stub in a process of its own. Raises UsageError and EngineError."""
     if streams < 1 or not itl_ms > 0 or not duration_s > 0:
         raise UsageError(f"a calibration needs streams, a gap between tokens and a duration above 0: got {streams}, "
                          f"{itl_ms:g} ms, {duration_s:g} s")
     with tempfile.TemporaryDirectory() as folder, fast_stub(Path(folder), ttft_ms=TTFT_MS, itl_ms=itl_ms) as stub:
-        return run_loop(_measure(stub.url, streams, itl_ms, duration_s, Path(folder)))
+        return run_loop(_measure(stub.url, streams, itl_ms, duration_s, Path(folder), hands))
 
 
 def fast_stub(folder: Path, *, ttft_ms: float, itl_ms: float) -> EngineProcess:
@@ -83,43 +84,41 @@ def _load(streams: int, itl_ms: float, duration_s: float) -> Workload:
     }, "calibration")
 
 
-async def _measure(url: str, streams: int, itl_ms: float, duration_s: float, folder: Path) -> ClientError:
+async def _measure(
+    url: str, streams: int, itl_ms: float, duration_s: float, folder: Path, hands: Hands
+) -> ClientError:
     load = _load(streams, itl_ms, duration_s)
-    schedule, speech = plan(load, 0, _FACTS, None, "calibration"), find_dialect("openai")
-    async with LoadClient(url, timeout_s=load.timeout_s) as client, aiohttp.ClientSession() as scraping:
-        journal = Journal(folder)
-        run = Measurement(url, load, schedule, lambda request: prepare(request, speech, "stub"), client,
-                          Scraper(scraping, url, speech), journal)
-        try:
-            with no_collections():
-                await run.run(None)
-        finally:
-            journal.close()
-    with JournalReader(folder, run.start_s) as reader:
-        exchanges = [reader.whole(exchange) for exchange in run.exchanges.values()]
+    lanes = plan(load, 0, _FACTS, None, "calibration").lanes()
+    async with Crew(hands.hire(deal(Job(url, load, "openai", "stub", lanes, (), folder), hands.processes))) as crew:
+        await crew.prepare()
+        start_s = clock() + hands.lead_s
+        await crew.run(start_s, lambda _: None)
+        end = crew.end
+    with Journaled(journals_in(folder), end.left) as found:
+        exchanges = [found.whole(exchange) for exchange in found.exchanges.values()]
     failed = [exchange for exchange in exchanges if exchange.fault is not None or exchange.status != 200]
     if failed:
         why = failed[0].fault_text or failed[0].fault or f"HTTP {failed[0].status}"
         raise EngineError(f"{len(failed)} of {len(exchanges)} streams of the calibration broke: {why}")
-    health = run.lag.health(kernel_stamps=client.kernel_stamps, scrapes=0, failed_scrapes=0)
-    end_s = max(exchange.end_s or 0.0 for exchange in exchanges)
-    return _error(exchanges, streams, itl_ms, end_s - run.start_s, health.cpu_share, health.loop_lag_p99_ms)
+    return _error(exchanges, start_s, streams, itl_ms, end.health)
 
 
 def _error(
-    exchanges: Sequence[Exchange], streams: int, itl_ms: float, seconds: float, cpu_share: float | None,
-    lag_p99_ms: float | None,
+    exchanges: Sequence[Exchange], start_s: float, streams: int, itl_ms: float, health: ClientHealth
 ) -> ClientError:
+    """`start_s`: the zero of the exchanges' times, on the stamps' clock."""
     pairs = [arrivals(exchange) for exchange in exchanges]
-    late = np.concatenate([seen - sent for seen, sent in pairs]) * 1e3
+    late = np.concatenate([seen + start_s - sent for seen, sent in pairs]) * 1e3
     gaps = np.concatenate([np.diff(seen) - np.diff(sent) for seen, sent in pairs]) * 1e3
     p50, p99 = np.quantile(late, [0.5, 0.99])
-    return ClientError(streams, itl_ms, seconds, len(late), float(p50), float(p99), float(late.max()),
-                       float(np.quantile(np.abs(gaps), 0.99)), cpu_share, lag_p99_ms)
+    return ClientError(streams, itl_ms, max(exchange.end_s or 0.0 for exchange in exchanges), len(late), float(p50),
+                       float(p99), float(late.max()), float(np.quantile(np.abs(gaps), 0.99)), health.cpu_share,
+                       health.loop_lag_p99_ms)
 
 
 def arrivals(exchange: Exchange) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(noted as arrived, stamped as written) of each chunk with a stamp: `[num_stamps]` float64 seconds, both.
+    """(noted as arrived, stamped as written) of each chunk with a stamp: `[num_stamps]` float64 seconds, each on its
+    own clock.
 
     A chunk has come with its last byte.
     """

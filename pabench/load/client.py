@@ -85,6 +85,10 @@ class LoadClient:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close what is kept open."""
         for connection in self._idle:
             connection.abort()
         self._idle.clear()

@@ -30,7 +30,7 @@ class NotHTTP(Exception):
 class Exchange:
     """One request on the wire, as it was. `times_s[i]` is the arrival of `pieces[i]`, as read.
 
-    All times are of one monotonic clock (`clock`), absolute; `settle.py` moves them to the start of the run.
+    All times are of one monotonic clock (`clock`), absolute; back from the journal they count from the run's start.
     `fault`: "connect", "client", "reset", "protocol", "timeout", "planned" or "interrupt"; None when the answer ended
     as HTTP says.
     """
@@ -46,7 +46,7 @@ class Exchange:
     fault_text: str | None = None
     num_events: int = 0             # server-sent events so far: about one a token
     reused: bool = False            # whether it went out over a kept connection
-    kept_at: int | None = None      # where the journal holds times and pieces, which are empty here then
+    kept_at: tuple[int, int] | None = None  # journal, and where it holds times and pieces, which are empty here then
     num_pieces: int = 0             # of those
 
     def fail(self, fault: str, text: str | None = None) -> None:

@@ -1,22 +1,23 @@
-"""The journal: finished exchanges and telemetry go to disk while the run goes on, so that a kill loses no answer.
+"""Journals: finished exchanges and telemetry go to disk while the run goes on, so that a kill loses no answer.
 
-A thread of its own writes; the event loop only hands over. One entry is a JSON line, for an exchange followed by the
-arrivals, the sizes and the bytes of its pieces as they came:
+Each worker of a run writes one, and the telemetry has its own. A thread writes; the event loop only hands over. One
+entry is a JSON line, for an exchange followed by the arrivals, the sizes and the bytes of its pieces as they came:
 
-    {"exchange": {"index": 3, …, "num_pieces": 20}}\\n<20 float64><20 uint32><bytes>\\n
+    {"exchange": {"index": 3, …}, "num_pieces": 20, "num_bytes": 4210}\\n<20 float64><20 uint32><4210 bytes>\\n
     {"sample": {"time_s": 1.25, "kv_usage": 0.5, …}}\\n
 
-What has been written is given up in memory, so that a run's length costs disk and not memory: `JournalReader` brings
-it back. A torn last entry, as a kill or a full disk leaves it, is left out by the reader.
+Times count from the start of the run. What has been written is given up in memory, so that a run's length costs disk
+and not memory: `Journaled` brings it back. A torn last entry, as a kill or a full disk leaves it, is left out there.
 """
 
 from __future__ import annotations
 
 import fcntl
+import mmap
 import queue
 import threading
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
@@ -24,38 +25,48 @@ from typing import BinaryIO
 
 import numpy as np
 import orjson
-from numpy.typing import NDArray
 
 from pabench.errors import UsageError
 from pabench.load.connection import Exchange
 from pabench.load.records import RecordsUnwritable, unwritable
 from pabench.telemetry.vocabulary import KVSample
 
-JOURNAL_FILE = "journal.bin"
+TELEMETRY = "telemetry"
+_TIME, _SIZE = np.dtype("<f8"), np.dtype("<u4")
 _NO_TIMES = array("d")
 
 
+def journal_path(folder: Path, part: str) -> Path:
+    """File of one part of a run: a worker's number, or TELEMETRY."""
+    return folder / f"journal-{part}.bin"
+
+
+def journals_in(folder: Path) -> list[Path]:
+    """Journals in a run folder: there are some only while it runs, and after a kill."""
+    return sorted(folder.glob("journal-*.bin"))
+
+
 class Journal:
-    """Writes one run's journal. Entries hold times from `start_s`, the run's zero: set it before the first one.
+    """Writes one journal. `start_s` is the run's zero on `line.clock`.
 
     The file stays locked while the journal is open, so that nobody recovers a run that is still going on.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.start_s = 0.0
+    def __init__(self, path: Path, start_s: float) -> None:
         self.error: RecordsUnwritable | None = None
-        self._path = folder / JOURNAL_FILE
+        self.left: list[Exchange] = []  # what the disk did not take, with times from the run's zero
+        self._path, self._start_s = path, start_s
         self._queue: queue.SimpleQueue[Exchange | KVSample | None] = queue.SimpleQueue()
         try:
-            self._file: BinaryIO = self._path.open("wb", buffering=0)
+            self._file: BinaryIO = path.open("wb", buffering=0)
         except OSError as error:
-            raise unwritable(self._path, error) from error
+            raise unwritable(path, error) from error
         fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         self._thread = threading.Thread(target=self._write_all, name="journal", daemon=True)
         self._thread.start()
 
     def add(self, entry: Exchange | KVSample) -> None:
-        """Hand over a finished exchange, or a sample. Never blocks."""
+        """Hand over a finished exchange, or a sample; it is the journal's from then on. Never blocks."""
         self._queue.put(entry)
 
     def close(self) -> None:
@@ -64,51 +75,81 @@ class Journal:
         self._thread.join()
         self._file.close()
 
-    def remove(self) -> None:
-        """Delete the file: all it holds is in the tables now."""
-        self._path.unlink(missing_ok=True)
-
     def _write_all(self) -> None:
-        end = 0
         while (entry := self._queue.get()) is not None:
-            if self.error is not None:
-                continue
-            head, rest = _encode(entry, self.start_s)
-            try:
-                _write(self._file, head + rest)
-            except OSError as error:
-                self.error = unwritable(self._path, error)
-                continue
+            if self.error is None:
+                try:
+                    _write(self._file, _encode(entry, self._start_s))
+                    continue
+                except OSError as error:
+                    self.error = unwritable(self._path, error)
             if isinstance(entry, Exchange):
-                entry.kept_at, entry.num_pieces = end + len(head), len(entry.pieces)
-                entry.times_s, entry.pieces = _NO_TIMES, []
-            end += len(head) + len(rest)
+                self.left.append(_from_start(entry, self._start_s))
 
 
-class JournalReader:
-    """Brings back what a journal has taken over. A context manager; open it after the journal is closed."""
+class Journaled:
+    """What journals hold, and what they had no room for: exchanges by index, without their pieces, and samples.
 
-    def __init__(self, folder: Path, start_s: float) -> None:
-        self._path, self._start_s = folder / JOURNAL_FILE, start_s
+    A context manager. Raises UsageError when a journal is still being written.
+    """
 
-    def __enter__(self) -> JournalReader:
-        self._file = self._path.open("rb")
+    def __init__(self, paths: Sequence[Path], left: Iterable[Exchange] = ()) -> None:
+        self.exchanges: dict[int, Exchange] = {one.index: one for one in left}
+        self.samples: list[KVSample] = []
+        self._maps: list[mmap.mmap] = []
+        for path in paths:
+            with path.open("rb") as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                except OSError:
+                    raise UsageError(f"the run in {path.parent} is still going on: wait for it to end") from None
+                if path.stat().st_size:
+                    self._maps.append(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+                    self._list(len(self._maps) - 1)
+
+    def __enter__(self) -> Journaled:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        for data in self._maps:
+            data.close()
 
     def whole(self, exchange: Exchange) -> Exchange:
-        """`exchange` with its times, absolute, and its pieces."""
+        """`exchange` with its times and its pieces."""
         if exchange.kept_at is None:
             return exchange
-        self._file.seek(exchange.kept_at)
-        found = _read_pieces(self._file, exchange.num_pieces)
-        assert found is not None, "it was written whole"
-        times_s, pieces = found
-        return replace(exchange, times_s=array("d", times_s + self._start_s), pieces=pieces, kept_at=None)
+        number, at = exchange.kept_at
+        data, count = self._maps[number], exchange.num_pieces
+        sizes_at = at + count * _TIME.itemsize
+        times_s = array("d", data[at:sizes_at])
+        sizes = np.frombuffer(data[sizes_at:sizes_at + count * _SIZE.itemsize], dtype=_SIZE)
+        ends = sizes_at + count * _SIZE.itemsize + np.cumsum(sizes, dtype=np.int64)
+        pieces = [data[end - size:end] for end, size in zip(ends.tolist(), sizes.tolist(), strict=True)]
+        return replace(exchange, times_s=times_s, pieces=pieces, kept_at=None)
+
+    def _list(self, number: int) -> None:
+        """Take note of all whole entries of a journal."""
+        data, at = self._maps[number], 0
+        no_pieces: list[bytes] = []  # one for all: nobody adds to it
+        while (end := data.find(b"\n", at)) >= 0:
+            try:
+                entry = orjson.loads(data[at:end])
+            except orjson.JSONDecodeError:
+                return
+            at = end + 1
+            if "sample" in entry:
+                self.samples.append(KVSample(**entry["sample"]))
+                continue
+            count = entry["num_pieces"]
+            end = at + count * (_TIME.itemsize + _SIZE.itemsize) + entry["num_bytes"]
+            if data[end:end + 1] != b"\n":
+                return
+            one = Exchange(times_s=_NO_TIMES, pieces=no_pieces, kept_at=(number, at), num_pieces=count,
+                           **entry["exchange"])
+            self.exchanges[one.index] = one
+            at = end + 1
 
 
 def _write(file: BinaryIO, data: bytes) -> None:
@@ -117,67 +158,26 @@ def _write(file: BinaryIO, data: bytes) -> None:
         view = view[file.write(view):]
 
 
-def _encode(entry: Exchange | KVSample, start_s: float) -> tuple[bytes, bytes]:
-    """The line, and what follows it."""
+def _encode(entry: Exchange | KVSample, start_s: float) -> bytes:
     if isinstance(entry, KVSample):
-        return orjson.dumps({"sample": asdict(entry) | {"time_s": entry.time_s - start_s}}) + b"\n", b""
+        return orjson.dumps({"sample": asdict(entry) | {"time_s": entry.time_s - start_s}}) + b"\n"
+    # All in C: this thread must not keep the event loop's from running.
+    times_s = np.asarray(entry.times_s, dtype=_TIME) - start_s
+    sizes = np.fromiter(map(len, entry.pieces), dtype=_SIZE, count=len(entry.pieces))
     head = {
         "index": entry.index, "intended_s": entry.intended_s - start_s, "sent_s": _since(entry.sent_s, start_s),
         "status": entry.status, "end_s": _since(entry.end_s, start_s), "fault": entry.fault,
-        "fault_text": entry.fault_text, "num_events": entry.num_events,
-        "num_pieces": len(entry.pieces),
+        "fault_text": entry.fault_text, "num_events": entry.num_events, "reused": entry.reused,
     }
-    # All in C: this thread must not keep the event loop's from running.
-    times_s = np.asarray(entry.times_s, dtype="<f8") - start_s
-    sizes = np.fromiter(map(len, entry.pieces), dtype="<u4", count=len(entry.pieces))
-    return (orjson.dumps({"exchange": head}) + b"\n",
-            b"".join((times_s.tobytes(), sizes.tobytes(), *entry.pieces, b"\n")))
+    line = orjson.dumps({"exchange": head, "num_pieces": len(sizes), "num_bytes": int(sizes.sum())})
+    return b"".join((line, b"\n", times_s.tobytes(), sizes.tobytes(), *entry.pieces, b"\n"))
+
+
+def _from_start(entry: Exchange, start_s: float) -> Exchange:
+    """With times from the run's zero, as those have that come back from a journal."""
+    return replace(entry, intended_s=entry.intended_s - start_s, sent_s=_since(entry.sent_s, start_s),
+                   end_s=_since(entry.end_s, start_s), times_s=array("d", [t - start_s for t in entry.times_s]))
 
 
 def _since(time_s: float | None, start_s: float) -> float | None:
     return None if time_s is None else time_s - start_s
-
-
-def read_journal(folder: Path) -> tuple[list[Exchange], list[KVSample]]:
-    """Whole entries of a run's journal, times from the start of the run. Raises UsageError when it is in use."""
-    path = folder / JOURNAL_FILE
-    if not path.is_file():
-        raise UsageError(f"{folder} holds no journal: nothing was measured, or it was moved")
-    exchanges: list[Exchange] = []
-    samples: list[KVSample] = []
-    with path.open("rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:
-            raise UsageError(f"the run in {folder} is still going on: wait for it to end") from None
-        for entry in _entries(file):
-            if isinstance(entry, KVSample):
-                samples.append(entry)
-            else:
-                exchanges.append(entry)
-    return exchanges, samples
-
-
-def _entries(file: BinaryIO) -> Iterator[Exchange | KVSample]:
-    while (line := file.readline()).endswith(b"\n"):
-        try:
-            entry = orjson.loads(line)
-        except orjson.JSONDecodeError:
-            return
-        if "sample" in entry:
-            yield KVSample(**entry["sample"])
-            continue
-        head = entry["exchange"]
-        found = _read_pieces(file, head.pop("num_pieces"))
-        if found is None:
-            return
-        yield Exchange(times_s=array("d", found[0]), pieces=found[1], **head)
-
-
-def _read_pieces(file: BinaryIO, count: int) -> tuple[NDArray[np.float64], list[bytes]] | None:
-    """Arrival times, `[count]` float64 seconds, and pieces; None where they are torn."""
-    times, sizes = file.read(8 * count), file.read(4 * count)
-    if len(sizes) < 4 * count:
-        return None
-    pieces = [file.read(size) for size in np.frombuffer(sizes, dtype="<u4").tolist()]
-    return (np.frombuffer(times, dtype="<f8"), pieces) if file.read(1) == b"\n" else None

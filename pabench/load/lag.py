@@ -74,21 +74,18 @@ class LoopLag:
         wall_s = clock() - self._started_s
         self._cpu_share = (time.process_time() - self._cpu_s) / wall_s if wall_s > 0 else None
 
-    def health(
-        self, lateness_s: Sequence[float] = (), *, kernel_stamps: bool, scrapes: int, failed_scrapes: int
-    ) -> ClientHealth:
-        """Lag, lateness (sent - intended, seconds) and CPU share, for the manifest."""
-        lag, late = _quantiles_ms(self.lags_s), _quantiles_ms(lateness_s)
+    def health(self) -> ClientHealth:
+        """Lag and CPU share, for the manifest."""
+        p50, p99, most = quantiles_ms(self.lags_s)
         percentiles = np.percentile(self.lags_s, np.arange(101)) if self.lags_s else np.empty(0)
         return ClientHealth(
             loop_lag_percentiles_ms=[round(float(value) * 1e3, 4) for value in percentiles],
-            loop_lag_p50_ms=lag[0], loop_lag_p99_ms=lag[1], loop_lag_max_ms=lag[2],
-            lateness_p50_ms=late[0], lateness_p99_ms=late[1], lateness_max_ms=late[2],
-            kernel_stamps=kernel_stamps, cpu_share=self._cpu_share, scrapes=scrapes, failed_scrapes=failed_scrapes,
+            loop_lag_p50_ms=p50, loop_lag_p99_ms=p99, loop_lag_max_ms=most, cpu_share=self._cpu_share,
         )
 
 
-def _quantiles_ms(samples_s: Sequence[float]) -> tuple[float, float, float] | tuple[None, None, None]:
+def quantiles_ms(samples_s: Sequence[float]) -> tuple[float, float, float] | tuple[None, None, None]:
+    """Median, p99 and maximum in ms of `samples_s`, in seconds; None of none."""
     if not samples_s:
         return None, None, None
     p50, p99 = np.quantile(samples_s, [0.5, 0.99])

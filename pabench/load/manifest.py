@@ -98,6 +98,13 @@ class CacheCheck(_Part):
     broken: str | None  # how it was not so
 
 
+class Resumption(_Part):
+    """Where a run that was broken off went on: what had no answer then was sent, or sent again. Seconds."""
+
+    at_s: float     # on the run's clock, which stood still meanwhile
+    shift_s: float  # by which the arrivals to come were put off
+
+
 class Manifest(_Part):
     """See the module. `status`: "running" is a run that is going on, or that was killed."""
 
@@ -120,7 +127,9 @@ class Manifest(_Part):
     outcomes: dict[str, int] = Field(default_factory=dict)   # of records.OUTCOMES; sums to the scheduled requests
     duration_s: float | None = None        # from the start to the end of the last request
     window_s: tuple[float, float] | None = None  # the steady window, seconds from the start
-    client: ClientHealth = Field(default_factory=ClientHealth)
+    workers: int = 1                       # processes that carried the load
+    resumed: list[Resumption] = Field(default_factory=list)
+    client: ClientHealth = Field(default_factory=ClientHealth)  # with several workers the worst of each figure
     calibration: Calibration | None = None  # None: the client was not calibrated for this run
     cache: CacheCheck | None = None         # None: no state was stated
     notes: list[str] = Field(default_factory=list)  # what a reader must know: clipped lengths, usage that disagrees

@@ -1,4 +1,4 @@
-"""The measurement itself: dispatch on time, watch the engine and the client, stop when told. No parsing, no writing."""
+"""The measurement itself: dispatch on time, watch the client, stop when told. No parsing, no writing."""
 
 from __future__ import annotations
 
@@ -17,13 +17,11 @@ from pabench.load.connection import Exchange
 from pabench.load.journal import Journal
 from pabench.load.lag import LoopLag
 from pabench.load.line import clock
-from pabench.load.schedule import Schedule, ScheduledRequest
+from pabench.load.schedule import Lane, ScheduledRequest
 from pabench.load.workload import Workload
-from pabench.telemetry.scrape import Scraper
 
 _PROGRESS_S = 0.25
 _CONNECT_TIMEOUT_S = 5.0
-_USER_GAP_S = 0.0005  # between the first requests of two users: nobody sends a thousand at once
 _STRIKES = 3          # refused connections in a row after which the engine is taken for dead
 
 
@@ -47,44 +45,42 @@ Progress = Callable[[ProgressState], None]
 
 
 class Measurement:
-    """One run in progress. `exchanges` holds what was sent, by index, the interrupted ones included.
+    """Requests on their way, and those to come: whole lanes, of requests that follow one another.
 
-    `written` gives a scheduled request's bytes.
+    What has ended is the journal's. `written` gives a scheduled request's bytes. `until_s`: when sending ends, seconds
+    from the run's start.
     """
 
     def __init__(
-        self, url: str, workload: Workload, schedule: Schedule, written: Callable[[ScheduledRequest], PreparedRequest],
-        client: LoadClient, scraper: Scraper, journal: Journal,
+        self, url: str, workload: Workload, lanes: Sequence[Lane], written: Callable[[ScheduledRequest],
+        PreparedRequest], client: LoadClient, journal: Journal, *, start_s: float, until_s: float = float("inf"),
     ) -> None:
-        self.exchanges: dict[int, Exchange] = {}
         self.lag = LoopLag()
         self.failure: str | None = None       # why it ended early
         self.unsent_kind: str | None = None   # why requests were not sent
         self._url = url
         self._workload = workload
-        closed = isinstance(workload.arrivals, ClosedArrivals)
-        self._queues = schedule.queues() if closed else schedule.sessions()  # of requests that follow one another
-        self._total = len(schedule.requests)
+        self._lanes = lanes
+        self._total = sum(len(lane.requests) for lane in lanes)
         self._written = written
         self._client = client
-        self._scraper = scraper
         self._journal = journal
-        self.start_s = clock()                # the run's zero
+        self._start_s = start_s               # the run's zero
+        self._until_s = start_s + until_s
         self._alarm = Alarm()
         self._strikes = 0
         self._done = 0
         self._errors = 0
-        self._num_journaled_samples = 0
+        self._broken = False                          # some connection was
         self._tasks: set[asyncio.Task[None]] = set()  # that go on
         self._error: BaseException | None = None      # of our own making
 
     async def run(self, progress: Progress | None) -> None:
         """Send everything, or until the engine dies or the disk is full. Cancelling it aborts what is in flight."""
-        self.start_s = self._journal.start_s = clock()
         helpers = [asyncio.create_task(self.lag.watch()), asyncio.create_task(self._tick(progress))]
         try:
             with self._alarm:
-                await self._run_queues()
+                await self._run_lanes()
             await self._note_death()
             for helper in helpers:
                 if helper.done():
@@ -96,68 +92,60 @@ class Measurement:
             self.lag.stop()
             await self._cancel({*self._tasks, *helpers})
             if progress is not None:
-                progress(self.state())
+                progress(self._state())
 
-    def state(self) -> ProgressState:
-        """How far it is."""
-        sample = self._scraper.samples[-1] if self._scraper.samples else None
+    def _state(self) -> ProgressState:
         return ProgressState(
             done=self._done, total=self._total, in_flight=self._client.in_flight,
-            output_tokens=self._client.num_events, errors=self._errors, elapsed_s=max(0.0, clock() - self.start_s),
-            kv_usage=None if sample is None else sample.kv_usage, running=None if sample is None else sample.running,
-            waiting=None if sample is None else sample.waiting,
+            output_tokens=self._client.num_events, errors=self._errors, elapsed_s=max(0.0, clock() - self._start_s),
         )
 
-    def journal_samples(self) -> None:
-        """Hand new telemetry samples to the journal."""
-        samples = self._scraper.samples[self._num_journaled_samples:]
-        self._num_journaled_samples += len(samples)
-        for sample in samples:
-            self._journal.add(sample)
-
-    async def _run_queues(self) -> None:
-        """Start each queue when its first request is due; in a closed loop the users come one after the other."""
-        for number, queue in enumerate(self._queues):
-            first_s = queue[0].intended_s
-            intended_s = self.start_s + (number * _USER_GAP_S if first_s is None else first_s)
+    async def _run_lanes(self) -> None:
+        """Start each lane when its first request is due."""
+        for lane in self._lanes:
+            intended_s = self._start_s + lane.first_s
             if await self._alarm.until(intended_s):
                 break
-            self._spawn(self._run_turns(queue, intended_s))
+            self._spawn(self._run_turns(lane.requests, intended_s))
         await self._finish_tasks()
 
-    async def _run_turns(self, queue: Sequence[ScheduledRequest], intended_s: float) -> None:
+    async def _run_turns(self, requests: Sequence[ScheduledRequest], intended_s: float) -> None:
         """One request after the other: those of a session, or of a user, who may have several sessions."""
         arrivals, session = self._workload.arrivals, self._workload.session
-        over_s = self.start_s + (self._workload.duration_s or float("inf"))
-        for at, scheduled in enumerate(queue):
-            if at:
-                before = self.exchanges[queue[at - 1].index].end_s or clock()
+        before_s: float | None = None
+        for scheduled in requests:
+            if before_s is not None:
                 if scheduled.turn:
                     assert session is not None, "it has turns"
-                    intended_s = before + session.think_s
+                    intended_s = before_s + session.think_s
                 else:
-                    intended_s = before + (arrivals.think_s if isinstance(arrivals, ClosedArrivals) else 0.0)
-            if intended_s >= over_s:
+                    intended_s = before_s + (arrivals.think_s if isinstance(arrivals, ClosedArrivals) else 0.0)
+            if intended_s >= self._until_s:
                 self.unsent_kind = self.unsent_kind or "duration"
                 return
             request = self._written(scheduled)  # before it is due: only those in flight are kept as bytes
             if await self._alarm.until(intended_s):
                 return
-            await self._send(request, intended_s)
+            before_s = await self._send(request, intended_s)
 
-    async def _send(self, request: PreparedRequest, intended_s: float) -> None:
-        exchange = self.exchanges[request.index] = Exchange(request.index, intended_s)
-        await self._client.carry(request, exchange)
-        self._journal.add(exchange)
+    async def _send(self, request: PreparedRequest, intended_s: float) -> float:
+        """When it had ended."""
+        exchange = Exchange(request.index, intended_s)
+        try:
+            await self._client.carry(request, exchange)
+        finally:
+            self._journal.add(exchange)
         self._done += 1
         if exchange.fault not in (None, "planned") or exchange.status != 200:
             self._errors += 1
+        self._broken |= exchange.fault in ("reset", "connect")
         if exchange.fault == "connect":
             self._strikes += 1
             if self._strikes >= _STRIKES:
                 self._give_up(f"the engine at {self._url} takes no connection any more: {exchange.fault_text}")
         elif exchange.status is not None:
             self._strikes = 0
+        return exchange.end_s or clock()
 
     def _give_up(self, failure: str, unsent_kind: str = "engine-died") -> None:
         if not self._alarm.stopped:
@@ -166,20 +154,18 @@ class Measurement:
 
     async def _note_death(self) -> None:
         """An engine that died under the last requests has nobody left to refuse: ask once more."""
-        broken = any(exchange.fault in ("reset", "connect") for exchange in self.exchanges.values())
-        if self.failure is None and broken:
+        if self.failure is None and self._broken:
             why = await refusal(self._url)
             if why is not None:
                 self._give_up(f"the engine at {self._url} died during the run: {why}")
 
     async def _tick(self, progress: Progress | None) -> None:
         while True:
-            self.journal_samples()
             if self._journal.error is not None:
                 self._give_up(str(self._journal.error), "interrupt")
                 await self._cancel(self._tasks)
             if progress is not None:
-                progress(self.state())
+                progress(self._state())
             await asyncio.sleep(_PROGRESS_S)
 
     def _spawn(self, sending: Coroutine[Any, Any, None]) -> None:

@@ -5,7 +5,7 @@ A run is a folder:
     manifest.json      what was run, against what, with what, and how it ended (`manifest.Manifest`)
     requests.parquet   REQUEST_SCHEMA, one row a scheduled request, whatever became of it
     telemetry.parquet  TELEMETRY_SCHEMA, one row a scrape
-    journal.bin        only while it runs, and after a kill: answers as they came (`journal.py`)
+    journal-*.bin      only while it runs, and after a kill: answers as they came (`journal.py`)
 
 Times are seconds on one monotonic clock, zero at the start of the run. Every write is atomic (a temporary file,
 then a rename), so a reader sees the old file or the new one, never half of one.
@@ -112,6 +112,23 @@ def write_requests(folder: Path, records: Iterable[RequestRecord]) -> None:
         while group := list(islice(remaining, _GROUP_ROWS)):
             columns = {name: [getattr(record, name) for record in group] for name in REQUEST_SCHEMA.names}
             out.write_table(pa.table(columns, schema=REQUEST_SCHEMA))
+
+
+def read_requests(folder: Path) -> Iterator[RequestRecord]:
+    """What `write_requests` wrote, a row group at a time; nothing where there is no such file."""
+    path = folder / REQUESTS_FILE
+    if not path.exists():
+        return
+    with pq.ParquetFile(path) as file:
+        for group in range(file.metadata.num_row_groups):
+            for row in file.read_row_group(group).to_pylist():
+                yield RequestRecord(**row)
+
+
+def read_telemetry(folder: Path) -> list[KVSample]:
+    """What `write_telemetry` wrote; nothing where there is no such file."""
+    path = folder / TELEMETRY_FILE
+    return [KVSample(**row) for row in pq.read_table(path).to_pylist()] if path.exists() else []
 
 
 def write_telemetry(folder: Path, samples: Sequence[KVSample]) -> None:

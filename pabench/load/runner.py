@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Protocol
@@ -13,32 +12,24 @@ from typing import Protocol
 import aiohttp
 
 from pabench.engines import dialect as find_dialect
-from pabench.engines.base import EngineFacts
+from pabench.engines.base import Dialect, EngineFacts
 from pabench.engines.client import base_url
 from pabench.errors import EngineUnreachable, UsageError
 from pabench.load import cache_state
 from pabench.load.client import LoadClient, PreparedRequest, prepare
-from pabench.load.connection import Exchange
-from pabench.load.journal import JOURNAL_FILE, Journal, JournalReader, read_journal
+from pabench.load.closing import close_run, recover_run
+from pabench.load.crew import ONE_PROCESS, Crew, Hands, deal
+from pabench.load.journal import TELEMETRY, Journal, journal_path
 from pabench.load.line import clock
-from pabench.load.manifest import Manifest, new_manifest, read_manifest
-from pabench.load.measure import Measurement, Progress, no_collections, refusal
-from pabench.load.records import (
-    MANIFEST_FILE,
-    RequestRecord,
-    unwritable,
-    write_requests,
-    write_telemetry,
-)
-from pabench.load.schedule import Schedule, ScheduledRequest, plan
-from pabench.load.settle import count_outcomes, settle
-from pabench.load.window import steady_window
-from pabench.load.workload import Workload
-from pabench.probe import ProbeSpec, preset
+from pabench.load.manifest import Manifest, Resumption, clean_url, describe_engine, new_manifest
+from pabench.load.measure import Progress, ProgressState, refusal
+from pabench.load.records import MANIFEST_FILE, RecordsUnwritable, read_requests, unwritable
+from pabench.load.replan import digest, is_over, put_off, replan
+from pabench.load.schedule import Schedule, ScheduledRequest, plan, put_into_lanes
+from pabench.load.worker import Job
+from pabench.load.workload import CacheState, Workload
+from pabench.probe import ProbeSpec
 from pabench.telemetry.scrape import Scraper
-from pabench.telemetry.vocabulary import KVFacts, KVSample
-
-_PROGRESS_RECORDS = 1000
 
 
 class Examined(Protocol):
@@ -57,13 +48,13 @@ class Examined(Protocol):
 
 async def run_workload(
     examination: Examined, workload: Workload, out: Path, *, url: str, label: str, seed: int | None = None,
-    progress: Progress | None = None, api_key: str | None = None,
+    progress: Progress | None = None, api_key: str | None = None, hands: Hands = ONE_PROCESS,
 ) -> Manifest:
     """Run `workload` against the engine at `url` and write the run folder `out`.
 
     `seed`: the workload's own when None. `progress` is called about four times a second. The manifest's status says
     how it ended: "failed" when the engine died in mid-run. Cancellation (Ctrl-C) writes the files, with status
-    "interrupted", and is raised on. Raises UsageError, EngineUnreachable and RecordsUnwritable.
+    "interrupted", and is raised on. Raises UsageError, EngineUnreachable, RecordsUnwritable, and WorkerDied.
     """
     url = base_url(url)
     seed = workload.seed if seed is None else seed
@@ -73,139 +64,169 @@ async def run_workload(
     schedule = plan(workload, seed, facts, spec, manifest.request_prefix)
     manifest.schedule_digest = digest(schedule)
     manifest.notes += _planning_notes(schedule)
-    speech = find_dialect(facts.dialect)
-
-    def written(request: ScheduledRequest) -> PreparedRequest:
-        return prepare(request, speech, facts.model)
-
     for request in schedule.requests:
-        written(request)  # what the dialect cannot say is said now
-    warmups = [written(request) for request in schedule.warmups]
+        prepare(request, find_dialect(facts.dialect), facts.model)  # what the dialect cannot say is said now
     if (out / MANIFEST_FILE).exists():
         raise UsageError(f"{out} already holds a run: give another folder, or remove it first")
-    if (why := await refusal(url)) is not None:
-        raise EngineUnreachable(f"nothing answers at {url} ({why}): is the engine running, and is the URL right?")
-    async with (
-        LoadClient(url, timeout_s=workload.timeout_s, api_key=api_key) as client,
-        aiohttp.ClientSession(headers={"Authorization": f"Bearer {api_key}"} if api_key else {}) as scraping,
-    ):
-        manifest.notes += await _warm_up(client, warmups)
-        if workload.cache is not None:
-            manifest.notes.append(await cache_state.bring_about(
-                workload.cache, schedule.requests, client=client, http=scraping, written=written,
-                reset_url=None if speech.cache_reset_path is None else url + speech.cache_reset_path))
-        client.reset()
-        _open_folder(out)
-        manifest.write(out)
-        scraper = Scraper(scraping, url, speech)
-        journal = Journal(out)
-        run = Measurement(url, workload, schedule, written, client, scraper, journal)
+    job = Job(url, workload, facts.dialect, facts.model, schedule.lanes(), schedule.warmups, out,
+              until_s=workload.duration_s or float("inf"), api_key=api_key)
+    return await _Run(manifest, schedule.requests, spec, out, job, hands, progress).carry()
+
+
+async def resume_run(
+    examination: Examined, folder: Path, *, url: str, progress: Progress | None = None, api_key: str | None = None,
+    hands: Hands = ONE_PROCESS,
+) -> Manifest:
+    """Go on with the run in `folder`, which was interrupted or killed, or whose engine died.
+
+    What had no answer is sent, what was in flight then is sent again; arrivals to come are put off by the break, in
+    which the run's clock stands still. Raises like `run_workload`, and UsageError where there is nothing to resume or
+    the engine is another one.
+    """
+    url = base_url(url)
+    manifest = recover_run(folder)
+    if manifest.status == "complete":
+        raise UsageError(f"the run in {folder} is complete: there is nothing to resume")
+    _refuse_another(examination, manifest)
+    schedule, spec = replan(folder, manifest)
+    over = {record.index: record for record in read_requests(folder) if is_over(record)}
+    rest = [request for request in schedule.requests if request.index not in over]
+    if not rest:
+        raise UsageError(f"every request of the run in {folder} has its outcome: there is nothing to resume")
+    at_s = max((record.end_s for record in over.values() if record.end_s is not None), default=0.0)
+    shift_s = at_s - min((one.intended_s for one in rest if one.intended_s is not None), default=at_s)
+    manifest.resumed.append(Resumption(at_s=at_s, shift_s=shift_s))
+    manifest.status, manifest.failure, manifest.url = "running", None, clean_url(url)
+    manifest.notes.append(f"resumed at {at_s:.1f} s of its clock: {len(over)} requests were over, {len(rest)} were to "
+                          "be sent")
+    workload = manifest.workload
+    requests = put_off(schedule.requests, shift_s)
+    lanes = put_into_lanes([requests[one.index] for one in rest], at_s)
+    until_s = float("inf") if workload.duration_s is None else workload.duration_s + (
+        shift_s if workload.users is None else 0.0)
+    job = Job(url, workload, manifest.engine.dialect, manifest.engine.model, lanes, schedule.warmups, folder,
+              until_s=until_s, api_key=api_key)
+    return await _Run(manifest, requests, spec, folder, job, hands, progress, elapsed_s=at_s).carry()
+
+
+@dataclasses.dataclass
+class _Run:
+    """A run that is planned. `requests`: all of its schedule; `job`: what is to be sent; `elapsed_s`: before."""
+
+    manifest: Manifest
+    requests: Sequence[ScheduledRequest]
+    spec: ProbeSpec | None
+    out: Path
+    job: Job
+    hands: Hands
+    progress: Progress | None
+    elapsed_s: float = 0.0
+
+    async def carry(self) -> Manifest:
+        """Do it. Raises as `run_workload` says."""
+        if (why := await refusal(self.job.url)) is not None:
+            raise EngineUnreachable(f"nothing answers at {self.job.url} ({why}): is the engine running, and is the URL "
+                                    "right?")
+        jobs = deal(self.job, self.hands.processes)
+        self.manifest.workers = len(jobs)
+        headers = {"Authorization": f"Bearer {self.job.api_key}"} if self.job.api_key else {}
+        async with Crew(self.hands.hire(jobs)) as crew, aiohttp.ClientSession(headers=headers) as http:
+            self.manifest.notes += await crew.prepare()
+            dialect = find_dialect(self.job.dialect)
+            if self.job.workload.cache is not None and not self.manifest.resumed:
+                self.manifest.notes.append(await self._bring_about(self.job.workload.cache, dialect, http))
+            _open_folder(self.out)
+            self.manifest.write(self.out)
+            await self._measure(crew, Scraper(http, self.job.url, dialect))
+        return self.manifest
+
+    async def _measure(self, crew: Crew, scraper: Scraper) -> None:
+        start_s = clock() + self.hands.lead_s - self.elapsed_s
+        watch = _Watch(scraper, Journal(journal_path(self.out, TELEMETRY), start_s), self.progress)
+        manifest = self.manifest
         try:
-            with no_collections():
-                await _measure(run, scraper, progress)
+            await scraper.start()
+            await asyncio.sleep(0)  # its first scrape is on its way before the first request
+            await crew.run(start_s, watch)
         except BaseException as error:
             manifest.status = "interrupted" if isinstance(error, asyncio.CancelledError) else "failed"
             manifest.failure = None if manifest.status == "interrupted" else f"{type(error).__name__}: {error}"
             raise
         finally:
-            run.journal_samples()
-            journal.close()
-            if client.num_sent_again:
-                manifest.notes.append(f"{client.num_sent_again} requests were sent again: the engine had closed the "
-                                      "kept connection")
-            _settle_run(out, manifest, run, client, scraper, schedule, spec, progress)
-            journal.remove()
-    if journal.error is not None:
-        raise journal.error
-    return manifest
+            await scraper.stop()
+            watch.close()
+            await crew.close()
+            self._close(crew, scraper, watch, start_s)
+
+    def _close(self, crew: Crew, scraper: Scraper, watch: _Watch, start_s: float) -> None:
+        """The books, however the measurement ended."""
+        manifest, end = self.manifest, crew.end
+        if manifest.zero_at is None:
+            manifest.zero_at = (datetime.now(UTC) - timedelta(seconds=clock() - start_s)).isoformat()
+        end.health.scrapes, end.health.failed_scrapes = len(scraper.samples), scraper.failed + scraper.missed
+        if end.num_sent_again:
+            manifest.notes.append(f"{end.num_sent_again} requests were sent again: the engine had closed the kept "
+                                  "connection")
+        if end.failure is not None:
+            manifest.status, manifest.failure = "failed", end.failure
+        close_run(self.out, manifest, self.requests, self.spec, end, watch.settled)
+        if end.unwritable is not None:
+            raise RecordsUnwritable(end.unwritable)
+
+    async def _bring_about(self, state: CacheState, dialect: Dialect, http: aiohttp.ClientSession) -> str:
+        def written(request: ScheduledRequest) -> PreparedRequest:
+            return prepare(request, dialect, self.job.model)
+
+        async with LoadClient(self.job.url, timeout_s=self.job.workload.timeout_s, api_key=self.job.api_key) as client:
+            return await cache_state.bring_about(
+                state, self.requests, client=client, http=http, written=written,
+                reset_url=None if dialect.cache_reset_path is None else self.job.url + dialect.cache_reset_path)
 
 
-def recover_run(folder: Path) -> Manifest:
-    """Write the tables of a run that was killed, from its journal; its manifest when there is nothing to recover.
+class _Watch:
+    """Called with the load's progress: adds what the engine's gauges say, and hands them to the journal."""
 
-    What had been answered is kept; what was in flight counts as unsent. Raises UsageError while the run goes on.
-    """
-    manifest = read_manifest(folder)
-    if not (folder / JOURNAL_FILE).exists() and manifest.status != "running":
-        return manifest
-    found, samples = read_journal(folder)
-    exchanges = {exchange.index: exchange for exchange in found}
-    engine = manifest.engine
-    kv = None if engine.kv is None else KVFacts(**engine.kv.model_dump())
-    facts = EngineFacts(dialect=engine.dialect, model=engine.model, max_context_tokens=engine.max_context_tokens,
-                        version=engine.version, kv=kv, capabilities=frozenset(engine.capabilities))
-    spec = None if manifest.probe_preset is None else preset(manifest.probe_preset)
-    schedule = plan(manifest.workload, manifest.seed, facts, spec, manifest.request_prefix)
-    if digest(schedule) != manifest.schedule_digest:
-        raise UsageError(f"{folder} was planned by pabench {manifest.versions.get('pabench')}, whose schedules differ "
-                         "from this one's: recover it with that version")
-    records = settle(schedule.requests, exchanges, 0.0, whole=lambda exchange: exchange,
-                     dialect=find_dialect(engine.dialect), spec=spec, block_size=None if kv is None else kv.block_size,
-                     unsent_kind="interrupt", fixed_length="ignore_eos" in engine.capabilities)
-    if manifest.status == "running":
-        manifest.status = "interrupted"
-        manifest.notes.append("the client was killed: recovered from its journal, what was in flight counts as unsent")
-    _write_run(folder, manifest, records, samples, schedule)
-    (folder / JOURNAL_FILE).unlink(missing_ok=True)
-    return manifest
+    def __init__(self, scraper: Scraper, journal: Journal, progress: Progress | None) -> None:
+        self._scraper, self._journal, self._progress = scraper, journal, progress
+        self._num_journaled = 0
+        self._last: ProgressState | None = None
 
+    def __call__(self, state: ProgressState) -> None:
+        self._journal_samples()
+        if self._scraper.samples:
+            sample = self._scraper.samples[-1]
+            state = dataclasses.replace(state, kv_usage=sample.kv_usage, running=sample.running, waiting=sample.waiting)
+        self._last = state
+        if self._progress is not None:
+            self._progress(state)
 
-def digest(schedule: Schedule) -> str:
-    """Fingerprint of all requests: two runs with the same one carried the same load."""
-    total = hashlib.sha256()
-    for one in schedule.requests:
-        request = dataclasses.replace(one.request, request_id=None)  # it names the run as well
-        total.update(repr((one.user, one.intended_s, one.cancel_after_tokens, dataclasses.astuple(request))).encode())
-    return total.hexdigest()
+    def settled(self, number: int) -> None:
+        """Afterwards: so many answers have been read."""
+        if self._progress is not None and self._last is not None:
+            self._progress(dataclasses.replace(self._last, settled=number))
+
+    def close(self) -> None:
+        """Nothing comes any more."""
+        self._journal_samples()
+        self._journal.close()
+
+    def _journal_samples(self) -> None:
+        for sample in self._scraper.samples[self._num_journaled:]:
+            self._journal.add(sample)
+        self._num_journaled = len(self._scraper.samples)
 
 
-def _settle_run(
-    out: Path, manifest: Manifest, run: Measurement, client: LoadClient, scraper: Scraper, schedule: Schedule,
-    spec: ProbeSpec | None, progress: Progress | None,
-) -> None:
-    """Parse, verify and write what was measured, times from the start of the run."""
-    start_s = run.start_s
-    manifest.zero_at = (datetime.now(UTC) - timedelta(seconds=clock() - start_s)).isoformat()
-    samples = [dataclasses.replace(sample, time_s=sample.time_s - start_s) for sample in scraper.samples]
-    kv = manifest.engine.kv
-    late = [e.sent_s - e.intended_s for e in run.exchanges.values() if e.sent_s is not None]
-    manifest.client = run.lag.health(late, kernel_stamps=client.kernel_stamps, scrapes=len(samples),
-                                     failed_scrapes=scraper.failed + scraper.missed)
-    if run.failure is not None:
-        manifest.status, manifest.failure = "failed", run.failure
-    with JournalReader(out, start_s) as reader:
-        records = settle(schedule.requests, run.exchanges, start_s, whole=reader.whole,
-                         dialect=find_dialect(manifest.engine.dialect), spec=spec,
-                         block_size=None if kv is None else kv.block_size, unsent_kind=run.unsent_kind,
-                         fixed_length="ignore_eos" in manifest.engine.capabilities)
-        _write_run(out, manifest, _watched(records, run, progress), samples, schedule)
-
-
-def _watched(records: Iterable[RequestRecord], run: Measurement, progress: Progress | None) -> Iterator[RequestRecord]:
-    """`records` as they pass, with progress."""
-    for settled, record in enumerate(records, 1):
-        yield record
-        if progress is not None and settled % _PROGRESS_RECORDS == 0:
-            progress(dataclasses.replace(run.state(), settled=settled))
-
-
-async def _measure(run: Measurement, scraper: Scraper, progress: Progress | None) -> None:
-    await scraper.start()
-    await asyncio.sleep(0)  # its first scrape is on its way before the first request
-    try:
-        await run.run(progress)
-    finally:
-        await scraper.stop()
-
-
-async def _warm_up(client: LoadClient, warmups: Sequence[PreparedRequest]) -> list[str]:
-    """Send the warm-up requests all at once; notes on those that failed."""
-    exchanges: list[Exchange] = await asyncio.gather(*(client.send(request, clock()) for request in warmups))
-    failed = [exchange for exchange in exchanges if exchange.fault is not None or exchange.status != 200]
-    if not failed:
-        return []
-    why = failed[0].fault_text or failed[0].fault or f"HTTP {failed[0].status}"
-    return [f"{len(failed)} of {len(exchanges)} warm-up requests failed: {why}"]
+def _refuse_another(examination: Examined, manifest: Manifest) -> None:
+    """Raise UsageError where the engine is not the one that the run began with."""
+    now, then = describe_engine(examination.facts), manifest.engine
+    differing = [f"{name} is {getattr(now, name)!r}, was {getattr(then, name)!r}"
+                 for name in type(now).model_fields if getattr(now, name) != getattr(then, name)]
+    preset_now = None if examination.probe is None else examination.probe.preset
+    if preset_now != manifest.probe_preset:
+        differing.append(f"probe is {preset_now!r}, was {manifest.probe_preset!r}")
+    if differing:
+        raise UsageError(f"a run is resumed on the engine that it began with, and this is another: "
+                         f"{'; '.join(differing)}")
 
 
 def _planning_notes(schedule: Schedule) -> list[str]:
@@ -223,48 +244,8 @@ def _planning_notes(schedule: Schedule) -> list[str]:
     return notes
 
 
-def _settling_notes(records: Sequence[RequestRecord]) -> list[str]:
-    sent = [record for record in records if record.outcome in ("ok", "wrong")]
-    outputs = sum(r.output_tokens is not None and r.output_tokens != r.stream_tokens for r in sent)
-    prompts = sum(r.usage_prompt_tokens is not None and r.usage_prompt_tokens != r.prompt_tokens for r in sent)
-    notes = []
-    if outputs:
-        notes.append(f"usage counts other output tokens than the stream holds in {outputs} of {len(sent)} answers")
-    if prompts:
-        notes.append(f"usage counts other prompt tokens than were sent in {prompts} of {len(sent)} answers")
-    return notes
-
-
 def _open_folder(out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise unwritable(out, error) from error
-
-
-def _write_run(
-    out: Path, manifest: Manifest, passing: Iterable[RequestRecord], samples: Sequence[KVSample], schedule: Schedule
-) -> None:
-    """Tables first, the manifest last: a manifest that says "complete" has its tables.
-
-    What is kept a token is written as the records pass: that of a long run does not fit into memory.
-    """
-    records: list[RequestRecord] = []
-
-    def keeping() -> Iterator[RequestRecord]:
-        for record in passing:
-            records.append(dataclasses.replace(record, token_times_s=[], token_choices=[], token_ids=[]))
-            yield record
-
-    write_requests(out, keeping())
-    manifest.outcomes = count_outcomes(records)
-    manifest.duration_s = max((r.end_s for r in records if r.end_s is not None), default=0.0)
-    manifest.window_s = manifest.workload.window_s or steady_window(records)
-    manifest.notes += _settling_notes(records)
-    if manifest.workload.cache is not None:
-        size = None if manifest.engine.kv is None else manifest.engine.kv.block_size
-        manifest.cache = cache_state.check(manifest.workload.cache, schedule.requests, records, size)
-    if manifest.status == "running":
-        manifest.status = "complete"
-    write_telemetry(out, samples)
-    manifest.write(out)

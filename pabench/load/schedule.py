@@ -40,6 +40,7 @@ from pabench.probe import Codec, Fork, ProbeSpec, Ring
 from pabench.traces import Trace, read_trace
 
 _WARMUP_OUTPUT_TOKENS = 8
+_USER_GAP_S = 0.0005  # between the first requests of two users: nobody sends a thousand at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,17 @@ class ScheduledRequest:
         return self.request.request_id or str(self.index)
 
 
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """Requests that follow one another: each waits for the end of the one before.
+
+    `first_s`: when the first is due, seconds from the run's start.
+    """
+
+    first_s: float
+    requests: Sequence[ScheduledRequest]
+
+
 @dataclass(frozen=True)
 class Schedule:
     """All requests of a run, in order, and those that warm the engine up before."""
@@ -72,18 +84,25 @@ class Schedule:
     num_clipped: int        # requests made shorter than the workload says by the engine's context
     num_left_out: int = 0   # turns of sessions whose prompts would have outgrown the context
 
-    def sessions(self) -> list[list[ScheduledRequest]]:
-        """The requests of each session, in order; one each where there are none."""
-        return [list(turns) for _, turns in groupby(self.requests, key=lambda request: request.session)]
+    def lanes(self) -> list[Lane]:
+        """All requests, those together that follow one another: of a user, of a session, or one each; by `first_s`."""
+        return put_into_lanes(self.requests)
 
-    def queues(self) -> list[list[ScheduledRequest]]:
-        """Closed arrivals: the requests of each user, in order."""
-        users = [request.user for request in self.requests]
-        lanes: list[list[ScheduledRequest]] = [[] for _ in range(max(u for u in users if u is not None) + 1)]
-        for request in self.requests:
-            if request.user is not None:
-                lanes[request.user].append(request)
-        return lanes
+
+def put_into_lanes(requests: Sequence[ScheduledRequest], at_least_s: float = 0.0) -> list[Lane]:
+    """`Schedule.lanes` of some of its requests. Those that wait for no arrival begin from `at_least_s` on, in turn."""
+    def of(request: ScheduledRequest) -> int:
+        return request.session if request.user is None else request.user
+
+    lanes, num_waiting = [], 0
+    for _, found in groupby(sorted(requests, key=of), key=of):
+        together = tuple(found)
+        first_s = together[0].intended_s
+        if first_s is None:
+            first_s = at_least_s + num_waiting * _USER_GAP_S
+            num_waiting += 1
+        lanes.append(Lane(first_s, together))
+    return sorted(lanes, key=lambda lane: lane.first_s)
 
 
 def plan(workload: Workload, seed: int, facts: EngineFacts, spec: ProbeSpec | None, prefix: str) -> Schedule:

@@ -19,12 +19,12 @@ Verdict = tuple[str, str | None, str | None]  # outcome, error kind, error text
 
 
 def settle(
-    scheduled: Sequence[ScheduledRequest], exchanges: Mapping[int, Exchange], start_s: float, *, whole: Whole,
+    scheduled: Sequence[ScheduledRequest], exchanges: Mapping[int, Exchange], *, whole: Whole,
     dialect: Dialect, spec: ProbeSpec | None, block_size: int | None, unsent_kind: str | None, fixed_length: bool,
 ) -> Iterator[RequestRecord]:
     """A record for each scheduled request, in order. `exchanges` by index; those without one were never sent.
 
-    `start_s`: the run's zero on the clock of the exchanges. `whole`: brings back what the journal has of one.
+    Their times count from the run's start. `whole`: brings back what the journal has of one.
     `unsent_kind`: why requests were not sent. `fixed_length`: the engine has "ignore_eos", so that an answer of
     another length than asked for is an error.
     """
@@ -33,7 +33,7 @@ def settle(
         if exchange is None:
             yield _unsent(request, unsent_kind)
             continue
-        record, wrong_choice = _settle_one(request, whole(exchange), start_s, dialect, fixed_length)
+        record, wrong_choice = _settle_one(request, whole(exchange), dialect, fixed_length)
         if wrong_choice is not None and spec is not None:
             record.diagnosis = diagnose_wrong(request.index, wrong_choice.token_ids or (), scheduled, exchanges, spec,
                                               block_size)
@@ -64,13 +64,11 @@ def _unsent(request: ScheduledRequest, kind: str | None) -> RequestRecord:
 
 
 def _settle_one(
-    request: ScheduledRequest, exchange: Exchange, start_s: float, dialect: Dialect, fixed_length: bool
+    request: ScheduledRequest, exchange: Exchange, dialect: Dialect, fixed_length: bool
 ) -> tuple[RequestRecord, Choice | None]:
-    record = _blank(request, exchange.intended_s - start_s)
-    record.sent_s = None if exchange.sent_s is None else exchange.sent_s - start_s
-    record.end_s = None if exchange.end_s is None else exchange.end_s - start_s
-    record.http_status = exchange.status
-    answer, protocol_error = _parse(request, exchange, start_s, dialect)
+    record = _blank(request, exchange.intended_s)
+    record.sent_s, record.end_s, record.http_status = exchange.sent_s, exchange.end_s, exchange.status
+    answer, protocol_error = _parse(request, exchange, dialect)
     _take_tokens(record, answer)
     verification = None
     if request.oracle is not None and exchange.status == 200:
@@ -83,7 +81,7 @@ def _settle_one(
 
 
 def _parse(
-    request: ScheduledRequest, exchange: Exchange, start_s: float, dialect: Dialect
+    request: ScheduledRequest, exchange: Exchange, dialect: Dialect
 ) -> tuple[Completion, str | None]:
     """The answer, and what makes it no answer of this dialect."""
     if exchange.status is None:
@@ -91,7 +89,7 @@ def _parse(
     read_text = Codec.decode if request.oracle is not None else None
     try:
         if request.request.stream:
-            chunks = [(t - start_s, piece) for t, piece in zip(exchange.times_s, exchange.pieces, strict=True)]
+            chunks = list(zip(exchange.times_s, exchange.pieces, strict=True))
             return dialect.parse_stream(exchange.status, chunks, read_text), None
         if exchange.fault is not None:
             return Completion(status=exchange.status), None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -12,14 +13,23 @@ from pabench.load.records import RequestRecord
 _BUSY_SHARE = 0.9  # of the users
 
 
-def steady_window(records: Sequence[RequestRecord]) -> tuple[float, float] | None:
+def steady_window(records: Sequence[RequestRecord], resumed_s: Sequence[float] = ()) -> tuple[float, float] | None:
     """(start, end) in seconds from the start of the run; None when there was no steady part.
+
+    A run that was broken off and resumed, at `resumed_s`, has a window in each part: it is the longest of them.
 
     Closed arrivals: from when every user has sent its first request and the first token has come, to when fewer than
     90 % of the users still have work. Open arrivals: from the median time that a request takes after the first one
     (the engine fills up), or half the arrivals where that is sooner, to the last intended start.
     """
-    sent = [r for r in records if r.sent_s is not None]
+    edges = (-math.inf, *resumed_s, math.inf)
+    parts = ([r for r in records if r.sent_s is not None and since <= r.sent_s < until]
+             for since, until in pairwise(edges))
+    windows = [window for part in parts if (window := _window(part)) is not None]
+    return max(windows, key=lambda window: window[1] - window[0], default=None)
+
+
+def _window(sent: Sequence[RequestRecord]) -> tuple[float, float] | None:
     first_tokens = [r.first_s for r in sent if r.first_s is not None]
     if not first_tokens:
         return None

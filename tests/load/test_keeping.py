@@ -20,7 +20,7 @@ from pabench.analysis import load_run
 from pabench.errors import EXIT_COULD_NOT_RUN, UsageError
 from pabench.load import Manifest, RecordsUnwritable, journal, recover_run, run_workload
 from pabench.load.connection import Exchange
-from pabench.load.journal import Journal, JournalReader, read_journal
+from pabench.load.journal import Journal, Journaled, journal_path, journals_in
 from pabench.load.records import RequestRecord, write_atomic, write_requests, write_telemetry
 from pabench.stub import StubOptions, StubServer
 from pabench.telemetry.vocabulary import KVSample
@@ -65,12 +65,13 @@ def test_ctrl_c_writes_all_files_and_balances_the_books(tmp_path: Path) -> None:
     assert sum(outcomes.values()) == len(run.requests) == 40
     ended_badly = run.requests[run.requests["outcome"].isin(["aborted", "unsent"])]
     assert set(ended_badly["error_kind"]) == {"interrupt"}
-    assert not (tmp_path / "run" / "journal.bin").exists()
+    assert not journals_in(tmp_path / "run")
 
 
 def test_a_killed_client_keeps_what_was_answered(tmp_path: Path) -> None:
     assert signalled(tmp_path / "run", signal.SIGKILL) == -signal.SIGKILL
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["journal.bin", "manifest.json"]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["journal-0.bin", "journal-telemetry.bin",
+                                                                          "manifest.json"]
     run = load_run(tmp_path / "run")
     assert run.manifest.status == "interrupted"
     assert run.manifest.outcomes["ok"] >= 4
@@ -87,7 +88,7 @@ def test_a_run_that_goes_on_is_not_recovered(tmp_path: Path) -> None:
             folder = tmp_path / "run"
             running = asyncio.create_task(
                 run_workload(Examined(), workload(num_requests=8), folder, url=server.url, label="x"))
-            while not (folder / "journal.bin").exists():
+            while not journals_in(folder):
                 await asyncio.sleep(0.01)
             with pytest.raises(UsageError, match="still going on"):
                 recover_run(folder)
@@ -188,45 +189,48 @@ def test_more_records_than_a_group_come_back_in_order(tmp_path: Path) -> None:
 
 
 def test_what_the_journal_has_taken_over_comes_back(tmp_path: Path) -> None:
-    """Its bytes are no longer in memory, and its times are those of the clock again."""
-    journal = Journal(tmp_path)
-    journal.start_s = 100.0
-    kept = [Exchange(i, 100.0, status=200, times_s=array("d", [101.0 + i, 102.0 + i]), pieces=[b"a\n" * i, b"b"])
-            for i in range(3)]
-    for exchange in kept:
-        journal.add(exchange)
-        journal.add(KVSample(101.0))
-    journal.close()
-    assert [(list(one.times_s), one.pieces) for one in kept] == [([], [])] * 3
-    with JournalReader(tmp_path, 100.0) as reader:
+    """Times count from the run's start then."""
+    written = Journal(journal_path(tmp_path, "0"), 100.0)
+    for i in range(3):
+        written.add(Exchange(i, 100.0, status=200, times_s=array("d", [101.0 + i, 102.0 + i]),
+                             pieces=[b"a\n" * i, b"b"], reused=i == 1))
+        written.add(KVSample(101.0))
+    written.close()
+    never_written = Exchange(9, 0.0, pieces=[b"x"])
+    with Journaled(journals_in(tmp_path), [never_written]) as found:
+        assert list(found.exchanges) == [9, 0, 1, 2]
+        assert [sample.time_s for sample in found.samples] == [1.0] * 3
+        assert [one.reused for one in found.exchanges.values()] == [False, False, True, False]
         for i in (2, 0, 1):
-            back = reader.whole(kept[i])
-            assert back.times_s.tolist() == [101.0 + i, 102.0 + i]
+            back = found.whole(found.exchanges[i])
+            assert back.times_s.tolist() == [1.0 + i, 2.0 + i]
             assert back.pieces == [b"a\n" * i, b"b"]
-        never_kept = Exchange(9, 0.0, pieces=[b"x"])
-        assert reader.whole(never_kept) is never_kept
+        assert found.whole(never_written) is never_written
 
 
 def test_a_torn_journal_gives_its_whole_entries(tmp_path: Path) -> None:
-    written = Journal(tmp_path)
-    written.start_s = 100.0
+    path = journal_path(tmp_path, "0")
+    written = Journal(path, 100.0)
     exchange = Exchange(3, 100.5, sent_s=100.6, status=200, times_s=array("d", [101.0, 101.5]), pieces=[b"a\nb", b"\n"],
                         end_s=102.0)
     written.add(exchange)
     written.add(KVSample(101.25, kv_usage=0.5))
     written.add(Exchange(4, 101.0, status=200, times_s=array("d", [103.0]), pieces=[b"x" * 100], end_s=104.0))
     written.close()
-    path = tmp_path / "journal.bin"
-    whole = path.read_bytes()
-    for length in range(len(whole) - 1, len(whole) - 150, -7):
-        path.write_bytes(whole[:length])
-        exchanges, samples = read_journal(tmp_path)
-        assert [one.index for one in exchanges] == [3]
-        assert exchanges[0].pieces == [b"a\nb", b"\n"]
-        assert exchanges[0].times_s.tolist() == [1.0, 1.5]
-        assert [sample.time_s for sample in samples] == [1.25]
-    path.write_bytes(whole)
-    assert [one.index for one in read_journal(tmp_path)[0]] == [3, 4]
+    data = path.read_bytes()
+    for length in range(len(data) - 1, len(data) - 150, -7):
+        path.write_bytes(data[:length])
+        with Journaled([path]) as found:
+            assert list(found.exchanges) == [3]
+            back = found.whole(found.exchanges[3])
+            assert back.pieces == [b"a\nb", b"\n"]
+            assert back.times_s.tolist() == [1.0, 1.5]
+            assert (back.sent_s, back.end_s) == (pytest.approx(0.6), 2.0)
+            assert [sample.time_s for sample in found.samples] == [1.25]
+    for whole in (data, b""):
+        path.write_bytes(whole)
+        with Journaled([path]) as found:
+            assert list(found.exchanges) == ([3, 4] if whole else [])
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:

@@ -165,7 +165,7 @@ def test_forks_draw_n_samples_with_seeds_of_their_own() -> None:
 def test_queues_hold_every_request_once_and_users_get_like_work() -> None:
     load = workload(num_requests=120, arrivals={"kind": "closed", "users": 6},
                     output_tokens={"law": "exponential", "mean": 60})
-    queues = planned(load).queues()
+    queues = [lane.requests for lane in planned(load).lanes()]
     assert sorted(one.index for queue in queues for one in queue) == list(range(120))
     work = [sum(one.request.max_tokens for one in queue) for queue in queues]
     assert max(work) < 1.5 * min(work)

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import asyncio
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,10 @@ SESSION = {"turns": {"law": "uniform", "min": 1, "max": 5}, "turn_tokens": {"law
 def planned(load: Workload, seed: int = 0, context: int = 512, preset: str = "tiny") -> Schedule:
     facts = EngineFacts("openai", "stub", context, capabilities=CAPABILITIES)
     return plan(load, seed, facts, PRESETS[preset], "p")
+
+
+def sessions(schedule: Schedule) -> list[list[ScheduledRequest]]:
+    return [list(turns) for _, turns in groupby(schedule.requests, key=lambda request: request.session)]
 
 
 def ring(one: ScheduledRequest) -> Ring:
@@ -69,7 +73,7 @@ def test_a_turn_goes_on_where_the_last_one_ended(seed: int, closed: bool, contex
     schedule = planned(load, seed, context)
     assert len(schedule.requests) + schedule.num_left_out == 30
     assert [one.index for one in schedule.requests] == list(range(len(schedule.requests)))
-    for turns in schedule.sessions():
+    for turns in sessions(schedule):
         assert [one.turn for one in turns] == list(range(len(turns)))
         assert len({one.user for one in turns}) == 1
         assert all(one.intended_s is None for one in turns[1:])
@@ -86,7 +90,7 @@ def test_words_are_shared_and_continued_too() -> None:
     texts = [str(one.request.prompt) for one in schedule.requests]
     assert len({" ".join(text.split()[:9]) for text in texts}) == 1
     assert all(len(text.split()) == one.prompt_tokens for text, one in zip(texts, schedule.requests, strict=True))
-    for turns in schedule.sessions():
+    for turns in sessions(schedule):
         for before, after in pairwise(turns):
             assert str(after.request.prompt).startswith(f"{before.request.prompt} ")
 
@@ -115,7 +119,7 @@ def test_a_turn_waits_for_the_answer_before_it(tmp_path: Path) -> None:
 
     asyncio.run(go())
     rows = load_run(tmp_path / "run").requests
-    for turns in planned(load, context=4096).sessions():
+    for turns in sessions(planned(load, context=4096)):
         for before, after in pairwise(turns):
             assert rows.loc[after.index, "intended_s"] - rows.loc[before.index, "end_s"] == pytest.approx(0.05)
             assert rows.loc[after.index, "sent_s"] >= rows.loc[before.index, "end_s"] + 0.05

@@ -1,0 +1,134 @@
+"""The end of a run: from its journals to tables and manifest. After a kill that is done when it is next read."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+from pabench.engines import dialect as find_dialect
+from pabench.load import cache_state
+from pabench.load.crew import worst
+from pabench.load.journal import Journaled, journals_in
+from pabench.load.lag import quantiles_ms
+from pabench.load.manifest import Manifest, read_manifest
+from pabench.load.records import (
+    RequestRecord,
+    read_requests,
+    read_telemetry,
+    write_requests,
+    write_telemetry,
+)
+from pabench.load.replan import is_over, put_off, replan
+from pabench.load.schedule import ScheduledRequest
+from pabench.load.settle import count_outcomes, settle
+from pabench.load.window import steady_window
+from pabench.load.worker import End
+from pabench.probe import ProbeSpec
+from pabench.telemetry.vocabulary import KVSample
+
+_REPORT_RECORDS = 1000
+_USAGE = "usage counts"
+Settled = Callable[[int], None]  # how many answers have been read
+
+
+def close_run(
+    folder: Path, manifest: Manifest, requests: Sequence[ScheduledRequest], spec: ProbeSpec | None, end: End,
+    settled: Settled | None = None,
+) -> None:
+    """Parse, verify and write what the journals in `folder` and `end` hold of `requests`, then remove the journals.
+
+    Of a run that was resumed, what was over before stays as it was written then. Raises RecordsUnwritable.
+    """
+    kv, journals = manifest.engine.kv, journals_in(folder)
+    with Journaled(journals, end.left) as found:
+        late = [one.sent_s - one.intended_s for one in found.exchanges.values() if one.sent_s is not None]
+        _note_health(manifest, end, late)
+        records = settle(requests, found.exchanges, whole=found.whole, dialect=find_dialect(manifest.engine.dialect),
+                         spec=spec, block_size=None if kv is None else kv.block_size, unsent_kind=end.unsent_kind,
+                         fixed_length="ignore_eos" in manifest.engine.capabilities)
+        _write(folder, manifest, _reported(_with_earlier(records, read_requests(folder)), settled), found.samples,
+               requests)
+    for journal in journals:
+        journal.unlink(missing_ok=True)
+
+
+def recover_run(folder: Path) -> Manifest:
+    """Write the tables of a run that was killed, from its journals; its manifest when there is nothing to recover.
+
+    What had been answered is kept; what was in flight counts as unsent. Raises UsageError while the run goes on.
+    """
+    manifest = read_manifest(folder)
+    if not journals_in(folder) and manifest.status != "running":
+        return manifest
+    schedule, spec = replan(folder, manifest)
+    requests: Sequence[ScheduledRequest] = schedule.requests
+    if manifest.resumed:
+        requests = put_off(requests, manifest.resumed[-1].shift_s)
+    if manifest.status == "running":
+        manifest.status = "interrupted"
+        manifest.notes.append("the client was killed: recovered from its journals, what was in flight counts as unsent")
+    close_run(folder, manifest, requests, spec, End(unsent_kind="interrupt"))
+    return manifest
+
+
+def _note_health(manifest: Manifest, end: End, late_s: Sequence[float]) -> None:
+    """How the client kept up: in what was measured now and, where a resumed run tells of it, before."""
+    parts = [end.health, *([manifest.client] if manifest.client.cpu_share is not None else [])]
+    end.health.lateness_p50_ms, end.health.lateness_p99_ms, end.health.lateness_max_ms = quantiles_ms(late_s)
+    manifest.client = worst(parts)
+
+
+def _with_earlier(records: Iterable[RequestRecord], earlier: Iterator[RequestRecord]) -> Iterator[RequestRecord]:
+    """`records`, and in place of those unsent what had become of them before the run was resumed."""
+    for record in records:
+        before = next(earlier, None)
+        yield before if before is not None and is_over(before) and record.outcome == "unsent" else record
+
+
+def _reported(records: Iterable[RequestRecord], settled: Settled | None) -> Iterator[RequestRecord]:
+    for number, record in enumerate(records, 1):
+        yield record
+        if settled is not None and number % _REPORT_RECORDS == 0:
+            settled(number)
+
+
+def _write(
+    folder: Path, manifest: Manifest, passing: Iterable[RequestRecord], samples: Sequence[KVSample],
+    requests: Sequence[ScheduledRequest],
+) -> None:
+    """Tables first, the manifest last: a manifest that says "complete" has its tables.
+
+    What is kept a token is written as the records pass: that of a long run does not fit into memory.
+    """
+    records: list[RequestRecord] = []
+
+    def keeping() -> Iterator[RequestRecord]:
+        for record in passing:
+            records.append(dataclasses.replace(record, token_times_s=[], token_choices=[], token_ids=[]))
+            yield record
+
+    write_requests(folder, keeping())
+    manifest.outcomes = count_outcomes(records)
+    manifest.duration_s = max((r.end_s for r in records if r.end_s is not None), default=0.0)
+    manifest.window_s = manifest.workload.window_s or steady_window(records, [one.at_s for one in manifest.resumed])
+    manifest.notes = [note for note in manifest.notes if not note.startswith(_USAGE)] + _usage_notes(records)
+    if manifest.workload.cache is not None:
+        size = None if manifest.engine.kv is None else manifest.engine.kv.block_size
+        manifest.cache = cache_state.check(manifest.workload.cache, requests, records, size)
+    if manifest.status == "running":
+        manifest.status = "complete"
+    write_telemetry(folder, [*read_telemetry(folder), *samples])
+    manifest.write(folder)
+
+
+def _usage_notes(records: Sequence[RequestRecord]) -> list[str]:
+    sent = [record for record in records if record.outcome in ("ok", "wrong")]
+    outputs = sum(r.output_tokens is not None and r.output_tokens != r.stream_tokens for r in sent)
+    prompts = sum(r.usage_prompt_tokens is not None and r.usage_prompt_tokens != r.prompt_tokens for r in sent)
+    notes = []
+    if outputs:
+        notes.append(f"{_USAGE} other output tokens than the stream holds in {outputs} of {len(sent)} answers")
+    if prompts:
+        notes.append(f"{_USAGE} other prompt tokens than were sent in {prompts} of {len(sent)} answers")
+    return notes

@@ -1,0 +1,135 @@
+"""The workers of a run, together: the load is dealt out, they start at one moment, and what they tell is added up."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from types import TracebackType
+
+from pabench.errors import UsageError
+from pabench.load.journal import journal_path
+from pabench.load.manifest import ClientHealth
+from pabench.load.measure import Progress, ProgressState
+from pabench.load.worker import End, Job, LocalWorker, Worker
+from pabench.load.worker_process import ProcessWorker
+
+_LARGEST = ("loop_lag_p50_ms", "loop_lag_p99_ms", "loop_lag_max_ms", "lateness_p50_ms", "lateness_p99_ms",
+            "lateness_max_ms", "cpu_share")  # of ClientHealth
+
+
+@dataclass(frozen=True, slots=True)
+class Hands:
+    """Who carries a load: `processes` on this machine (1: the calling one), or, with the `ray` address of a cluster,
+    so many over its machines.
+    """
+
+    processes: int = 1
+    ray: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.processes < 1:
+            raise UsageError(f"got {self.processes} workers, expected 1 or more")
+
+    @property
+    def lead_s(self) -> float:
+        """From the word to go to the run's start: for it to reach all."""
+        return 0.5 if self.ray is not None else 0.1 if self.processes > 1 else 0.0
+
+    def hire(self, jobs: Sequence[Job]) -> list[Worker]:
+        """A worker for each job. Raises UsageError where Ray is asked for and not installed."""
+        if self.ray is not None:
+            from pabench.load.ray_workers import hire_over_ray
+
+            return hire_over_ray(jobs, self.ray)
+        if len(jobs) == 1:
+            return [LocalWorker(jobs[0])]
+        return [ProcessWorker(job) for job in jobs]
+
+
+ONE_PROCESS = Hands()
+
+
+def deal(job: Job, count: int) -> list[Job]:
+    """`job`, whose `journal` is the run's folder, in up to `count` parts: lane by lane in turn, so that each has its
+    share at any time.
+    """
+    return [replace(job, lanes=job.lanes[part::count], warmups=job.warmups[part::count],
+                    journal=journal_path(job.journal, str(part)))
+            for part in range(min(count, len(job.lanes)))]
+
+
+class Crew:
+    """Workers with their jobs. An async context manager."""
+
+    def __init__(self, workers: Sequence[Worker]) -> None:
+        self._workers = workers
+        self._states: dict[int, ProgressState] = {}
+
+    async def __aenter__(self) -> Crew:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Let them go; their journals are in the run's folder then."""
+        await asyncio.gather(*(worker.close() for worker in self._workers))
+
+    async def prepare(self) -> list[str]:
+        """Start them and warm the engine up; notes on what went wrong there."""
+        notes = await asyncio.gather(*(worker.prepare() for worker in self._workers))
+        return [note for of_one in notes for note in of_one]
+
+    async def run(self, start_s: float, progress: Progress) -> None:
+        """Do all jobs, the run's zero being `start_s`. When this is cancelled, or one fails, all end early."""
+        def told(number: int, state: ProgressState) -> None:
+            self._states[number] = state
+            progress(added_up(self._states.values()))
+
+        running = [asyncio.create_task(worker.run(start_s, partial(told, number)))
+                   for number, worker in enumerate(self._workers)]
+        try:
+            await asyncio.gather(*running)
+        finally:
+            for task in running:
+                task.cancel()
+            await asyncio.wait(running)
+
+    @property
+    def end(self) -> End:
+        """How the jobs ended, together."""
+        ends = [worker.end for worker in self._workers if worker.end is not None]
+        return End(
+            failure=next((end.failure for end in ends if end.failure), None),
+            unsent_kind=next((end.unsent_kind for end in ends if end.unsent_kind), None),
+            unwritable=next((end.unwritable for end in ends if end.unwritable), None),
+            left=[one for end in ends for one in end.left], health=worst([end.health for end in ends]),
+            num_sent_again=sum(end.num_sent_again for end in ends),
+        )
+
+
+def added_up(states: Iterable[ProgressState]) -> ProgressState:
+    """How far all are."""
+    known = list(states)
+    return ProgressState(
+        done=sum(state.done for state in known), total=sum(state.total for state in known),
+        in_flight=sum(state.in_flight for state in known), output_tokens=sum(state.output_tokens for state in known),
+        errors=sum(state.errors for state in known), elapsed_s=max(state.elapsed_s for state in known),
+    )
+
+
+def worst(healths: Sequence[ClientHealth]) -> ClientHealth:
+    """The largest lag, lateness and CPU share of any of them, each figure by itself; scrapes together."""
+    told = [health.loop_lag_percentiles_ms for health in healths if health.loop_lag_percentiles_ms]
+    return ClientHealth(
+        loop_lag_percentiles_ms=[max(values) for values in zip(*told, strict=True)],
+        kernel_stamps=all(health.kernel_stamps for health in healths) and bool(healths),
+        scrapes=sum(health.scrapes for health in healths),
+        failed_scrapes=sum(health.failed_scrapes for health in healths),
+        **{name: max((value for health in healths if (value := getattr(health, name)) is not None), default=None)
+           for name in _LARGEST},
+    )
