@@ -1,0 +1,184 @@
+"""A run that was broken off goes on: nothing that was answered is asked again, and everything gets its outcome."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from pabench.analysis import Run, load_run, summarise
+from pabench.cli import app
+from pabench.engines.base import EngineFacts
+from pabench.engines.doctor import examine
+from pabench.errors import UsageError
+from pabench.load import Hands, Manifest, ProgressState, resume_run, run_loop, run_workload
+from pabench.load.calibrate import fast_stub
+from pabench.load.journal import journals_in
+from pabench.stub import StubOptions, StubServer
+from tests.load.support import CAPABILITIES, Examined, checked, workload
+from tests.load.test_keeping import signalled
+
+SESSIONS = {"turns": {"law": "fixed", "tokens": 3}, "turn_tokens": {"law": "fixed", "tokens": 4}}
+
+
+async def broken_off(folder: Path, url: str, done: int, *, resume: bool = False, **fields: object) -> None:
+    """A run, or its resumption, that is interrupted when `done` requests of it are over."""
+    enough = asyncio.Event()
+
+    def note(state: ProgressState) -> None:
+        if state.done >= done:
+            enough.set()
+
+    work = (resume_run(Examined(), folder, url=url, progress=note) if resume else
+            run_workload(Examined(), workload(**fields), folder, url=url, label="x", progress=note))
+    running = asyncio.create_task(work)
+    await enough.wait()
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+
+
+def resumed(folder: Path, done: int = 6, processes: int = 1, **fields: object) -> tuple[Run, Run]:
+    """The run as it was broken off, and at its end."""
+    async def go() -> tuple[Run, Manifest]:
+        async with StubServer(StubOptions(ttft_ms=20, itl_ms=2)) as server:
+            await broken_off(folder, server.url, done, **fields)
+            before = load_run(folder)
+            return before, await resume_run(Examined(), folder, url=server.url, hands=Hands(processes))
+
+    before, manifest = run_loop(go())
+    return before, checked(folder, manifest)
+
+
+def whole(run: Run, count: int) -> None:
+    """Every request has its answer, all of it right."""
+    assert run.manifest.status == "complete"
+    assert run.manifest.outcomes["ok"] == len(run.requests) == count
+    assert run.requests["index"].tolist() == list(range(count))
+    assert (run.requests["verified_tokens"] == 8).all()
+    assert not journals_in(run.path)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_what_was_over_stays_and_the_rest_is_sent(tmp_path: Path, processes: int) -> None:
+    before, after = resumed(tmp_path / "run", processes=processes, num_requests=40)
+    whole(after, 40)
+    over = before.requests[before.requests["outcome"] == "ok"]
+    assert 6 <= len(over) < 40
+    same = ["sent_s", "first_s", "end_s"]
+    assert after.requests.loc[over.index, same].equals(over[same])
+    (resumption,) = after.manifest.resumed
+    rest = after.requests.drop(over.index)
+    assert resumption.at_s == over["end_s"].max()
+    assert (rest["intended_s"] >= resumption.at_s).all()
+    assert after.manifest.notes[-1] == (f"resumed at {resumption.at_s:.1f} s of its clock: {len(over)} requests were "
+                                        f"over, {40 - len(over)} were to be sent")
+    assert after.manifest.started_at == before.manifest.started_at
+    assert after.requests["request_id"].tolist() == before.requests["request_id"].tolist()
+
+
+def test_arrivals_to_come_are_put_off_by_the_break(tmp_path: Path) -> None:
+    before, after = resumed(tmp_path / "run", num_requests=30, arrivals={"kind": "constant", "rate_per_s": 50})
+    whole(after, 30)
+    first = int(before.requests["outcome"].ne("ok").idxmax())
+    rest = after.requests["intended_s"].iloc[first:]
+    assert all(later - sooner == pytest.approx(0.02) for sooner, later in pairwise(rest))
+    assert rest.iloc[0] == pytest.approx(after.manifest.resumed[0].at_s)
+
+
+def test_sessions_go_on_where_they_were(tmp_path: Path) -> None:
+    _, after = resumed(tmp_path / "run", num_requests=30, arrivals={"kind": "poisson", "rate_per_s": 30},
+                       session=SESSIONS)
+    whole(after, 30)
+
+
+def test_the_steady_window_is_in_one_part(tmp_path: Path) -> None:
+    _, after = resumed(tmp_path / "run", done=30, num_requests=50)
+    (resumption,) = after.manifest.resumed
+    window = after.manifest.window_s
+    assert window is not None
+    assert window[1] <= resumption.at_s or window[0] >= resumption.at_s
+    assert summarise(after).throughput_tokens_per_s > 0
+
+
+def test_a_killed_client_goes_on_twice(tmp_path: Path) -> None:
+    """SIGKILL, then a resumption that is interrupted, then one to the end."""
+    folder = tmp_path / "run"
+    assert signalled(folder, signal.SIGKILL) == -signal.SIGKILL
+
+    async def go() -> Manifest:
+        async with StubServer(StubOptions(ttft_ms=20, itl_ms=2)) as server:
+            await broken_off(folder, server.url, 4, resume=True)
+            return await resume_run(Examined(), folder, url=server.url)
+
+    run = checked(folder, run_loop(go()))
+    whole(run, 40)
+    assert len(run.manifest.resumed) == 2
+    assert run.requests["end_s"].max() == run.manifest.duration_s
+
+
+def test_an_engine_that_came_back_is_asked_for_the_rest(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+
+    async def go() -> Manifest:
+        async with StubServer(StubOptions(ttft_ms=20, itl_ms=2)) as server:
+            def stop(state: ProgressState) -> None:
+                if state.done >= 6 and not stopping:
+                    stopping.append(asyncio.ensure_future(server.__aexit__(None, None, None)))
+
+            stopping: list[asyncio.Future[None]] = []
+            await run_workload(Examined(), workload(num_requests=40), folder, url=server.url, label="x", progress=stop)
+            await stopping[0]
+        assert load_run(folder).manifest.status == "failed"
+        async with StubServer(StubOptions(ttft_ms=20, itl_ms=2)) as server:
+            return await resume_run(Examined(), folder, url=server.url)
+
+    run = checked(folder, run_loop(go()))
+    assert run.manifest.status == "complete"
+    assert run.manifest.failure is None
+    assert run.manifest.outcomes["unsent"] == 0
+    assert run.manifest.outcomes["ok"] + run.manifest.outcomes["error"] == 40
+
+
+def test_what_cannot_be_resumed_is_said(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+
+    async def go() -> None:
+        async with StubServer(StubOptions(ttft_ms=5, itl_ms=1)) as server:
+            await broken_off(folder, server.url, 4, num_requests=40)
+            other = Examined(EngineFacts("openai", "another", 4096, capabilities=CAPABILITIES))
+            with pytest.raises(UsageError, match="this is another: model is 'another', was 'stub'"):
+                await resume_run(other, folder, url=server.url)
+            await resume_run(Examined(), folder, url=server.url)
+            with pytest.raises(UsageError, match="is complete: there is nothing to resume"):
+                await resume_run(Examined(), folder, url=server.url)
+
+    run_loop(go())
+
+
+def test_the_command_goes_on_as_the_run_was_planned(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with fast_stub(tmp_path, ttft_ms=20, itl_ms=2) as stub:
+        command = ["run", "--url", stub.url, "--resume", str(folder), "--quiet", "--json"]
+
+        async def begin() -> None:
+            enough = asyncio.Event()
+            running = asyncio.create_task(run_workload(
+                await examine(stub.url), workload(prompt="text", num_requests=40), folder, url=stub.url, label="named",
+                progress=lambda state: enough.set() if state.done >= 4 else None))
+            await enough.wait()
+            running.cancel()
+            await asyncio.wait({running})
+
+        run_loop(begin())
+        refused = CliRunner().invoke(app, [*command, "--users", "3", "--seed", "4"])
+        assert refused.exit_code == 2
+        assert "leave out --seed, --users" in refused.output
+        done = CliRunner().invoke(app, [*command, "--workers", "2"])
+    assert done.exit_code == 0, done.output
+    run = load_run(folder)
+    assert (run.manifest.label, run.manifest.workers, run.manifest.outcomes["ok"]) == ("named", 2, 40)
