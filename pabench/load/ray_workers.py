@@ -8,6 +8,8 @@ exchanges with an actor, the one that came back soonest tells its clock's offset
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
 import tempfile
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
@@ -15,15 +17,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pabench.errors import UsageError
+from pabench.errors import PabenchError, UsageError
 from pabench.load.line import clock
 from pabench.load.measure import Progress, ProgressState
 from pabench.load.worker import End, Job, Worker
-from pabench.load.worker_process import ProcessWorker
+from pabench.load.worker_process import ProcessWorker, WorkerDied
 
 _CLOCK_TRIES = 20
 _MOST_CLOCK_ERROR_S = 0.005
 _POLL_S = 0.25
+_KNOCK_S = 5.0
 _PIECE_BYTES = 16 << 20  # of a journal, at once
 
 
@@ -40,6 +43,13 @@ class Afar:
     async def prepare(self) -> list[str]:
         """See Worker."""
         return await self._worker.prepare()
+
+    async def node(self) -> str:
+        """Which of the cluster's it is on."""
+        import ray
+
+        found: str = ray.get_runtime_context().get_node_id()
+        return found
 
     async def clock(self) -> float:
         """This machine's."""
@@ -82,7 +92,7 @@ class Afar:
 
 
 class RayWorker:
-    """A `worker.Worker` on some machine of the cluster. Raises what its process raises, and RayError."""
+    """A `worker.Worker` on some machine of the cluster. Raises WorkerDied when its process, or the machine, is gone."""
 
     def __init__(self, job: Job, actor: Any, dismiss: Callable[[], None]) -> None:
         self.end: End | None = None
@@ -93,8 +103,8 @@ class RayWorker:
 
     async def prepare(self) -> list[str]:
         """See Worker; clocks are related here, which a note tells."""
-        notes: list[str] = await self._actor.prepare.remote()
-        self._offset_s, error_s = await relate_clocks(self._actor.clock.remote)
+        notes: list[str] = await self._ask("prepare")
+        self._offset_s, error_s = await relate_clocks(partial(self._ask, "clock"))
         if error_s > _MOST_CLOCK_ERROR_S:
             raise UsageError(f"the clock of a machine of the cluster is known to {error_s * 1e3:.1f} ms only, expected "
                              f"{_MOST_CLOCK_ERROR_S * 1e3:g} or less: take machines that are nearer to one another")
@@ -102,17 +112,17 @@ class RayWorker:
 
     async def run(self, start_s: float, progress: Progress) -> None:
         """See Worker."""
-        await self._actor.start.remote(start_s + self._offset_s)
+        await self._ask("start", start_s + self._offset_s)
         self._started = True
         try:
-            while not isinstance(state := await self._actor.state.remote(), End):
+            while not isinstance(state := await self._ask("state"), End):
                 if state is not None:
                     progress(state)
                 await asyncio.sleep(_POLL_S)
             self.end = state
         except asyncio.CancelledError:
-            await self._actor.stop.remote()
-            self.end = await self._actor.state.remote()
+            await self._ask("stop")
+            self.end = await self._ask("state")
             raise
 
     async def close(self) -> None:
@@ -120,16 +130,30 @@ class RayWorker:
         if self._closed:
             return
         self._closed = True
-        if self._started:
-            with self._job.journal.open("wb") as file:
-                while piece := await self._actor.journal.remote(file.tell()):
-                    file.write(piece)
-        await self._actor.close.remote()
+        with contextlib.suppress(WorkerDied):  # which `run` has told: what it kept is lost with its machine
+            if self._started:
+                with self._job.journal.open("wb") as file:
+                    while piece := await self._ask("journal", file.tell()):
+                        file.write(piece)
+            await self._ask("close")
         self._dismiss()
+
+    async def _ask(self, method: str, *arguments: object) -> Any:
+        """What the actor answers. Raises what it raises, and WorkerDied when it is gone."""
+        from ray.exceptions import RayError
+
+        try:
+            return await getattr(self._actor, method).remote(*arguments)
+        except RayError as error:
+            if isinstance(error, PabenchError):  # Ray raises what is both
+                raise
+            reason = next(iter(str(error).splitlines()), "")
+            raise WorkerDied(f"a worker of the load on the Ray cluster is gone: {type(error).__name__} {reason}"
+                             ) from None
 
 
 def hire_over_ray(jobs: Sequence[Job], address: str) -> list[Worker]:
-    """An actor for each job, spread over the machines of the cluster at `address` ("local": one of its own, here).
+    """An actor for each job, spread over the machines of the cluster at `address`: HOST:PORT, or "auto".
 
     Raises UsageError where Ray is not installed or not there.
     """
@@ -140,13 +164,22 @@ def hire_over_ray(jobs: Sequence[Job], address: str) -> list[Worker]:
                          ) from None
     if not ray.is_initialized():
         try:
+            _knock(address)
             ray.init(address=address, log_to_driver=False, configure_logging=False)
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             reason = next(iter(str(error).splitlines()), type(error).__name__)
-            raise UsageError(f"no Ray cluster at {address!r}: {reason}") from None
+            raise UsageError(f"no Ray cluster at {address!r}: {reason}; expected HOST:PORT of its head, or auto on one "
+                             "of its machines") from None
     remote: Any = ray.remote(Afar).options(num_cpus=1, scheduling_strategy="SPREAD")
     actors: list[Any] = [remote.remote(job) for job in jobs]
     return [RayWorker(job, actor, partial(ray.kill, actor)) for job, actor in zip(jobs, actors, strict=True)]
+
+
+def _knock(address: str) -> None:
+    """Raise OSError where nobody listens at HOST:PORT: Ray itself would wait for minutes."""
+    host, colon, port = address.rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=_KNOCK_S).close()
 
 
 async def relate_clocks(ask: Callable[[], Awaitable[float]]) -> tuple[float, float]:
