@@ -11,7 +11,7 @@ from types import TracebackType
 from pabench.errors import UsageError
 from pabench.load.journal import journal_path
 from pabench.load.manifest import ClientHealth
-from pabench.load.measure import Progress, ProgressState
+from pabench.load.measure import Progress, ProgressState, mean_of
 from pabench.load.worker import End, Job, LocalWorker, Worker
 from pabench.load.worker_process import ProcessWorker
 
@@ -119,6 +119,7 @@ def added_up(states: Iterable[ProgressState]) -> ProgressState:
         done=sum(state.done for state in known), total=sum(state.total for state in known),
         in_flight=sum(state.in_flight for state in known), output_tokens=sum(state.output_tokens for state in known),
         errors=sum(state.errors for state in known), elapsed_s=max(state.elapsed_s for state in known),
+        ttft_s=mean_of(state.ttft_s for state in known), itl_s=mean_of(state.itl_s for state in known),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,7 @@ from pabench.load.workload import Workload
 
 _PROGRESS_S = 0.25
 _CONNECT_TIMEOUT_S = 5.0
+_RECENT = 32          # requests that live figures are of
 _STRIKES = 3          # refused connections in a row after which the engine is taken for dead
 
 
@@ -39,6 +41,8 @@ class ProgressState:
     running: float | None = None    # requests in the engine's batch
     waiting: float | None = None
     settled: int = 0                # afterwards: requests whose answers were read
+    ttft_s: float | None = None     # of the requests that ended last, the mean
+    itl_s: float | None = None      # between their stream events
 
 
 Progress = Callable[[ProgressState], None]
@@ -72,6 +76,7 @@ class Measurement:
         self._done = 0
         self._errors = 0
         self._broken = False                          # some connection was
+        self._recent: deque[tuple[float, float]] = deque(maxlen=_RECENT)  # TTFT, ITL
         self._tasks: set[asyncio.Task[None]] = set()  # that go on
         self._error: BaseException | None = None      # of our own making
 
@@ -98,6 +103,7 @@ class Measurement:
         return ProgressState(
             done=self._done, total=self._total, in_flight=self._client.in_flight,
             output_tokens=self._client.num_events, errors=self._errors, elapsed_s=max(0.0, clock() - self._start_s),
+            ttft_s=mean_of(ttft_s for ttft_s, _ in self._recent), itl_s=mean_of(itl_s for _, itl_s in self._recent),
         )
 
     async def _run_lanes(self) -> None:
@@ -134,6 +140,9 @@ class Measurement:
         try:
             await self._client.carry(request, exchange)
         finally:
+            if exchange.times_s and exchange.sent_s is not None:
+                first_s, last_s = exchange.times_s[0], exchange.times_s[-1]
+                self._recent.append((first_s - exchange.sent_s, (last_s - first_s) / max(1, exchange.num_events - 1)))
             self._journal.add(exchange)
         self._done += 1
         if exchange.fault not in (None, "planned") or exchange.status != 200:
@@ -192,6 +201,12 @@ class Measurement:
             task.cancel()
         if waiting:
             await asyncio.wait(waiting)
+
+
+def mean_of(values: Iterable[float | None]) -> float | None:
+    """The mean of those that are known; None of none."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
 
 
 @contextlib.contextmanager

@@ -32,16 +32,20 @@ def live_load(workload: Workload, label: str, *, quiet: bool = False) -> Iterato
         task = bar.add_task(name, total=workload.num_requests, now="warming up")
 
         def show(state: ProgressState) -> None:
-            bar.update(task, completed=state.done, total=state.total, now=_now(state))
+            bar.update(task, completed=state.done, total=state.total, now=_now(state, workload.rate_per_s))
 
         yield show
 
 
-def _now(state: ProgressState) -> str:
+def _now(state: ProgressState, target_per_s: float | None) -> str:
     if state.settled:
         return f"reading answers, {state.settled / state.total:.0%}"
-    rate = state.output_tokens / state.elapsed_s if state.elapsed_s > 0 else 0.0
-    parts = [f"{state.in_flight} in flight", f"{rate:,.0f} tok/s"]
+    elapsed_s = max(state.elapsed_s, 1e-3)
+    parts = [f"{state.in_flight} in flight", f"{state.output_tokens / elapsed_s:,.0f} tok/s"]
+    if target_per_s is not None:
+        parts.insert(0, f"{(state.done + state.in_flight) / elapsed_s:.3g} of {target_per_s:.3g} req/s")
+    if state.ttft_s is not None and state.itl_s is not None:
+        parts.append(f"TTFT {state.ttft_s * 1e3:.0f} ms  ITL {state.itl_s * 1e3:.1f} ms")
     if state.running is not None:
         parts.append(f"running {state.running:.0f}")
     if state.kv_usage is not None:
