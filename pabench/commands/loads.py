@@ -148,31 +148,44 @@ def capacity(
     precision: Annotated[float, typer.Option(help="Relative gap between what is enough and too much.")] = 0.1,
     tries: Annotated[int, typer.Option(help="Runs of one rate, at most.")] = 3,
     out: Annotated[Path | None, typer.Option(help="New folder (results/<time>-capacity by default).")] = None,
+    label: Label = None,
     seed: LoadSeed = 0,
     dialect: DialectName = None, probe: ProbeName = None, api_key_env: KeyVariable = None,
     as_json: AsJson = False, quiet: Quiet = False,
 ) -> None:
     """Find the highest rate at which nearly all requests are answered in time, and say how sure that is.
 
+    The folder gets capacity.json and the runs: `pabench report` shows them, `pabench results show` the conclusion.
+
     Example: pabench capacity --url http://127.0.0.1:8000 --workload poisson --ttft-ms 500 --tpot-ms 50
     """
     from pabench.analysis import load_run
     from pabench.analysis.slo import SLO
-    from pabench.capacity import Attained, Tried, attained_in, conclusion, search_capacity, too_slow
+    from pabench.capacity import (
+        CONFIDENCE,
+        Attained,
+        Search,
+        Tried,
+        attained_in,
+        conclusion,
+        search_capacity,
+        too_slow,
+    )
     from pabench.load import load_workload, run_loop, run_workload
     from pabench.terminal.live import console, live_load
     from pabench.terminal.runs import show_capacity, tried_text
 
     slo = SLO(ttft_ms, tpot_ms, share)
-    load_workload(workload, rate_per_s=from_rate, duration_s=duration_s)
+    asked = load_workload(workload, rate_per_s=from_rate, duration_s=duration_s)
     key, folder, silent = api_key_in(api_key_env), out or new_folder("capacity"), quiet or as_json
     require_new(folder)
     examination = examined(url, dialect, probe, api_key_env)
     if "stream" not in examination.facts.capabilities:
         raise UsageError(f"a capacity is told by the times of tokens, and dialect {examination.facts.dialect!r} of "
                          "this engine does not stream: use pabench sweep")
-    name = examination.facts.dialect
+    name = label or examination.facts.dialect
     tried: list[Tried] = []
+    finished = False
 
     def measure(rate: float, number: int) -> Attained:
         plan = load_workload(workload, rate_per_s=rate, duration_s=duration_s).model_copy(update={"num_requests": None})
@@ -194,10 +207,14 @@ def capacity(
 
     try:
         search_capacity(measure, slo, from_rate=from_rate, to_rate=to_rate, precision=precision, tries=tries,
-                        progress=note)
+                        confidence=CONFIDENCE, progress=note)
+        finished = True
     finally:
         if tried:  # a search that was broken off has found something too
-            show_capacity(conclusion(tried), slo, folder, as_json=as_json)
+            search = Search(label=name, workload=asked.name, slo=slo, confidence=CONFIDENCE, finished=finished,
+                            capacity=conclusion(tried))
+            search.write(folder)
+            show_capacity(search, folder, as_json=as_json)
 
 
 @app.command()
