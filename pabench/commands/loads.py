@@ -59,6 +59,7 @@ def run(
 
     Example: pabench run --url http://127.0.0.1:8000 --workload sharegpt-mini --users 16
     """
+    from pabench.analysis import finish_run
     from pabench.calibration import calibrate_run
     from pabench.load import load_workload, run_loop, run_workload
     from pabench.terminal.live import live_load
@@ -80,7 +81,7 @@ def run(
             calibrate_run(folder)
     finally:
         if (folder / "requests.parquet").exists():  # an interrupted run has results too
-            show_run(folder, as_json=as_json)
+            show_run(finish_run(folder)[1], as_json=as_json)
     if manifest.failure is not None:
         raise PabenchError(manifest.failure)
     raise SystemExit(EXIT_OK if manifest.flawless else EXIT_NOT_CONFORMING)
@@ -107,7 +108,7 @@ def sweep(
 
     Example: pabench sweep --url http://127.0.0.1:8000 --workload sharegpt-mini --users 1,4,16,64
     """
-    from pabench.analysis import load_run, summarise
+    from pabench.analysis import finish_run
     from pabench.bench import folder_name
     from pabench.load import load_workload, run_loop, run_workload, sweep_loads
     from pabench.terminal.live import live_load
@@ -127,7 +128,7 @@ def sweep(
             with live_load(plan, name, quiet=silent) as progress:
                 manifest = run_loop(run_workload(examination, plan, where, url=url, label=name, seed=seed,
                                                  progress=progress, api_key=key))
-            summaries.append(summarise(load_run(where)))
+            summaries.append(finish_run(where)[1])
             flawless &= manifest.flawless
             if manifest.failure is not None:
                 raise PabenchError(manifest.failure)
@@ -159,7 +160,7 @@ def capacity(
 
     Example: pabench capacity --url http://127.0.0.1:8000 --workload poisson --ttft-ms 500 --tpot-ms 50
     """
-    from pabench.analysis import load_run
+    from pabench.analysis import finish_run
     from pabench.analysis.slo import SLO
     from pabench.capacity import (
         CONFIDENCE,
@@ -193,9 +194,9 @@ def capacity(
         with live_load(plan, name, quiet=silent) as progress:
             manifest = run_loop(run_workload(examination, plan, where, url=url, label=name, seed=seed + number,
                                              progress=progress, api_key=key))
+        requests = finish_run(where)[0].requests
         if manifest.failure is not None:
             raise PabenchError(f"{manifest.failure}; the runs so far are in {folder}")
-        requests = load_run(where).requests
         if (slow := too_slow(manifest.client, requests, slo)) is not None:
             raise PabenchError(f"at {rate:.3g} req/s the client itself is too slow to say more: {slow}; the runs so "
                                f"far are in {folder}")

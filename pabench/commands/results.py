@@ -39,7 +39,7 @@ def show(
 
     Example: pabench results show results/20261125-1700-chat
     """
-    from pabench.analysis import load_run
+    from pabench.analysis import load_run, summarise
     from pabench.capacity import CAPACITY_FILE, read_search
     from pabench.terminal.results import show_manifest
     from pabench.terminal.runs import show_capacity, show_run
@@ -47,9 +47,10 @@ def show(
     if (folder / CAPACITY_FILE).exists():
         show_capacity(read_search(folder / CAPACITY_FILE), folder, as_json=as_json)
         return
+    run = load_run(folder)
     if not as_json:
-        show_manifest(load_run(folder).manifest)
-    show_run(folder, as_json=as_json)
+        show_manifest(run.manifest)
+    show_run(summarise(run), as_json=as_json)
 
 
 @_results.command("export")

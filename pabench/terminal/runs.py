@@ -20,14 +20,13 @@ from pabench.load.calibrate import ClientError
 from pabench.report import write_report
 
 
-def show_run(folder: Path, *, as_json: bool) -> None:
+def show_run(summary: RunSummary, *, as_json: bool) -> None:
     """The end of one run: table, or JSON."""
-    summary = summarise(load_run(folder))
     if as_json:
         print(summary_json([summary]))
         return
     show_summaries([summary])
-    print(f"records: {folder}")
+    print(f"records: {summary.path}")
 
 
 def show_summaries(summaries: Sequence[RunSummary]) -> None:
