@@ -27,6 +27,7 @@ from typing import Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from pabench.analysis import finish_run
 from pabench.conformance.runner import run_suite
 from pabench.engines import EngineProcess, dialect
 from pabench.engines.doctor import examine
@@ -243,6 +244,7 @@ def _run_engine(
                     examination, workload, result.runs[-1], url=url, label=plan.label, seed=suite.seed,
                     progress=progress,
                 ))
+            finish_run(result.runs[-1])
             result.flawless &= manifest.flawless
             if manifest.failure is not None:
                 raise EngineDied(manifest.failure)

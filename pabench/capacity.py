@@ -11,15 +11,23 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import sqrt
+from pathlib import Path
 from statistics import NormalDist
+from typing import Literal
 
+import orjson
 import pandas as pd
+from pydantic import BaseModel, ConfigDict
 
 from pabench.analysis.slo import SLO, answer_gaps, in_time
 from pabench.analysis.validity import MAX_CPU_SHARE
 from pabench.errors import UsageError
 from pabench.load.manifest import ClientHealth
+from pabench.load.records import write_atomic
 
+CAPACITY_FILE = "capacity.json"
+CONFIDENCE = 0.95
+_WORDS = ("conclusion", "in_time")  # in the file for who reads it alone
 _CLIENT_SHARE = 0.05  # of the SLO's bound, that the client may be late
 
 Measure = Callable[[float, int], "Attained"]  # rate in requests/s, number of the try -> what came of it
@@ -48,16 +56,17 @@ class Attained:
         share, n = self.share, self.total
         middle = (share + z * z / (2 * n)) / (1 + z * z / n)
         half = z * sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-        return max(0.0, middle - half), min(1.0, middle + half)
+        # Of none, or all, in time an end is 0, or 1, but for rounding.
+        return 0.0 if self.inside == 0 else middle - half, 1.0 if self.inside == n else middle + half
 
 
 @dataclass(frozen=True, slots=True)
 class Tried:
-    """One rate and the verdict on it: "inside", "outside" or "undecided"."""
+    """One rate and the verdict on it."""
 
     rate_per_s: float
     attained: Attained
-    verdict: str
+    verdict: Literal["inside", "outside", "undecided"]
     low: float     # of the share in time
     high: float
     enough: bool   # whether the share itself, whatever its interval, is high enough: where the search goes on
@@ -87,7 +96,7 @@ class Capacity:
 
 def search_capacity(
     measure: Measure, slo: SLO, *, from_rate: float, to_rate: float, precision: float = 0.1, tries: int = 3,
-    confidence: float = 0.95, progress: Callable[[Tried], None] = lambda tried: None,
+    confidence: float = CONFIDENCE, progress: Callable[[Tried], None] = lambda tried: None,
 ) -> Capacity:
     """The capacity between two rates, to a relative `precision`. A rate is tried at most `tries` times."""
     if not 0 < from_rate < to_rate or not 0 < precision < 1 or tries < 1:
@@ -129,7 +138,8 @@ def _rates(found: list[Tried], low: float, high: float, precision: float) -> Ite
 
 def _try(measure: Measure, rate: float, slo: SLO, tries: int, confidence: float) -> Tried:
     attained = Attained(0, 0)
-    verdict, low, high = "undecided", 0.0, 1.0
+    low, high = 0.0, 1.0
+    verdict: Literal["inside", "outside", "undecided"] = "undecided"
     for number in range(tries):
         attained += measure(rate, number)
         low, high = attained.interval(confidence)
@@ -161,3 +171,39 @@ def too_slow(client: ClientHealth, requests: pd.DataFrame, slo: SLO) -> str | No
     if client.cpu_share is not None and client.cpu_share > MAX_CPU_SHARE:
         return f"it used {client.cpu_share:.0%} of a core"
     return None
+
+
+class Search(BaseModel):
+    """A search as `capacity.json` keeps it: `pabench capacity` writes it beside its runs. Texts may be hostile."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: Literal[1] = 1
+    label: str             # of the engine, as its runs have it
+    workload: str
+    slo: SLO
+    confidence: float      # of the intervals
+    finished: bool         # not broken off by Ctrl-C or an error
+    capacity: Capacity
+
+    @property
+    def text(self) -> str:
+        """The conclusion in words."""
+        return self.capacity.text if self.finished else f"broken off, so far: {self.capacity.text}"
+
+    def write(self, folder: Path) -> None:
+        """Write `capacity.json`. Raises RecordsUnwritable."""
+        told = self.model_dump() | dict(zip(_WORDS, (self.text, self.slo.text), strict=True))
+        write_atomic(folder / CAPACITY_FILE, orjson.dumps(told, option=orjson.OPT_INDENT_2))
+
+
+def read_search(path: Path) -> Search:
+    """A `capacity.json`. Raises UsageError when it cannot be read as one."""
+    try:
+        told = orjson.loads(path.read_bytes())
+        found = Search.model_validate({key: value for key, value in told.items() if key not in _WORDS})
+        if not found.capacity.tried:
+            raise ValueError("it tried no rate")
+        return found
+    except (OSError, ValueError, AttributeError, UsageError) as error:
+        raise UsageError(f"{path} cannot be read as a search of version 1: {str(error).splitlines()[0]}") from None

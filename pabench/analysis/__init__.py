@@ -1,5 +1,6 @@
 """Analysis: records -> figures, verdicts and tables. Reads run folders, measures nothing."""
 
+from pabench.analysis.finish import finish_run
 from pabench.analysis.runs import Run, find_runs, load_run
 from pabench.analysis.stats import bootstrap_interval, quantiles
 from pabench.analysis.summarise import summarise
@@ -8,5 +9,5 @@ from pabench.analysis.tables import comparison_frame, comparison_table, throughp
 
 __all__ = [
     "Quantiles", "Run", "RunSummary", "Validity", "WasteSplit", "bootstrap_interval", "comparison_frame",
-    "comparison_table", "find_runs", "load_run", "quantiles", "summarise", "throughput_table",
+    "comparison_table", "find_runs", "finish_run", "load_run", "quantiles", "summarise", "throughput_table",
 ]

@@ -107,6 +107,7 @@ class _Show:
         self, plan: Workload, name: str, folder: Path, run: Callable[[Progress], Coroutine[Any, Any, Manifest]]
     ) -> NoReturn:
         """Do `run`, show it however it ends, and exit."""
+        from pabench.analysis import finish_run
         from pabench.calibration import calibrate_run
         from pabench.load import run_loop
         from pabench.terminal.live import live_load
@@ -119,7 +120,7 @@ class _Show:
                 calibrate_run(folder, self.hands)
         finally:
             if (folder / "requests.parquet").exists():  # an interrupted run has results too
-                show_run(folder, as_json=self.as_json)
+                show_run(finish_run(folder)[1], as_json=self.as_json)
         if manifest.failure is not None:
             raise PabenchError(manifest.failure)
         raise SystemExit(EXIT_OK if manifest.flawless else EXIT_NOT_CONFORMING)
@@ -154,7 +155,7 @@ def sweep(
 
     Example: pabench sweep --url http://127.0.0.1:8000 --workload sharegpt-mini --users 1,4,16,64
     """
-    from pabench.analysis import load_run, summarise
+    from pabench.analysis import finish_run
     from pabench.bench import folder_name
     from pabench.load import Hands, load_workload, run_loop, run_workload, sweep_loads
     from pabench.terminal.live import live_load
@@ -175,7 +176,7 @@ def sweep(
             with live_load(plan, name, quiet=silent) as progress:
                 manifest = run_loop(run_workload(examination, plan, where, url=url, label=name, seed=seed,
                                                  progress=progress, api_key=key, hands=hands))
-            summaries.append(summarise(load_run(where)))
+            summaries.append(finish_run(where)[1])
             flawless &= manifest.flawless
             if manifest.failure is not None:
                 raise PabenchError(manifest.failure)
@@ -196,6 +197,7 @@ def capacity(
     precision: Annotated[float, typer.Option(help="Relative gap between what is enough and too much.")] = 0.1,
     tries: Annotated[int, typer.Option(help="Runs of one rate, at most.")] = 3,
     out: Annotated[Path | None, typer.Option(help="New folder (results/<time>-capacity by default).")] = None,
+    label: Label = None,
     seed: LoadSeed = 0,
     workers: Workers = 1, ray: RayAddress = None,
     dialect: DialectName = None, probe: ProbeName = None, api_key_env: KeyVariable = None,
@@ -203,25 +205,37 @@ def capacity(
 ) -> None:
     """Find the highest rate at which nearly all requests are answered in time, and say how sure that is.
 
+    The folder gets capacity.json and the runs: `pabench report` shows them, `pabench results show` the conclusion.
+
     Example: pabench capacity --url http://127.0.0.1:8000 --workload poisson --ttft-ms 500 --tpot-ms 50
     """
-    from pabench.analysis import load_run
+    from pabench.analysis import finish_run
     from pabench.analysis.slo import SLO
-    from pabench.capacity import Attained, Tried, attained_in, conclusion, search_capacity, too_slow
+    from pabench.capacity import (
+        CONFIDENCE,
+        Attained,
+        Search,
+        Tried,
+        attained_in,
+        conclusion,
+        search_capacity,
+        too_slow,
+    )
     from pabench.load import Hands, load_workload, run_loop, run_workload
     from pabench.terminal.live import console, live_load
     from pabench.terminal.runs import show_capacity, tried_text
 
     slo, hands = SLO(ttft_ms, tpot_ms, share), Hands(workers, ray)
-    load_workload(workload, rate_per_s=from_rate, duration_s=duration_s)
+    asked = load_workload(workload, rate_per_s=from_rate, duration_s=duration_s)
     key, folder, silent = api_key_in(api_key_env), out or new_folder("capacity"), quiet or as_json
     require_new(folder)
     examination = examined(url, dialect, probe, api_key_env)
     if "stream" not in examination.facts.capabilities:
         raise UsageError(f"a capacity is told by the times of tokens, and dialect {examination.facts.dialect!r} of "
                          "this engine does not stream: use pabench sweep")
-    name = examination.facts.dialect
+    name = label or examination.facts.dialect
     tried: list[Tried] = []
+    finished = False
 
     def measure(rate: float, number: int) -> Attained:
         plan = load_workload(workload, rate_per_s=rate, duration_s=duration_s).model_copy(update={"num_requests": None})
@@ -229,9 +243,9 @@ def capacity(
         with live_load(plan, name, quiet=silent) as progress:
             manifest = run_loop(run_workload(examination, plan, where, url=url, label=name, seed=seed + number,
                                              progress=progress, api_key=key, hands=hands))
+        requests = finish_run(where)[0].requests
         if manifest.failure is not None:
             raise PabenchError(f"{manifest.failure}; the runs so far are in {folder}")
-        requests = load_run(where).requests
         if (slow := too_slow(manifest.client, requests, slo)) is not None:
             raise PabenchError(f"at {rate:.3g} req/s the client itself is too slow to say more: {slow}; the runs so "
                                f"far are in {folder}")
@@ -243,10 +257,14 @@ def capacity(
 
     try:
         search_capacity(measure, slo, from_rate=from_rate, to_rate=to_rate, precision=precision, tries=tries,
-                        progress=note)
+                        confidence=CONFIDENCE, progress=note)
+        finished = True
     finally:
         if tried:  # a search that was broken off has found something too
-            show_capacity(conclusion(tried), slo, folder, as_json=as_json)
+            search = Search(label=name, workload=asked.name, slo=slo, confidence=CONFIDENCE, finished=finished,
+                            capacity=conclusion(tried))
+            search.write(folder)
+            show_capacity(search, folder, as_json=as_json)
 
 
 @app.command()

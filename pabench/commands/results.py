@@ -32,19 +32,25 @@ def list_runs(folders: Folders = None, as_json: AsJson = False) -> None:
 
 @_results.command("show")
 def show(
-    folder: Annotated[Path, typer.Argument(help="One run folder.")], as_json: AsJson = False,
+    folder: Annotated[Path, typer.Argument(help="One run folder, or one that `pabench capacity` wrote.")],
+    as_json: AsJson = False,
 ) -> None:
-    """Show one run: its figures, and how it was measured.
+    """Show one run: its figures, and how it was measured; or what a search for the capacity came to.
 
     Example: pabench results show results/20261125-1700-chat
     """
-    from pabench.analysis import load_run
+    from pabench.analysis import load_run, summarise
+    from pabench.capacity import CAPACITY_FILE, read_search
     from pabench.terminal.results import show_manifest
-    from pabench.terminal.runs import show_run
+    from pabench.terminal.runs import show_capacity, show_run
 
+    if (folder / CAPACITY_FILE).exists():
+        show_capacity(read_search(folder / CAPACITY_FILE), folder, as_json=as_json)
+        return
+    run = load_run(folder)
     if not as_json:
-        show_manifest(load_run(folder).manifest)
-    show_run(folder, as_json=as_json)
+        show_manifest(run.manifest)
+    show_run(summarise(run), as_json=as_json)
 
 
 @_results.command("export")

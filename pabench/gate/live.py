@@ -20,8 +20,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from pabench.analysis import finish_run
 from pabench.analysis.measures import measure
-from pabench.analysis.sides import Measured, read_run, refuse_unlike, samples_of
+from pabench.analysis.sides import Measured, refuse_unlike, samples_of
 from pabench.conformance.launched import DEFAULT_URL, parse_launch
 from pabench.conformance.runner import run_suite
 from pabench.engines import EngineProcess
@@ -140,7 +141,8 @@ class GateRun:
                                       seed=self.seed + number, api_key=side.api_key))
         except EngineError as error:
             raise type(error)(f"{side.name}: {error}") from error
-        return read_run(folder)
+        run, summary = finish_run(folder)
+        return Measured(summary, run.manifest)
 
     def _examine(self, side: Side, url: str) -> Examination:
         """What it is: asked of each process anew, so that all are asked alike before their load."""

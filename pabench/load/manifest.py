@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit, urlunsplit
 
+import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 import pabench
 from pabench.engines.base import EngineFacts
 from pabench.engines.cleaning import without_secrets
 from pabench.errors import UsageError
-from pabench.load.records import MANIFEST_FILE, SCHEMA_VERSION, write_atomic
+from pabench.load.records import MANIFEST_FILE, write_atomic
+from pabench.load.upgrade import upgrade
 from pabench.load.workload import CacheState, Workload
 
 _VERSIONS_OF = ("aiohttp", "numpy", "orjson", "pandas", "pyarrow", "pydantic")
@@ -105,10 +107,17 @@ class Resumption(_Part):
     shift_s: float  # by which the arrivals to come were put off
 
 
+class RunValidity(_Part):
+    """The verdict at the end of the run, by the rules of the pabench that ran it (docs/measurement.md)."""
+
+    valid: bool
+    reasons: list[str] = Field(default_factory=list)  # why not
+
+
 class Manifest(_Part):
     """See the module. `status`: "running" is a run that is going on, or that was killed."""
 
-    schema_version: Literal[1] = 1          # records.SCHEMA_VERSION
+    schema_version: Literal[2] = 2          # records.SCHEMA_VERSION
     status: Literal["running", "complete", "interrupted", "failed"]
     failure: str | None = None             # why, when status is "failed"; may hold engine-supplied text
     command: list[str]                     # keys and passwords taken out
@@ -132,6 +141,7 @@ class Manifest(_Part):
     client: ClientHealth = Field(default_factory=ClientHealth)  # with several workers the worst of each figure
     calibration: Calibration | None = None  # None: the client was not calibrated for this run
     cache: CacheCheck | None = None         # None: no state was stated
+    validity: RunValidity | None = None     # None: nobody judged it at its end, which its readers do anyway
     notes: list[str] = Field(default_factory=list)  # what a reader must know: clipped lengths, usage that disagrees
 
     @property
@@ -150,15 +160,16 @@ class Manifest(_Part):
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest in a run folder. Raises UsageError when there is none, or none of this version."""
+    """The manifest in a run folder, of this version or an earlier one. Raises UsageError when there is none, or none
+    that can be read.
+    """
     path = folder / MANIFEST_FILE
     try:
-        return Manifest.model_validate_json(path.read_bytes())
+        return Manifest.model_validate_json(orjson.dumps(upgrade(orjson.loads(path.read_bytes()))))
     except FileNotFoundError:
         raise UsageError(f"{folder} is no run folder: it holds no {MANIFEST_FILE}") from None
-    except (OSError, ValidationError) as error:
-        raise UsageError(f"{path} cannot be read as a manifest of version {SCHEMA_VERSION}: "
-                         f"{str(error).splitlines()[0]}") from None
+    except (OSError, orjson.JSONDecodeError, ValidationError, UsageError) as error:
+        raise UsageError(f"{path} cannot be read as a manifest: {str(error).splitlines()[0]}") from None
 
 
 def new_manifest(

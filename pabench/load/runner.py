@@ -96,7 +96,7 @@ async def resume_run(
     at_s = max((record.end_s for record in over.values() if record.end_s is not None), default=0.0)
     shift_s = at_s - min((one.intended_s for one in rest if one.intended_s is not None), default=at_s)
     manifest.resumed.append(Resumption(at_s=at_s, shift_s=shift_s))
-    manifest.status, manifest.failure, manifest.url = "running", None, clean_url(url)
+    manifest.status, manifest.failure, manifest.validity, manifest.url = "running", None, None, clean_url(url)
     manifest.notes.append(f"resumed at {at_s:.1f} s of its clock: {len(over)} requests were over, {len(rest)} were to "
                           "be sent")
     workload = manifest.workload

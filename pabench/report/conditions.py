@@ -12,7 +12,7 @@ from pabench.report.tables import Cell, Column, Table, table, words
 # Shown elsewhere, or of no use to a reader. A hundred numbers in a cell make a row taller than a page: the median, p99
 # and the largest lag stand beside them.
 _LEFT_OUT = frozenset({"schema_version", "label", "outcomes", "duration_s", "window_s", "zero_at",
-                       "client.loop_lag_percentiles_ms"})
+                       "validity", "client.loop_lag_percentiles_ms"})
 _DEPTH = 2  # deeper parts of the manifest are told in one line
 
 

@@ -13,6 +13,8 @@ from pabench.report.groups import Engine, Group
 from pabench.report.reduce import Floats
 from pabench.report.text import count, number, percent
 
+_MOST_TICKS = 10
+
 Value = Callable[[RunSummary], float | None]
 
 
@@ -119,9 +121,11 @@ def _course(group: Group, levels: Floats, found: Floats, show: Callable[[float],
 
 
 def _load_axis(group: Group) -> dict[str, Any]:
-    """Logarithmic, with a tick at each level, where the levels span a factor of eight."""
+    """Logarithmic where the levels span a factor of eight, with a tick at each unless there are too many."""
     if group.levels[0] <= 0 or group.levels[-1] < 8 * group.levels[0]:
         return axis(group.level_name, zero=True)
+    if len(group.levels) > _MOST_TICKS:
+        return axis(group.level_name, log=True)
     return axis(group.level_name, log=True, dtick=None, tickvals=list(group.levels),
                 ticktext=[number(level) if level % 1 else count(level) for level in group.levels])
 

@@ -10,6 +10,7 @@ from typing import Any
 import orjson
 
 from pabench.analysis import find_runs, load_run, summarise
+from pabench.capacity import CAPACITY_FILE, Search, read_search
 from pabench.conformance import Results, load_results
 from pabench.errors import UsageError
 from pabench.report.blocks import BlockTraces
@@ -36,6 +37,7 @@ class Sources:
     suites: tuple[SuiteData, ...]
     decisions: tuple[Told, ...]
     claims: tuple[Told, ...]
+    searches: tuple[Search, ...]
     problems: tuple[str, ...]
 
 
@@ -57,7 +59,8 @@ def read_sources(dirs: Sequence[Path]) -> Sources:
             f"({VERDICTS_FILE}){why}"
         )
     decisions, claims = (tuple(_read_told(dirs, name, problems)) for name in (GATE_FILE, CLAIMS_FILE))
-    return Sources(tuple(data for _, data in runs), tuple(suites), decisions, claims, tuple(problems))
+    searches = _read_searches(dirs, problems)
+    return Sources(tuple(data for _, data in runs), tuple(suites), decisions, claims, searches, tuple(problems))
 
 
 def _read_told(dirs: Sequence[Path], name: str, problems: list[str]) -> Iterator[Told]:
@@ -68,6 +71,18 @@ def _read_told(dirs: Sequence[Path], name: str, problems: list[str]) -> Iterator
                 yield Told(_place(path.parent, top), _object(path))
             except (OSError, ValueError) as error:
                 problems.append(f"{_place(path, top)}: {error}")
+
+
+def _read_searches(dirs: Sequence[Path], problems: list[str]) -> tuple[Search, ...]:
+    """Searches for a capacity, each file once."""
+    found: dict[Path, Search] = {}
+    for top in dirs:
+        for path in sorted(top.rglob(CAPACITY_FILE)):
+            try:
+                found.setdefault(path.resolve(), read_search(path))
+            except UsageError as error:
+                problems.append(str(error).replace(str(path), _place(path, top)))
+    return tuple(found.values())
 
 
 def _object(path: Path) -> dict[str, Any]:

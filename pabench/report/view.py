@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import pabench
+from pabench.capacity import Search
+from pabench.report.capacity_view import capacity_figures, conclusions, searches_of, tried_tables
 from pabench.report.conditions import conditions
 from pabench.report.feel_figures import feel_figures
 from pabench.report.figures import Figure
@@ -44,6 +46,8 @@ class GroupView:
     sentences: tuple[str, ...]
     memory_sentence: str
     load: tuple[Figure, ...]
+    capacity: Table | None
+    tried: tuple[Table, ...]
     memory: tuple[Figure, ...]
     panes: tuple[Pane, ...]
     notes: tuple[str, ...]
@@ -84,13 +88,15 @@ def make_page(sources: Sources) -> Page:
     """The page of what was read."""
     engines = sort_engines(sources.runs, sources.suites)
     same, differing = conditions(engines)
+    groups = sort_groups(engines)
+    problems = (*sources.problems, *_without_runs(groups, sources.searches))
     return Page(
         title=" · ".join(visible(engine.name) for engine in engines),
         built_at=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         version=pabench.__version__,
         engines=engines,
         cards=tuple(cards(engines)),
-        groups=tuple(_group_view(group) for group in sort_groups(engines)),
+        groups=tuple(_group_view(group, sources.searches) for group in groups),
         runs=key_table(engines) if sources.runs else None,
         figures=all_table(engines) if sources.runs else None,
         matrices=tuple(matrices(engines)),
@@ -102,11 +108,19 @@ def make_page(sources: Sources) -> Page:
         claims=claims_table(sources.claims),
         same=same,
         differing=differing,
-        problems=tuple(visible(problem) for problem in sources.problems),
+        problems=tuple(visible(problem) for problem in problems),
     )
 
 
-def _group_view(group: Group) -> GroupView:
+def _without_runs(groups: Sequence[Group], searches: Sequence[Search]) -> Iterator[str]:
+    """Searches that no group shows."""
+    for search in searches:
+        if not any(searches_of(group, [search]) for group in groups):
+            yield f"the search for the capacity of {search.label} under {search.workload}: none of its runs is here"
+
+
+def _group_view(group: Group, searches: Sequence[Search]) -> GroupView:
+    searched = searches_of(group, searches)
     made = tiles(group)
     memory = memory_by_load(group)
     shown = group.common_level if group.common_level is not None else group.levels[-1]
@@ -116,7 +130,9 @@ def _group_view(group: Group) -> GroupView:
         tiles=tuple(made),
         sentences=tuple(sentences(made)),
         memory_sentence=memory_sentence(group),
-        load=tuple(load_figures(group)),
+        load=(*capacity_figures(group, searched), *load_figures(group)),
+        capacity=conclusions(group, searched),
+        tried=tuple(tried_tables(group, searched)),
         memory=tuple(memory),
         panes=tuple(_pane(group, level, level == shown) for level in group.levels),
         notes=tuple(_notes(group, memory)),

@@ -12,23 +12,21 @@ from rich.markup import escape
 from rich.table import Table
 
 from pabench.analysis import RunSummary, comparison_table, load_run, summarise, throughput_table
-from pabench.analysis.slo import SLO
 from pabench.analysis.tables import UNKNOWN, knee
 from pabench.bench import EngineResult
-from pabench.capacity import Capacity, Tried
+from pabench.capacity import Search, Tried
 from pabench.engines.cleaning import WHOLE, clean
 from pabench.load.calibrate import ClientError
 from pabench.report import write_report
 
 
-def show_run(folder: Path, *, as_json: bool) -> None:
+def show_run(summary: RunSummary, *, as_json: bool) -> None:
     """The end of one run: table, or JSON."""
-    summary = summarise(load_run(folder))
     if as_json:
         print(summary_json([summary]))
         return
     show_summaries([summary])
-    print(f"records: {folder}")
+    print(f"records: {summary.path}")
 
 
 def show_summaries(summaries: Sequence[RunSummary]) -> None:
@@ -69,20 +67,21 @@ def tried_text(tried: Tried) -> str:
             f"time ({tried.low:.0%} to {tried.high:.0%})")
 
 
-def show_capacity(found: Capacity, slo: SLO, folder: Path, *, as_json: bool) -> None:
+def show_capacity(search: Search, folder: Path, *, as_json: bool) -> None:
     """What a search for the capacity came to, on stdout."""
+    found = search.capacity
     if as_json:
-        print(orjson.dumps({"slo": asdict(slo), **asdict(found)}).decode())
+        print(orjson.dumps({"slo": asdict(search.slo), **asdict(found)}).decode())
         return
     out = Console(highlight=False)
-    table = Table(title=f"In time: {slo.text}", title_justify="left")
-    for name in ("requests/s", "in time", "of", "95 % interval", "verdict"):
+    table = Table(title=f"In time: {search.slo.text}", title_justify="left")
+    for name in ("requests/s", "in time", "of", f"{100 * search.confidence:g} % interval", "verdict"):
         table.add_column(name, justify="right")
     for each in sorted(found.tried, key=lambda tried: tried.rate_per_s):
         table.add_row(f"{each.rate_per_s:.3g}", f"{each.attained.share:.1%}", str(each.attained.total),
                       f"{each.low:.1%} – {each.high:.1%}", each.verdict)
     out.print(table)
-    out.print(f"capacity: {found.text}")
+    out.print(f"capacity: {search.text}")
     out.print(f"runs: {escape(str(folder))}")
 
 

@@ -28,12 +28,26 @@ def slow_stub(tmp_path: Path) -> Iterator[EngineProcess]:
         yield process
 
 
-def test_a_search_says_on_which_side_the_capacity_lies(pabench: Run, slow_stub: EngineProcess) -> None:
+def test_a_search_says_on_which_side_the_capacity_lies(
+    pabench: Run, slow_stub: EngineProcess, tmp_path: Path
+) -> None:
     search = ("capacity", "--url", slow_stub.url, "--workload", "smoke", "--duration-s", "1", "--from-rate", "30")
     refused = pabench(*search)
     assert refused.returncode == 2
     assert "--ttft-ms" in refused.stderr
-    done = pabench(*search, "--ttft-ms", "900", "--tries", "1", "--quiet", "--json")
+    done = pabench(*search, "--ttft-ms", "900", "--tries", "1", "--quiet", "--json", "--label", "slow",
+                   "--out", "found")
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert (told["inside"], told["outside"], len(told["tried"])) == (None, 30.0, 1)
+    # It is kept, and shown again.
+    kept = json.loads((tmp_path / "found" / "capacity.json").read_text())
+    assert (kept["label"], kept["finished"], kept["capacity"]["tried"]) == ("slow", True, told["tried"])
+    assert kept["conclusion"].startswith("below 30 req/s")
+    shown = pabench("results", "show", "found")
+    assert shown.returncode == 0, shown.stderr
+    assert "capacity: below 30 req/s" in shown.stdout
+    listed = pabench("results", "list", "found", "--json")
+    assert [row["label"] for row in json.loads(listed.stdout)] == ["slow"]
+    assert pabench("report", "found").returncode == 0
+    assert "Every rate that was tried" in (tmp_path / "report.html").read_text()

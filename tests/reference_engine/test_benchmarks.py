@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import time
 from importlib import import_module
 from pathlib import Path
 
@@ -240,6 +242,38 @@ def test_a_slowed_engine_waits_as_long_as_its_factors_say_and_answers_alike(tiny
         made[kind] = ids(drain(engine)[request.id][0])
     assert made[Engine] == made[slowed.SlowedEngine]
     assert len([seconds for seconds in slept if seconds > 1]) == 3  # the prompt's step is not slowed
+
+
+@pytest.mark.parametrize("late", ["first", "end"])
+def test_slowed_answers_come_late_at_one_place_alone(late, monkeypatch):
+    held: list[float] = []
+
+    async def hold(began_s: float, factor: float) -> None:
+        held.append(factor)
+
+    async def batches(self, requests):
+        for batch in ("one", "two", "three"):
+            yield batch
+
+    async def played() -> list[object]:
+        seen: list[object] = []
+        async for batch in slowed.SlowedAnswers.generate(object.__new__(slowed.SlowedAnswers), []):
+            seen += [*held, batch]
+            held.clear()
+        return seen + held
+
+    monkeypatch.setattr(slowed, "_hold", hold)
+    monkeypatch.setattr(slowed.AsyncEngine, "generate", batches)
+    monkeypatch.setattr(slowed.SlowedAnswers, f"{late}_factor", 1.5)
+    first, end = (1.5, 1.0) if late == "first" else (1.0, 1.5)
+    assert asyncio.run(played()) == [first, "one", 1.0, "two", 1.0, "three", end]
+
+
+def test_holding_lasts_a_share_of_what_has_passed():
+    began_s = time.perf_counter() - 0.2
+    asyncio.run(slowed._hold(began_s, 1.5))
+    assert 0.3 <= time.perf_counter() - began_s < 3
+    asyncio.run(slowed._hold(began_s - 1e6, 1.0))  # not at all
 
 
 def test_a_factor_below_one_is_refused(capsys):

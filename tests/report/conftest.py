@@ -18,6 +18,7 @@ from tests.report.synthetic import (
     passing_rows,
     write_findings,
     write_run,
+    write_search,
     write_suite,
     write_trace,
 )
@@ -49,6 +50,15 @@ def report(results: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Searches for the capacity of two engines, one of them broken off."""
+    top = tmp_path_factory.mktemp("searched")
+    write_search(top / "a", "reference paged", 17.0)
+    write_search(top / "b", "reference contiguous", 6.0, finished=False)
+    return top
+
+
+@pytest.fixture(scope="session")
 def hostile_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A report in which every text that an engine supplies tries to run."""
     top = tmp_path_factory.mktemp("hostile")
@@ -57,6 +67,7 @@ def hostile_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_run(top / "b", Made("=cmd|' /C calc'!A0", requests=24, reserve_tokens=512, workload=HOSTILE))
     write_trace(top / "a/load.blocks.jsonl", reserve_blocks=0, seq=HOSTILE)
     write_findings(top / "a", HOSTILE)
+    write_search(top / "searched", HOSTILE, 6.0, workload=HOSTILE)
     write_suite(top / "a/conformance", failing_rows(HOSTILE), exit_code=1, engine={"dialect": HOSTILE})
     out = top / "report.html"
     write_report([top], out)

@@ -9,14 +9,17 @@ from pathlib import Path
 import numpy as np
 
 from pabench.analysis.sides import Samples
+from pabench.analysis.slo import SLO
+from pabench.capacity import Attained, Search, search_capacity
 from pabench.claims import Claim, Result, write_claims
 from pabench.conformance.results import SPEC_VERSION, Header, ResultsWriter
 from pabench.conformance.verdicts import Outcome, Verdict
 from pabench.gate import Policy, decide
 from pabench.gate.words import write_decision
+from pabench.load.arrivals import ClosedArrivals, PoissonArrivals
 from pabench.load.manifest import ClientHealth, EngineRecord, Host, KVGeometry, Manifest
 from pabench.load.records import OUTCOMES, RequestRecord, write_requests, write_telemetry
-from pabench.load.workload import ClosedArrivals, FixedLaw, UniformLaw, Workload
+from pabench.load.workload import FixedLaw, UniformLaw, Workload
 from pabench.telemetry.vocabulary import KVSample
 
 CAPACITY_TOKENS = 4096
@@ -49,6 +52,7 @@ class Made:
     version: str = "0.1.0"
     cpu: str = "Example CPU"
     digest: str = ""
+    rate: float | None = None   # stated as an open loop's; the requests come as `users` send them
 
 
 def write_run(folder: Path, made: Made) -> Path:
@@ -150,7 +154,9 @@ def _manifest(made: Made, records: list[RequestRecord]) -> Manifest:
         workload=Workload(
             name=made.workload, description="Synthetic.", prompt="probe",
             prompt_tokens=UniformLaw(law="uniform", max=160), output_tokens=FixedLaw(law="fixed", tokens=64),
-            arrivals=ClosedArrivals(kind="closed", users=made.users), num_requests=made.requests,
+            arrivals=ClosedArrivals(kind="closed", users=made.users) if made.rate is None
+            else PoissonArrivals(kind="poisson", rate_per_s=made.rate),
+            num_requests=made.requests,
         ),
         seed=made.seed, schedule_digest=made.digest,
         engine=EngineRecord(dialect="reference", model="probe-tiny", max_context_tokens=512, version=made.version,
@@ -205,6 +211,23 @@ def write_findings(folder: Path, text: str = "sharegpt-mini, 8 users") -> None:
               Claim(id="two", claim="another", source="a paper", published="3x", how="none", why=text)]
     write_claims([Result(claims[0], "reproduced", text, ""), Result(claims[1], "not shown", "–", text)],
                  folder / "claims.json")
+
+
+def write_search(folder: Path, label: str, capacity_per_s: float, *, workload: str = "probe-rings",
+                 finished: bool = True) -> Path:
+    """A search of an engine that is in time with nearly all requests below its capacity, and with few above; a run at
+    each rate that it tried.
+    """
+    def measure(rate: float, number: int) -> Attained:
+        total = int(20 * rate) + 20
+        return Attained(round(total / (1 + (rate / capacity_per_s) ** 8 / 9)), total)
+
+    slo = SLO(ttft_ms=500, tpot_ms=50)
+    found = search_capacity(measure, slo, from_rate=1, to_rate=64)
+    for each in found.tried:
+        write_run(folder / f"{each.rate_per_s:.6g}", Made(label, requests=16, rate=each.rate_per_s, workload=workload))
+    Search(label=label, workload=workload, slo=slo, confidence=0.95, finished=finished, capacity=found).write(folder)
+    return folder
 
 
 def write_suite(folder: Path, rows: list[Verdict], *, exit_code: int = 0, url: str = "http://127.0.0.1:8000",

@@ -15,6 +15,7 @@ from axe_playwright_python.sync_playwright import Axe
 from pabench.analysis import load_run, summarise
 from pabench.analysis.history import histories
 from pabench.analysis.sides import read_all
+from pabench.report import write_report
 from pabench.report.history_page import write_history
 from tests.report.synthetic import HOSTILE, Made, write_run
 
@@ -215,6 +216,26 @@ def test_a_block_map_is_unrolled_and_follows_the_theme(seen: Seen) -> None:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing_to_complain_about(browser: Any, report: Path, scheme: str) -> None:
+    assert_accessible(browser, report, scheme)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_search_for_the_capacity_is_drawn_hidden_and_accessible(
+    browser: Any, searched: Path, tmp_path: Path, scheme: str
+) -> None:
+    out = tmp_path / "report.html"
+    write_report([searched], out)
+    for seen in open_report(browser, out, color_scheme=scheme):
+        assert len(drawn(seen, "capacity-0-0")) == 3
+        seen.page.locator('[data-toggle="1"]').first.click()
+        assert [trace["visible"] for trace in drawn(seen, "capacity-0-0")] == [True, False, True]
+        seen.page.locator("#load details.more summary").click()
+        assert seen.page.locator("#tried-0-0 tbody tr").count() > 6
+        assert seen.complaints == []
+    assert_accessible(browser, out, scheme)
+
+
+def assert_accessible(browser: Any, report: Path, scheme: str) -> None:
     for seen in open_report(browser, report, color_scheme=scheme, bypass_csp=True):  # axe is a script of its own
         found = Axe().run(seen.page, options={"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice"]})
         told = [f"{one['id']}: {one['help']}: {[node['target'] for node in one['nodes']][:4]}"

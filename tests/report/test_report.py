@@ -209,6 +209,41 @@ def test_one_colour_an_engine_in_every_figure(results: Path) -> None:
     assert len(set.union(*colours.values())) == 3
 
 
+def test_a_search_for_the_capacity_is_shown_with_its_verdicts(searched: Path) -> None:
+    (view,) = make_page(read_sources([searched])).groups
+    assert view.capacity is not None
+    rows = {row[0].text: [cell.raw for cell in row[1:4]] for row in view.capacity.rows}
+    assert rows["reference paged"][0] <= 17.0 <= rows["reference paged"][1]
+    assert str(rows["reference contiguous"][2]).startswith("broken off, so far: ")
+    (tried,) = view.tried
+    assert "90% of requests with TTFT <= 500 ms and TPOT <= 50 ms, Wilson's 95 % intervals" in tried.caption
+    assert tried.csv.startswith("engine,rate_per_s,in_time_share,low_share,high_share,requests,verdict\r\n")
+    assert "reference paged,1.0,1.0,0.91" in tried.csv
+    figure = view.load[0]
+    assert figure.id == "capacity-0-0"
+    paged = figure.spec["data"][0]
+    verdicts = {row[6].text for row in tried.rows}
+    assert verdicts == {"inside", "outside", "undecided"}
+    assert (paged["marker"]["symbol"][0], paged["marker"]["symbol"][-1]) == ("circle", "circle-open")
+    made = go.Figure(figure.spec).data[0].error_y
+    assert min(*made.array, *made.arrayminus) >= 0
+    assert "reference paged: 16 req/s" in figure.alt
+
+
+def test_searches_that_cannot_be_shown_are_told(searched: Path, tmp_path: Path) -> None:
+    write_run(tmp_path / "run", Made("alone", requests=16))
+    told = (searched / "a" / "capacity.json").read_text()
+    for name, text in (("lone", told), ("newer", told.replace('"schema_version": 1', '"schema_version": 2')),
+                       ("empty", re.sub(r'"tried": \[.*?\n    \]', '"tried": []', told, flags=re.DOTALL)),
+                       ("list", "[]")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "capacity.json").write_text(text)
+    problems = make_page(read_sources([tmp_path])).problems
+    assert len(problems) == 4
+    assert any("reference paged under probe-rings: none of its runs is here" in problem for problem in problems)
+    assert sum("cannot be read as a search of version 1" in problem for problem in problems) == 3
+
+
 def test_json_cannot_close_its_script() -> None:
     text = str(json_in_html({"a": "</script><!--&\u2028"}))
     assert not set("<>&\u2028") & set(text)

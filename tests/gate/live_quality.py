@@ -1,0 +1,143 @@
+"""How often `pabench gate run` errs, on the reference engine, live. A benchmark.
+
+    python -m tests.gate.live_quality --gates 20 [--only aa,tpot] [--out results/gate-quality]
+
+Each gate starts the engine anew for each run, as `pabench gate run` does with a command; only the candidate is slowed
+(reference_engine.benchmarks.slowed). One folder a gate, so that what was broken off goes on where it stopped: a gate
+with a gate.json is not run again, nor is one that could not run (error.txt); remove its folder to run it again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+
+from pabench.errors import PabenchError
+from pabench.gate import GateRun, Policy, Side, load_policy
+from pabench.gate.decide import INCONCLUSIVE, PASS, REGRESSION, WATCHED, WORSE, change_text
+from pabench.gate.words import JSON_FILE, write_decision
+from pabench.load import Workload, load_workload
+from pabench.load.records import write_atomic
+from pabench.probe import build_checkpoint, preset
+
+ROOT = Path(__file__).resolve().parents[2]
+ERROR_FILE, RESULT_FILE = "error.txt", "quality.json"
+COULD_NOT_RUN = "could not run"
+METRICS = ("throughput_tokens_per_s", "tpot_p50_ms", "ttft_p50_ms")
+# Name -> what it is, and options that slow the candidate.
+CASES = {
+    "aa": ("nothing (A/A)", ()),
+    "tpot": ("TPOT worse by 5%", ("--decode", "1.05")),
+    "ttft": ("TTFT worse by 10%", ("--first", "1.10")),
+    "throughput": ("throughput worse by 5%", ("--end", "1.055")),  # a part of it is won back: fewer share a step
+}
+
+
+def gate(case: str, number: int, folder: Path, model: Path, workload: Workload, policy: Policy) -> None:
+    """Run one gate into `folder`, its verdict or why there is none."""
+    slower = CASES[case][1]
+    sides = (Side("baseline", _line(model, ())), Side("candidate", _line(model, slower)))
+    seed = 10_000 * list(CASES).index(case) + 100 * number  # no two gates send the same requests
+    began = time.monotonic()
+    folder.mkdir(parents=True)
+    try:
+        write_decision(GateRun(sides, workload, policy, folder, seed, quiet=True).run(), folder)
+    except PabenchError as error:
+        write_atomic(folder / ERROR_FILE, str(error).encode())
+    write_atomic(folder / "seconds", f"{time.monotonic() - began:.1f}".encode())
+
+
+def read_gate(case: str, folder: Path) -> dict[str, Any]:
+    """What became of a gate."""
+    found: dict[str, Any] = {"case": case, "gate": folder.name, "seconds": float((folder / "seconds").read_text())}
+    if (folder / ERROR_FILE).exists():
+        return found | {"outcome": COULD_NOT_RUN, "why": (folder / ERROR_FILE).read_text(), "pairs": 0, "metrics": {}}
+    told = orjson.loads((folder / JSON_FILE).read_bytes())
+    metrics = {each["metric"]: {name: each[name] for name in ("ratio", "low", "high", "outcome")}
+               for each in told["metrics"] if each["outcome"] != WATCHED}
+    return found | {"outcome": told["outcome"], "why": "; ".join((*told["failures"], *told["notes"])),
+                    "pairs": max((each["count"] for each in told["metrics"]), default=0), "metrics": metrics}
+
+
+def gate_text(found: dict[str, Any]) -> str:
+    """One gate in a line."""
+    figures = [f"{name.partition('_')[0]} {change_text(each['ratio'])}{' WORSE' * (each['outcome'] == WORSE)}"
+               for name, each in found["metrics"].items()]
+    why = f"  [{found['why']}]" if found["why"] else ""
+    return (f"{found['gate']:14} {found['outcome']:13} {found['pairs']:2} pairs {found['seconds']:5.0f} s  "
+            f"{', '.join(figures)}{why}")
+
+
+def table(gates: Sequence[dict[str, Any]]) -> str:
+    """Markdown, a row a case; changes of the candidate are the means over its gates."""
+    outcomes = (REGRESSION, PASS, INCONCLUSIVE, COULD_NOT_RUN)
+    columns = ("case", "gates", *outcomes, "pairs, mean", "seconds, mean", "throughput", "TPOT p50", "TTFT p50")
+    rows = [f"| {' | '.join(columns)} |", "|" + " --- |" * len(columns)]
+    for case, (name, _) in CASES.items():
+        mine = [each for each in gates if each["case"] == case]
+        if mine:
+            counts = [str(sum(each["outcome"] == outcome for each in mine)) for outcome in outcomes]
+            means = [f"{np.mean([each[key] for each in mine]):.1f}" for key in ("pairs", "seconds")]
+            changes = [_mean_change(mine, metric) for metric in METRICS]
+            rows.append(f"| {' | '.join((name, str(len(mine)), *counts, *means, *changes))} |")
+    return "\n".join(rows)
+
+
+def _mean_change(gates: Sequence[dict[str, Any]], metric: str) -> str:
+    ratios = [each["metrics"][metric]["ratio"] for each in gates if metric in each["metrics"]]
+    return change_text(float(np.exp(np.mean(np.log(ratios))))) if ratios else "–"
+
+
+def _line(model: Path, slower: Sequence[str]) -> str:
+    """The command that starts the engine, slowed where `slower` says how."""
+    module = "reference_engine.benchmarks.slowed" if slower else "reference_engine"
+    command = shlex.join([sys.executable, "-m", module, *slower, "--model", str(model), "--port"])
+    return f"{command} {{port}}"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run and tell."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--gates", type=int, default=20, help="Gates a case.")
+    parser.add_argument("--only", default=",".join(CASES), help=f"Of {', '.join(CASES)}; all by default.")
+    parser.add_argument("--out", type=Path, default=ROOT / "results" / "gate-quality")
+    parser.add_argument("--users", type=int, default=8)
+    parser.add_argument("--num-requests", type=int, default=24)
+    parser.add_argument("--max-pairs", type=int, help="Budget of a gate; the policy's by default.")
+    args = parser.parse_args(argv)
+    chosen = args.only.split(",")
+    if unknown := set(chosen) - set(CASES):
+        parser.error(f"--only has {', '.join(sorted(unknown))}, expected some of {', '.join(CASES)}")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # the engines' own: a second thread for so small a model only costs
+    workload = load_workload("sharegpt-mini", users=args.users, num_requests=args.num_requests)
+    policy = load_policy().within(args.max_pairs)
+    args.out.mkdir(parents=True, exist_ok=True)
+    model = args.out / "probe-gqa"
+    if not model.exists():
+        build_checkpoint(preset("gqa"), model)
+    gates = []
+    for number in range(args.gates):  # case by case within a round: what changes over hours meets all alike
+        for case in chosen:
+            folder = args.out / f"{case}-{number:02}"
+            if not any((folder / name).exists() for name in (JSON_FILE, ERROR_FILE)):
+                shutil.rmtree(folder, ignore_errors=True)  # broken off
+                gate(case, number, folder, model, workload, policy)
+            gates.append(read_gate(case, folder))
+            print(gate_text(gates[-1]), flush=True)
+            write_atomic(args.out / RESULT_FILE, orjson.dumps({"schema_version": 1, "gates": gates},
+                                                              option=orjson.OPT_INDENT_2))
+    print(f"\n{table(gates)}")
+
+
+if __name__ == "__main__":
+    main()
