@@ -23,12 +23,15 @@ def show_working_set(found: WorkingSet, folder: Path, *, as_json: bool) -> None:
     out = Console(highlight=False)
     table = Table(title=f"Measured from outside: {escape(clean(f'{facts.dialect} {facts.version or str()}'))}",
                   title_justify="left")
-    for name in ("figure", "measured", "up to", "stated", "ratio", "how, or why not"):
+    for name in ("figure", "measured", "between", "stated", "ratio", "how, or why not"):
         table.add_column(name, justify="left" if name in ("figure", "how, or why not") else "right", overflow="fold")
     for each in found.figures:
-        table.add_row(f"{each.name}, {each.unit}", _measured(each), _number(each.high), _number(each.stated),
+        table.add_row(f"{each.name}, {each.unit}", _measured(each), _between(each), _number(each.stated),
                       UNKNOWN if each.ratio is None else f"{each.ratio:.3f}", escape(clean(each.how, WHOLE)))
     out.print(table)
+    curve = sorted(found.curve, key=lambda each: each.tokens)
+    if curve:
+        out.print("hit curve: " + ", ".join(f"{each.tokens:,} tokens {each.hit_share:.0%}" for each in curve))
     checked = "not verified" if found.examination.probe is None else f"{found.wrong} wrong"
     out.print(f"{found.asked:,} answers, {checked}", style="red" if found.wrong else None)
     if not found.complete:
@@ -40,6 +43,12 @@ def _measured(figure: Figure) -> str:
     if figure.value is None:
         return figure.state
     return ("at least " if figure.state == "at least" else "") + _number(figure.value)
+
+
+def _between(figure: Figure) -> str:
+    if figure.low is None or figure.low == figure.high:
+        return UNKNOWN
+    return f"{_number(figure.low)} and {'more' if figure.high is None else _number(figure.high)}"
 
 
 def _number(value: float | None) -> str:

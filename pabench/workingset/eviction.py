@@ -13,11 +13,11 @@ from math import ceil, sqrt
 
 from pabench.workingset.asking import SOURCE_TEXT, Asker
 from pabench.workingset.figure import Ended, Figure, State, missing
-from pabench.workingset.prompts import MIN_TOKENS, Prompts
+from pabench.workingset.prompts import Prompts
 
 NAME = "eviction knee"
 _HELD = 0.95           # share of hits from which a working set counts as held
-_MOST_PROMPTS = 24     # of a working set, unless they would be too long
+_MOST_PROMPTS = 16     # of a working set, unless they would be too long
 _FIRST_TOKENS = 512
 TOO_ALIKE = 0.6        # TTFT of a hit over that of a miss, above which hits are not told by their time
 
@@ -33,12 +33,13 @@ class CurvePoint:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Tokens of a block, of the longest prompt and of the largest working set; relative precision of a search.
+    """Tokens of a block, of the shortest and longest prompt and of the largest working set; precision of the search.
 
     `warm_share`: TTFT of a hit over that of a miss, where hits are told by time alone.
     """
 
     block_size: int
+    shortest: int
     longest: int
     max_tokens: int
     precision: float
@@ -74,12 +75,8 @@ def _sizes(found: list[CurvePoint], limits: Limits) -> Iterator[int]:
 
 
 def _fewest(limits: Limits) -> int:
-    """Blocks of the shortest prompt: two at least, as the last token of a prompt, and so its block, is never hit.
-
-    Where hits are told by time, prompts must be long.
-    """
-    shortest = MIN_TOKENS if limits.warm_share is None else limits.longest // 2
-    return max(2, ceil(shortest / limits.block_size))
+    """Blocks of the shortest prompt: two at least, as the last token of a prompt, and so its block, is never hit."""
+    return max(2, ceil(limits.shortest / limits.block_size))
 
 
 def share_out(blocks: int, limits: Limits) -> list[int]:

@@ -22,13 +22,14 @@ from pabench.workingset.block_size import Shared, block_size_figure, block_size_
 from pabench.workingset.eviction import CurvePoint, Limits, eviction_figure, measure_eviction
 from pabench.workingset.figure import NOT_REACHED, Ended, Figure
 from pabench.workingset.preemption import Level, measure_preemption, preemption_figure
-from pabench.workingset.prompts import Prompts
+from pabench.workingset.prompts import MIN_TOKENS, Prompts
 from pabench.workingset.recompute import Pair, measure_recompute, recompute_figure, warm_share
 
 SCHEMA_VERSION = 1
 _TRIAL_TOKENS = 300        # of the prompt that is sent twice to see whether hits are told: several blocks
 _ASSUMED_BLOCK = 16        # tokens, where neither the hits nor the engine tell
 _ASSUMED_LONGEST = 2048    # tokens of a sequence, where the engine does not tell
+_SHORTEST = 128            # tokens of the longest prompt, at least: below, there is nothing to vary
 _LONGEST = 4096            # of a prompt: longer ones would only make the search coarser
 _UNSTATED_MAX_TOKENS = 131_072
 _STATED_TIMES = 2          # by default as much as this times what the engine states is tried
@@ -127,6 +128,10 @@ class _Parts:
     prompts: Prompts
 
     async def run(self) -> None:
+        """All parts in turn. Raises UsageError where sequences are too short to tell anything."""
+        if self._longest < _SHORTEST:
+            raise UsageError(f"the engine's longest sequence is {self._longest + 2} tokens, expected at least "
+                             f"{_SHORTEST + 2}: serve the model with a longer context")
         await self._part(block_size.NAME, self._block_size)
         await self._part(recompute.NAME, self._recompute)
         await self._part(eviction.NAME, self._eviction)
@@ -174,7 +179,9 @@ class _Parts:
                 f"a prompt sent again takes {by_time:.0%} of its first TTFT, too much to tell a hit by")
             self.found.ended[eviction.NAME] = Ended("unknown", f"hits are not told, and {told}")
             return
-        limits = Limits(self._block, self._longest, self._max_tokens, self.found.options.precision, by_time)
+        # A hit that is told by its time alone is told best of the longest prompt that was timed.
+        shortest = MIN_TOKENS if by_time is None else max(each.tokens for each in self.found.pairs)
+        limits = Limits(self._block, shortest, self._longest, self._max_tokens, self.found.options.precision, by_time)
         await measure_eviction(self.asker, self.prompts, limits, self.found.curve)
 
     async def _preemption(self) -> None:

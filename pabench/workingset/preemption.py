@@ -1,15 +1,15 @@
 """Preemption onset: how many tokens live at once where sequences that grow together no longer all fit.
 
 A few sequences start at three quarters of a level and grow to it; each level starts where the last one ended. The place
-is told by the client's own record: a stream that stands still while another goes on, or does not begin before another
-has ended. It counts tokens, not seconds, so a busy machine is not taken for a full one. Whether sequences were
-preempted is what the engine's counter says, where it has one.
+is told by the client's own record: a stream that stands still while another goes on to its end, or does not begin
+before another has ended. It counts tokens, not seconds, so that a busy machine is not taken for a full one. Whether
+sequences were preempted is what the engine's counter says. Where it counts none, a sign must be seen twice.
 """
 
 from __future__ import annotations
 
 import asyncio
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -31,17 +31,17 @@ Sign = Literal["none", "preempted", "stood still", "waited"]
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """Sequences that grew to `tokens` live tokens at once.
+    """Sequences that grew at once.
 
-    `onset_tokens`: those live where the first sign was seen; `onset_slots`: the same in whole blocks, as a pool counts.
+    `live_tokens`: those live where the first sign was seen, or, without one, where the first sequence ended;
+    `live_slots`: the same in whole blocks, as a pool counts.
     """
 
     sequences: int
-    tokens: int
+    live_tokens: int
+    live_slots: int
     preemptions: float | None  # counted by the engine meanwhile; None: it does not count them
     sign: Sign
-    onset_tokens: int
-    onset_slots: int
 
 
 async def measure_preemption(
@@ -50,9 +50,11 @@ async def measure_preemption(
     """Append levels to `found` until one shows a sign, or `max_tokens` live at once."""
     tokens = float(_FIRST_TOKENS)
     while tokens <= max_tokens:
-        found.append(await _grown(asker, prompts, round(tokens), block_size, longest))
-        level = found[-1]
-        asker.progress(f"{level.sequences} sequences grown to {level.tokens:,} live tokens: {_sign_text(level)}")
+        level = await _grown(asker, prompts, round(tokens), block_size, longest)
+        if level.sign in ("stood still", "waited"):
+            level = await _grown(asker, prompts, round(tokens), block_size, longest)
+        found.append(level)
+        asker.progress(f"{level.sequences} sequences that grow together: {_sign_text(level)}")
         if level.sign != "none":
             return
         tokens *= _STEP
@@ -84,16 +86,16 @@ def level_of(streams: Sequence[Visit], preempted: float | None, block_size: int)
     elif late_s is not None:
         sign = "waited"
     live = _live_at(streams, at_s)
-    total = sum(each.prompt_tokens + len(each.token_times_s) for each in streams)
-    return Level(len(streams), total, preempted, sign, sum(live), sum(ceil(each / block_size) for each in live) *
-                 block_size)
+    slots = sum(ceil(each / block_size) for each in live) * block_size
+    return Level(len(streams), sum(live), slots, preempted, sign)
 
 
 def first_stall(streams: Sequence[Visit]) -> float | None:
-    """When a stream first stood still: others had `_STANDS_STILL` arrivals before its next one. None: none did."""
-    arrivals = [sorted(set(each.token_times_s)) for each in streams]
+    """When a stream first stood still, seconds: another had `_STANDS_STILL` arrivals and ended before its next one."""
+    arrivals = [sorted(set(each.token_times_s)) for each in streams if each.token_times_s]
     found = [start for own in arrivals for start, end in pairwise(own)
-             if any(bisect_left(other, end) - bisect_right(other, start) >= _STANDS_STILL for other in arrivals)]
+             if any(start < other[-1] < end and len(other) - bisect_right(other, start) >= _STANDS_STILL
+                    for other in arrivals)]
     return min(found, default=None)
 
 
@@ -107,17 +109,17 @@ def first_wait(streams: Sequence[Visit]) -> float | None:
 
 
 def _live_at(streams: Sequence[Visit], at_s: float) -> list[int]:
-    """Tokens of each stream that has begun at `at_s` and not ended before."""
-    return [each.prompt_tokens + bisect_right(each.token_times_s, at_s) for each in streams
+    """Tokens in the cache of each stream that has begun at `at_s` and not ended before: all but its newest one."""
+    return [each.prompt_tokens + bisect_right(each.token_times_s, at_s) - 1 for each in streams
             if each.token_times_s and each.token_times_s[0] <= at_s <= each.token_times_s[-1]]
 
 
 def _sign_text(level: Level) -> str:
     counted = "" if level.preemptions is None else f" ({level.preemptions:g} preemptions counted)"
     if level.sign == "none":
-        return f"all went on{counted}"
+        return f"all went on to {level.live_tokens:,} live tokens{counted}"
     what = {"preempted": "preempted", "stood still": "a stream stood still", "waited": "a request waited"}[level.sign]
-    return f"{what} at {level.onset_tokens:,} live tokens{counted}"
+    return f"{what} at {level.live_tokens:,} live tokens{counted}"
 
 
 def preemption_figure(found: Sequence[Level], ended: Ended | None, stated: int | None) -> Figure:
@@ -126,7 +128,9 @@ def preemption_figure(found: Sequence[Level], ended: Ended | None, stated: int |
         return missing(NAME, "tokens", ended, stated)
     last = found[-1]
     if last.sign == "none":
-        how = f"{last.sequences} sequences, {_sign_text(last)}" + ("" if ended is None else f"; {ended.reason}")
-        return Figure(NAME, "tokens", "at least", how, last.tokens, last.tokens, None, stated)
-    how = f"{last.sequences} sequences that grow: {_sign_text(last)}, in whole blocks {last.onset_slots:,}"
-    return Figure(NAME, "tokens", "found", how, last.onset_slots, last.onset_tokens, last.onset_slots, stated)
+        best = max(found, key=lambda each: each.live_tokens)
+        why = "" if ended is None else f"; {ended.reason}"
+        how = f"{best.sequences} sequences that grow: {_sign_text(best)}{why}"
+        return Figure(NAME, "tokens", "at least", how, best.live_tokens, best.live_tokens, None, stated)
+    how = f"{last.sequences} sequences that grow: {_sign_text(last)}, in whole blocks {last.live_slots:,}"
+    return Figure(NAME, "tokens", "found", how, last.live_slots, last.live_tokens, last.live_slots, stated)
