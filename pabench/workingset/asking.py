@@ -46,6 +46,11 @@ class Asker:
         self.asked = self.wrong = 0
         self._end_s = time.monotonic() + max_seconds
 
+    def check_time(self) -> None:
+        """Raise OutOfTime where the time is used up."""
+        if time.monotonic() >= self._end_s:
+            raise OutOfTime
+
     async def find_source(self, prompt: Prompt) -> float | None:
         """Find where hits are told, by a prompt sent twice; the hit of the second, None where nothing tells it."""
         await self.visit(prompt)

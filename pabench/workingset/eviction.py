@@ -16,9 +16,9 @@ from pabench.workingset.figure import Ended, Figure, State, missing
 from pabench.workingset.prompts import Prompts
 
 NAME = "eviction knee"
-_HELD = 0.95           # share of hits from which a working set counts as held
+_HELD = 0.99           # share of hits from which a working set counts as held
+_HELD_BY_TIME = 0.8    # the same where hits are told by time: a few of them are late
 _MOST_PROMPTS = 16     # of a working set, unless they would be too long
-_FIRST_TOKENS = 512
 TOO_ALIKE = 0.6        # TTFT of a hit over that of a miss, above which hits are not told by their time
 
 
@@ -29,6 +29,7 @@ class CurvePoint:
     tokens: int
     num_prompts: int
     hit_share: float
+    held: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,20 +59,20 @@ async def measure_eviction(asker: Asker, prompts: Prompts, limits: Limits, found
 def _sizes(found: list[CurvePoint], limits: Limits) -> Iterator[int]:
     """The next working set to try, in blocks, told by what was found so far."""
     most = limits.max_tokens // limits.block_size
-    above = min(max(_FIRST_TOKENS // limits.block_size, 2 * _fewest(limits)), most)
+    above = min(4 * _fewest(limits), most)
     below = 0
     while True:
         yield above
-        if found[-1].hit_share < _HELD or above >= most:
+        if not found[-1].held or above >= most:
             break
         below, above = above, min(2 * above, most)
-    if found[-1].hit_share >= _HELD or below == 0:
+    if found[-1].held or below == 0:
         return
     while above / below > 1 + limits.precision and above - below > 1:
         middle = round(sqrt(below * above))
         middle = min(max(middle, below + 1), above - 1)
         yield middle
-        below, above = (middle, above) if found[-1].hit_share >= _HELD else (below, middle)
+        below, above = (middle, above) if found[-1].held else (below, middle)
 
 
 def _fewest(limits: Limits) -> int:
@@ -92,10 +93,11 @@ async def _gone_through(asker: Asker, prompts: Prompts, lengths: Sequence[int], 
     again = [await asker.visit(prompt) for prompt in drawn]
     if limits.warm_share is None:
         could = sum((each.prompt_tokens - 1) // limits.block_size * limits.block_size for each in again)
-        share = sum(each.cached or 0 for each in again) / could if could else 0.0
+        share = min(sum(each.cached or 0 for each in again) / could, 1.0) if could else 0.0
     else:
         share = share_by_time([each.ttft_s for each in first], [each.ttft_s for each in again], limits.warm_share)
-    return CurvePoint(sum(each.prompt_tokens for each in first), len(drawn), min(share, 1.0))
+    held = share >= (_HELD if limits.warm_share is None else _HELD_BY_TIME)
+    return CurvePoint(sum(each.prompt_tokens for each in first), len(drawn), share, held)
 
 
 def share_by_time(first_s: Sequence[float], again_s: Sequence[float], warm_share: float) -> float:
@@ -106,8 +108,8 @@ def share_by_time(first_s: Sequence[float], again_s: Sequence[float], warm_share
 
 def eviction_figure(found: Sequence[CurvePoint], ended: Ended | None, source: str | None, stated: int | None) -> Figure:
     """The figure: the largest working set that was held, in tokens, and the smallest above it that was not."""
-    above = min((each.tokens for each in found if each.hit_share < _HELD), default=None)
-    held = [each for each in found if each.hit_share >= _HELD and (above is None or each.tokens < above)]
+    above = min((each.tokens for each in found if not each.held), default=None)
+    held = [each for each in found if each.held and (above is None or each.tokens < above)]
     by = SOURCE_TEXT[source] if source is not None else "TTFT beside that of the first visit"
     if not held:
         if above is not None and ended is None:

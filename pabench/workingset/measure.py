@@ -111,7 +111,8 @@ async def measure_working_set(
 ) -> None:
     """Measure the engine at `url`, which nobody else may use meanwhile, and fill `found`. Raises EngineError."""
     facts, options = found.examination.facts, found.options
-    async with EngineClient(url, dialects.dialect(facts.dialect), facts.model, timeout_s=options.max_seconds,
+    # One bound on the whole, and none on an answer: a sequence that is preempted may stand still for long.
+    async with EngineClient(url, dialects.dialect(facts.dialect), facts.model, timeout_s=2 * options.max_seconds,
                             api_key=api_key) as client:
         asker = Asker(client, options.max_seconds, progress)
         try:
@@ -141,6 +142,7 @@ class _Parts:
         """What keeps one part from going on is noted, and the next one begins."""
         self.asker.progress(f"» {name}")
         try:
+            self.asker.check_time()
             await measure()
         except OutOfTime:
             self.found.ended[name] = Ended("unknown", f"--max-seconds {self.found.options.max_seconds:g} were used up")

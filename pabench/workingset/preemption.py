@@ -102,7 +102,9 @@ def first_stall(streams: Sequence[Visit]) -> float | None:
 def first_wait(streams: Sequence[Visit]) -> float | None:
     """When the last stream had begun of those that did before another began only behind an end; None: none waited."""
     begun = sorted(each.token_times_s[0] for each in streams if each.token_times_s)
-    first_end = min((each.token_times_s[-1] for each in streams if len(each.token_times_s) > 1), default=None)
+    # An answer that comes in one piece does not tell when it began.
+    first_end = min((end for first, *_, end in (each.token_times_s for each in streams if len(each.token_times_s) > 1)
+                     if end > first), default=None)
     if first_end is None or begun[-1] <= first_end:
         return None
     return max(each for each in begun if each <= first_end)

@@ -71,6 +71,6 @@ def recompute_figure(found: Sequence[Pair], ended: Ended | None) -> Figure:
 
 
 def warm_share(found: Sequence[Pair]) -> float | None:
-    """TTFT of a hit over that of a miss, at the longest length measured; None of nothing."""
-    longest = max((each.tokens for each in found), default=0)
-    return median(each.warm_s / each.cold_s for each in found if each.tokens == longest) if found else None
+    """TTFT of a hit over that of a miss: the largest at the two longest lengths measured; None of nothing."""
+    lengths = sorted({each.tokens for each in found})[-2:]
+    return max((each.warm_s / each.cold_s for each in found if each.tokens in lengths), default=None)
