@@ -33,20 +33,24 @@ async def measure_block_size(asker: Asker, prompts: Prompts, longest: int, found
     while True:
         beginning = prompts.beginning(shared + TAIL_TOKENS)
         await asker.visit(prompts.sharing(beginning, len(beginning)))
-
-        async def hit(first: int, beginning: tuple[int, ...] = beginning) -> int:
-            found.append(Shared(first, int((await asker.visit(prompts.sharing(beginning, first))).cached or 0)))
-            return found[-1].cached
-
-        most = await hit(shared)
+        most = less = await _hit(asker, prompts, beginning, shared, found)
         if most > 0 or 2 * shared + 2 * TAIL_TOKENS > longest:
             break
         shared *= 2
-    for fewer in range(most - 1, most - 1 - _SPARE, -1):
-        if fewer < 2 or (less := await hit(fewer)) < most:
-            break
-    if most > 0 and 2 < less < most:
-        await hit(less - 1)  # once more, one block further down, to see that it is the same
+    fewer = most
+    while less == most > 0 and most - fewer < _SPARE and fewer > 2:
+        fewer -= 1
+        less = await _hit(asker, prompts, beginning, fewer, found)
+    if 2 < less < most:
+        await _hit(asker, prompts, beginning, less - 1, found)  # one block further down: is it the same?
+
+
+async def _hit(
+    asker: Asker, prompts: Prompts, beginning: tuple[int, ...], shared: int, found: list[Shared]
+) -> int:
+    visit = await asker.visit(prompts.sharing(beginning, shared))
+    found.append(Shared(shared, int(visit.cached or 0)))
+    return found[-1].cached
 
 
 def block_size_of(found: Sequence[Shared]) -> int | None:
