@@ -54,4 +54,4 @@ def _between(figure: Figure) -> str:
 def _number(value: float | None) -> str:
     if value is None:
         return UNKNOWN
-    return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.3g}"
+    return f"{value:,.0f}" if value >= 100 or float(value).is_integer() else f"{value:,.3g}"

@@ -75,9 +75,11 @@ class Asker:
         cached: float | None = answer.usage.cached_tokens if answer.usage is not None else None
         if cached is None and self.source == "usage":
             cached = 0  # vLLM leaves the field out of an answer without a hit
-        elif before is not None:
+        elif self.source == "counter":
             after = await self._counter()
-            cached = None if after is None else after - before
+            if before is None or after is None:
+                raise EngineProtocol("the counter of prefix hits was there before and is not any more")
+            cached = after - before
         return Visit(told or prompt.tokens, cached, (times[0] if times else ended_s) - sent_s, times)
 
     async def preemptions(self) -> float | None:

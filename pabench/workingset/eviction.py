@@ -82,7 +82,7 @@ def _fewest(limits: Limits) -> int:
 
 def share_out(blocks: int, limits: Limits) -> list[int]:
     """`blocks` over prompts, as evenly as it goes: whole blocks only, so that no part of one is lost."""
-    at_least = ceil(blocks * limits.block_size / (limits.longest // limits.block_size * limits.block_size))
+    at_least = ceil(blocks / max(1, limits.longest // limits.block_size))
     count = max(at_least, min(_MOST_PROMPTS, blocks // _fewest(limits)), 1)
     return [blocks // count + (i < blocks % count) for i in range(count)]
 

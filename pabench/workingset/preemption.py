@@ -117,7 +117,7 @@ def _live_at(streams: Sequence[Visit], at_s: float) -> list[int]:
 
 
 def _sign_text(level: Level) -> str:
-    counted = "" if level.preemptions is None else f" ({level.preemptions:g} preemptions counted)"
+    counted = "" if level.preemptions is None else f" (preemptions counted: {level.preemptions:g})"
     if level.sign == "none":
         return f"all went on to {level.live_tokens:,} live tokens{counted}"
     what = {"preempted": "preempted", "stood still": "a stream stood still", "waited": "a request waited"}[level.sign]
