@@ -20,11 +20,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pabench.engines import EngineProcess
-from pabench.engines.base import EngineFacts
+from pabench.engines.base import Choice, Completion, EngineFacts, GenerationRequest
 from pabench.engines.doctor import Examination, examine
-from pabench.errors import UsageError
+from pabench.errors import EngineProtocol, UsageError
 from pabench.probe import PRESETS, Codec
 from pabench.stub.request import continue_prompt
+from pabench.telemetry.vocabulary import KVSample
 from pabench.workingset import Figure, Options, WorkingSet, measure_working_set
 from pabench.workingset.asking import Asker, Visit
 from pabench.workingset.block_size import block_size_figure, block_size_of, measure_block_size
@@ -264,6 +265,31 @@ def test_what_is_not_told_is_unknown_with_the_reason() -> None:
     assert figures["preemption onset"].state == "at least"
     assert all(figure.stated is None for figure in found.figures)
     assert found.wrong == 0
+
+
+class Counting:
+    """A client of an engine without usage, whose counter grows by 48 with every prompt but the first."""
+
+    def __init__(self) -> None:
+        self.asked, self.has_metrics = 0, True
+
+    async def generate(self, request: GenerationRequest) -> Completion:
+        self.asked += 1
+        return Completion([Choice(0, "x", token_times_s=[0.0])])
+
+    async def kv_sample(self) -> KVSample | None:
+        return KVSample(0.0, prefix_hits=48.0 * max(0, self.asked - 1)) if self.has_metrics else None
+
+
+def test_hits_are_told_by_a_counter_where_usage_does_not() -> None:
+    client, prompt = Counting(), Prompt("some words", 2)
+    asker = Asker(client, 10.0, lambda text: None)  # type: ignore[arg-type]
+    assert asyncio.run(asker.find_source(prompt)) == 48
+    assert asker.source == "counter"
+    assert asyncio.run(asker.visit(prompt)).cached == 48
+    client.has_metrics = False
+    with pytest.raises(EngineProtocol, match="counter of prefix hits"):
+        asyncio.run(asker.visit(prompt))
 
 
 def test_time_that_is_used_up_leaves_what_was_found() -> None:
