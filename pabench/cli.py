@@ -16,7 +16,7 @@ import typer
 import typer.core
 
 from pabench import __version__
-from pabench.commands import compare, conformance, engines, loads, results
+from pabench.commands import compare, conformance, engines, loads, results, searches
 from pabench.errors import EXIT_COULD_NOT_RUN, EXIT_INTERRUPTED, EXIT_OK, PabenchError
 
 
@@ -49,7 +49,7 @@ app = typer.Typer(
     help="Benchmark and conformance test suite for paged-attention LLM engines.",
     no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False,
 )
-for _part in (engines, conformance, loads, compare, results):
+for _part in (engines, conformance, loads, searches, compare, results):
     app.add_typer(_part.app)
 
 

@@ -24,7 +24,7 @@ from pabench.engines.wording import worded
 from pabench.errors import EngineDied, EngineProtocol, EngineTimeout, EngineUnreachable, UsageError
 from pabench.probe import Codec
 from pabench.telemetry.exposition import ACCEPT, parse_exposition
-from pabench.telemetry.vocabulary import MetricFamilies
+from pabench.telemetry.vocabulary import KVSample, MetricFamilies
 
 _HEALTH_TIMEOUT_S = 5.0
 _GONE_ATTEMPTS = 3
@@ -146,6 +146,11 @@ class EngineClient:
         if exchange.status != 200:
             raise EngineProtocol(f"GET {path}: expected 200, got {exchange.status}")
         return parse_exposition(exchange.body)
+
+    async def kv_sample(self) -> KVSample | None:
+        """The KV vocabulary of now; None where the engine has no metrics."""
+        metrics = await self.metrics()
+        return None if metrics is None else self.dialect.kv_sample(metrics, time.monotonic())
 
     async def healthy(self) -> bool:
         """Whether the engine says that it can serve. Engines without `/health` are asked for their models."""

@@ -19,7 +19,6 @@ from pabench.engines.client import EngineClient
 from pabench.engines.wording import plain
 from pabench.errors import EngineProtocol, EngineTimeout, UsageError
 from pabench.probe import EOS, SEP, Codec, Fork, Ring, check_answer
-from pabench.telemetry.vocabulary import KVSample
 
 # Every preset has these ids: salts start at 16, and ids from 2048 on are ring tokens of vocabularies of 4096 and more.
 _SALT = 16
@@ -222,20 +221,16 @@ class Trials:
 
     async def _drafts(self) -> bool:
         """Whether drafts are counted while a text repeats itself, the best case of all who guess."""
-        before = await self._sample()
+        before = await self.client.kv_sample()
         if before is None or before.drafted is None:
             raise UsageError("the engine counts no drafts")
         await self._ask(self._request(self._prompt(), 3 * _NUM_TOKENS))
-        after = await self._sample()
+        after = await self.client.kv_sample()
         return after is not None and (after.drafted or 0) > before.drafted
 
     async def _prefix_hits(self) -> float | None:
-        sample = await self._sample()
+        sample = await self.client.kv_sample()
         return None if sample is None else sample.prefix_hits
-
-    async def _sample(self) -> KVSample | None:
-        metrics = await self.client.metrics()
-        return None if metrics is None else self.client.dialect.kv_sample(metrics, 0.0)
 
     async def _try(self, name: str, trial: Callable[[], Awaitable[bool]]) -> None:
         num_notes = len(self.notes)
