@@ -127,7 +127,7 @@ class Dialect(Protocol):
 
     name: str
     capabilities: frozenset[str]  # those the dialect always has; `doctor` finds the rest
-    metrics_path: str | None      # None: the engine has no metrics
+    metrics_path: str | None      # ":8002/metrics": on another port; None: the engine has no metrics
     cache_reset_path: str | None  # a POST there empties the prefix cache; None: there is no such route
     metric_names: frozenset[str]  # every metric that kv_facts and kv_sample read, so that a scrape can skip the rest
 

@@ -127,7 +127,12 @@ class Trials:
         return None
 
     def _judge_ring(self, answer: Completion) -> None:
+        """Raises EngineProtocol where the prompt stands before the answer: its tokens would count as generated."""
         choice = answer.choices[0] if answer.choices else Choice(0)
+        if Codec.encode(RING.prompt[1:]) in choice.text:  # the separator may be a special token, and not shown
+            raise EngineProtocol(f"the engine at {self.client.url} sends the prompt back in front of its answer: "
+                                 "expected the answer alone; switch that off in the engine (Triton's ensemble has to "
+                                 "know exclude_input_in_output)")
         ids = choice.token_ids or Codec.decode(choice.text)
         check = check_answer(RING, ids)
         self.is_probe = check.wrong == 0 and check.verified >= _NUM_TOKENS - 1
