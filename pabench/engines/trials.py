@@ -66,6 +66,7 @@ class Trials:
         await self._try("request_id", self._request_id)
         await self._try("beam", self._beams)
         await self._try("speculation", self._drafts)
+        await self._try("priority", self._priority)
 
     async def prefix_cache_hits(self) -> bool | None:
         """Whether a prompt sent twice is served from cache the second time; None where the engine does not tell."""
@@ -233,6 +234,11 @@ class Trials:
         await self._ask(self._request(self._prompt(), 3 * _NUM_TOKENS))
         after = await self._sample()
         return after is not None and (after.drafted or 0) > before.drafted
+
+    async def _priority(self) -> bool:
+        """vLLM and the reference engine refuse any but 0 where they serve in the order of arrival."""
+        await self._ask(replace(self._request(self._prompt(), 1), priority=1, stream=False))
+        return True
 
     async def _prefix_hits(self) -> float | None:
         sample = await self._sample()

@@ -52,7 +52,7 @@ def _blank(request: ScheduledRequest, intended_s: float) -> RequestRecord:
     return RequestRecord(
         request_id=request.name, index=request.index, user=request.user,
         intended_s=intended_s, prompt_tokens=request.prompt_tokens, max_tokens=request.request.max_tokens,
-        n=request.request.n,
+        n=request.request.n, priority=request.request.priority,
     )
 
 

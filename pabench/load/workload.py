@@ -16,6 +16,7 @@ from pabench.errors import UsageError
 from pabench.load.arrivals import KINDS, Arrivals, ClosedArrivals
 from pabench.resources import data_dir
 
+_SHARE_ERROR = 1e-6
 _LAST_RESORT_TOKENS = 1 << 20  # an unclipped law still has to end
 
 
@@ -121,6 +122,13 @@ class SharedPrefix(_Strict):
     zipf: float = Field(default=0.0, ge=0)
 
 
+class Urgency(_Strict):
+    """A `share` of requests, or of sessions, with one `priority`: lower goes first, whatever an engine's sign."""
+
+    priority: int = Field(ge=-(2**31), lt=2**31)
+    share: float = Field(gt=0, le=1)
+
+
 CacheState = Literal["cold", "warm"]
 
 
@@ -158,7 +166,8 @@ class Workload(_Strict):
     trace's share what its hash ids say. With a `session` arrivals
     are those of sessions, and `num_requests` counts all their turns. `cancel_share` of the
     requests are cut off by the client after `cancel_after_tokens` tokens. `duration_s` ends the sending; what is in
-    flight is waited for. `cache` states what the prefix cache holds at the start (`load.cache_state`). Goodput counts
+    flight is waited for. `priorities` are drawn for sessions (without them, for requests); their shares add up to 1.
+    `cache` states what the prefix cache holds at the start (`load.cache_state`). Goodput counts
     what is inside the `slo`. `window_s` (start, end) takes the place of the steady window that is found.
     """
 
@@ -183,6 +192,7 @@ class Workload(_Strict):
     cancel_share: float = Field(default=0.0, ge=0, le=1)
     cancel_after_tokens: int = Field(default=8, ge=1)
     warmup_requests: int | None = Field(default=None, ge=0)
+    priorities: list[Urgency] | None = Field(default=None, min_length=1)
     cache: CacheState | None = None
     slo: Bounds | None = None
     window_s: tuple[float, float] | None = Field(default=None, strict=False)
@@ -214,6 +224,11 @@ class Workload(_Strict):
                              "\"text\"")
         if self.session is not None and traced:
             raise ValueError("a session draws its turns, a trace has its own: use one of them")
+        urgencies = self.priorities or []
+        if urgencies and abs((shares := sum(each.share for each in urgencies)) - 1) > _SHARE_ERROR:
+            raise ValueError(f"the shares of priorities add up to {shares:g}, expected 1")
+        if len({each.priority for each in urgencies}) < len(urgencies):
+            raise ValueError("a priority is named twice: give each once, with its whole share")
         if self.cache is not None and self.prompt == "text":
             raise ValueError('a state of the cache is checked by tokens that are known: use prompt "probe" or "fork"')
         if self.prompt == "fork" and self.temperature == 0:

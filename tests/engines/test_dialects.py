@@ -168,6 +168,22 @@ def test_what_goes_beyond_openai(name):
     assert (chat["logprobs"], "prompt" in chat) == (True, False)
 
 
+def test_a_lower_priority_goes_first_whatever_the_engines_sign():
+    for priority in (-2, 0, 3):
+        assert body_of("vllm", priority=priority)["priority"] == priority
+        assert body_of("reference", priority=priority)["priority"] == priority
+        assert body_of("sglang", priority=priority)["priority"] == -priority
+    assert "priority" not in body_of("vllm")
+    assert "priority" not in body_of("sglang")
+
+
+@pytest.mark.parametrize("name", ["openai", "sglang-generate", "tensorrt-llm", "triton", "lmdeploy", "tgi", "llamacpp"])
+@pytest.mark.parametrize("priority", [0, -1])
+def test_a_priority_is_never_left_out_silently(name, priority):
+    with pytest.raises(UsageError, match=f"dialect '{name}' has no priority, got priority={priority}"):
+        body_of(name, priority=priority)
+
+
 @pytest.mark.parametrize("name", ["openai", "transformers", "llamacpp"])
 @pytest.mark.parametrize("field", [{"beam_width": 2}, {"cache_salt": "s"}, {"prompt_logprobs": True},
                                    {"stop_token_ids": (300,)}])
