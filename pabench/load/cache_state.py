@@ -49,7 +49,7 @@ async def _fill(
     gate = asyncio.Semaphore(_AT_ONCE)
 
     async def ask(one: ScheduledRequest) -> bool:
-        short = replace(one.request, max_tokens=1, n=1, request_id=f"{one.name}-before")
+        short = replace(one.request, max_tokens=1, n=1, beam_width=0, request_id=f"{one.name}-before")
         async with gate:
             exchange = await client.send(written(replace(one, request=short, cancel_after_tokens=None)), clock())
         return exchange.fault is None and exchange.status == 200

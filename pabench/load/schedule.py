@@ -140,7 +140,10 @@ def check_able(workload: Workload, facts: EngineFacts, spec: ProbeSpec | None) -
     if workload.prompt == "probe" and workload.temperature > 0 and spec is not None and spec.is_soft:
         raise UsageError(f"workload {workload.name!r} draws its answers (temperature {workload.temperature:g}), and "
                          f"probe {spec.preset!r} is soft, which is certain under greedy decoding alone: serve another")
-    needed = {"cached_tokens": workload.cache is not None, "n": workload.n > 1,
+    if workload.beam_width is not None and workload.prompt != "text" and spec is not None and spec.is_soft:
+        raise UsageError(f"workload {workload.name!r} verifies beams, and probe {spec.preset!r} is soft: its beams are "
+                         "not certain; serve another")
+    needed = {"beam": workload.beam_width is not None, "cached_tokens": workload.cache is not None, "n": workload.n > 1,
               "priority": workload.priorities is not None, "sampling": workload.temperature > 0,
               "stream": workload.cancel_share > 0}
     missing = [name for name, need in needed.items() if need and name not in facts.capabilities]
@@ -281,10 +284,11 @@ def _schedule_one(
     by_ids = "token_ids" in facts.capabilities
     request = GenerationRequest(
         prompt=ids if isinstance(ids, str) or by_ids else Codec.encode(ids),
-        max_tokens=num_output, n=workload.n, temperature=workload.temperature, top_p=workload.top_p,
+        max_tokens=num_output, n=workload.beam_width or workload.n, beam_width=workload.beam_width or 0,
+        temperature=workload.temperature, top_p=workload.top_p,
         # A ring says the same whatever is drawn. A fork does not, nor a text.
         seed=(seed * 1_000_003 + index) % 2**31 if workload.temperature > 0 and workload.prompt != "probe" else None,
-        stream="stream" in facts.capabilities, request_id=f"{prefix}-{index}",
+        stream="stream" in facts.capabilities and workload.beam_width is None, request_id=f"{prefix}-{index}",
         priority=priority,
     )
     return ScheduledRequest(

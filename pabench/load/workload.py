@@ -167,6 +167,7 @@ class Workload(_Strict):
     are those of sessions, and `num_requests` counts all their turns. `cancel_share` of the
     requests are cut off by the client after `cancel_after_tokens` tokens. `duration_s` ends the sending; what is in
     flight is waited for. `priorities` are drawn for sessions (without them, for requests); their shares add up to 1.
+    With `beam_width` each answer is so many beams, whole and not streamed; `load.verify` says what of them is certain.
     `cache` states what the prefix cache holds at the start (`load.cache_state`). Goodput counts
     what is inside the `slo`. `window_s` (start, end) takes the place of the steady window that is found.
     """
@@ -186,6 +187,7 @@ class Workload(_Strict):
     scale: float = Field(default=1.0, gt=0)
     max_total_tokens: int | None = Field(default=None, ge=8)
     n: int = Field(default=1, ge=1)
+    beam_width: int | None = Field(default=None, ge=2)
     temperature: float = Field(default=0.0, ge=0)
     top_p: float = Field(default=1.0, gt=0, le=1)
     timeout_s: float = Field(default=120.0, gt=0)
@@ -231,7 +233,12 @@ class Workload(_Strict):
             raise ValueError("a priority is named twice: give each once, with its whole share")
         if self.cache is not None and self.prompt == "text":
             raise ValueError('a state of the cache is checked by tokens that are known: use prompt "probe" or "fork"')
-        if self.prompt == "fork" and self.temperature == 0:
+        beside = {"n": self.n > 1, "temperature": self.temperature > 0, "top_p": self.top_p < 1,
+                  "cancel_share": self.cancel_share > 0}
+        if self.beam_width is not None and any(beside.values()):
+            raise ValueError(f"{', '.join(name for name, is_so in beside.items() if is_so)} with beam_width: beams are "
+                             "the likeliest answers, as many as wide, and come whole: leave it out")
+        if self.prompt == "fork" and self.temperature == 0 and self.beam_width is None:
             raise ValueError('prompt "fork" needs temperature > 0: its two branches are drawn by chance')
         if self.prompt == "probe" and self.temperature > 1:
             raise ValueError('prompt "probe" is certain of its tokens up to temperature 1: lower it, or use "fork"')
