@@ -46,7 +46,7 @@ def run(
                                                     "steady window that is found.")] = None,
     seed: LoadSeed = 0,
     cache: Annotated[str | None, typer.Option(help="State of the prefix cache at the start, brought about and checked: "
-                                                   "cold or warm.")] = None,
+                                                   "cold, warm, or a share of the prompts, e.g. 0.5.")] = None,
     calibrate: Annotated[bool, typer.Option(
         "--calibrate", help="Afterwards, measure the client's own error against the stub, at as many streams.",
     )] = False,
@@ -65,7 +65,7 @@ def run(
     from pabench.terminal.runs import show_run
 
     plan = load_workload(workload, users=users, rate_per_s=rate, num_requests=num_requests, duration_s=duration_s,
-                         slo=_bounds(ttft_ms, tpot_ms), window_s=_window(window), cache=cache)
+                         slo=_bounds(ttft_ms, tpot_ms), window_s=_window(window), cache=_cache(cache))
     key = api_key_in(api_key_env)
     folder = out or new_folder(plan.name)
     require_new(folder)
@@ -275,3 +275,11 @@ def _window(text: str | None) -> list[float] | None:
     except ValueError:
         raise UsageError(f"--window is {text!r}, expected start and end in seconds, e.g. 5,25") from None
     return [start, end]
+
+
+def _cache(text: str | None) -> str | float | None:
+    """A share where it is a number; what is neither that nor a state, the workload refuses."""
+    try:
+        return text if text is None else float(text)
+    except ValueError:
+        return text

@@ -92,7 +92,8 @@ async def run_workload(
         manifest.notes += await _warm_up(client, warmups)
         if workload.cache is not None:
             manifest.notes.append(await cache_state.bring_about(
-                workload.cache, schedule.requests, client=client, http=scraping, written=written,
+                workload.cache, schedule.requests, client=client, http=scraping, written=written, seed=seed,
+                block_size=None if facts.kv is None else facts.kv.block_size,
                 reset_url=None if speech.cache_reset_path is None else url + speech.cache_reset_path))
         client.reset()
         _open_folder(out)

@@ -143,6 +143,9 @@ def check_able(workload: Workload, facts: EngineFacts, spec: ProbeSpec | None) -
     if workload.beam_width is not None and workload.prompt != "text" and spec is not None and spec.is_soft:
         raise UsageError(f"workload {workload.name!r} verifies beams, and probe {spec.preset!r} is soft: its beams are "
                          "not certain; serve another")
+    if isinstance(workload.cache, float) and (facts.kv is None or facts.kv.block_size is None):
+        raise UsageError(f"workload {workload.name!r} fills {workload.cache:.0%} of the cache, block by block, and the "
+                         'engine does not tell the size of its blocks: state "cold" or "warm"')
     needed = {"beam": workload.beam_width is not None, "cached_tokens": workload.cache is not None, "n": workload.n > 1,
               "priority": workload.priorities is not None, "sampling": workload.temperature > 0,
               "stream": workload.cancel_share > 0}

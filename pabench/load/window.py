@@ -21,6 +21,8 @@ def steady_window(records: Sequence[RequestRecord]) -> tuple[float, float] | Non
     """
     sent = [r for r in records if r.sent_s is not None]
     first_tokens = [r.first_s for r in sent if r.first_s is not None]
+    if not first_tokens:  # of answers that came whole
+        first_tokens = [r.end_s for r in sent if r.outcome == "ok" and r.end_s is not None]
     if not first_tokens:
         return None
     closed = sent[0].user is not None

@@ -129,7 +129,7 @@ class Urgency(_Strict):
     share: float = Field(gt=0, le=1)
 
 
-CacheState = Literal["cold", "warm"]
+CacheState = Literal["cold", "warm"] | float
 
 
 class Session(_Strict):
@@ -233,6 +233,11 @@ class Workload(_Strict):
             raise ValueError("a priority is named twice: give each once, with its whole share")
         if self.cache is not None and self.prompt == "text":
             raise ValueError('a state of the cache is checked by tokens that are known: use prompt "probe" or "fork"')
+        if isinstance(self.cache, float) and not 0 < self.cache < 1:
+            raise ValueError(f'cache is {self.cache:g}, expected a share between 0 and 1, or "cold" or "warm"')
+        if isinstance(self.cache, float) and (self.shared_prefix is not None or self.trace is not None):
+            raise ValueError("a share of the cache with a shared_prefix or a trace, whose own hits would add to it: "
+                             'leave it out, or state "cold" or "warm"')
         beside = {"n": self.n > 1, "temperature": self.temperature > 0, "top_p": self.top_p < 1,
                   "cancel_share": self.cancel_share > 0}
         if self.beam_width is not None and any(beside.values()):
@@ -346,8 +351,8 @@ def _override_arrivals(fields: dict[str, Any], given: dict[str, Any], path: Path
 
 
 def _explain(error: Any) -> str:
-    tags = {"fixed", "uniform", "exponential", "gamma", "lognormal", "trace", *KINDS}
-    names = [str(part) for part in error["loc"] if part not in tags]
+    tags = {"fixed", "uniform", "exponential", "gamma", "lognormal", "trace", "float", *KINDS}
+    names = [str(part) for part in error["loc"] if part not in tags and not str(part).startswith("literal[")]
     message = error["msg"].removeprefix("Value error, ")
     got = error.get("input")
     shown = f" (got {got!r})" if isinstance(got, str | int | float | bool) else ""

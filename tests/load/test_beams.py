@@ -86,6 +86,7 @@ def test_on_the_reference_engine(url: str, tmp_path: Path, prompt: str, width: i
     assert set(run.requests["verified_tokens"]) == {80 if prompt == "fork" else 40}
     assert set(run.requests["output_tokens"]) == {40 * width}
     assert summarise(run).wrong_tokens == 0
+    assert manifest.window_s is not None  # of answers that came whole
 
 
 @pytest.fixture(scope="module")
