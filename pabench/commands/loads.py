@@ -13,6 +13,7 @@ from pabench.commands.options import (
     KeyVariable,
     Label,
     LoadSeed,
+    ModelName,
     NumRequests,
     ProbeName,
     Quiet,
@@ -50,7 +51,7 @@ def run(
     calibrate: Annotated[bool, typer.Option(
         "--calibrate", help="Afterwards, measure the client's own error against the stub, at as many streams.",
     )] = False,
-    dialect: DialectName = None, probe: ProbeName = None, api_key_env: KeyVariable = None,
+    dialect: DialectName = None, model: ModelName = None, probe: ProbeName = None, api_key_env: KeyVariable = None,
     as_json: AsJson = False, quiet: Quiet = False,
 ) -> None:
     """Put a load on an engine, verify every answer, and write a run folder.
@@ -69,7 +70,7 @@ def run(
     key = api_key_in(api_key_env)
     folder = out or new_folder(plan.name)
     require_new(folder)
-    examination = examined(url, dialect, probe, api_key_env)
+    examination = examined(url, dialect, probe, api_key_env, model=model)
     name = label or examination.facts.dialect
     try:
         with live_load(plan, name, quiet=quiet or as_json) as progress:
@@ -98,7 +99,7 @@ def sweep(
     out: Annotated[Path | None, typer.Option(help="New folder (results/<time>-sweep by default).")] = None,
     label: Label = None,
     seed: LoadSeed = 0,
-    dialect: DialectName = None, probe: ProbeName = None, api_key_env: KeyVariable = None,
+    dialect: DialectName = None, model: ModelName = None, probe: ProbeName = None, api_key_env: KeyVariable = None,
     as_json: AsJson = False, quiet: Quiet = False,
 ) -> None:
     """Put one workload on an engine at several loads in turn: throughput and latency, and the knee between them.
@@ -118,7 +119,7 @@ def sweep(
              for load in sweep_loads(users, rates)]
     key, folder, silent = api_key_in(api_key_env), out or new_folder("sweep"), quiet or as_json
     require_new(folder)
-    examination = examined(url, dialect, probe, api_key_env)
+    examination = examined(url, dialect, probe, api_key_env, model=model)
     name = label or examination.facts.dialect
     summaries, flawless = [], True
     try:
@@ -149,7 +150,7 @@ def capacity(
     tries: Annotated[int, typer.Option(help="Runs of one rate, at most.")] = 3,
     out: Annotated[Path | None, typer.Option(help="New folder (results/<time>-capacity by default).")] = None,
     seed: LoadSeed = 0,
-    dialect: DialectName = None, probe: ProbeName = None, api_key_env: KeyVariable = None,
+    dialect: DialectName = None, model: ModelName = None, probe: ProbeName = None, api_key_env: KeyVariable = None,
     as_json: AsJson = False, quiet: Quiet = False,
 ) -> None:
     """Find the highest rate at which nearly all requests are answered in time, and say how sure that is.
@@ -167,7 +168,7 @@ def capacity(
     load_workload(workload, rate_per_s=from_rate, duration_s=duration_s)
     key, folder, silent = api_key_in(api_key_env), out or new_folder("capacity"), quiet or as_json
     require_new(folder)
-    examination = examined(url, dialect, probe, api_key_env)
+    examination = examined(url, dialect, probe, api_key_env, model=model)
     if "stream" not in examination.facts.capabilities:
         raise UsageError(f"a capacity is told by the times of tokens, and dialect {examination.facts.dialect!r} of "
                          "this engine does not stream: use pabench sweep")

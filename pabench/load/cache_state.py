@@ -149,8 +149,8 @@ def _not_cold(
     seen: Counter[int] = Counter()
     added = 0
     broken = tokens = 0
-    for record in sorted(told, key=lambda record: record.first_s or record.sent_s or 0.0):
-        while added < len(sent) and (sent[added].sent_s or 0.0) <= (record.first_s or record.sent_s or 0.0):
+    for record in sorted(told, key=_answered_s):
+        while added < len(sent) and (sent[added].sent_s or 0.0) <= _answered_s(record):
             seen.update(_prefixes(requests[sent[added].index]))
             added += 1
         known = 0
@@ -164,6 +164,11 @@ def _not_cold(
     if not broken:
         return None
     return f"{broken} of {len(told)} requests hit {tokens} tokens that nobody had sent in this run"
+
+
+def _answered_s(record: RequestRecord) -> float:
+    """When its prompt had been read: at the first token, of an answer that came whole at the latest when it ended."""
+    return record.first_s or record.end_s or record.sent_s or 0.0
 
 
 def _prefixes(one: ScheduledRequest) -> Iterator[int]:

@@ -168,6 +168,14 @@ def test_what_is_under_way_at_the_same_time_may_be_hit() -> None:
     assert check("cold", schedule.requests, records(schedule, [42] + [0] * 11, first_s=1.5), 8).broken is None
 
 
+def test_so_may_what_is_under_way_while_a_whole_answer_is_computed() -> None:
+    schedule = planned(stated("cold"))
+    made = records(schedule, [42] + [0] * 11)
+    for record in made:
+        record.first_s, record.end_s = None, record.intended_s + 1.5
+    assert check("cold", schedule.requests, made, 8).broken is None
+
+
 def test_a_request_that_was_cut_off_may_be_hit_too() -> None:
     """It told nothing of its own hits, and left its blocks."""
     schedule = planned(stated("cold"))
