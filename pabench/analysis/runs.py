@@ -12,7 +12,14 @@ import pyarrow.parquet as pq
 from pabench.errors import UsageError
 from pabench.load import recover_run
 from pabench.load.manifest import Manifest, read_manifest
-from pabench.load.records import MANIFEST_FILE, REQUEST_SCHEMA, REQUESTS_FILE, TELEMETRY_FILE, TELEMETRY_SCHEMA
+from pabench.load.records import (
+    ADDED_COLUMNS,
+    MANIFEST_FILE,
+    REQUEST_SCHEMA,
+    REQUESTS_FILE,
+    TELEMETRY_FILE,
+    TELEMETRY_SCHEMA,
+)
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,9 @@ def _read_table(path: Path, schema: pa.Schema) -> pd.DataFrame:
         raise UsageError(f"{path} is missing: the run folder is incomplete, run it again") from None
     except (OSError, pa.ArrowException) as error:
         raise UsageError(f"{path} cannot be read: {error}") from None
+    for column in schema:
+        if column.name in ADDED_COLUMNS and column.name not in table.schema.names:
+            table = table.append_column(column, pa.nulls(len(table), column.type))
     if table.schema.names != schema.names:
         raise UsageError(f"{path} has the columns {table.schema.names}, expected {schema.names}")
     frame: pd.DataFrame = table.to_pandas()

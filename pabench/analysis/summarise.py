@@ -13,7 +13,7 @@ from pabench.analysis import kv, latency
 from pabench.analysis.runs import Run
 from pabench.analysis.slo import SLO, in_time
 from pabench.analysis.stats import mean_or_none, quantiles
-from pabench.analysis.summary import RunSummary
+from pabench.analysis.summary import Quantiles, RunSummary
 from pabench.analysis.validity import judge
 
 _MAX_DIAGNOSES = 5
@@ -71,8 +71,15 @@ def _latencies(run: Run) -> dict[str, Any]:
         "tpot_ms": quantiles(latency.tpot_ms(ok)), "e2e_ms": quantiles(latency.e2e_ms(ok)),
         "lateness_ms": quantiles(latency.lateness_ms(run.requests)),
         "normalised_latency_ms": quantiles(latency.normalised_ms(ok)),
+        "ttft_ms_by_priority": _by_priority(ok),
         "validity": judge(run.manifest, run.requests, ttft=ttft, itl=itl, intended=intended),
     }
+
+
+def _by_priority(ok: pd.DataFrame) -> dict[str, Quantiles]:
+    """TTFT of each priority that was answered, the most urgent first."""
+    found = {f"{priority:.0f}": quantiles(latency.ttft_ms(some)) for priority, some in ok.groupby("priority")}
+    return {priority: told for priority, told in found.items() if told is not None}
 
 
 def _cache(run: Run, window: tuple[float, float]) -> dict[str, Any]:

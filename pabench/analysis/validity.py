@@ -23,7 +23,7 @@ def judge(
     reasons = [*_incomplete(manifest, requests), *_late(manifest, ttft, intended, itl),
                *_miscalibrated(manifest, ttft, itl)]
     if manifest.cache is not None and manifest.cache.broken is not None:
-        reasons.append(f"the cache was not {manifest.cache.stated}, as stated: {manifest.cache.broken}")
+        reasons.append(f"the cache was not {manifest.cache.text}, as stated: {manifest.cache.broken}")
     client = manifest.client
     if client.cpu_share is not None and client.cpu_share > MAX_CPU_SHARE:
         reasons.append(f"the client used {client.cpu_share:.0%} of a core: spread the load over several clients")

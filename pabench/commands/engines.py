@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from pabench.commands.options import AsJson, DialectName, KeyVariable, ProbeName, Url, examined, need_engine
+from pabench.commands.options import AsJson, DialectName, KeyVariable, ModelName, ProbeName, Url, examined, need_engine
 from pabench.errors import EXIT_NOT_CONFORMING
 
 app = typer.Typer()
@@ -101,7 +101,8 @@ def stub(context: typer.Context) -> None:
 
 @app.command()
 def doctor(
-    url: Url, dialect: DialectName = None, probe: ProbeName = None, api_key_env: KeyVariable = None,
+    url: Url, dialect: DialectName = None, model: ModelName = None, probe: ProbeName = None,
+    api_key_env: KeyVariable = None,
     timeout_s: Annotated[float, typer.Option(help="Longest wait for one answer, seconds.")] = 10.0,
     as_json: AsJson = False,
 ) -> None:
@@ -111,7 +112,7 @@ def doctor(
     """
     from pabench.terminal.engines import show_examination
 
-    examination = examined(url, dialect, probe, api_key_env, timeout_s)
+    examination = examined(url, dialect, probe, api_key_env, timeout_s, model)
     if as_json:
         print(json.dumps(examination.to_json(), indent=2))
     else:

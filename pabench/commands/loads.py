@@ -15,6 +15,7 @@ from pabench.commands.options import (
     KeyVariable,
     Label,
     LoadSeed,
+    ModelName,
     NumRequests,
     ProbeName,
     Quiet,
@@ -54,14 +55,14 @@ def run(
                                                     "steady window that is found.")] = None,
     seed: LoadSeed = 0,
     cache: Annotated[str | None, typer.Option(help="State of the prefix cache at the start, brought about and checked: "
-                                                   "cold or warm.")] = None,
+                                                   "cold, warm, or a share of the prompts, e.g. 0.5.")] = None,
     calibrate: Annotated[bool, typer.Option(
         "--calibrate", help="Afterwards, measure the client's own error against the stub, at as many streams.",
     )] = False,
     resume: Annotated[Path | None, typer.Option(
         help="Go on with the run in this folder, which was broken off, as it was planned.")] = None,
     workers: Workers = 1, ray: RayAddress = None,
-    dialect: DialectName = None, probe: ProbeName = None, api_key_env: KeyVariable = None,
+    dialect: DialectName = None, model: ModelName = None, probe: ProbeName = None, api_key_env: KeyVariable = None,
     as_json: AsJson = False, quiet: Quiet = False,
 ) -> None:
     """Put a load on an engine, verify every answer, and write a run folder.
@@ -76,11 +77,11 @@ def run(
 
     hands, key = Hands(workers, ray), api_key_in(api_key_env)
     changes = {"users": users, "rate_per_s": rate, "num_requests": num_requests, "duration_s": duration_s,
-               "slo": _bounds(ttft_ms, tpot_ms), "window_s": _window(window), "cache": cache}
+               "slo": _bounds(ttft_ms, tpot_ms), "window_s": _window(window), "cache": _cache(cache)}
     show = _Show(as_json=as_json, quiet=quiet, calibrate=calibrate, hands=hands)
     if resume is not None:
         _refuse_changes(workload=workload, out=out, label=label, seed=seed or None, **changes)
-        before, examination = read_manifest(resume), examined(url, dialect, probe, api_key_env)
+        before, examination = read_manifest(resume), examined(url, dialect, probe, api_key_env, model=model)
         show.carry(before.workload, before.label, resume, lambda progress: resume_run(
             examination, resume, url=url, progress=progress, api_key=key, hands=hands))
     if workload is None:
@@ -88,7 +89,7 @@ def run(
     plan = load_workload(workload, **changes)
     folder = out or new_folder(plan.name)
     require_new(folder)
-    examination = examined(url, dialect, probe, api_key_env)
+    examination = examined(url, dialect, probe, api_key_env, model=model)
     name = label or examination.facts.dialect
     show.carry(plan, name, folder, lambda progress: run_workload(
         examination, plan, folder, url=url, label=name, seed=seed, progress=progress, api_key=key, hands=hands))
@@ -146,7 +147,7 @@ def sweep(
     label: Label = None,
     seed: LoadSeed = 0,
     workers: Workers = 1, ray: RayAddress = None,
-    dialect: DialectName = None, probe: ProbeName = None, api_key_env: KeyVariable = None,
+    dialect: DialectName = None, model: ModelName = None, probe: ProbeName = None, api_key_env: KeyVariable = None,
     as_json: AsJson = False, quiet: Quiet = False,
 ) -> None:
     """Put one workload on an engine at several loads in turn: throughput and latency, and the knee between them.
@@ -167,7 +168,7 @@ def sweep(
              for load in sweep_loads(users, rates)]
     key, folder, silent = api_key_in(api_key_env), out or new_folder("sweep"), quiet or as_json
     require_new(folder)
-    examination = examined(url, dialect, probe, api_key_env)
+    examination = examined(url, dialect, probe, api_key_env, model=model)
     name = label or examination.facts.dialect
     summaries, flawless = [], True
     try:
@@ -200,7 +201,7 @@ def capacity(
     label: Label = None,
     seed: LoadSeed = 0,
     workers: Workers = 1, ray: RayAddress = None,
-    dialect: DialectName = None, probe: ProbeName = None, api_key_env: KeyVariable = None,
+    dialect: DialectName = None, model: ModelName = None, probe: ProbeName = None, api_key_env: KeyVariable = None,
     as_json: AsJson = False, quiet: Quiet = False,
 ) -> None:
     """Find the highest rate at which nearly all requests are answered in time, and say how sure that is.
@@ -229,7 +230,7 @@ def capacity(
     asked = load_workload(workload, rate_per_s=from_rate, duration_s=duration_s)
     key, folder, silent = api_key_in(api_key_env), out or new_folder("capacity"), quiet or as_json
     require_new(folder)
-    examination = examined(url, dialect, probe, api_key_env)
+    examination = examined(url, dialect, probe, api_key_env, model=model)
     if "stream" not in examination.facts.capabilities:
         raise UsageError(f"a capacity is told by the times of tokens, and dialect {examination.facts.dialect!r} of "
                          "this engine does not stream: use pabench sweep")
@@ -346,3 +347,11 @@ def _window(text: str | None) -> list[float] | None:
     except ValueError:
         raise UsageError(f"--window is {text!r}, expected start and end in seconds, e.g. 5,25") from None
     return [start, end]
+
+
+def _cache(text: str | None) -> str | float | None:
+    """A share where it is a number; what is neither that nor a state, the workload refuses."""
+    try:
+        return text if text is None else float(text)
+    except ValueError:
+        return text

@@ -31,6 +31,9 @@ Impl = Annotated[
                                 "ships, package.module:factory, or path/to/file.py:factory."),
 ]
 DialectName = Annotated[str | None, typer.Option("--dialect", help="Do not detect the dialect; take this one.")]
+ModelName = Annotated[
+    str | None, typer.Option("--model", help="Of several served models, the one to ask (the first by default)."),
+]
 ProbeName = Annotated[
     str | None,
     typer.Option("--probe", help="Preset or folder of the KV probe that is served (found out by default)."),
@@ -58,13 +61,15 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No live view.")]
 
 
 def examined(
-    url: str, dialect: str | None, probe: str | None, key_variable: str | None, timeout_s: float = 10.0
+    url: str, dialect: str | None, probe: str | None, key_variable: str | None, timeout_s: float = 10.0,
+    model: str | None = None,
 ) -> Examination:
     """What `doctor` finds at `url`."""
     from pabench.engines.doctor import examine
 
     key = api_key_in(key_variable)
-    return asyncio.run(examine(url, dialect=dialect, probe=probe, timeout_s=timeout_s, api_key=key))
+    return asyncio.run(examine(url, dialect=dialect, probe=probe, model=model, timeout_s=timeout_s,
+                               api_key=key))
 
 
 def api_key_in(variable: str | None) -> str | None:

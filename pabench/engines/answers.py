@@ -225,7 +225,7 @@ class _ChoiceReading:
 
     def __init__(self, index: int, read_text: TextReader | None) -> None:
         self.choice = Choice(index)
-        self._words = None if read_text is None else _WordCount(read_text)
+        self._words = None if read_text is None else WordCount(read_text)
         self._read_text = read_text
         self._texts: list[str] = []
 
@@ -267,7 +267,7 @@ class _ChoiceReading:
         return choice
 
 
-class _WordCount:
+class WordCount:
     """How many new words each piece of text brings. A word cut by a chunk's edge counts when its first part comes."""
 
     def __init__(self, read_text: TextReader) -> None:
@@ -276,6 +276,7 @@ class _WordCount:
         self._in_tail = 0
 
     def add(self, text: str) -> int:
+        """Take a piece; how many words it brings."""
         self._tail += text
         in_tail = len(self._read_text(self._tail))
         new = max(0, in_tail - self._in_tail)

@@ -35,6 +35,7 @@ CAPABILITIES = frozenset({
     "request_id",       # the client may name its request
     "stop_token_ids",   # an answer ends at a token of the client's choice
     "speculation",      # drafts are made and counted
+    "priority",         # a request may say how urgent it is; whether that is heeded, a run of several shows
 })
 
 
@@ -62,6 +63,7 @@ class GenerationRequest:
     chat: bool = False  # as the one message of a chat; the prompt is sent as words
     beam_width: int = 0  # 0: no beam search; else the n best of so many beams, n == beam_width
     stop_token_ids: tuple[int, ...] = ()
+    priority: int | None = None  # lower goes first, and 0 is what others have; None: not said
 
 
 @dataclass(slots=True)
@@ -127,7 +129,7 @@ class Dialect(Protocol):
 
     name: str
     capabilities: frozenset[str]  # those the dialect always has; `doctor` finds the rest
-    metrics_path: str | None      # None: the engine has no metrics
+    metrics_path: str | None      # ":8002/metrics": on another port; None: the engine has no metrics
     cache_reset_path: str | None  # a POST there empties the prefix cache; None: there is no such route
     metric_names: frozenset[str]  # every metric that kv_facts and kv_sample read, so that a scrape can skip the rest
 

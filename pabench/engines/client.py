@@ -24,11 +24,13 @@ from pabench.engines.wording import worded
 from pabench.errors import EngineDied, EngineProtocol, EngineTimeout, EngineUnreachable, UsageError
 from pabench.probe import Codec
 from pabench.telemetry.exposition import ACCEPT, parse_exposition
+from pabench.telemetry.scrape import metrics_url
 from pabench.telemetry.vocabulary import KVSample, MetricFamilies
 
 _HEALTH_TIMEOUT_S = 5.0
 _GONE_ATTEMPTS = 3
 _GONE_PAUSE_S = 0.1
+NO_ROUTE = (400, 404)  # the former from older Tritons
 ABORT_DELAY_S = 0.05  # long enough for a request's bytes to be read by an engine on this host
 # A connection that broke, before or inside the answer.
 _BROKEN = (aiohttp.ClientPayloadError, aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, ConnectionError)
@@ -154,13 +156,13 @@ class EngineClient:
 
     async def healthy(self) -> bool:
         """Whether the engine says that it can serve. Engines without `/health` are asked for their models."""
-        for path in ("/health", "/v1/models"):
+        for path in ("/health", "/v1/models", "/v2/health/ready"):
             try:
                 async with asyncio.timeout(min(self._timeout_s, _HEALTH_TIMEOUT_S)):
                     exchange = await self._exchange("GET", path, None, {})
             except (EngineUnreachable, EngineDied, EngineTimeout, EngineProtocol, TimeoutError):
                 return False
-            if exchange.status != 404:
+            if exchange.status not in NO_ROUTE:
                 return exchange.status == 200 and not exchange.broken
         return False
 
@@ -217,8 +219,8 @@ class EngineClient:
             raise RuntimeError("EngineClient is used inside `async with`")
         exchange = _Exchange()
         async with (
-            self._named_faults(f"{method} {path}", exchange),
-            self._session.request(method, self.url + path, data=data, headers=headers) as response,
+            self._named_faults(f"{method} {path}", exchange, elsewhere=path.startswith(":")),
+            self._session.request(method, metrics_url(self.url, path), data=data, headers=headers) as response,
         ):
             self._answered = True
             exchange.status = response.status
@@ -231,8 +233,8 @@ class EngineClient:
         return exchange
 
     @contextlib.asynccontextmanager
-    async def _named_faults(self, what: str, exchange: _Exchange) -> AsyncIterator[None]:
-        """Turn what goes wrong on the wire into the exception tree of pabench."""
+    async def _named_faults(self, what: str, exchange: _Exchange, *, elsewhere: bool) -> AsyncIterator[None]:
+        """Turn what goes wrong on the wire into the exception tree of pabench. `elsewhere`: on another port."""
         where = f"{what} at {self.url}"
         try:
             async with asyncio.timeout(self._timeout_s):
@@ -241,6 +243,8 @@ class EngineClient:
             got = f"{len(exchange.body)} bytes" if exchange.status else "nothing"
             raise EngineTimeout(f"{where}: no complete answer within {self._timeout_s:g} s, got {got}") from error
         except aiohttp.ClientConnectorError as error:
+            if elsewhere:
+                raise EngineProtocol(f"{where}: nothing answers there ({_reason(error)})") from error
             raise self._gone(error) from error
         except _BROKEN as error:
             await self._raise_if_gone()

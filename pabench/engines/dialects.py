@@ -17,6 +17,7 @@ from pabench.engines.sglang_generate import SGLangGenerateDialect
 from pabench.engines.tensorrt_llm import TensorRTLLMDialect
 from pabench.engines.tgi import TGIDialect
 from pabench.engines.transformers import TransformersDialect
+from pabench.engines.triton import TritonDialect
 from pabench.engines.vllm import VLLMDialect
 from pabench.errors import EngineProtocol, UsageError
 from pabench.telemetry.vocabulary import MetricFamilies
@@ -26,7 +27,7 @@ DIALECTS: Mapping[str, Dialect] = {
     known.name: known
     for known in (
         ReferenceDialect(), VLLMDialect(), SGLangDialect(), SGLangGenerateDialect(), TensorRTLLMDialect(),
-        LMDeployDialect(), TGIDialect(), LlamaCppDialect(), OpenVINODialect(), MistralRsDialect(),
+        TritonDialect(), LMDeployDialect(), TGIDialect(), LlamaCppDialect(), OpenVINODialect(), MistralRsDialect(),
         TransformersDialect(), OpenAIDialect(),
     )
 }

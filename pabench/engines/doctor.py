@@ -12,8 +12,9 @@ from pabench.engines import dialects
 from pabench.engines.answers import error_text, load_json
 from pabench.engines.base import Dialect, EngineFacts
 from pabench.engines.cleaning import clean
-from pabench.engines.client import EngineClient
+from pabench.engines.client import NO_ROUTE, EngineClient
 from pabench.engines.trials import Trials
+from pabench.engines.triton import triton_models
 from pabench.errors import EngineProtocol, UsageError
 from pabench.probe import PRESETS, ProbeSpec, load_spec, preset
 from pabench.telemetry.exposition import ACCEPT, parse_exposition
@@ -65,12 +66,15 @@ async def examine(
     spoken = dialects.dialect(dialect or "openai")
     async with EngineClient(url, spoken, model or "", timeout_s=timeout_s, api_key=api_key) as client:
         trials = Trials(client)
-        models, headers = await _models(client)
-        metrics = await _metrics(client, trials.notes)
+        models, headers = await _models(client, model)
+        without: list[str] = []
+        metrics = await _metrics(client, without)
         if dialect is None:
             client.dialect = dialects.recognise(models, metrics, headers)
         if client.dialect.metrics_path not in (None, _METRICS_PATH):
             metrics = await _metrics(client, trials.notes, client.dialect.metrics_path)
+        else:
+            trials.notes += without
         entry = _entry(models, model, trials.notes)
         trials.max_context_tokens = _max_context(entry)
         client.model = model or str(entry.get("id") or "") or await _pinned_model(client)
@@ -115,9 +119,14 @@ def _filled(found: KVSample | KVFacts, empty: KVSample | KVFacts) -> list[str]:
     return [name for name, value in asdict(found).items() if value != blank[name]]
 
 
-async def _models(client: EngineClient) -> tuple[Mapping[str, Any], Mapping[str, str]]:
-    """The answer of `/v1/models` and its headers. Raises EngineProtocol where this is no engine's."""
+async def _models(client: EngineClient, wanted: str | None) -> tuple[Mapping[str, Any], Mapping[str, str]]:
+    """The answer of `/v1/models`, or Triton's list as such, and headers. Raises EngineProtocol where it is no engine's.
+
+    `wanted`: the model that the caller names.
+    """
     status, headers, body = await client.get("/v1/models")
+    if status in NO_ROUTE and (models := await triton_models(client, wanted)) is not None:
+        return models, headers
     try:
         models = load_json(body)
     except ValueError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 from pabench.engines.answers import parse_answer, parse_stream_answer
@@ -16,7 +17,8 @@ CHAT_PATH = "/v1/chat/completions"
 # What vLLM added to the protocol, and others took over.
 EXTENDED_CAPABILITIES = frozenset({"token_ids", "n", "sampling", "logprobs", "ignore_eos", "stream", "usage"})
 _TOLD_LOGPROBS = 2  # a token: the best two, so that the runner-up is among them
-_BEYOND_OPENAI = ("top_k", "beam_width", "cache_salt", "prompt_logprobs", "stop_token_ids")
+_BEYOND_OPENAI = ("top_k", "beam_width", "cache_salt", "prompt_logprobs", "stop_token_ids", "priority")
+_UNSAID = {field.name: field.default for field in fields(GenerationRequest)}
 
 
 def openai_path(request: GenerationRequest) -> str:
@@ -76,6 +78,8 @@ def extended_body(request: GenerationRequest, model: str) -> dict[str, Any]:
         body |= {"use_beam_search": True, "n": request.beam_width}
     if request.stop_token_ids:
         body["stop_token_ids"] = list(request.stop_token_ids)
+    if request.priority is not None:
+        body["priority"] = request.priority
     return body
 
 
@@ -91,7 +95,7 @@ def require_text(request: GenerationRequest, dialect: str) -> None:
 def require_plain(request: GenerationRequest, dialect: str, *, but: Sequence[str] = ()) -> None:
     """Raise UsageError when `request` asks for what the protocol as published has no field for, `but` left out."""
     for name in _BEYOND_OPENAI:
-        if name not in but and (value := getattr(request, name)):
+        if name not in but and (value := getattr(request, name)) != _UNSAID[name]:
             raise UsageError(f"dialect {dialect!r} has no {name}, got {name}={value!r}: leave it out")
 
 

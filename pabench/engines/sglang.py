@@ -41,11 +41,16 @@ class SGLangDialect(OpenAIDialect):
     metric_names: frozenset[str] = frozenset({_PAGE_SIZE, _NUM_PAGES}.union(*METRICS.values()))
 
     def build(self, request: GenerationRequest, model: str) -> tuple[str, dict[str, Any]]:
-        """Path and JSON body of `request`. Raises UsageError for beams and for log-probabilities of the prompt."""
-        require_plain(request, self.name, but=("top_k", "cache_salt", "stop_token_ids"))
+        """Path and JSON body of `request`. Raises UsageError for beams and for log-probabilities of the prompt.
+
+        A server without `--enable-priority-scheduling` may take a priority and not heed it.
+        """
+        require_plain(request, self.name, but=("top_k", "cache_salt", "stop_token_ids", "priority"))
         body = extended_body(request, model)
         if "request_id" in body:
             body["rid"] = body.pop("request_id")
+        if "priority" in body:
+            body["priority"] = -body["priority"]  # higher goes first
         return openai_path(request), body
 
     def kv_facts(self, metrics: MetricFamilies) -> KVFacts:

@@ -65,6 +65,7 @@ class Trials:
         await self._try("request_id", self._request_id)
         await self._try("beam", self._beams)
         await self._try("speculation", self._drafts)
+        await self._try("priority", self._priority)
 
     async def prefix_cache_hits(self) -> bool | None:
         """Whether a prompt sent twice is served from cache the second time; None where the engine does not tell."""
@@ -126,7 +127,12 @@ class Trials:
         return None
 
     def _judge_ring(self, answer: Completion) -> None:
+        """Raises EngineProtocol where the prompt stands before the answer: its tokens would count as generated."""
         choice = answer.choices[0] if answer.choices else Choice(0)
+        if Codec.encode(RING.prompt[1:]) in choice.text:  # the separator may be a special token, and not shown
+            raise EngineProtocol(f"the engine at {self.client.url} sends the prompt back in front of its answer: "
+                                 "expected the answer alone; switch that off in the engine (Triton's ensemble has to "
+                                 "know exclude_input_in_output)")
         ids = choice.token_ids or Codec.decode(choice.text)
         check = check_answer(RING, ids)
         self.is_probe = check.wrong == 0 and check.verified >= _NUM_TOKENS - 1
@@ -227,6 +233,11 @@ class Trials:
         await self._ask(self._request(self._prompt(), 3 * _NUM_TOKENS))
         after = await self.client.kv_sample()
         return after is not None and (after.drafted or 0) > before.drafted
+
+    async def _priority(self) -> bool:
+        """vLLM and the reference engine refuse any but 0 where they serve in the order of arrival."""
+        await self._ask(replace(self._request(self._prompt(), 1), priority=1, stream=False))
+        return True
 
     async def _prefix_hits(self) -> float | None:
         sample = await self.client.kv_sample()

@@ -1,7 +1,8 @@
 """A stated state of the prefix cache: brought about before a run, and checked afterwards by what the engine says it
 took from its cache (`cached_tokens` of each answer's usage).
 
-Cold: nothing of the run's prompts is cached when it starts. Warm: each session's first prompt was asked once before.
+Cold: nothing of the run's prompts is cached when it starts. Warm: each session's first prompt was asked once before. A
+share: the cache was emptied, and then that share of the first prompts' whole blocks was asked, a prefix of each prompt.
 """
 
 from __future__ import annotations
@@ -12,50 +13,108 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import aiohttp
+import numpy as np
 
+from pabench.errors import UsageError
 from pabench.load.client import LoadClient, PreparedRequest
 from pabench.load.line import clock
 from pabench.load.manifest import CacheCheck
 from pabench.load.records import RequestRecord
 from pabench.load.schedule import ScheduledRequest
 from pabench.load.workload import CacheState
-from pabench.probe import Ring
+from pabench.probe import Codec, Ring
 
 _AT_ONCE = 16
 _WARM_SHARE = 0.9      # of the tokens in whole blocks that a warm cache could give
+SHARE_TOLERANCE = 0.05  # of the tokens in whole blocks, either way of a stated share
 _MOST_CHECKED = 5000   # requests, in the order of sending: what was not cold shows in the first
 
 
 async def bring_about(
     state: CacheState, requests: Sequence[ScheduledRequest], *, client: LoadClient, http: aiohttp.ClientSession,
-    reset_url: str | None, written: Callable[[ScheduledRequest], PreparedRequest],
+    reset_url: str | None, written: Callable[[ScheduledRequest], PreparedRequest], seed: int, block_size: int | None,
 ) -> str:
-    """Empty the cache, where the engine has a route for that, or fill it; a note on what was done."""
+    """Empty the cache, where the engine has a route for that, or fill it; a note on what was done.
+
+    Raises UsageError where the prompts have too few blocks for a share of them.
+    """
     if state == "warm":
-        return await _fill(requests, client, written)
+        asked = [_asked(one, len(_ids(one))) for one in requests if one.turn == 0]
+        return f"stated warm: {await _fill(asked, client, written)} prompts were asked once before, one token each"
+    if state == "cold":
+        return f"stated cold: {await _empty(http, reset_url)}"
+    assert isinstance(state, float), "the one that is left"
+    assert block_size is not None, "without one a share is refused when the run is planned"
+    lengths = prefixes_to_fill(requests, state, block_size, seed)
+    emptied = await _empty(http, reset_url)
+    # One token more than whole blocks: an engine may keep none that ends with the prompt.
+    more = 1 if block_size > 1 else 0
+    done = await _fill([_asked(requests[at], length + more) for at, length in lengths.items()], client, written)
+    return (f"stated {state:.0%} filled: {emptied}; then prefixes of {done} prompts, {sum(lengths.values())} tokens in "
+            "blocks, were asked, one token each")
+
+
+async def _empty(http: aiohttp.ClientSession, reset_url: str | None) -> str:
     if reset_url is None:
-        return "stated cold: the engine has no route to empty its cache, so it is only checked"
+        return "the engine has no route to empty its cache, so it is only checked"
     try:
         async with http.post(reset_url) as answer:
-            return (f"stated cold: the cache was emptied (POST {reset_url})" if answer.status == 200 else
-                    f"stated cold: POST {reset_url} gave HTTP {answer.status}, so it is only checked")
+            return (f"the cache was emptied (POST {reset_url})" if answer.status == 200 else
+                    f"POST {reset_url} gave HTTP {answer.status}, so it is only checked")
     except aiohttp.ClientError as error:
-        return f"stated cold: POST {reset_url} failed ({type(error).__name__}), so it is only checked"
+        return f"POST {reset_url} failed ({type(error).__name__}), so it is only checked"
+
+
+def prefixes_to_fill(requests: Sequence[ScheduledRequest], share: float, block_size: int, seed: int) -> dict[int, int]:
+    """Index of a request -> tokens of its prompt to have cached, whole blocks: of each session's first prompt `share`
+    of what a cache could give, rounded down or up by chance so that all together come to `share` within a block.
+
+    Raises UsageError where there are too few blocks for that.
+    """
+    firsts = [one for one in requests if one.turn == 0]
+    blocks = np.asarray([_could(one.prompt_tokens, block_size) // block_size for one in firsts])
+    if blocks.sum() * SHARE_TOLERANCE < 1:
+        raise UsageError(f"a share of the cache is met within {SHARE_TOLERANCE:.0%}: expected at least "
+                         f"{1 / SHARE_TOLERANCE:.0f} whole blocks of {block_size} tokens in the first prompts, got "
+                         f"{blocks.sum()}; make them longer or more")
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(firsts))
+    ends = np.floor(np.cumsum(share * blocks[order]) + rng.random()).astype(int)
+    filled = np.diff(ends, prepend=0)
+    return {firsts[at].index: int(count) * block_size for at, count in zip(order, filled, strict=True) if count}
+
+
+def _could(prompt_tokens: int, block_size: int) -> int:
+    """Tokens of a prompt that a cache could give: in whole blocks, and its last one is always computed."""
+    return (prompt_tokens - 1) // block_size * block_size
+
+
+def _ids(one: ScheduledRequest) -> tuple[int, ...]:
+    assert one.oracle is not None, "cache states are of verified prompts"
+    return one.oracle.prompt
+
+
+def _asked(one: ScheduledRequest, length: int) -> ScheduledRequest:
+    """The first `length` tokens of a prompt, to be answered with one token."""
+    ids = _ids(one)[:length]
+    request = replace(one.request, prompt=Codec.encode(ids) if isinstance(one.request.prompt, str) else ids,
+                      max_tokens=1, n=1, beam_width=0, request_id=f"{one.name}-before")
+    return replace(one, request=request, cancel_after_tokens=None)
 
 
 async def _fill(
-    requests: Sequence[ScheduledRequest], client: LoadClient, written: Callable[[ScheduledRequest], PreparedRequest],
+    asked: Sequence[ScheduledRequest], client: LoadClient, written: Callable[[ScheduledRequest], PreparedRequest],
 ) -> str:
+    """How many of them were answered, "12 of 12"."""
     gate = asyncio.Semaphore(_AT_ONCE)
 
     async def ask(one: ScheduledRequest) -> bool:
-        short = replace(one.request, max_tokens=1, n=1, request_id=f"{one.name}-before")
         async with gate:
-            exchange = await client.send(written(replace(one, request=short, cancel_after_tokens=None)), clock())
+            exchange = await client.send(written(one), clock())
         return exchange.fault is None and exchange.status == 200
 
-    asked = await asyncio.gather(*(ask(one) for one in requests if one.turn == 0))
-    return f"stated warm: {sum(asked)} of {len(asked)} prompts were asked once before, one token each"
+    done = await asyncio.gather(*(ask(one) for one in asked))
+    return f"{sum(done)} of {len(done)}"
 
 
 def check(
@@ -63,21 +122,22 @@ def check(
 ) -> CacheCheck:
     """Whether it was so. `records` are those of `requests`, in the same order."""
     sent = sorted((record for record in records if record.sent_s is not None), key=lambda record: record.sent_s or 0.0)
-    told = [record for record in sent if record.cached_tokens is not None][:_MOST_CHECKED]
+    told = [record for record in sent if record.cached_tokens is not None]
     if not told:
-        broken: str | None = "no answer says how many of its prompt's tokens were cached"
-    else:
-        broken = _not_cold(requests, told, sent) if state == "cold" else _not_warm(requests, told, block_size or 1)
-    return CacheCheck(stated=state, checked=len(told), broken=broken)
-
-
-def _not_warm(requests: Sequence[ScheduledRequest], told: Sequence[RequestRecord], block_size: int) -> str | None:
+        return CacheCheck(stated=state, checked=0, broken="no answer says how many of its prompt's tokens were cached")
+    if state == "cold":
+        told = told[:_MOST_CHECKED]
+        return CacheCheck(stated=state, checked=len(told), broken=_not_cold(requests, told, sent))
     firsts = [record for record in told if requests[record.index].turn == 0]
-    could = sum((record.prompt_tokens - 1) // block_size * block_size for record in firsts)
+    could = sum(_could(record.prompt_tokens, block_size or 1) for record in firsts)
     was = sum(record.cached_tokens or 0 for record in firsts)
-    if was >= _WARM_SHARE * could:
-        return None
-    return f"{was} of the {could} prompt tokens that a warm cache would have given came from it"
+    broken = None
+    if state == "warm" and was < _WARM_SHARE * could:
+        broken = f"{was} of the {could} prompt tokens that a warm cache would have given came from it"
+    if isinstance(state, float) and abs(was - state * could) > SHARE_TOLERANCE * could:
+        broken = (f"{was} of the {could} prompt tokens in whole blocks came from it, expected {state:.0%} within "
+                  f"{SHARE_TOLERANCE:.0%} of them")
+    return CacheCheck(stated=state, checked=len(told), broken=broken, found=was / could if could else None)
 
 
 def _not_cold(
@@ -89,8 +149,8 @@ def _not_cold(
     seen: Counter[int] = Counter()
     added = 0
     broken = tokens = 0
-    for record in sorted(told, key=lambda record: record.first_s or record.sent_s or 0.0):
-        while added < len(sent) and (sent[added].sent_s or 0.0) <= (record.first_s or record.sent_s or 0.0):
+    for record in sorted(told, key=_answered_s):
+        while added < len(sent) and (sent[added].sent_s or 0.0) <= _answered_s(record):
             seen.update(_prefixes(requests[sent[added].index]))
             added += 1
         known = 0
@@ -106,12 +166,15 @@ def _not_cold(
     return f"{broken} of {len(told)} requests hit {tokens} tokens that nobody had sent in this run"
 
 
+def _answered_s(record: RequestRecord) -> float:
+    """When its prompt had been read: at the first token, of an answer that came whole at the latest when it ended."""
+    return record.first_s or record.end_s or record.sent_s or 0.0
+
+
 def _prefixes(one: ScheduledRequest) -> Iterator[int]:
     """A number for each prefix of a request's tokens, the answer's behind the prompt's where it is known."""
-    oracle = one.oracle
-    assert oracle is not None, "cache states are of verified prompts"
-    answer = oracle.expected(one.request.max_tokens) if isinstance(oracle, Ring) else []
+    answer = one.oracle.expected(one.request.max_tokens) if isinstance(one.oracle, Ring) else []
     number = 0
-    for token in (*oracle.prompt, *answer):
+    for token in (*_ids(one), *answer):
         number = hash((number, token))
         yield number

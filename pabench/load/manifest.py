@@ -98,6 +98,12 @@ class CacheCheck(_Part):
     stated: CacheState
     checked: int
     broken: str | None  # how it was not so
+    found: float | None = None  # warm or a share: of the first prompts' tokens in whole blocks, what came from it
+
+    @property
+    def text(self) -> str:
+        """The stated state in words."""
+        return self.stated if isinstance(self.stated, str) else f"filled to {self.stated:.0%}"
 
 
 class Resumption(_Part):

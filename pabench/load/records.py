@@ -83,6 +83,7 @@ class RequestRecord:
     token_times_s: list[float] = field(default_factory=list)   # arrival of each token
     token_choices: list[int] = field(default_factory=list)     # choice index of each of those
     token_ids: list[int] = field(default_factory=list)         # id of each, empty where the engine gives none
+    priority: int | None = None         # as asked for, lower first; None: the workload has none
     diagnosis: str | None = None        # JSON of probe.diagnosis.Diagnosis when outcome is "wrong"
 
 
@@ -96,7 +97,10 @@ REQUEST_SCHEMA = pa.schema([
     ("cached_tokens", pa.int64()), ("verified_tokens", pa.int64()), ("wrong_tokens", pa.int64()),
     ("finish_reasons", pa.list_(pa.string())), ("token_times_s", pa.list_(pa.float64())),
     ("token_choices", pa.list_(pa.int64())), ("token_ids", pa.list_(pa.int64())), ("diagnosis", pa.string()),
+    ("priority", pa.int64()),
 ])
+ADDED_COLUMNS = frozenset({"priority"})  # that older folders lack: nothing was known of them
+
 
 TELEMETRY_SCHEMA = pa.schema([(column.name, pa.float64()) for column in fields(KVSample)])
 

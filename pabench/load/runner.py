@@ -179,7 +179,8 @@ class _Run:
 
         async with LoadClient(self.job.url, timeout_s=self.job.workload.timeout_s, api_key=self.job.api_key) as client:
             return await cache_state.bring_about(
-                state, self.requests, client=client, http=http, written=written,
+                state, self.requests, client=client, http=http, written=written, seed=self.manifest.seed,
+                block_size=None if self.manifest.engine.kv is None else self.manifest.engine.kv.block_size,
                 reset_url=None if dialect.cache_reset_path is None else self.job.url + dialect.cache_reset_path)
 
 

@@ -2,7 +2,7 @@
 
 Open arrivals: `intended_s` is the request's start on the run's clock, whatever the engine does. Closed arrivals: each
 user has a queue of its own, and the next request is intended for the end of the last one plus the think time.
-Lengths, arrivals, prompts and cuts come from generators of their own, so that changing one leaves the others.
+Lengths, arrivals, prompts, cuts, priorities come from generators of their own, so that changing one leaves the others.
 """
 
 from __future__ import annotations
@@ -111,8 +111,8 @@ def plan(workload: Workload, seed: int, facts: EngineFacts, spec: ProbeSpec | No
     `prefix` starts every request id. Raises UsageError for what the engine cannot do.
     """
     check_able(workload, facts, spec)
-    seeds = np.random.SeedSequence(seed).spawn(6)
-    lengths, arrivals, prompts_of, cuts, warming, sharing = (np.random.default_rng(each) for each in seeds)
+    seeds = np.random.SeedSequence(seed).spawn(7)
+    lengths, arrivals, prompts_of, cuts, warming, sharing, urgencies = (np.random.default_rng(each) for each in seeds)
     trace = None if workload.trace is None else read_trace(workload.trace, workload.trace_format)
     starts = draw_arrivals(workload, arrivals, trace)
     turns = draw_turns(workload.session, sharing, len(starts), workload.num_requests)
@@ -132,10 +132,11 @@ def plan(workload: Workload, seed: int, facts: EngineFacts, spec: ProbeSpec | No
     limit = _limit(workload, facts.max_context_tokens)
     all_turns, num_left_out = take_turns(workload, spec, sharing, firsts, turns, limit)
     cut = cuts.random(len(all_turns)) < workload.cancel_share
+    priorities = draw_priorities(workload, urgencies, len(firsts))
     requests = tuple(
         _schedule_one(workload, facts, turn, index=i, user=None if users is None else users[turn.session],
                       intended_s=starts[turn.session] if turn.turn == 0 else None, cut=bool(cut[i]), seed=seed,
-                      prefix=prefix)
+                      prefix=prefix, priority=priorities[turn.session])
         for i, turn in enumerate(all_turns)
     )
     warmups = _plan_warmups(workload, facts, spec, warming, seed, prefix, trace)
@@ -158,8 +159,15 @@ def check_able(workload: Workload, facts: EngineFacts, spec: ProbeSpec | None) -
     if workload.prompt == "probe" and workload.temperature > 0 and spec is not None and spec.is_soft:
         raise UsageError(f"workload {workload.name!r} draws its answers (temperature {workload.temperature:g}), and "
                          f"probe {spec.preset!r} is soft, which is certain under greedy decoding alone: serve another")
-    needed = {"cached_tokens": workload.cache is not None, "n": workload.n > 1,
-              "sampling": workload.temperature > 0, "stream": workload.cancel_share > 0}
+    if workload.beam_width is not None and workload.prompt != "text" and spec is not None and spec.is_soft:
+        raise UsageError(f"workload {workload.name!r} verifies beams, and probe {spec.preset!r} is soft: its beams are "
+                         "not certain; serve another")
+    if isinstance(workload.cache, float) and (facts.kv is None or facts.kv.block_size is None):
+        raise UsageError(f"workload {workload.name!r} fills {workload.cache:.0%} of the cache, block by block, and the "
+                         'engine does not tell the size of its blocks: state "cold" or "warm"')
+    needed = {"beam": workload.beam_width is not None, "cached_tokens": workload.cache is not None, "n": workload.n > 1,
+              "priority": workload.priorities is not None, "sampling": workload.temperature > 0,
+              "stream": workload.cancel_share > 0}
     missing = [name for name, need in needed.items() if need and name not in facts.capabilities]
     if missing:
         raise UsageError(f"workload {workload.name!r} needs {', '.join(missing)}, which dialect {facts.dialect!r} of "
@@ -245,6 +253,15 @@ def _clip(
     return prompt, output
 
 
+def draw_priorities(workload: Workload, rng: np.random.Generator, count: int) -> list[int] | list[None]:
+    """The priority of each of `count` sessions; None each where the workload has none."""
+    if workload.priorities is None:
+        return [None] * count
+    shares = np.asarray([each.share for each in workload.priorities])
+    chosen = rng.choice(len(shares), size=count, p=shares / shares.sum())
+    return [workload.priorities[at].priority for at in chosen]
+
+
 def share_out(arrivals: Arrivals, output_tokens: Sequence[int]) -> list[int] | None:
     """User of each request; None for open arrivals.
 
@@ -281,7 +298,7 @@ def _draw_prompts(
 
 def _schedule_one(
     workload: Workload, facts: EngineFacts, turn: Turn, *, index: int, user: int | None, intended_s: float | None,
-    cut: bool, seed: int, prefix: str,
+    cut: bool, seed: int, prefix: str, priority: int | None = None,
 ) -> ScheduledRequest:
     prompt, num_output = turn.prompt, turn.output_tokens
     oracle = prompt if isinstance(prompt, Ring | Fork) else None
@@ -289,10 +306,12 @@ def _schedule_one(
     by_ids = "token_ids" in facts.capabilities
     request = GenerationRequest(
         prompt=ids if isinstance(ids, str) or by_ids else Codec.encode(ids),
-        max_tokens=num_output, n=workload.n, temperature=workload.temperature, top_p=workload.top_p,
+        max_tokens=num_output, n=workload.beam_width or workload.n, beam_width=workload.beam_width or 0,
+        temperature=workload.temperature, top_p=workload.top_p,
         # A ring says the same whatever is drawn. A fork does not, nor a text.
         seed=(seed * 1_000_003 + index) % 2**31 if workload.temperature > 0 and workload.prompt != "probe" else None,
-        stream="stream" in facts.capabilities, request_id=f"{prefix}-{index}",
+        stream="stream" in facts.capabilities and workload.beam_width is None, request_id=f"{prefix}-{index}",
+        priority=priority,
     )
     return ScheduledRequest(
         index=index, user=user, intended_s=intended_s, request=request,

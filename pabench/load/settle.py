@@ -10,7 +10,7 @@ from pabench.errors import EngineProtocol
 from pabench.load.connection import Exchange
 from pabench.load.records import OUTCOMES, RequestRecord
 from pabench.load.schedule import ScheduledRequest
-from pabench.load.verify import Verification, diagnose_wrong, verify_choices
+from pabench.load.verify import Verification, diagnose_wrong, verify_beams, verify_choices
 from pabench.probe import Codec, ProbeSpec
 
 _ABORTED = {"planned", "interrupt"}
@@ -52,7 +52,7 @@ def _blank(request: ScheduledRequest, intended_s: float) -> RequestRecord:
     return RequestRecord(
         request_id=request.name, index=request.index, user=request.user,
         intended_s=intended_s, prompt_tokens=request.prompt_tokens, max_tokens=request.request.max_tokens,
-        n=request.request.n,
+        n=request.request.n, priority=request.request.priority,
     )
 
 
@@ -72,7 +72,8 @@ def _settle_one(
     _take_tokens(record, answer)
     verification = None
     if request.oracle is not None and exchange.status == 200:
-        verification = verify_choices(request.oracle, answer.choices)
+        verify = verify_beams if request.request.beam_width else verify_choices
+        verification = verify(request.oracle, answer.choices)
         record.verified_tokens, record.wrong_tokens = verification.verified, verification.wrong
     outcome, kind, text = _judge(request, record, exchange, answer, protocol_error, verification, fixed_length)
     record.outcome, record.error_kind = outcome, kind

@@ -33,6 +33,38 @@ def verify_choices(oracle: Ring | Fork, choices: Sequence[Choice]) -> Verificati
     return Verification(verified, wrong, wrong_choice)
 
 
+def verify_beams(oracle: Ring | Fork, choices: Sequence[Choice]) -> Verification:
+    """Check the beams that are certain: the best one of a ring, and of a fork the two best, one round each branch.
+
+    Nothing else is nearly as likely: a beam that comes back to the fork reads its own tokens there, and stays on its
+    branch. What the others say, further down, is not known: their tokens count as neither right nor wrong.
+    """
+    verified = wrong = 0
+    wrong_choice = None
+    taken: set[int | None] = set()
+    for choice in sorted(choices, key=lambda choice: choice.index)[: 1 if isinstance(oracle, Ring) else 2]:
+        ids = choice.token_ids or []
+        if isinstance(oracle, Ring):
+            expected: Sequence[int] = oracle.expected(len(ids))
+        else:
+            branch = oracle.branch(ids)
+            expected = () if branch is None or branch in taken else _round(oracle, branch, len(ids))
+            taken.add(branch)
+        right = next((at for at, (is_, should) in enumerate(zip(ids, expected, strict=False)) if is_ != should),
+                     len(expected))
+        verified += right
+        wrong += len(ids) - right
+        if right < len(ids) and wrong_choice is None:
+            wrong_choice = choice
+    return Verification(verified, wrong, wrong_choice)
+
+
+def _round(fork: Fork, branch: int, count: int) -> list[int]:
+    """The first `count` tokens of an answer that goes round one branch of a fork."""
+    way = (*fork.branches[branch], fork.fork)
+    return [way[at % len(way)] for at in range(count)]
+
+
 def diagnose_wrong(
     index: int, ids: Sequence[int], scheduled: Sequence[ScheduledRequest], exchanges: Mapping[int, Exchange],
     spec: ProbeSpec, block_size: int | None,

@@ -31,6 +31,8 @@ def steady_window(records: Sequence[RequestRecord], resumed_s: Sequence[float] =
 
 def _window(sent: Sequence[RequestRecord]) -> tuple[float, float] | None:
     first_tokens = [r.first_s for r in sent if r.first_s is not None]
+    if not first_tokens:  # of answers that came whole
+        first_tokens = [r.end_s for r in sent if r.outcome == "ok" and r.end_s is not None]
     if not first_tokens:
         return None
     closed = sent[0].user is not None

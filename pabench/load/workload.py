@@ -16,6 +16,7 @@ from pabench.errors import UsageError
 from pabench.load.arrivals import KINDS, Arrivals, ClosedArrivals
 from pabench.resources import data_dir
 
+_SHARE_ERROR = 1e-6
 _LAST_RESORT_TOKENS = 1 << 20  # an unclipped law still has to end
 
 
@@ -121,7 +122,14 @@ class SharedPrefix(_Strict):
     zipf: float = Field(default=0.0, ge=0)
 
 
-CacheState = Literal["cold", "warm"]
+class Urgency(_Strict):
+    """A `share` of requests, or of sessions, with one `priority`: lower goes first, whatever an engine's sign."""
+
+    priority: int = Field(ge=-(2**31), lt=2**31)
+    share: float = Field(gt=0, le=1)
+
+
+CacheState = Literal["cold", "warm"] | float
 
 
 class Session(_Strict):
@@ -158,7 +166,9 @@ class Workload(_Strict):
     trace's share what its hash ids say. With a `session` arrivals
     are those of sessions, and `num_requests` counts all their turns. `cancel_share` of the
     requests are cut off by the client after `cancel_after_tokens` tokens. `duration_s` ends the sending; what is in
-    flight is waited for. `cache` states what the prefix cache holds at the start (`load.cache_state`). Goodput counts
+    flight is waited for. `priorities` are drawn for sessions (without them, for requests); their shares add up to 1.
+    With `beam_width` each answer is so many beams, whole and not streamed; `load.verify` says what of them is certain.
+    `cache` states what the prefix cache holds at the start (`load.cache_state`). Goodput counts
     what is inside the `slo`. `window_s` (start, end) takes the place of the steady window that is found.
     """
 
@@ -177,12 +187,14 @@ class Workload(_Strict):
     scale: float = Field(default=1.0, gt=0)
     max_total_tokens: int | None = Field(default=None, ge=8)
     n: int = Field(default=1, ge=1)
+    beam_width: int | None = Field(default=None, ge=2)
     temperature: float = Field(default=0.0, ge=0)
     top_p: float = Field(default=1.0, gt=0, le=1)
     timeout_s: float = Field(default=120.0, gt=0)
     cancel_share: float = Field(default=0.0, ge=0, le=1)
     cancel_after_tokens: int = Field(default=8, ge=1)
     warmup_requests: int | None = Field(default=None, ge=0)
+    priorities: list[Urgency] | None = Field(default=None, min_length=1)
     cache: CacheState | None = None
     slo: Bounds | None = None
     window_s: tuple[float, float] | None = Field(default=None, strict=False)
@@ -214,9 +226,24 @@ class Workload(_Strict):
                              "\"text\"")
         if self.session is not None and traced:
             raise ValueError("a session draws its turns, a trace has its own: use one of them")
+        urgencies = self.priorities or []
+        if urgencies and abs((shares := sum(each.share for each in urgencies)) - 1) > _SHARE_ERROR:
+            raise ValueError(f"the shares of priorities add up to {shares:g}, expected 1")
+        if len({each.priority for each in urgencies}) < len(urgencies):
+            raise ValueError("a priority is named twice: give each once, with its whole share")
         if self.cache is not None and self.prompt == "text":
             raise ValueError('a state of the cache is checked by tokens that are known: use prompt "probe" or "fork"')
-        if self.prompt == "fork" and self.temperature == 0:
+        if isinstance(self.cache, float) and not 0 < self.cache < 1:
+            raise ValueError(f'cache is {self.cache:g}, expected a share between 0 and 1, or "cold" or "warm"')
+        if isinstance(self.cache, float) and (self.shared_prefix is not None or self.trace is not None):
+            raise ValueError("a share of the cache with a shared_prefix or a trace, whose own hits would add to it: "
+                             'leave it out, or state "cold" or "warm"')
+        beside = {"n": self.n > 1, "temperature": self.temperature > 0, "top_p": self.top_p < 1,
+                  "cancel_share": self.cancel_share > 0}
+        if self.beam_width is not None and any(beside.values()):
+            raise ValueError(f"{', '.join(name for name, is_so in beside.items() if is_so)} with beam_width: beams are "
+                             "the likeliest answers, as many as wide, and come whole: leave it out")
+        if self.prompt == "fork" and self.temperature == 0 and self.beam_width is None:
             raise ValueError('prompt "fork" needs temperature > 0: its two branches are drawn by chance')
         if self.prompt == "probe" and self.temperature > 1:
             raise ValueError('prompt "probe" is certain of its tokens up to temperature 1: lower it, or use "fork"')
@@ -324,8 +351,8 @@ def _override_arrivals(fields: dict[str, Any], given: dict[str, Any], path: Path
 
 
 def _explain(error: Any) -> str:
-    tags = {"fixed", "uniform", "exponential", "gamma", "lognormal", "trace", *KINDS}
-    names = [str(part) for part in error["loc"] if part not in tags]
+    tags = {"fixed", "uniform", "exponential", "gamma", "lognormal", "trace", "float", *KINDS}
+    names = [str(part) for part in error["loc"] if part not in tags and not str(part).startswith("literal[")]
     message = error["msg"].removeprefix("Value error, ")
     got = error.get("input")
     shown = f" (got {got!r})" if isinstance(got, str | int | float | bool) else ""

@@ -77,6 +77,7 @@ def all_table(engines: Sequence[Engine]) -> Table:
         _plain("verified_tokens", "Verified tokens", "", count),
         _plain("wrong_tokens", "Wrong tokens", "", count),
         *(_of_quantiles(field, title, key, name) for key, title, field in _LATENCIES for name in _QUANTILES),
+        *(_of_priority(priority, name) for priority in _priorities(engines) for name in ("count", "p50", "p99")),
         _plain("peak_running", "Sequences held at once, most", "", count),
         _plain("mean_running", "Sequences held at once, mean", "", count),
         _plain("kv_usage_mean", "KV use, mean", "%", percent),
@@ -88,6 +89,22 @@ def all_table(engines: Sequence[Engine]) -> Table:
         *(_waste(name) for name in ("token_states", "reserved", "internal", "external", "free")),
     ]
     return _runs_table("figures", "All figures of all runs", engines, figures, whole=True)
+
+
+def _priorities(engines: Sequence[Engine]) -> list[str]:
+    found = {priority for engine in engines for run in engine.runs for priority in run.summary.ttft_ms_by_priority}
+    return sorted(found, key=int)
+
+
+def _of_priority(priority: str, name: str) -> _Figure:
+    def value(summary: RunSummary) -> float | None:
+        found = summary.ttft_ms_by_priority.get(priority)
+        return None if found is None else float(getattr(found, name))
+
+    key, title = f"ttft_priority_{priority}", f"TTFT of priority {priority},"
+    if name == "count":
+        return _Figure(Column(f"{key}_samples", f"{title} samples"), value, count)
+    return _Figure(Column(f"{key}_{name}_ms", f"{title} {name}", "ms"), value)
 
 
 def _runs_table(

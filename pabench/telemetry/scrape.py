@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from typing import Protocol
+from urllib.parse import urlsplit
 
 import aiohttp
 
@@ -13,6 +14,15 @@ from pabench.telemetry.exposition import ACCEPT, parse_exposition
 from pabench.telemetry.vocabulary import KVSample, MetricFamilies
 
 _TIMEOUT_S = 2.0
+
+
+def metrics_url(url: str, path: str) -> str:
+    """Where `path` lies at an engine's `url`; ":8002/metrics" is `/metrics` on another port of the same host."""
+    if not path.startswith(":"):
+        return url.rstrip("/") + path
+    parts = urlsplit(url)
+    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
+    return f"{parts.scheme}://{host}{path}"
 
 
 class Scrapable(Protocol):
@@ -85,8 +95,8 @@ class Scraper:
 
     async def _fetch(self) -> bytes:
         async with asyncio.timeout(_TIMEOUT_S):
-            path = f"{self._url}{self._dialect.metrics_path}"
-            async with self._session.get(path, headers={"Accept": ACCEPT}) as response:
+            url = metrics_url(self._url, self._dialect.metrics_path or "")
+            async with self._session.get(url, headers={"Accept": ACCEPT}) as response:
                 body = await response.read()
                 if response.status != 200:
                     raise EngineProtocol(f"GET {self._dialect.metrics_path}: expected 200, got {response.status}")

@@ -34,6 +34,9 @@ def show_summaries(summaries: Sequence[RunSummary]) -> None:
     out = Console(highlight=False)
     out.print(comparison_table(summaries))
     for summary in summaries:
+        for priority, ttft in summary.ttft_ms_by_priority.items():
+            out.print(f"{escape(clean(summary.label))}, {summary.load}, priority {priority}: TTFT p50 {ttft.p50:,.0f}, "
+                      f"p99 {ttft.p99:,.0f} ms, {ttft.count} requests")
         if not summary.validity.valid:
             out.print(f"INVALID {escape(clean(summary.label))}, {summary.load}: "
                       f"{escape('; '.join(summary.validity.reasons))}")

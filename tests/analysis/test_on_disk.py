@@ -9,8 +9,10 @@ from pathlib import Path
 
 import duckdb
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
+from pabench.analysis import load_run, summarise
 from pabench.analysis.compare import compare
 from pabench.analysis.compare_words import compared_markdown, compared_notes
 from pabench.analysis.export import exported
@@ -18,6 +20,17 @@ from pabench.analysis.history import Point, find_steps, histories
 from pabench.analysis.sides import read_all
 from pabench.errors import UsageError
 from tests.report.synthetic import HOSTILE, Made, write_run
+
+
+def test_a_folder_of_before_there_were_priorities_is_read(tmp_path: Path) -> None:
+    path = write_run(tmp_path / "old", Made("one")) / "requests.parquet"
+    pq.write_table(pq.read_table(path).drop_columns(["priority"]), path)
+    run = load_run(path.parent)
+    assert run.requests["priority"].isna().all()
+    assert summarise(run).ttft_ms_by_priority == {}
+    pq.write_table(pq.read_table(path).drop_columns(["n"]), path)
+    with pytest.raises(UsageError, match="has the columns"):
+        load_run(path.parent)
 
 
 def write_runs(folder: Path, label: str, seeds: range, **more: object) -> Path:

@@ -57,6 +57,14 @@ def made(records: list[RequestRecord], samples: list[KVSample] = [], **manifest_
     return Run(Path("run"), manifest.model_copy(update=fields | manifest_fields), frame(records), telemetry)
 
 
+def test_ttft_by_priority() -> None:
+    both = [replace(A, priority=5), replace(B, priority=-1), replace(C, priority=-1), replace(D, priority=-1)]
+    found = summarise(made(both)).ttft_ms_by_priority
+    assert {name: (told.count, round(told.p50)) for name, told in found.items()} == {"-1": (1, 200), "5": (1, 100)}
+    assert list(found) == ["-1", "5"]
+    assert summarise(made([A, B])).ttft_ms_by_priority == {}
+
+
 def test_latencies_by_hand() -> None:
     summary = summarise(made([A, B, C, D]))
     assert summary.ttft_ms is not None

@@ -152,8 +152,8 @@ MODELS = {"object": "list", "data": [{"id": "m", "object": "model", "owned_by": 
 def body_of(name, **changes):
     prompt = IDS if "token_ids" in dialect(name).capabilities else "<sep> t16"
     path, body = dialect(name).build(GenerationRequest(**({"prompt": prompt, "max_tokens": 7} | changes)), "m")
-    own = "/generate" if name == "sglang-generate" else "/v1/completions"
-    assert path == ("/v1/chat/completions" if changes.get("chat") else own)
+    own = {"sglang-generate": "/generate", "triton": "/v2/models/m/generate" + "_stream" * changes.get("stream", True)}
+    assert path == ("/v1/chat/completions" if changes.get("chat") else own.get(name, "/v1/completions"))
     json.dumps(body)
     return body
 
@@ -168,6 +168,22 @@ def test_what_goes_beyond_openai(name):
     assert (chat["logprobs"], "prompt" in chat) == (True, False)
 
 
+def test_a_lower_priority_goes_first_whatever_the_engines_sign():
+    for priority in (-2, 0, 3):
+        assert body_of("vllm", priority=priority)["priority"] == priority
+        assert body_of("reference", priority=priority)["priority"] == priority
+        assert body_of("sglang", priority=priority)["priority"] == -priority
+    assert "priority" not in body_of("vllm")
+    assert "priority" not in body_of("sglang")
+
+
+@pytest.mark.parametrize("name", ["openai", "sglang-generate", "tensorrt-llm", "triton", "lmdeploy", "tgi", "llamacpp"])
+@pytest.mark.parametrize("priority", [0, -1])
+def test_a_priority_is_never_left_out_silently(name, priority):
+    with pytest.raises(UsageError, match=f"dialect '{name}' has no priority, got priority={priority}"):
+        body_of(name, priority=priority)
+
+
 @pytest.mark.parametrize("name", ["openai", "transformers", "llamacpp"])
 @pytest.mark.parametrize("field", [{"beam_width": 2}, {"cache_salt": "s"}, {"prompt_logprobs": True},
                                    {"stop_token_ids": (300,)}])
@@ -180,7 +196,8 @@ def test_dialects_without_words_for_it_say_so(name, field):
 def test_each_dialect_says_model_prompt_and_stream(name):
     body = body_of(name)
     assert body["stream"] is True
-    assert body.get("model") == (None if name == "sglang-generate" else "m")  # its route serves one model alone
+    in_body = name not in ("sglang-generate", "triton")  # the one's route serves one model, the other's names it
+    assert body.get("model") == ("m" if in_body else None)
     assert body_of(name, stream=False)["stream"] is False
     assert "stream_options" not in body_of(name, stream=False)
     assert dialect(name).name == name

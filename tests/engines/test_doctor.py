@@ -38,7 +38,7 @@ def test_the_stub_with_extended_fields():
     found = examined(dialect="vllm")
     assert found.facts.capabilities == {
         "token_ids", "n", "sampling", "logprobs", "ignore_eos", "stream", "usage", "cached_tokens", "context_length",
-        "chat"}
+        "chat", "priority"}
     assert (found.facts.dialect, found.facts.model, found.facts.max_context_tokens) == ("vllm", "stub", 65536)
     assert found.facts.kv is None
     assert found.probe is PRESETS["gqa"]

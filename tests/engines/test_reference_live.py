@@ -40,7 +40,7 @@ def test_doctor_finds_what_it_was_started_with(engine, tiny_probe):
             "capacity", "context_length", "cached_tokens", "prompt_logprobs", "cache_salt", "chat", "beam",
             "request_id", "stop_token_ids"} <= facts.capabilities
     assert ("prefix_cache" in facts.capabilities) is (engine.kv_mode == "paged")
-    assert "speculation" not in facts.capabilities
+    assert not {"speculation", "priority"} & facts.capabilities  # it serves in the order of arrival
     assert found.probe == PRESETS["tiny"]
     assert facts.model_root == str(tiny_probe)
     assert any(line.startswith("token_states_tokens: ") for line in found.metrics_found)

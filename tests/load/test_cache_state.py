@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,14 +17,17 @@ from pabench.engines.doctor import examine
 from pabench.engines.reference import ReferenceDialect
 from pabench.errors import UsageError
 from pabench.load import Manifest, run_loop, run_workload
-from pabench.load.cache_state import check
+from pabench.load.cache_state import check, prefixes_to_fill
+from pabench.load.manifest import read_manifest
 from pabench.load.records import RequestRecord
 from pabench.load.schedule import Schedule, plan
 from pabench.load.workload import CacheState, Workload
 from pabench.probe import PRESETS
+from pabench.telemetry.vocabulary import KVFacts
 from tests.load.support import CAPABILITIES, workload
 
 FACTS = EngineFacts("openai", "stub", 4096, capabilities=CAPABILITIES | {"cached_tokens"})
+TOLD = replace(FACTS, kv=KVFacts(block_size=8))
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +76,69 @@ def test_what_was_cached_before_a_run_that_states_cold_makes_it_invalid(
     assert any(reason.startswith("the cache was not cold, as stated: ") for reason in reasons)
 
 
+def shared_out(share: float, **fields: object) -> Workload:
+    lengths = {"law": "uniform", "min": 10, "max": 90}
+    return workload(**{"num_requests": 12, "prompt_tokens": lengths, "cache": share, **fields})
+
+
+@pytest.mark.parametrize("share", [0.25, 0.5, 0.9])
+def test_a_share_is_brought_about_and_found(url: str, tmp_path: Path, share: float) -> None:
+    manifest = ran(url, shared_out(share, output_tokens={"law": "fixed", "tokens": 2}), tmp_path / "run")
+    assert manifest.cache is not None
+    assert (manifest.cache.stated, manifest.cache.broken) == (share, None)
+    assert manifest.cache.found == pytest.approx(share, abs=0.03)
+    assert read_manifest(tmp_path / "run") == manifest
+
+
+def test_a_share_that_was_not_met_makes_the_run_invalid(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ReferenceDialect, "cache_reset_path", None)
+    ran(url, shared_out(0.5, cache=None), tmp_path / "before")
+    manifest = ran(url, shared_out(0.5), tmp_path / "run")
+    assert manifest.cache is not None
+    assert manifest.cache.found == 1.0
+    reasons = summarise(load_run(tmp_path / "run")).validity.reasons
+    assert any(reason.startswith("the cache was not filled to 50%, as stated: ") for reason in reasons)
+    assert "no route to empty its cache" in " ".join(manifest.notes)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.99])
+@pytest.mark.parametrize("size", [1, 8, 16])
+def test_the_blocks_to_fill_come_to_the_share_spread_by_the_seed(share: float, size: int) -> None:
+    schedule = plan(shared_out(share, num_requests=200), 0, TOLD, PRESETS["tiny"], "p")
+    found = prefixes_to_fill(schedule.requests, share, size, 4)
+    could = {one.index: (one.prompt_tokens - 1) // size * size for one in schedule.requests}
+    assert all(tokens % size == 0 and 0 < tokens <= could[index] for index, tokens in found.items())
+    assert all(abs(found.get(index, 0) - share * most) < size for index, most in could.items())
+    assert abs(sum(found.values()) - share * sum(could.values())) <= size
+    assert found == prefixes_to_fill(schedule.requests, share, size, 4)
+    assert size == 1 or found != prefixes_to_fill(schedule.requests, share, size, 5)
+
+
+@pytest.mark.parametrize(("cached", "broken"), [(8, None), (16, "192 of the 192"), (0, "0 of the 192 .* expected 50%")])
+def test_a_share_is_met_within_its_tolerance(cached: int, broken: str | None) -> None:
+    schedule = plan(shared_out(0.5, prompt_tokens={"law": "fixed", "tokens": 24}), 0, TOLD, PRESETS["tiny"], "p")
+    found = check(0.5, schedule.requests, records(schedule, [cached] * 12), 8)
+    assert (found.broken is None) if broken is None else re.match(broken, str(found.broken))
+    assert found.found == cached / 16
+
+
+def test_what_a_share_needs_is_said_before() -> None:
+    for share in (0.0, 1.0, 1.5):
+        with pytest.raises(UsageError, match="expected a share between 0 and 1"):
+            shared_out(share)
+    with pytest.raises(UsageError, match="whose own hits would add to it"):
+        shared_out(0.5, shared_prefix={"tokens": 8})
+    with pytest.raises(UsageError, match="'cold' or 'warm'"):
+        shared_out(0.5, cache="hot")
+    with pytest.raises(UsageError, match="does not tell the size of its blocks"):
+        planned(shared_out(0.5))
+    few = plan(shared_out(0.5, num_requests=2), 0, TOLD, PRESETS["tiny"], "p")
+    with pytest.raises(UsageError, match="at least 20 whole blocks of 16 tokens"):
+        prefixes_to_fill(few.requests, 0.5, 16, 0)
+
+
 def planned(load: Workload) -> Schedule:
     return plan(load, 0, FACTS, PRESETS["tiny"], "p")
 
@@ -98,6 +166,14 @@ def test_what_is_under_way_at_the_same_time_may_be_hit() -> None:
     """An engine may compute the second first."""
     schedule = planned(stated("cold"))
     assert check("cold", schedule.requests, records(schedule, [42] + [0] * 11, first_s=1.5), 8).broken is None
+
+
+def test_so_may_what_is_under_way_while_a_whole_answer_is_computed() -> None:
+    schedule = planned(stated("cold"))
+    made = records(schedule, [42] + [0] * 11)
+    for record in made:
+        record.first_s, record.end_s = None, record.intended_s + 1.5
+    assert check("cold", schedule.requests, made, 8).broken is None
 
 
 def test_a_request_that_was_cut_off_may_be_hit_too() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -178,11 +179,43 @@ def test_cancel_share_is_the_share_of_requests_cut() -> None:
     assert {one.cancel_after_tokens for one in cut} == {3}
 
 
+URGENT = [{"priority": -1, "share": 0.25}, {"priority": 5, "share": 0.75}]
+ABLE = EngineFacts("reference", "stub", 512, capabilities=CAPABILITIES | {"priority"})
+
+
+def test_priorities_are_drawn_by_their_shares_and_leave_all_else_as_it_was() -> None:
+    plain = planned(workload(num_requests=400), facts=ABLE)
+    mixed = planned(workload(num_requests=400, priorities=URGENT), facts=ABLE)
+    found = [one.request.priority for one in mixed.requests]
+    assert 70 <= found.count(-1) <= 130
+    assert found.count(-1) + found.count(5) == 400
+    assert {one.request.priority for one in (*plain.requests, *mixed.warmups)} <= {None}
+    assert [replace(one, request=replace(one.request, priority=None)) for one in mixed.requests] == list(plain.requests)
+    assert digest(mixed) != digest(plain)
+    assert found == [one.request.priority for one in planned(workload(num_requests=400, priorities=URGENT),
+                                                             facts=ABLE).requests]
+
+
+def test_all_turns_of_a_session_are_as_urgent() -> None:
+    turns = {"turns": {"law": "fixed", "tokens": 3}, "turn_tokens": {"law": "fixed", "tokens": 6}}
+    schedule = planned(workload(num_requests=60, session=turns, priorities=URGENT), facts=ABLE)
+    each = [{one.request.priority for one in session} for session in schedule.sessions()]
+    assert all(len(found) == 1 for found in each)
+    assert len(set().union(*each)) == 2
+
+
+def test_digests_are_those_of_before_there_were_priorities() -> None:
+    load = workload(num_requests=3, arrivals={"kind": "poisson", "rate_per_s": 5})
+    assert digest(planned(load, 7)) == "733b7ebaf8cda8374a2c8f91abd3754e7a0ca90a908807b8f0d971e140b925fd"
+
+
 def test_what_an_engine_cannot_do_is_said_before_work_starts() -> None:
     with pytest.raises(UsageError, match=r"asks for verified prompts.*pabench probe build"):
         plan(workload(), 0, FACTS, None, "p")
     poor = EngineFacts("transformers", "m", 512, capabilities=frozenset({"stream"}))
     with pytest.raises(UsageError, match="needs n, sampling"):
         plan(workload(prompt="fork", n=2, temperature=1.0), 0, poor, PRESETS["tiny"], "p")
+    with pytest.raises(UsageError, match="needs priority, which dialect 'openai'"):
+        planned(workload(priorities=URGENT))
     with pytest.raises(UsageError, match="context of at least 6 tokens, the limit is 5"):
         planned(workload(), facts=EngineFacts("openai", "m", 5, capabilities=CAPABILITIES))

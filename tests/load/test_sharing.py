@@ -23,7 +23,7 @@ SESSION = {"turns": {"law": "uniform", "min": 1, "max": 5}, "turn_tokens": {"law
 
 
 def planned(load: Workload, seed: int = 0, context: int = 512, preset: str = "tiny") -> Schedule:
-    facts = EngineFacts("openai", "stub", context, capabilities=CAPABILITIES)
+    facts = EngineFacts("openai", "stub", context, capabilities=CAPABILITIES | {"beam", "priority"})
     return plan(load, seed, facts, PRESETS[preset], "p")
 
 
