@@ -100,12 +100,14 @@ def test_preempted_samples(engine: EngineUnderTest) -> None:
     _check_preempted(engine, before)
 
 
-@pytest.mark.requirement("http/n-samples-isolated", case="full-pool")
+@pytest.mark.requirement("http/preemption-exact", case="samples-in-a-full-pool")
 def test_samples_in_a_full_pool(engine: EngineUnderTest) -> None:
     """Prompts that take the pool to its last block, behind one that they all wait for: nothing is left for their forks.
 
     Whoever gets no block for a sample has to let it wait, or somebody else.
     """
+    engine.need("n", "several samples of one prompt")
+    engine.need("sampling", "samples that differ")
     capacity, block = _pool(engine), engine.edge
     blocks = min(capacity // (_SHARE * block), engine.longest * 3 // 5 // block)
     if blocks < 3:

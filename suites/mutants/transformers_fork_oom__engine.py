@@ -6,7 +6,7 @@ from reference_engine.memory.paged import PagedAllocator
 from reference_engine.memory.pool import BlockCopy
 
 BUG = "transformers-fork-oom"
-MUST_FAIL = ("http/n-samples-isolated",)
+MUST_FAIL = ("http/preemption-exact",)
 ENGINE_ARGS = ("--num-blocks", "24", "--max-model-len", "256")
 
 
