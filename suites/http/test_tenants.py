@@ -61,8 +61,8 @@ def test_salt_isolates_behind_own_block(engine: EngineUnderTest) -> None:
         unsupported(f"{engine.block_text}: no prompt of two blocks fits into {engine.longest} tokens")
     ring = engine.rings([length])[0][0]
     mark = f"{int(engine.rng.integers(2**62)):x}"
-    engine.case = (f"{engine.block_text}; {length} prompt tokens under salt victim; the first {block + 1} of them under "
-                   "salt spy, then all of them")
+    engine.case = (f"{engine.block_text}; {length} prompt tokens under salt victim; the first {block + 1} of them "
+                   "under salt spy, then all of them")
     engine.ask([Ask(ring, 1, "victim", cache_salt=f"victim-{mark}")])
     (first,) = engine.generate([GenerationRequest(ring.prompt[: block + 1], 1, stream=False, cache_salt=f"spy-{mark}")])
     (answer,) = engine.ask([Ask(ring, 1, "spy", stream=False, cache_salt=f"spy-{mark}")])

@@ -1,4 +1,4 @@
-"""A partly filled block is cached by what it holds, and keeps that key as it fills up: then all of it counts as found."""
+"""A partly filled block is cached by what it holds, and keeps that key when it is full: found, it counts as full."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A fork copies its parent's last block without asking whether one is free: half a child is left, and the engine ends."""
+"""A fork copies its parent's last block and does not ask whether one is free: it leaves half a child, and all end."""
 
 from __future__ import annotations
 
