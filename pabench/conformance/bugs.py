@@ -12,11 +12,11 @@
 
 from __future__ import annotations
 
-import tomllib
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from pabench.conformance.entries import read_entries
 from pabench.conformance.registry import BUG_ID
 from pabench.errors import UsageError
 from pabench.resources import data_dir
@@ -55,22 +55,13 @@ class Bug:
 def load_bugs(path: Path | None = None) -> dict[str, Bug]:
     """All entries by id, in the order of the file; by default the one that ships with pabench. Raises UsageError."""
     path = path or data_dir("suites") / "bugs.toml"
-    try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"cannot read the bugs in {path}: {error.strerror}") from error
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{path} is not TOML: {error}") from error
-    if extra := sorted(set(document) - {"bug"}):
-        raise UsageError(f"{path}: unknown keys {', '.join(extra)}; expected [[bug]]")
+    entries, _ = read_entries(path, "the bugs", "bug")
     bugs: dict[str, Bug] = {}
-    for entry in document.get("bug", []):
+    for entry in entries:
         bug = _parse(entry, path)
         if bug.id in bugs:
             raise UsageError(f"{path}: two bugs have the id {bug.id!r}")
         bugs[bug.id] = bug
-    if not bugs:
-        raise UsageError(f"{path} holds no [[bug]]")
     return bugs
 
 

@@ -20,6 +20,7 @@ import importlib.util
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType, ModuleType
@@ -120,6 +121,29 @@ def blamed(what: str) -> Iterator[None]:
         raise CaseFailed(Failure(f"{what} is done, or refused by a value", raised,
                                  hint=f"raised at {_place(error)}; what cannot be asked, `unsupported` has to say "
                                       "beforehand")) from error
+
+
+@contextlib.contextmanager
+def ended_within(limit_s: float, what: str, meanwhile: Callable[[], str]) -> Iterator[None]:
+    """Around a call of an adapter that may loop for ever: its failure, long before the case's time is up.
+
+    Rests on the alarm of the case, and does nothing where there is none or it strikes before. `meanwhile` says what
+    waits for the call.
+    """
+    start, left_s = time.monotonic(), signal.getitimer(signal.ITIMER_REAL)[0] if hasattr(signal, "setitimer") else 0.0
+    if left_s <= limit_s:
+        yield
+        return
+    before = signal.signal(signal.SIGALRM, _call_out_of_time)
+    signal.setitimer(signal.ITIMER_REAL, limit_s)
+    try:
+        yield
+    except _CallOutOfTime:
+        raise CaseFailed(Failure(f"{what} ends within {limit_s:g} s", f"it did not, while {meanwhile()}",
+                                 hint="an endless loop: what it tries again and again never makes progress")) from None
+    finally:
+        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_REAL, max(left_s - (time.monotonic() - start), 0.001))
 
 
 def _place(error: BaseException) -> str:
@@ -225,6 +249,14 @@ class _OutOfTime(BaseException):
 
 def _out_of_time(_number: int, _frame: FrameType | None) -> None:
     raise _OutOfTime
+
+
+class _CallOutOfTime(BaseException):
+    """As _OutOfTime, of one call."""
+
+
+def _call_out_of_time(_number: int, _frame: FrameType | None) -> None:
+    raise _CallOutOfTime
 
 
 def _methods(protocol: type) -> list[str]:

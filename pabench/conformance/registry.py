@@ -16,12 +16,12 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pabench.conformance.entries import read_entries
 from pabench.conformance.levels import SUITE_LEVELS, capabilities, level_of_id
 from pabench.errors import UsageError
 from pabench.resources import data_dir
@@ -95,27 +95,18 @@ class Registry(Mapping[str, Requirement]):
 def load_registry(path: Path | None = None) -> Registry:
     """Read and check a requirements file; by default the one that ships with pabench. Raises UsageError."""
     path = path or data_dir("suites") / "requirements.toml"
-    try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"cannot read the requirements in {path}: {error.strerror}") from error
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{path} is not TOML: {error}") from error
+    entries, document = read_entries(path, "the requirements", "requirement", "spec_version")
     version = document.get("spec_version")
     if not isinstance(version, int) or version < 1:
         raise UsageError(f"{path}: spec_version is {version!r}, expected an integer from 1 on")
-    if extra := sorted(set(document) - {"spec_version", "requirement"}):
-        raise UsageError(f"{path}: unknown keys {', '.join(extra)}; expected spec_version and [[requirement]]")
     requirements: dict[str, Requirement] = {}
-    for entry in document.get("requirement", []):
+    for entry in entries:
         requirement = _parse(entry, path)
         if requirement.id in requirements:
             raise UsageError(f"{path}: two requirements have the id {requirement.id!r}; ids are never reused")
         if requirement.since > version:
             raise UsageError(f"{path}: {requirement.id} is since {requirement.since}, the file is version {version}")
         requirements[requirement.id] = requirement
-    if not requirements:
-        raise UsageError(f"{path} holds no [[requirement]]")
     return Registry(version, requirements)
 
 

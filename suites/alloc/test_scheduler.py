@@ -71,13 +71,12 @@ def lives(schedule: Schedule) -> None:
         if moment.wanted is not None:
             _check_admission(schedule, moment.wanted, moment.refusal)
         elif schedule.stands_still:
-            waiting = ", ".join(wanted.name for wanted in schedule.unfinished.values())
             if schedule.idle_steps:
-                fail(f"a step computes something while {waiting} are unfinished",
-                     f"{schedule.idle_steps} steps in a row chose nothing",
+                fail("a step computes something while a request is unfinished",
+                     f"{schedule.idle_steps} steps in a row chose nothing, while {schedule.waiting_text}",
                      hint="who is first in the queue has to fit in the end: preempt, or refuse for good")
             fail(f"all that was accepted ends within {schedule.longest_drain} steps",
-                 f"unfinished after them: {waiting}",
+                 f"after them {schedule.waiting_text}",
                  hint="two take turns in preempting each other: let the first in order go on")
 
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
 from pabench.conformance.engine import EngineUnderTest
 from pabench.conformance.failure import fail
-from pabench.conformance.prompts import braid_of_prompt_length, fork_of_prompt_length
+from pabench.conformance.prompts import braid_of_prompt_length, fork_of_prompt_length, long_rings
 from pabench.conformance.targets import unsupported
 from pabench.conformance.verify import Ask, fork_temperature
 from pabench.engines.base import Completion
 from pabench.probe import ProbePrompt
 from pabench.telemetry.vocabulary import KVSample
+
+_SHARE = 4  # prompts of samples that fill a pool, and samples of each
 
 
 def _pool(engine: EngineUnderTest) -> int:
@@ -95,6 +98,31 @@ def test_preempted_samples(engine: EngineUnderTest) -> None:
     answers = engine.ask(asks)
     _check_reasons(asks, answers)
     _check_preempted(engine, before)
+
+
+@pytest.mark.requirement("http/preemption-exact", case="samples-in-a-full-pool")
+def test_samples_in_a_full_pool(engine: EngineUnderTest) -> None:
+    """Prompts that take the pool to its last block, behind one that they all wait for: nothing is left for their forks.
+
+    Whoever gets no block for a sample has to let it wait, or somebody else.
+    """
+    engine.need("n", "several samples of one prompt")
+    engine.need("sampling", "samples that differ")
+    capacity, block = _pool(engine), engine.edge
+    blocks = min(capacity // (_SHARE * block), engine.longest * 3 // 5 // block)
+    if blocks < 3:
+        unsupported(f"{engine.block_text}: the pool of {capacity} slots is too small for {_SHARE} prompts of 3 blocks")
+    length = (blocks - 1) * block + block // 2
+    tokens, count = length // 2 + 4, capacity // (blocks * block)  # a branch, which ends in the last block, and more
+    (long,) = long_rings(engine.spec, engine.rng, [min(engine.longest - 8, engine.profile.prompt_tokens // 2)], 4)
+    forks = [fork_of_prompt_length(engine.spec, engine.rng, length) for _ in range(count + 1)]
+    asks = [Ask(fork, tokens, f"request {i}", n=_SHARE, temperature=engine.sampling_temperature)
+            for i, fork in enumerate(forks)]
+    engine.case = f"{engine.block_text}; a fork of {length} prompt tokens; n {_SHARE}, {tokens} tokens"
+    taken, _ = engine.ask_samples(asks.pop())
+    engine.case = (f"pool of {capacity} slots; {count} forks of {length} prompt tokens at once, behind a prompt of "
+                   f"{len(long.prompt)}; n {taken.n}, {tokens} tokens")
+    engine.ask([Ask(long, 1, "long"), *(replace(ask, n=taken.n) for ask in asks)])
 
 
 def _check_reasons(asks: Sequence[Ask], answers: Sequence[Completion]) -> None:

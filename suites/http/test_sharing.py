@@ -42,7 +42,10 @@ def test_same_block_behind_another_prefix(engine: EngineUnderTest) -> None:
 
 @pytest.mark.requirement("http/shared-prefix-divergence", case="three")
 def test_shared_prefix_divergence(engine: EngineUnderTest) -> None:
-    """A prefix that ends inside a block, alone first, then continued by several at once, then once more."""
+    """A prefix that ends inside a block, alone first, then continued by several at once, then once more with a new one.
+
+    By then somebody's tail stands in the block that the prefix ended in: D must not find it there.
+    """
     block = engine.edge
     shared, tail = 2 * block + 5, block
     if shared + tail > engine.longest // 3:
@@ -51,13 +54,13 @@ def test_shared_prefix_divergence(engine: EngineUnderTest) -> None:
     if room < shared + tail:
         unsupported(f"{engine.block_text}: a prompt of {shared + tail + 1} tokens, which ends in its second block, "
                     f"cannot be read whole within {engine.longest} tokens")
-    count = 3
-    rings = rings_with_shared_prefix(engine.spec, engine.rng, shared, tail, count)
+    rings = rings_with_shared_prefix(engine.spec, engine.rng, shared, tail, 4)
     tokens = min(len(rings[0].tokens) + block, room)
-    asks = [Ask(ring, tokens, f"{'ABC'[i]}") for i, ring in enumerate(rings)]
-    engine.case = f"{engine.block_text}; A, B and C share {shared} tokens; {count} concurrent; greedy {tokens} tokens"
+    asks = [Ask(ring, tokens, f"{'ABCD'[i]}") for i, ring in enumerate(rings)]
+    engine.case = (f"{engine.block_text}; A, B, C and D share {shared} tokens; A, B and C at once, then D, C, B and A; "
+                   f"greedy {tokens} tokens")
     engine.generate([GenerationRequest(rings[0].prompt[:shared], max_tokens=1, stream=False)])
-    engine.ask(asks)
+    engine.ask(asks[:3])
     engine.ask(asks[::-1])
 
 

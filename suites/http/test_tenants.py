@@ -12,7 +12,7 @@ from pabench.conformance.failure import fail
 from pabench.conformance.prompts import shared_by_all
 from pabench.conformance.targets import unsupported
 from pabench.conformance.verify import Ask
-from pabench.engines.base import Completion
+from pabench.engines.base import Completion, GenerationRequest
 from pabench.probe import Ring
 
 _TIMED_PROMPT = 512    # tokens: long enough that computing them takes longer than a step
@@ -46,6 +46,32 @@ def test_salt_isolates(engine: EngineUnderTest) -> None:
             (answer,) = engine.ask([ask])
             _check_hit(engine, answer, hit, way)
     engine.note = f"{len(ways)} ways of asking"
+
+
+@pytest.mark.requirement("http/salt-isolates", case="behind-own-block")
+def test_salt_isolates_behind_own_block(engine: EngineUnderTest) -> None:
+    """Spy knows how victim's prompt begins and sends a block of it, then all: behind its own block it finds nothing.
+
+    Whoever keeps salts out of a key's chain finds the first block of a prompt under its own salt alone, and those
+    behind it under any: only who has a first block of its own gets there.
+    """
+    block = engine.edge
+    length = min(4 * block + 1, engine.longest - 8)
+    if length < 2 * block + 1:
+        unsupported(f"{engine.block_text}: no prompt of two blocks fits into {engine.longest} tokens")
+    ring = engine.rings([length])[0][0]
+    mark = f"{int(engine.rng.integers(2**62)):x}"
+    engine.case = (f"{engine.block_text}; {length} prompt tokens under salt victim; the first {block + 1} of them "
+                   "under salt spy, then all of them")
+    engine.ask([Ask(ring, 1, "victim", cache_salt=f"victim-{mark}")])
+    (first,) = engine.generate([GenerationRequest(ring.prompt[: block + 1], 1, stream=False, cache_salt=f"spy-{mark}")])
+    (answer,) = engine.ask([Ask(ring, 1, "spy", stream=False, cache_salt=f"spy-{mark}")])
+    sent = (first.usage.prompt_tokens if first.usage is not None else None) or block + 1
+    cached = answer.usage.cached_tokens if answer.usage is not None else None
+    if (cached or 0) > sent:
+        fail(f"at most {sent} cached tokens: so many were sent under salt spy",
+             f"{cached}: blocks behind them were found, which victim alone has sent",
+             hint="the salt is in the key of the first block, and not in what the next block's key builds on")
 
 
 def _check_hit(engine: EngineUnderTest, answer: Completion, hit: bool, way: str) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from reference_engine.memory.paged import PagedAllocator
 
 BUG = "nanovllm-full-hit-zero-query"
-MUST_FAIL = ("alloc/hit-leaves-a-token",)
+MUST_FAIL = ("alloc/hit-leaves-a-token", "alloc/liveness")
 ENGINE_ARGS: tuple[str, ...] = ()
 
 

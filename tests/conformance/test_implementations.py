@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,13 +13,20 @@ from xml.etree import ElementTree
 import pytest
 
 from pabench.conformance import Outcome, load_results
+from pabench.conformance.alloc import Pool
+from pabench.conformance.alloc import schedule as schedules
+from pabench.conformance.failure import CaseFailed
+from pabench.conformance.implementation import ImplementationTarget, make_adapter
+from pabench.conformance.profiles import PROFILES
 from pabench.conformance.runner import replay_case, run_suite
 from pabench.errors import UsageError
+from suites.alloc.test_scheduler import lives
 from tests.conformance import mutant_hosts
 
 ADAPTERS = """
 import os, time
 from pabench.conformance.alloc import Pool
+from pabench.conformance.alloc.schedule import Plan
 from pabench.errors import EngineDied
 
 class Bump:
@@ -51,6 +59,21 @@ class Raises(Bump):
 class Hangs(Bump):
     def free(self, seq):
         while True: time.sleep(0.01)
+
+class Endless(Bump):
+    '''Its scheduler takes all there is, and then looks for a step for ever; or chooses none.'''
+    capabilities = frozenset({"scheduler"})
+    loops = True
+    def scheduler(self, pool, limits): return self
+    def add(self, request, prompt, output_tokens): return None
+    def abort(self, request): pass
+    def complete(self, tokens): pass
+    def schedule(self):
+        while self.loops: time.sleep(0.01)
+        return Plan([])
+
+class Idle(Endless):
+    loops = False
 
 class Dies(Bump):
     def free(self, seq): raise EngineDied("the process ended with 139")
@@ -143,6 +166,27 @@ def pytest_collection_finish(session):
     assert done.returncode == 1, done.stdout
     row = load_results(tmp_path / "out").rows[0]
     assert (row.outcome, row.reason) == (Outcome.TIMEOUT, "no end within the 0.5 s of a case")
+
+
+@pytest.mark.parametrize(("factory", "says"), [
+    ("Endless", "schedule() ends within 0.05 s; it did not, while R0 waits"),
+    ("Idle", "a step computes something while a request is unfinished; 3 steps in a row chose nothing, while R0 waits"),
+])
+def test_a_scheduler_that_stands_still_fails_and_uses_up_no_time(
+    adapters: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factory: str, says: str
+) -> None:
+    """Played in this process: a run of its own would not know the shorter limit."""
+    monkeypatch.setattr(schedules, "_STEP_S", 0.05)
+    adapter = make_adapter(f"{adapters}:{factory}")
+    schedule = schedules.Schedule(adapter, Pool(4, 2, 8), schedules.Limits(8, 2), [["add", [0, 1], 1]])
+    target = ImplementationTarget(f"{adapters}:{factory}")
+    target.open(PROFILES["smoke"], 0, print)
+    alarm = signal.getsignal(signal.SIGALRM)
+    with pytest.raises(CaseFailed) as caught, target.limited():
+        lives(schedule)
+    failure = caught.value.failure
+    assert f"{failure.expected}; {failure.actual}" == says
+    assert signal.getsignal(signal.SIGALRM) == alarm
 
 
 OWN = """

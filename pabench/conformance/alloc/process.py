@@ -67,6 +67,8 @@ class ProcessScheduler:
 class ProcessAdapter:
     """See AllocatorAdapter. `command` starts the process; each answer has to come within `timeout_s` seconds."""
 
+    bounds_answers = True  # nobody else may cut one off: the next question would get its answer
+
     def __init__(
         self, command: Sequence[str], *, env: dict[str, str] | None = None, timeout_s: float = 10.0
     ) -> None:

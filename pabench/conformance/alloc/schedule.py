@@ -11,15 +11,17 @@ accepted has ended.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from pabench.conformance.alloc.adapter import Pool
 from pabench.conformance.alloc.model import Held, Memory, Prefixes
-from pabench.conformance.implementation import blamed
+from pabench.conformance.implementation import blamed, ended_within
 
 _IDLE_STEPS = 2  # in a row, that a scheduler may need to sort itself out after a preemption
+_STEP_S = 5.0    # that choosing a step of a tiny pool may take: more is an endless loop
 _NEXT_TOKENS = (0, 1)  # what is generated: the request's number decides, so that prompts of others may meet it
 
 
@@ -128,6 +130,12 @@ class Schedule:
         """Whether nothing is computed any more, or what is never comes to an end."""
         return self.idle_steps > _IDLE_STEPS or self.drained > self.longest_drain
 
+    @property
+    def waiting_text(self) -> str:
+        """Who has not ended, in words."""
+        names = ", ".join(wanted.name for wanted in self.unfinished.values())
+        return f"{len(self.unfinished)} requests wait: {names}" if len(self.unfinished) != 1 else f"{names} waits"
+
     def fits(self, wanted: Wanted) -> bool:
         """Whether an idle engine can serve a request: its last token needs no slot."""
         slots = self.pool.num_blocks * self.pool.block_size
@@ -156,7 +164,9 @@ class Schedule:
             self._scheduler.abort(number)
 
     def _step(self) -> Iterator[Moment]:
-        with blamed("schedule()"):
+        own_limit = getattr(self.adapter, "bounds_answers", False)
+        with (contextlib.nullcontext() if own_limit else ended_within(_STEP_S, "schedule()", lambda: self.waiting_text),
+              blamed("schedule()")):
             plan = self._scheduler.schedule()
         self.log.append(self._words(plan))
         for number in plan.preempted:
