@@ -162,16 +162,7 @@ def capacity(
     """
     from pabench.analysis import finish_run
     from pabench.analysis.slo import SLO
-    from pabench.capacity import (
-        CONFIDENCE,
-        Attained,
-        Search,
-        Tried,
-        attained_in,
-        conclusion,
-        search_capacity,
-        too_slow,
-    )
+    from pabench.capacity import CONFIDENCE, Attained, Search, Tried, attained_in, conclusion, search_capacity, too_slow
     from pabench.load import load_workload, run_loop, run_workload
     from pabench.terminal.live import console, live_load
     from pabench.terminal.runs import show_capacity, tried_text
