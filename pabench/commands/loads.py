@@ -73,7 +73,7 @@ def run(
     examination = examined(url, dialect, probe, api_key_env)
     name = label or examination.facts.dialect
     try:
-        with live_load(plan, name, quiet=quiet or as_json) as progress:
+        with live_load(plan, name, folder, quiet=quiet or as_json, api_key=key) as progress:
             manifest = run_loop(run_workload(
                 examination, plan, folder, url=url, label=name, seed=seed, progress=progress, api_key=key,
             ))
@@ -125,7 +125,7 @@ def sweep(
     try:
         for number, plan in enumerate(plans):
             where = folder / f"{number:02}-{folder_name(plan.load_text)}"
-            with live_load(plan, name, quiet=silent) as progress:
+            with live_load(plan, name, where, quiet=silent, api_key=key) as progress:
                 manifest = run_loop(run_workload(examination, plan, where, url=url, label=name, seed=seed,
                                                  progress=progress, api_key=key))
             summaries.append(finish_run(where)[1])
@@ -182,7 +182,7 @@ def capacity(
     def measure(rate: float, number: int) -> Attained:
         plan = load_workload(workload, rate_per_s=rate, duration_s=duration_s).model_copy(update={"num_requests": None})
         where = folder / f"{rate:.6g}-per-s-{number}"
-        with live_load(plan, name, quiet=silent) as progress:
+        with live_load(plan, name, where, quiet=silent, api_key=key) as progress:
             manifest = run_loop(run_workload(examination, plan, where, url=url, label=name, seed=seed + number,
                                              progress=progress, api_key=key))
         requests = finish_run(where)[0].requests
