@@ -163,8 +163,8 @@ class Narrator(Protocol):
         """Whether nothing is to be shown but failures."""
         ...
 
-    def load(self, workload: Workload, label: str) -> AbstractContextManager[Progress]:
-        """Show one load while it runs; the context is the progress callback."""
+    def load(self, workload: Workload, label: str, folder: Path) -> AbstractContextManager[Progress]:
+        """Show one load while it runs into `folder`; the context is the progress callback."""
         ...
 
 
@@ -239,7 +239,7 @@ def _run_engine(
         examination = run_loop(examine(url, dialect=plan.dialect, probe=probe))
         for workload in suite.workloads():
             result.runs.append(folder / folder_name(workload.load_text))
-            with narrator.load(workload, plan.label) as progress:
+            with narrator.load(workload, plan.label, result.runs[-1]) as progress:
                 manifest = run_loop(run_workload(
                     examination, workload, result.runs[-1], url=url, label=plan.label, seed=suite.seed,
                     progress=progress,

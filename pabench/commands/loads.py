@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -78,7 +78,7 @@ def run(
     hands, key = Hands(workers, ray), api_key_in(api_key_env)
     changes = {"users": users, "rate_per_s": rate, "num_requests": num_requests, "duration_s": duration_s,
                "slo": _bounds(ttft_ms, tpot_ms), "window_s": _window(window), "cache": _cache(cache)}
-    show = _Show(as_json=as_json, quiet=quiet, calibrate=calibrate, hands=hands)
+    show = _Show(as_json=as_json, quiet=quiet, calibrate=calibrate, hands=hands, api_key=key)
     if resume is not None:
         _refuse_changes(workload=workload, out=out, label=label, seed=seed or None, **changes)
         before, examination = read_manifest(resume), examined(url, dialect, probe, api_key_env, model=model)
@@ -103,6 +103,7 @@ class _Show:
     quiet: bool
     calibrate: bool
     hands: Hands
+    api_key: str | None = field(repr=False)
 
     def carry(
         self, plan: Workload, name: str, folder: Path, run: Callable[[Progress], Coroutine[Any, Any, Manifest]]
@@ -115,7 +116,7 @@ class _Show:
         from pabench.terminal.runs import show_run
 
         try:
-            with live_load(plan, name, quiet=self.quiet or self.as_json) as progress:
+            with live_load(plan, name, folder, quiet=self.quiet or self.as_json, api_key=self.api_key) as progress:
                 manifest = run_loop(run(progress))
             if self.calibrate and manifest.failure is None:
                 calibrate_run(folder, self.hands)
@@ -174,7 +175,7 @@ def sweep(
     try:
         for number, plan in enumerate(plans):
             where = folder / f"{number:02}-{folder_name(plan.load_text)}"
-            with live_load(plan, name, quiet=silent) as progress:
+            with live_load(plan, name, where, quiet=silent, api_key=key) as progress:
                 manifest = run_loop(run_workload(examination, plan, where, url=url, label=name, seed=seed,
                                                  progress=progress, api_key=key, hands=hands))
             summaries.append(finish_run(where)[1])
@@ -212,16 +213,7 @@ def capacity(
     """
     from pabench.analysis import finish_run
     from pabench.analysis.slo import SLO
-    from pabench.capacity import (
-        CONFIDENCE,
-        Attained,
-        Search,
-        Tried,
-        attained_in,
-        conclusion,
-        search_capacity,
-        too_slow,
-    )
+    from pabench.capacity import CONFIDENCE, Attained, Search, Tried, attained_in, conclusion, search_capacity, too_slow
     from pabench.load import Hands, load_workload, run_loop, run_workload
     from pabench.terminal.live import console, live_load
     from pabench.terminal.runs import show_capacity, tried_text
@@ -241,7 +233,7 @@ def capacity(
     def measure(rate: float, number: int) -> Attained:
         plan = load_workload(workload, rate_per_s=rate, duration_s=duration_s).model_copy(update={"num_requests": None})
         where = folder / f"{rate:.6g}-per-s-{number}"
-        with live_load(plan, name, quiet=silent) as progress:
+        with live_load(plan, name, where, quiet=silent, api_key=key) as progress:
             manifest = run_loop(run_workload(examination, plan, where, url=url, label=name, seed=seed + number,
                                              progress=progress, api_key=key, hands=hands))
         requests = finish_run(where)[0].requests

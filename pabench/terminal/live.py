@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
@@ -12,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from pabench.engines.cleaning import WHOLE, clean
 from pabench.load import Progress as ProgressCallback
 from pabench.load import ProgressState, Workload
+from pabench.terminal.run_log import run_log, state_text
 
 
 def console(*, quiet: bool = False) -> Console:
@@ -20,8 +22,10 @@ def console(*, quiet: bool = False) -> Console:
 
 
 @contextmanager
-def live_load(workload: Workload, label: str, *, quiet: bool = False) -> Iterator[ProgressCallback]:
-    """A live line for one load on stderr; the context is the callback that moves it."""
+def live_load(
+    workload: Workload, label: str, folder: Path, *, quiet: bool = False, api_key: str | None = None
+) -> Iterator[ProgressCallback]:
+    """A live line for one load on stderr, and `run.log` in its folder; the context is the callback that moves them."""
     out = console(quiet=quiet)
     bar = Progress(
         TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn(),
@@ -32,27 +36,12 @@ def live_load(workload: Workload, label: str, *, quiet: bool = False) -> Iterato
         task = bar.add_task(name, total=workload.num_requests, now="warming up")
 
         def show(state: ProgressState) -> None:
-            bar.update(task, completed=state.done, total=state.total, now=_now(state, workload.rate_per_s))
+            now = state_text(state, workload.rate_per_s)
+            bar.update(task, completed=state.done, total=state.total, now=f"[red]{now}[/red]" if state.errors else now)
 
-        yield show
-
-
-def _now(state: ProgressState, target_per_s: float | None) -> str:
-    if state.settled:
-        return f"reading answers, {state.settled / state.total:.0%}"
-    elapsed_s = max(state.elapsed_s, 1e-3)
-    parts = [f"{state.in_flight} in flight", f"{state.output_tokens / elapsed_s:,.0f} tok/s"]
-    if target_per_s is not None:
-        parts.insert(0, f"{(state.done + state.in_flight) / elapsed_s:.3g} of {target_per_s:.3g} req/s")
-    if state.ttft_s is not None and state.itl_s is not None:
-        parts.append(f"TTFT {state.ttft_s * 1e3:.0f} ms  ITL {state.itl_s * 1e3:.1f} ms")
-    if state.running is not None:
-        parts.append(f"running {state.running:.0f}")
-    if state.kv_usage is not None:
-        parts.append(f"KV {state.kv_usage:.0%}")
-    if state.errors:
-        parts.append(f"[red]{state.errors} errors[/red]")
-    return "  ".join(parts)
+        head = f"{label}, {workload.name}, {workload.load_text}"
+        with run_log(folder, head, show, workload.rate_per_s, secret=api_key) as logged:
+            yield logged
 
 
 class TerminalNarrator:
@@ -66,6 +55,6 @@ class TerminalNarrator:
         """A new part of the work begins."""
         self._console.print(f"[bold]»[/bold] {escape(clean(text, WHOLE))}")
 
-    def load(self, workload: Workload, label: str) -> AbstractContextManager[ProgressCallback]:
-        """Show one load while it runs."""
-        return live_load(workload, label, quiet=self.quiet)
+    def load(self, workload: Workload, label: str, folder: Path) -> AbstractContextManager[ProgressCallback]:
+        """Show one load while it runs, and log it."""
+        return live_load(workload, label, folder, quiet=self.quiet)

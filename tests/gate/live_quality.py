@@ -23,7 +23,7 @@ import numpy as np
 import orjson
 
 from pabench.errors import PabenchError
-from pabench.gate import GateRun, Policy, Side, load_policy
+from pabench.gate import Decision, GateRun, Policy, Side, load_policy
 from pabench.gate.decide import INCONCLUSIVE, PASS, REGRESSION, WATCHED, WORSE, change_text
 from pabench.gate.words import JSON_FILE, write_decision
 from pabench.load import Workload, load_workload
@@ -31,7 +31,7 @@ from pabench.load.records import write_atomic
 from pabench.probe import build_checkpoint, preset
 
 ROOT = Path(__file__).resolve().parents[2]
-ERROR_FILE, RESULT_FILE = "error.txt", "quality.json"
+ERROR_FILE, SECONDS_FILE, RESULT_FILE = "error.txt", "seconds.txt", "quality.json"
 COULD_NOT_RUN = "could not run"
 METRICS = ("throughput_tokens_per_s", "tpot_p50_ms", "ttft_p50_ms")
 # Name -> what it is, and options that slow the candidate.
@@ -50,16 +50,21 @@ def gate(case: str, number: int, folder: Path, model: Path, workload: Workload, 
     seed = 10_000 * list(CASES).index(case) + 100 * number  # no two gates send the same requests
     began = time.monotonic()
     folder.mkdir(parents=True)
+    found: Decision | PabenchError
     try:
-        write_decision(GateRun(sides, workload, policy, folder, seed, quiet=True).run(), folder)
+        found = GateRun(sides, workload, policy, folder, seed, quiet=True).run()
     except PabenchError as error:
-        write_atomic(folder / ERROR_FILE, str(error).encode())
-    write_atomic(folder / "seconds", f"{time.monotonic() - began:.1f}".encode())
+        found = error
+    write_atomic(folder / SECONDS_FILE, f"{time.monotonic() - began:.1f}".encode())
+    if isinstance(found, PabenchError):
+        write_atomic(folder / ERROR_FILE, str(found).encode())
+    else:
+        write_decision(found, folder)
 
 
 def read_gate(case: str, folder: Path) -> dict[str, Any]:
     """What became of a gate."""
-    found: dict[str, Any] = {"case": case, "gate": folder.name, "seconds": float((folder / "seconds").read_text())}
+    found: dict[str, Any] = {"case": case, "gate": folder.name, "seconds": float((folder / SECONDS_FILE).read_text())}
     if (folder / ERROR_FILE).exists():
         return found | {"outcome": COULD_NOT_RUN, "why": (folder / ERROR_FILE).read_text(), "pairs": 0, "metrics": {}}
     told = orjson.loads((folder / JSON_FILE).read_bytes())
