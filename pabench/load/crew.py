@@ -35,7 +35,7 @@ class Hands:
     @property
     def lead_s(self) -> float:
         """From the word to go to the run's start: for it to reach all."""
-        return 0.5 if self.ray is not None else 0.1 if self.processes > 1 else 0.0
+        return 0.5 if self.ray is not None else 0.1 if self.processes > 1 else 0.01
 
     def hire(self, jobs: Sequence[Job]) -> list[Worker]:
         """A worker for each job. Raises UsageError where Ray is asked for and not installed."""
