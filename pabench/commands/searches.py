@@ -13,6 +13,7 @@ from pabench.commands.options import (
     DialectName,
     KeyVariable,
     LoadSeed,
+    ModelName,
     ProbeName,
     Quiet,
     Url,
@@ -35,7 +36,7 @@ def working_set(
     precision: Annotated[float, typer.Option(help="Relative gap between what fits and what does not.")] = 0.05,
     out: Annotated[Path | None, typer.Option(help="New folder (results/<time>-working-set by default).")] = None,
     seed: LoadSeed = 0,
-    dialect: DialectName = None, probe: ProbeName = None, api_key_env: KeyVariable = None,
+    dialect: DialectName = None, model: ModelName = None, probe: ProbeName = None, api_key_env: KeyVariable = None,
     as_json: AsJson = False, quiet: Quiet = False,
 ) -> None:
     """Measure block size, recompute cost, usable prefix cache and onset of preemption, beside what the engine states.
@@ -54,7 +55,7 @@ def working_set(
     options = Options(max_tokens, max_seconds, precision, seed)
     key, folder = api_key_in(api_key_env), out or new_folder("working-set")
     require_new(folder)
-    found = WorkingSet(examined(url, dialect, probe, api_key_env), options)
+    found = WorkingSet(examined(url, dialect, probe, api_key_env, model=model), options)
     live = console(quiet=quiet or as_json)
     try:
         asyncio.run(measure_working_set(found, url, api_key=key, progress=lambda text: live.print(escape(text))))
