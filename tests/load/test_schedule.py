@@ -198,8 +198,9 @@ def test_priorities_are_drawn_by_their_shares_and_leave_all_else_as_it_was() -> 
 
 def test_all_turns_of_a_session_are_as_urgent() -> None:
     turns = {"turns": {"law": "fixed", "tokens": 3}, "turn_tokens": {"law": "fixed", "tokens": 6}}
-    schedule = planned(workload(num_requests=60, session=turns, priorities=URGENT), facts=ABLE)
-    each = [{one.request.priority for one in session} for session in schedule.sessions()]
+    load = workload(num_requests=60, session=turns, priorities=URGENT, arrivals={"kind": "poisson", "rate_per_s": 9})
+    schedule = planned(load, facts=ABLE)
+    each = [{one.request.priority for one in lane.requests} for lane in schedule.lanes()]  # one a session: it is open
     assert all(len(found) == 1 for found in each)
     assert len(set().union(*each)) == 2
 
