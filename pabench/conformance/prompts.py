@@ -83,6 +83,11 @@ def braid_of_prompt_length(spec: ProbeSpec, rng: np.random.Generator, length: in
     return draw_braid(spec, rng, (length - 3) // 4, (length - 3) % 4)
 
 
+def longest_fork(spec: ProbeSpec) -> int:
+    """Prompt tokens of the longest fork that `spec` has tokens for."""
+    return len(spec.ring_ids) // 2
+
+
 def longest_braid(spec: ProbeSpec) -> int:
     """Prompt tokens of the longest braid that `spec` has tokens for."""
     return len(spec.paired_ids) // 2

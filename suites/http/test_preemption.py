@@ -9,7 +9,7 @@ import pytest
 
 from pabench.conformance.engine import EngineUnderTest
 from pabench.conformance.failure import fail
-from pabench.conformance.prompts import braid_of_prompt_length, fork_of_prompt_length, long_rings
+from pabench.conformance.prompts import braid_of_prompt_length, fork_of_prompt_length, long_rings, longest_fork
 from pabench.conformance.targets import unsupported
 from pabench.conformance.verify import Ask, fork_temperature
 from pabench.engines.base import Completion
@@ -109,11 +109,11 @@ def test_samples_in_a_full_pool(engine: EngineUnderTest) -> None:
     engine.need("n", "several samples of one prompt")
     engine.need("sampling", "samples that differ")
     capacity, block = _pool(engine), engine.edge
-    blocks = min(capacity // (_SHARE * block), engine.longest * 3 // 5 // block)
+    blocks = min(capacity // (_SHARE * block), min(engine.longest * 3 // 5, longest_fork(engine.spec)) // block)
     if blocks < 3:
         unsupported(f"{engine.block_text}: the pool of {capacity} slots is too small for {_SHARE} prompts of 3 blocks")
     length = (blocks - 1) * block + block // 2
-    tokens, count = length // 2 + 4, capacity // (blocks * block)  # a branch, which ends in the last block, and more
+    tokens, count = 2 * block, capacity // (blocks * block)  # each sample writes into the last block, and goes on
     (long,) = long_rings(engine.spec, engine.rng, [min(engine.longest - 8, engine.profile.prompt_tokens // 2)], 4)
     forks = [fork_of_prompt_length(engine.spec, engine.rng, length) for _ in range(count + 1)]
     asks = [Ask(fork, tokens, f"request {i}", n=_SHARE, temperature=engine.sampling_temperature)
