@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Column
 
 from pabench.engines.cleaning import WHOLE, clean
 from pabench.load import Progress as ProgressCallback
@@ -29,7 +30,8 @@ def live_load(
     out = console(quiet=quiet)
     bar = Progress(
         TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn(),
-        TextColumn("{task.fields[now]}"), console=out, disable=quiet,
+        TextColumn("{task.fields[now]}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
+        console=out, disable=quiet, expand=True,  # on a narrow terminal the figures give way, and not the count
     )
     name = escape(f"{clean(label)}, {workload.load_text}")
     with bar:
