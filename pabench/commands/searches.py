@@ -48,6 +48,7 @@ def working_set(
     import orjson
     from rich.markup import escape
 
+    from pabench.load.records import write_atomic
     from pabench.terminal.live import console
     from pabench.terminal.working_set import show_working_set
     from pabench.workingset import Options, WorkingSet, measure_working_set
@@ -62,6 +63,6 @@ def working_set(
     finally:
         if found.asked:  # one that was broken off has found something too
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / "working-set.json").write_bytes(orjson.dumps(found.to_json(), option=orjson.OPT_INDENT_2))
+            write_atomic(folder / "working-set.json", orjson.dumps(found.to_json(), option=orjson.OPT_INDENT_2))
             show_working_set(found, folder, as_json=as_json)
     raise SystemExit(EXIT_NOT_CONFORMING if found.wrong else EXIT_OK)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -118,7 +119,9 @@ def _write(
         manifest.cache = cache_state.check(manifest.workload.cache, requests, records, size)
     if manifest.status == "running":
         manifest.status = "complete"
-    write_telemetry(folder, [*read_telemetry(folder), *samples])
+    # Those of before a resumption; what a kill left written twice, tables there and journals too, counts once.
+    begin_s = min((sample.time_s for sample in samples), default=math.inf)
+    write_telemetry(folder, [*(one for one in read_telemetry(folder) if one.time_s < begin_s), *samples])
     manifest.write(folder)
 
 

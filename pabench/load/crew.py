@@ -55,9 +55,10 @@ def deal(job: Job, count: int) -> list[Job]:
     """`job`, whose `journal` is the run's folder, in up to `count` parts: lane by lane in turn, so that each has its
     share at any time.
     """
-    return [replace(job, lanes=job.lanes[part::count], warmups=job.warmups[part::count],
+    parts = min(count, len(job.lanes))
+    return [replace(job, lanes=job.lanes[part::parts], warmups=job.warmups[part::parts],
                     journal=journal_path(job.journal, str(part)))
-            for part in range(min(count, len(job.lanes)))]
+            for part in range(parts)]
 
 
 class Crew:

@@ -61,7 +61,8 @@ class Afar:
 
     async def state(self) -> ProgressState | End | None:
         """How far it is; an End when it is over. Raises WorkerDied."""
-        assert self._running is not None, "it was started"
+        if self._running is None:  # it was stopped before it was started
+            return End(unsent_kind="interrupt")
         if not self._running.done():
             return self._state
         if not self._running.cancelled():
@@ -112,8 +113,8 @@ class RayWorker:
 
     async def run(self, start_s: float, progress: Progress) -> None:
         """See Worker."""
-        await self._ask("start", start_s + self._offset_s)
         self._started = True
+        await self._ask("start", start_s + self._offset_s)
         try:
             while not isinstance(state := await self._ask("state"), End):
                 if state is not None:

@@ -89,11 +89,11 @@ async def resume_run(
         raise UsageError(f"the run in {folder} is complete: there is nothing to resume")
     _refuse_another(examination, manifest)
     schedule, spec = replan(folder, manifest)
-    over = {record.index: record for record in read_requests(folder) if is_over(record)}
+    over = {record.index: record.end_s for record in read_requests(folder) if is_over(record)}
     rest = [request for request in schedule.requests if request.index not in over]
     if not rest:
         raise UsageError(f"every request of the run in {folder} has its outcome: there is nothing to resume")
-    at_s = max((record.end_s for record in over.values() if record.end_s is not None), default=0.0)
+    at_s = max((end_s for end_s in over.values() if end_s is not None), default=0.0)
     shift_s = at_s - min((one.intended_s for one in rest if one.intended_s is not None), default=at_s)
     manifest.resumed.append(Resumption(at_s=at_s, shift_s=shift_s))
     manifest.status, manifest.failure, manifest.validity, manifest.url = "running", None, None, clean_url(url)
@@ -155,8 +155,10 @@ class _Run:
         finally:
             await scraper.stop()
             watch.close()
-            await crew.close()
-            self._close(crew, scraper, watch, start_s)
+            try:
+                await crew.close()
+            finally:
+                self._close(crew, scraper, watch, start_s)
 
     def _close(self, crew: Crew, scraper: Scraper, watch: _Watch, start_s: float) -> None:
         """The books, however the measurement ended."""

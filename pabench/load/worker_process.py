@@ -46,16 +46,18 @@ class ProcessWorker:
         self.end: End | None = None
         self._job = job
         self._process: asyncio.subprocess.Process | None = None
+        self._reader: asyncio.StreamReader | None = None
+        self._writer: asyncio.StreamWriter | None = None
 
     async def prepare(self) -> list[str]:
         """See Worker. The process is started here."""
         ours, theirs = socket.socketpair()
         with theirs:
+            self._reader, self._writer = await asyncio.open_connection(sock=ours)
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable, "-c", _PROGRAM, str(theirs.fileno()),
                 pass_fds=[theirs.fileno()], stdin=asyncio.subprocess.DEVNULL,
                 start_new_session=True)  # Ctrl-C is for us: we tell it
-        self._reader, self._writer = await asyncio.open_connection(sock=ours)
         await self._tell(self._job)
         notes: list[str] = await self._hear()
         return notes
@@ -73,9 +75,10 @@ class ProcessWorker:
 
     async def close(self) -> None:
         """See Worker."""
-        if self._process is None:
+        if self._writer is not None:
+            self._writer.close()
+        if self._process is None:  # interrupted before it was started
             return
-        self._writer.close()
         try:
             async with asyncio.timeout(_LET_GO_S):
                 await self._process.wait()
@@ -89,14 +92,16 @@ class ProcessWorker:
         self.end = heard
 
     async def _tell(self, message: object) -> None:
+        assert self._writer is not None, "it was started"
         with contextlib.suppress(ConnectionError):  # the answer that does not come tells it better
             await send(self._writer, message)
 
     async def _hear(self) -> Any:
+        assert self._process is not None, "it was started"
+        assert self._reader is not None, "it was started"
         try:
             heard = await receive(self._reader)
         except (EOFError, ConnectionError):
-            assert self._process is not None, "it was started"
             code = await self._process.wait()
             how = f"signal {-code}" if code < 0 else f"exit code {code}"
             raise WorkerDied(f"a worker process of the load ended with {how}: what it had kept is in the run's "

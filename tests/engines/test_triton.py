@@ -13,9 +13,10 @@ from pabench.engines.base import EngineFacts, GenerationRequest
 from pabench.engines.client import EngineClient
 from pabench.engines.triton import TritonDialect
 from pabench.errors import EngineProtocol, UsageError
-from pabench.load import run_loop, run_workload
+from pabench.load import run_loop, run_workload, runner
 from pabench.probe import PRESETS, Codec, Ring
 from pabench.telemetry.exposition import parse_exposition
+from pabench.telemetry.scrape import Scraper
 from pabench.telemetry.vocabulary import KVFacts, KVSample
 from tests.engines.standin import event, run, serving
 from tests.load.support import Examined, workload
@@ -229,8 +230,15 @@ def test_metrics_that_are_not_there_are_a_note_and_no_dead_engine(monkeypatch):
     ({"echo": True}, "wrong", None),
 ])
 def test_a_run(monkeypatch, tmp_path, options, outcome, kind):
+    scrapers = []
+
+    def watched(*args):
+        scrapers.append(Scraper(*args))
+        return scrapers[-1]
+
     async def go():
         async with serving(routes(**options)) as url, serving({"GET /metrics": (200, PAGE)}) as metrics:
+            monkeypatch.setattr(runner, "Scraper", watched)
             monkeypatch.setattr(TritonDialect, "metrics_path", f":{metrics.rpartition(':')[2]}/metrics")
             facts = EngineFacts("triton", "ensemble", None, capabilities=SPEECH.capabilities)
             return await run_workload(Examined(facts), workload(), tmp_path / "run", url=url, label="t")
@@ -241,3 +249,4 @@ def test_a_run(monkeypatch, tmp_path, options, outcome, kind):
     assert set(made.requests["error_kind"].dropna()) == ({kind} if kind else set())
     assert (made.telemetry["kv_usage"] == 0.25).all()
     assert manifest.client.scrapes >= 2
+    assert [scraper.failed for scraper in scrapers] == [0]

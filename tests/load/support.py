@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import orjson
+import pytest
 from aiohttp import web
 
 from pabench.analysis import Run, load_run
 from pabench.engines.base import EngineFacts
-from pabench.load import OUTCOMES, Manifest, Workload, run_loop, run_workload
+from pabench.load import OUTCOMES, Manifest, Progress, ProgressState, Workload, run_loop, run_workload
 from pabench.load.workload import parse_workload
 from pabench.probe import PRESETS, ProbeSpec
 
@@ -61,6 +64,21 @@ def checked(folder: Path, manifest: Manifest) -> Run:
     assert sum(manifest.outcomes.values()) == len(run.requests)
     assert manifest.outcomes == {name: int((run.requests["outcome"] == name).sum()) for name in OUTCOMES}
     return run
+
+
+async def broken_off(run: Callable[[Progress], Coroutine[Any, Any, Manifest]], done: int) -> None:
+    """A run, of the progress that it is given, that is interrupted when `done` requests of it are over."""
+    enough = asyncio.Event()
+
+    def note(state: ProgressState) -> None:
+        if state.done >= done:
+            enough.set()
+
+    running = asyncio.create_task(run(note))
+    await enough.wait()
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
 
 
 def against(folder: Path, load: Workload, handler: Handler, **server_options: float) -> Run:

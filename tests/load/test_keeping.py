@@ -18,7 +18,7 @@ import pytest
 
 from pabench.analysis import load_run
 from pabench.errors import EXIT_COULD_NOT_RUN, UsageError
-from pabench.load import Manifest, RecordsUnwritable, journal, recover_run, run_workload
+from pabench.load import Manifest, RecordsUnwritable, journal, read_manifest, recover_run, run_workload
 from pabench.load.connection import Exchange
 from pabench.load.journal import Journal, Journaled, journal_path, journals_in
 from pabench.load.records import RequestRecord, write_atomic, write_requests, write_telemetry
@@ -80,6 +80,28 @@ def test_a_killed_client_keeps_what_was_answered(tmp_path: Path) -> None:
     assert (answered["verified_tokens"] == 8).all()
     assert (answered["first_s"] - answered["sent_s"] >= 0.079).all()
     assert load_run(tmp_path / "run").manifest == run.manifest  # recovered once, for good
+
+
+def test_what_a_kill_left_in_tables_and_journals_counts_once(tmp_path: Path) -> None:
+    """The tables are written, the journals still there, and the manifest says that it runs."""
+    async def go() -> None:
+        async with StubServer(StubOptions(ttft_ms=5, itl_ms=1)) as server:
+            await run_workload(Examined(), workload(num_requests=4), tmp_path, url=server.url, label="x")
+
+    asyncio.run(go())
+    samples = [KVSample(0.1, kv_usage=0.5), KVSample(0.2, kv_usage=0.5)]
+    write_telemetry(tmp_path, samples)
+    left = Journal(journal_path(tmp_path, "telemetry"), 0.0)
+    for sample in samples:
+        left.add(sample)
+    left.close()
+    manifest = read_manifest(tmp_path)
+    manifest.status = "running"
+    manifest.write(tmp_path)
+    run = load_run(tmp_path)
+    assert run.telemetry["time_s"].tolist() == [0.1, 0.2]
+    assert run.manifest.outcomes["ok"] == 4
+    assert not journals_in(tmp_path)
 
 
 def test_a_run_that_goes_on_is_not_recovered(tmp_path: Path) -> None:

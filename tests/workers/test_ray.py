@@ -18,7 +18,7 @@ from pabench.load.ray_workers import RayWorker
 from pabench.load.worker import Job, Worker
 from pabench.load.worker_process import WorkerDied
 from pabench.stub import StubOptions, StubServer
-from tests.load.support import Examined, checked, workload
+from tests.load.support import Examined, broken_off, checked, workload
 from tests.load.test_sharing import planned
 
 ray = pytest.importorskip("ray")
@@ -58,15 +58,9 @@ def test_every_request_is_sent_once_and_the_records_come_back(tmp_path: Path, cl
 def test_an_interrupted_run_brings_its_records_back(tmp_path: Path, cluster: Cluster) -> None:
     async def go() -> None:
         async with StubServer(StubOptions(ttft_ms=20, itl_ms=2)) as server:
-            enough = asyncio.Event()
-            running = asyncio.create_task(run_workload(
-                Examined(), workload(num_requests=2000, arrivals={"kind": "closed", "users": 4}), tmp_path / "run",
-                url=server.url, label="x", hands=Hands(2, cluster.address),
-                progress=lambda state: enough.set() if state.done >= 12 else None))
-            await enough.wait()
-            running.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await running
+            load = workload(num_requests=2000, arrivals={"kind": "closed", "users": 4})
+            await broken_off(lambda note: run_workload(Examined(), load, tmp_path / "run", url=server.url, label="x",
+                                                       progress=note, hands=Hands(2, cluster.address)), 12)
 
     run_loop(go())
     run = load_run(tmp_path / "run")

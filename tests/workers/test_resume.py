@@ -19,34 +19,18 @@ from pabench.load import Hands, Manifest, ProgressState, resume_run, run_loop, r
 from pabench.load.calibrate import fast_stub
 from pabench.load.journal import journals_in
 from pabench.stub import StubOptions, StubServer
-from tests.load.support import CAPABILITIES, Examined, checked, workload
+from tests.load.support import CAPABILITIES, Examined, broken_off, checked, workload
 from tests.load.test_keeping import signalled
 
 SESSIONS = {"turns": {"law": "fixed", "tokens": 3}, "turn_tokens": {"law": "fixed", "tokens": 4}}
-
-
-async def broken_off(folder: Path, url: str, done: int, *, resume: bool = False, **fields: object) -> None:
-    """A run, or its resumption, that is interrupted when `done` requests of it are over."""
-    enough = asyncio.Event()
-
-    def note(state: ProgressState) -> None:
-        if state.done >= done:
-            enough.set()
-
-    work = (resume_run(Examined(), folder, url=url, progress=note) if resume else
-            run_workload(Examined(), workload(**fields), folder, url=url, label="x", progress=note))
-    running = asyncio.create_task(work)
-    await enough.wait()
-    running.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await running
 
 
 def resumed(folder: Path, done: int = 6, processes: int = 1, **fields: object) -> tuple[Run, Run]:
     """The run as it was broken off, and at its end."""
     async def go() -> tuple[Run, Manifest]:
         async with StubServer(StubOptions(ttft_ms=20, itl_ms=2)) as server:
-            await broken_off(folder, server.url, done, **fields)
+            await broken_off(lambda note: run_workload(
+                Examined(), workload(**fields), folder, url=server.url, label="x", progress=note), done)
             before = load_run(folder)
             return before, await resume_run(Examined(), folder, url=server.url, hands=Hands(processes))
 
@@ -112,7 +96,7 @@ def test_a_killed_client_goes_on_twice(tmp_path: Path) -> None:
 
     async def go() -> Manifest:
         async with StubServer(StubOptions(ttft_ms=20, itl_ms=2)) as server:
-            await broken_off(folder, server.url, 4, resume=True)
+            await broken_off(lambda note: resume_run(Examined(), folder, url=server.url, progress=note), 4)
             return await resume_run(Examined(), folder, url=server.url)
 
     run = checked(folder, run_loop(go()))
@@ -149,7 +133,8 @@ def test_what_cannot_be_resumed_is_said(tmp_path: Path) -> None:
 
     async def go() -> None:
         async with StubServer(StubOptions(ttft_ms=5, itl_ms=1)) as server:
-            await broken_off(folder, server.url, 4, num_requests=40)
+            await broken_off(lambda note: run_workload(Examined(), workload(num_requests=40), folder, url=server.url,
+                                                       label="x", progress=note), 4)
             other = Examined(EngineFacts("openai", "another", 4096, capabilities=CAPABILITIES))
             with pytest.raises(UsageError, match="this is another: model is 'another', was 'stub'"):
                 await resume_run(other, folder, url=server.url)
@@ -166,13 +151,10 @@ def test_the_command_goes_on_as_the_run_was_planned(tmp_path: Path) -> None:
         command = ["run", "--url", stub.url, "--resume", str(folder), "--quiet", "--json"]
 
         async def begin() -> None:
-            enough = asyncio.Event()
-            running = asyncio.create_task(run_workload(
-                await examine(stub.url), workload(prompt="text", num_requests=40), folder, url=stub.url, label="named",
-                progress=lambda state: enough.set() if state.done >= 4 else None))
-            await enough.wait()
-            running.cancel()
-            await asyncio.wait({running})
+            examination = await examine(stub.url)
+            await broken_off(lambda note: run_workload(
+                examination, workload(prompt="text", num_requests=40), folder, url=stub.url, label="named",
+                progress=note), 4)
 
         run_loop(begin())
         refused = CliRunner().invoke(app, [*command, "--users", "3", "--seed", "4"])

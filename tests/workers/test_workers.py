@@ -26,7 +26,7 @@ from pabench.load.schedule import Lane
 from pabench.load.worker import Job
 from pabench.load.worker_process import WorkerDied
 from pabench.stub import StubOptions, StubServer
-from tests.load.support import Examined, checked, workload
+from tests.load.support import Examined, broken_off, checked, workload
 from tests.load.test_sharing import planned
 
 SESSIONS = {"turns": {"law": "fixed", "tokens": 3}, "turn_tokens": {"law": "fixed", "tokens": 4}}
@@ -68,7 +68,8 @@ def test_every_request_is_sent_once_on_time_and_verified(tmp_path: Path, fields:
 @given(st.integers(1, 9), st.integers(1, 40), st.integers(0, 99))
 @settings(max_examples=40, deadline=None)
 def test_lanes_are_dealt_out_whole_and_each_once(workers: int, requests: int, seed: int) -> None:
-    load = workload(num_requests=requests, arrivals={"kind": "poisson", "rate_per_s": 9}, session=SESSIONS)
+    load = workload(num_requests=requests, arrivals={"kind": "poisson", "rate_per_s": 9}, session=SESSIONS,
+                    warmup_requests=5)
     schedule = planned(load, seed)
     jobs = deal(Job("", load, "openai", "m", schedule.lanes(), schedule.warmups, Path("run")), workers)
     dealt = [request.index for job in jobs for lane in job.lanes for request in lane.requests]
@@ -77,6 +78,7 @@ def test_lanes_are_dealt_out_whole_and_each_once(workers: int, requests: int, se
         assert [lane.first_s for lane in job.lanes] == sorted(lane.first_s for lane in job.lanes)
         for lane in job.lanes:
             assert len({request.session for request in lane.requests}) == 1
+    assert sum(len(job.warmups) for job in jobs) == 5
     assert len({job.journal for job in jobs}) == len(jobs) == min(workers, len(schedule.lanes()))
 
 
@@ -130,15 +132,9 @@ def test_a_worker_that_is_killed_ends_the_run_and_keeps_what_was_answered(tmp_pa
 def test_an_interrupted_run_stops_its_workers_and_balances_the_books(tmp_path: Path) -> None:
     async def go() -> None:
         async with StubServer(StubOptions(ttft_ms=20, itl_ms=2)) as server:
-            enough = asyncio.Event()
-            running = asyncio.create_task(run_workload(
-                Examined(), workload(num_requests=400, arrivals={"kind": "closed", "users": 4}), tmp_path / "run",
-                url=server.url, label="x", hands=Hands(2),
-                progress=lambda state: enough.set() if state.done >= 12 else None))
-            await enough.wait()
-            running.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await running
+            load = workload(num_requests=2000, arrivals={"kind": "closed", "users": 4})
+            await broken_off(lambda note: run_workload(Examined(), load, tmp_path / "run", url=server.url, label="x",
+                                                       progress=note, hands=Hands(2)), 12)
 
     run_loop(go())
     assert not children()
@@ -147,7 +143,24 @@ def test_an_interrupted_run_stops_its_workers_and_balances_the_books(tmp_path: P
     assert run.manifest.status == "interrupted"
     assert outcomes["ok"] >= 12
     assert 1 <= outcomes["aborted"] <= 4
-    assert sum(outcomes.values()) == 400
+    assert sum(outcomes.values()) == 2000
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
+@pytest.mark.parametrize("after_s", [0.0, 0.02, 0.2])
+def test_interrupted_while_its_workers_start_it_leaves_none_behind(tmp_path: Path, after_s: float) -> None:
+    async def go() -> None:
+        async with StubServer(StubOptions(ttft_ms=20, itl_ms=2)) as server:
+            running = asyncio.create_task(run_workload(Examined(), workload(), tmp_path / "run", url=server.url,
+                                                       label="x", hands=Hands(2)))
+            await asyncio.sleep(after_s)
+            running.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await running
+
+    run_loop(go())
+    assert not children()
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_worst_of_each_figure_is_told() -> None:
