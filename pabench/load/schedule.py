@@ -16,6 +16,7 @@ import numpy as np
 from pabench.engines.base import EngineFacts, GenerationRequest
 from pabench.errors import UsageError
 from pabench.load.arrivals import Arrivals, ClosedArrivals, GammaArrivals, OpenArrivals, TraceArrivals
+from pabench.load.lengths import LengthLaw, TraceLaw
 from pabench.load.prompts import (
     MIN_PROMPT_TOKENS,
     Isolation,
@@ -35,7 +36,7 @@ from pabench.load.sharing import (
     take_turns,
 )
 from pabench.load.traced import Leads, draw_leads
-from pabench.load.workload import LengthLaw, TraceLaw, Workload
+from pabench.load.workload import Workload
 from pabench.probe import Codec, Fork, ProbeSpec, Ring
 from pabench.traces import Trace, read_trace
 

@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from pabench.errors import UsageError
+from pabench.load.lengths import DrawnLaw, TraceLaw
 from pabench.load.prompts import draw_texts
-from pabench.load.workload import DrawnLaw, Session, TraceLaw, Workload
+from pabench.load.workload import Session, Workload
 from pabench.probe import Fork, ProbeSpec, Ring
 
 Prompt = Ring | Fork | tuple[int, ...] | str

@@ -14,9 +14,10 @@ import numpy as np
 
 from pabench.engines.wording import COMMON_WORDS
 from pabench.errors import UsageError
+from pabench.load.lengths import TraceLaw
 from pabench.load.prompts import MIN_PROMPT_TOKENS
 from pabench.load.sharing import Prompt
-from pabench.load.workload import TraceLaw, Workload
+from pabench.load.workload import Workload
 from pabench.probe import ProbeSpec, Ring
 from pabench.traces import Trace
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from pabench.analysis import load_run, summarise
-from pabench.engines import EngineProcess
 from pabench.engines.base import Choice, EngineFacts
 from pabench.engines.doctor import examine
 from pabench.errors import UsageError
@@ -87,12 +84,3 @@ def test_on_the_reference_engine(url: str, tmp_path: Path, prompt: str, width: i
     assert set(run.requests["output_tokens"]) == {40 * width}
     assert summarise(run).wrong_tokens == 0
     assert manifest.window_s is not None  # of answers that came whole
-
-
-@pytest.fixture(scope="module")
-def url(tiny_probe: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    command = [sys.executable, "-m", "reference_engine", "--model", str(tiny_probe), "--port", "{port}", "--num-blocks",
-               "512", "--block-size", "8"]
-    log = tmp_path_factory.mktemp("engine") / "log"
-    with EngineProcess(command, url="http://127.0.0.1:{port}", log=log) as process:
-        yield process.url

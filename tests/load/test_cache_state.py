@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import re
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from pabench.analysis import load_run, summarise
-from pabench.engines import EngineProcess
 from pabench.engines.base import EngineFacts
 from pabench.engines.doctor import examine
 from pabench.engines.reference import ReferenceDialect
@@ -28,15 +26,6 @@ from tests.load.support import CAPABILITIES, workload
 
 FACTS = EngineFacts("openai", "stub", 4096, capabilities=CAPABILITIES | {"cached_tokens"})
 TOLD = replace(FACTS, kv=KVFacts(block_size=8))
-
-
-@pytest.fixture(scope="module")
-def url(tiny_probe: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    command = [sys.executable, "-m", "reference_engine", "--model", str(tiny_probe), "--port", "{port}", "--num-blocks",
-               "512", "--block-size", "8"]
-    log = tmp_path_factory.mktemp("engine") / "log"
-    with EngineProcess(command, url="http://127.0.0.1:{port}", log=log) as process:
-        yield process.url
 
 
 def stated(state: CacheState | None, **fields: object) -> Workload:

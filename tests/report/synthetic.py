@@ -17,9 +17,10 @@ from pabench.conformance.verdicts import Outcome, Verdict
 from pabench.gate import Policy, decide
 from pabench.gate.words import write_decision
 from pabench.load.arrivals import ClosedArrivals, PoissonArrivals
+from pabench.load.lengths import FixedLaw, UniformLaw
 from pabench.load.manifest import ClientHealth, EngineRecord, Host, KVGeometry, Manifest
 from pabench.load.records import OUTCOMES, RequestRecord, write_requests, write_telemetry
-from pabench.load.workload import FixedLaw, UniformLaw, Workload
+from pabench.load.workload import Workload
 from pabench.telemetry.vocabulary import KVSample
 
 CAPACITY_TOKENS = 4096
