@@ -13,14 +13,14 @@ from pabench.analysis import load_run
 from pabench.analysis.latency import itl_ms
 from pabench.errors import UsageError
 from pabench.load.calibrate import ClientError, calibrate
-from pabench.load.crew import ONE_PROCESS, Hands
 from pabench.load.manifest import Calibration
+from pabench.load.pool import ONE_PROCESS, Placement
 
 _DURATION_S = 4.0
 _SHORTEST_ITL_MS = 1.0
 
 
-def calibrate_run(folder: Path, hands: Hands = ONE_PROCESS) -> ClientError:
+def calibrate_run(folder: Path, placement: Placement = ONE_PROCESS) -> ClientError:
     """Measure, by `hands` as the run was, and note. Raises UsageError when no request of it came back with a second
     token.
     """
@@ -29,7 +29,7 @@ def calibrate_run(folder: Path, hands: Hands = ONE_PROCESS) -> ClientError:
     if len(gaps) == 0:
         raise UsageError(f"{folder} has no gap between tokens to calibrate for: no answer was streamed")
     found = calibrate(peak_streams(run.requests), itl_ms=max(_SHORTEST_ITL_MS, float(np.median(gaps))),
-                      duration_s=_DURATION_S, hands=hands)
+                      duration_s=_DURATION_S, placement=placement)
     run.manifest.calibration = Calibration(
         streams=found.streams, itl_ms=found.itl_ms, arrival_p50_ms=found.arrival_p50_ms,
         arrival_p99_ms=found.arrival_p99_ms, gap_p99_ms=found.gap_p99_ms)

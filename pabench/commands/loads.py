@@ -31,7 +31,7 @@ from pabench.commands.options import (
 from pabench.errors import EXIT_NOT_CONFORMING, EXIT_OK, PabenchError, UsageError
 
 if TYPE_CHECKING:  # each command imports what it needs, so that `--help` is quick
-    from pabench.load import Hands, Manifest, Progress, Workload
+    from pabench.load import Manifest, Placement, Progress, Workload
 
 app = typer.Typer()
 
@@ -73,17 +73,17 @@ def run(
 
     Example: pabench run --url http://127.0.0.1:8000 --resume results/20261128-101500-sharegpt-mini
     """
-    from pabench.load import Hands, load_workload, read_manifest, resume_run, run_workload
+    from pabench.load import Placement, load_workload, read_manifest, resume_run, run_workload
 
-    hands, key = Hands(workers, ray), api_key_in(api_key_env)
+    placement, key = Placement(workers, ray), api_key_in(api_key_env)
     changes = {"users": users, "rate_per_s": rate, "num_requests": num_requests, "duration_s": duration_s,
                "slo": _bounds(ttft_ms, tpot_ms), "window_s": _window(window), "cache": _cache(cache)}
-    show = _Show(as_json=as_json, quiet=quiet, calibrate=calibrate, hands=hands, api_key=key)
+    show = _Show(as_json=as_json, quiet=quiet, calibrate=calibrate, placement=placement, api_key=key)
     if resume is not None:
         _refuse_changes(workload=workload, out=out, label=label, seed=seed or None, **changes)
         before, examination = read_manifest(resume), examined(url, dialect, probe, api_key_env, model=model)
         show.carry(before.workload, before.label, resume, lambda progress: resume_run(
-            examination, resume, url=url, progress=progress, api_key=key, hands=hands))
+            examination, resume, url=url, progress=progress, api_key=key, placement=placement))
     if workload is None:
         raise UsageError("give --workload, or --resume and the folder of a run that was broken off")
     plan = load_workload(workload, **changes)
@@ -92,7 +92,7 @@ def run(
     examination = examined(url, dialect, probe, api_key_env, model=model)
     name = label or examination.facts.dialect
     show.carry(plan, name, folder, lambda progress: run_workload(
-        examination, plan, folder, url=url, label=name, seed=seed, progress=progress, api_key=key, hands=hands))
+        examination, plan, folder, url=url, label=name, seed=seed, progress=progress, api_key=key, placement=placement))
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +102,7 @@ class _Show:
     as_json: bool
     quiet: bool
     calibrate: bool
-    hands: Hands
+    placement: Placement
     api_key: str | None = field(repr=False)
 
     def carry(
@@ -119,7 +119,7 @@ class _Show:
             with live_load(plan, name, folder, quiet=self.quiet or self.as_json, api_key=self.api_key) as progress:
                 manifest = run_loop(run(progress))
             if self.calibrate and manifest.failure is None:
-                calibrate_run(folder, self.hands)
+                calibrate_run(folder, self.placement)
         finally:
             if (folder / "requests.parquet").exists():  # an interrupted run has results too
                 show_run(finish_run(folder)[1], as_json=self.as_json)
@@ -159,11 +159,11 @@ def sweep(
     """
     from pabench.analysis import finish_run
     from pabench.bench import folder_name
-    from pabench.load import Hands, load_workload, run_loop, run_workload, sweep_loads
+    from pabench.load import Placement, load_workload, run_loop, run_workload, sweep_loads
     from pabench.terminal.live import live_load
     from pabench.terminal.runs import show_sweep
 
-    hands = Hands(workers, ray)
+    placement = Placement(workers, ray)
     plans = [load_workload(workload, num_requests=num_requests, duration_s=duration_s, slo=_bounds(ttft_ms, tpot_ms),
                            **load)
              for load in sweep_loads(users, rates)]
@@ -177,7 +177,7 @@ def sweep(
             where = folder / f"{number:02}-{folder_name(plan.load_text)}"
             with live_load(plan, name, where, quiet=silent, api_key=key) as progress:
                 manifest = run_loop(run_workload(examination, plan, where, url=url, label=name, seed=seed,
-                                                 progress=progress, api_key=key, hands=hands))
+                                                 progress=progress, api_key=key, placement=placement))
             summaries.append(finish_run(where)[1])
             flawless &= manifest.flawless
             if manifest.failure is not None:
@@ -214,11 +214,11 @@ def capacity(
     from pabench.analysis import finish_run
     from pabench.analysis.slo import SLO
     from pabench.capacity import CONFIDENCE, Attained, Search, Tried, attained_in, conclusion, search_capacity, too_slow
-    from pabench.load import Hands, load_workload, run_loop, run_workload
+    from pabench.load import Placement, load_workload, run_loop, run_workload
     from pabench.terminal.live import console, live_load
     from pabench.terminal.runs import show_capacity, tried_text
 
-    slo, hands = SLO(ttft_ms, tpot_ms, share), Hands(workers, ray)
+    slo, placement = SLO(ttft_ms, tpot_ms, share), Placement(workers, ray)
     asked = load_workload(workload, rate_per_s=from_rate, duration_s=duration_s)
     key, folder, silent = api_key_in(api_key_env), out or new_folder("capacity"), quiet or as_json
     require_new(folder)
@@ -235,7 +235,7 @@ def capacity(
         where = folder / f"{rate:.6g}-per-s-{number}"
         with live_load(plan, name, where, quiet=silent, api_key=key) as progress:
             manifest = run_loop(run_workload(examination, plan, where, url=url, label=name, seed=seed + number,
-                                             progress=progress, api_key=key, hands=hands))
+                                             progress=progress, api_key=key, placement=placement))
         requests = finish_run(where)[0].requests
         if manifest.failure is not None:
             raise PabenchError(f"{manifest.failure}; the runs so far are in {folder}")
@@ -272,15 +272,15 @@ def calibrate(
 
     Example: pabench calibrate --streams 1,64,512 --itl-ms 20
     """
-    from pabench.load import Hands
+    from pabench.load import Placement
     from pabench.load.calibrate import calibrate as measure
     from pabench.terminal.runs import show_calibration
 
-    hands = Hands(workers)
+    placement = Placement(workers)
     tried = [number.strip() for number in streams.split(",")]
     if not all(number.isdigit() and int(number) for number in tried):
         raise UsageError(f"--streams is {streams!r}, expected whole numbers above 0 with commas between them")
-    show_calibration([measure(int(number), itl_ms=itl_ms, duration_s=duration_s, hands=hands)
+    show_calibration([measure(int(number), itl_ms=itl_ms, duration_s=duration_s, placement=placement)
                       for number in tried], as_json=as_json)
 
 

@@ -21,11 +21,11 @@ from pabench.engines import EngineProcess
 from pabench.engines.base import EngineFacts
 from pabench.errors import EngineError, UsageError
 from pabench.load.connection import Exchange
-from pabench.load.crew import ONE_PROCESS, Crew, Hands, deal
 from pabench.load.journal import Journaled, journals_in
 from pabench.load.line import clock
 from pabench.load.loop import run_loop
 from pabench.load.manifest import ClientHealth
+from pabench.load.pool import ONE_PROCESS, Placement, WorkerPool, split_job
 from pabench.load.schedule import plan
 from pabench.load.worker import Job
 from pabench.load.workload import Workload, parse_workload
@@ -57,14 +57,14 @@ class ClientError:
 
 
 def calibrate(
-    streams: int, *, itl_ms: float = 10.0, duration_s: float = 5.0, hands: Hands = ONE_PROCESS
+    streams: int, *, itl_ms: float = 10.0, duration_s: float = 5.0, placement: Placement = ONE_PROCESS
 ) -> ClientError:
     """Run `streams` users against a stub in a process of its own. Raises UsageError and EngineError."""
     if streams < 1 or not itl_ms > 0 or not duration_s > 0:
         raise UsageError(f"a calibration needs streams, a gap between tokens and a duration above 0: got {streams}, "
                          f"{itl_ms:g} ms, {duration_s:g} s")
     with tempfile.TemporaryDirectory() as folder, fast_stub(Path(folder), ttft_ms=TTFT_MS, itl_ms=itl_ms) as stub:
-        return run_loop(_measure(stub.url, streams, itl_ms, duration_s, Path(folder), hands))
+        return run_loop(_measure(stub.url, streams, itl_ms, duration_s, Path(folder), placement))
 
 
 def fast_stub(folder: Path, *, ttft_ms: float, itl_ms: float) -> EngineProcess:
@@ -85,15 +85,16 @@ def _load(streams: int, itl_ms: float, duration_s: float) -> Workload:
 
 
 async def _measure(
-    url: str, streams: int, itl_ms: float, duration_s: float, folder: Path, hands: Hands
+    url: str, streams: int, itl_ms: float, duration_s: float, folder: Path, placement: Placement
 ) -> ClientError:
     load = _load(streams, itl_ms, duration_s)
     lanes = plan(load, 0, _FACTS, None, "calibration").lanes()
-    async with Crew(hands.hire(deal(Job(url, load, "openai", "stub", lanes, (), folder), hands.processes))) as crew:
-        await crew.prepare()
-        start_s = clock() + hands.lead_s
-        await crew.run(start_s, lambda _: None)
-        end = crew.end
+    jobs = split_job(Job(url, load, "openai", "stub", lanes, (), folder), placement.processes)
+    async with WorkerPool(placement.workers_for(jobs)) as pool:
+        await pool.prepare()
+        start_s = clock() + placement.lead_s
+        await pool.run(start_s, lambda _: None)
+        end = pool.end
     with Journaled(journals_in(folder), end.left) as found:
         exchanges = [found.whole(exchange) for exchange in found.exchanges.values()]
     failed = [exchange for exchange in exchanges if exchange.fault is not None or exchange.status != 200]

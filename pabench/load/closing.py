@@ -9,10 +9,10 @@ from pathlib import Path
 
 from pabench.engines import dialect as find_dialect
 from pabench.load import cache_state
-from pabench.load.crew import worst
 from pabench.load.journal import Journaled, journals_in
 from pabench.load.lag import quantiles_ms
 from pabench.load.manifest import Manifest, read_manifest
+from pabench.load.pool import worst
 from pabench.load.records import (
     RequestRecord,
     read_requests,

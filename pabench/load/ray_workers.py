@@ -30,7 +30,7 @@ _KNOCK_S = 5.0
 _PIECE_BYTES = 16 << 20  # of a journal, at once
 
 
-class Afar:
+class RayHost:
     """The actor's side."""
 
     def __init__(self, job: Job) -> None:
@@ -153,7 +153,7 @@ class RayWorker:
                              ) from None
 
 
-def hire_over_ray(jobs: Sequence[Job], address: str) -> list[Worker]:
+def ray_workers_for(jobs: Sequence[Job], address: str) -> list[Worker]:
     """An actor for each job, spread over the machines of the cluster at `address`: HOST:PORT, or "auto".
 
     Raises UsageError where Ray is not installed or not there.
@@ -171,7 +171,7 @@ def hire_over_ray(jobs: Sequence[Job], address: str) -> list[Worker]:
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise UsageError(f"no Ray cluster at {address!r}: {reason}; expected HOST:PORT of its head, or auto on one "
                              "of its machines") from None
-    remote: Any = ray.remote(Afar).options(num_cpus=1, scheduling_strategy="SPREAD")
+    remote: Any = ray.remote(RayHost).options(num_cpus=1, scheduling_strategy="SPREAD")
     actors: list[Any] = [remote.remote(job) for job in jobs]
     return [RayWorker(job, actor, partial(ray.kill, actor)) for job, actor in zip(jobs, actors, strict=True)]
 

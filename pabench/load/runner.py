@@ -18,11 +18,11 @@ from pabench.errors import EngineUnreachable, UsageError
 from pabench.load import cache_state
 from pabench.load.client import LoadClient, PreparedRequest, prepare
 from pabench.load.closing import close_run, recover_run
-from pabench.load.crew import ONE_PROCESS, Crew, Hands, deal
 from pabench.load.journal import TELEMETRY, Journal, journal_path
 from pabench.load.line import clock
 from pabench.load.manifest import Manifest, Resumption, clean_url, describe_engine, new_manifest
 from pabench.load.measure import Progress, ProgressState, refusal
+from pabench.load.pool import ONE_PROCESS, Placement, WorkerPool, split_job
 from pabench.load.records import MANIFEST_FILE, RecordsUnwritable, read_requests, unwritable
 from pabench.load.replan import digest, is_over, put_off, replan
 from pabench.load.schedule import Schedule, ScheduledRequest, plan, put_into_lanes
@@ -48,7 +48,7 @@ class Examined(Protocol):
 
 async def run_workload(
     examination: Examined, workload: Workload, out: Path, *, url: str, label: str, seed: int | None = None,
-    progress: Progress | None = None, api_key: str | None = None, hands: Hands = ONE_PROCESS,
+    progress: Progress | None = None, api_key: str | None = None, placement: Placement = ONE_PROCESS,
 ) -> Manifest:
     """Run `workload` against the engine at `url` and write the run folder `out`.
 
@@ -70,12 +70,12 @@ async def run_workload(
         raise UsageError(f"{out} already holds a run: give another folder, or remove it first")
     job = Job(url, workload, facts.dialect, facts.model, schedule.lanes(), schedule.warmups, out,
               until_s=workload.duration_s or float("inf"), api_key=api_key)
-    return await _Run(manifest, schedule.requests, spec, out, job, hands, progress).carry()
+    return await _Run(manifest, schedule.requests, spec, out, job, placement, progress).carry()
 
 
 async def resume_run(
     examination: Examined, folder: Path, *, url: str, progress: Progress | None = None, api_key: str | None = None,
-    hands: Hands = ONE_PROCESS,
+    placement: Placement = ONE_PROCESS,
 ) -> Manifest:
     """Go on with the run in `folder`, which was interrupted or killed, or whose engine died.
 
@@ -106,7 +106,7 @@ async def resume_run(
         shift_s if workload.users is None else 0.0)
     job = Job(url, workload, manifest.engine.dialect, manifest.engine.model, lanes, schedule.warmups, folder,
               until_s=until_s, api_key=api_key)
-    return await _Run(manifest, requests, spec, folder, job, hands, progress, elapsed_s=at_s).carry()
+    return await _Run(manifest, requests, spec, folder, job, placement, progress, elapsed_s=at_s).carry()
 
 
 @dataclasses.dataclass
@@ -118,7 +118,7 @@ class _Run:
     spec: ProbeSpec | None
     out: Path
     job: Job
-    hands: Hands
+    placement: Placement
     progress: Progress | None
     elapsed_s: float = 0.0
 
@@ -127,27 +127,27 @@ class _Run:
         if (why := await refusal(self.job.url)) is not None:
             raise EngineUnreachable(f"nothing answers at {self.job.url} ({why}): is the engine running, and is the URL "
                                     "right?")
-        jobs = deal(self.job, self.hands.processes)
+        jobs = split_job(self.job, self.placement.processes)
         self.manifest.workers = len(jobs)
         headers = {"Authorization": f"Bearer {self.job.api_key}"} if self.job.api_key else {}
-        async with Crew(self.hands.hire(jobs)) as crew, aiohttp.ClientSession(headers=headers) as http:
-            self.manifest.notes += await crew.prepare()
+        async with WorkerPool(self.placement.workers_for(jobs)) as pool, aiohttp.ClientSession(headers=headers) as http:
+            self.manifest.notes += await pool.prepare()
             dialect = find_dialect(self.job.dialect)
             if self.job.workload.cache is not None and not self.manifest.resumed:
                 self.manifest.notes.append(await self._bring_about(self.job.workload.cache, dialect, http))
             _open_folder(self.out)
             self.manifest.write(self.out)
-            await self._measure(crew, Scraper(http, self.job.url, dialect))
+            await self._measure(pool, Scraper(http, self.job.url, dialect))
         return self.manifest
 
-    async def _measure(self, crew: Crew, scraper: Scraper) -> None:
-        start_s = clock() + self.hands.lead_s - self.elapsed_s
+    async def _measure(self, pool: WorkerPool, scraper: Scraper) -> None:
+        start_s = clock() + self.placement.lead_s - self.elapsed_s
         watch = _Watch(scraper, Journal(journal_path(self.out, TELEMETRY), start_s), self.progress)
         manifest = self.manifest
         try:
             await scraper.start()
             await asyncio.sleep(0)  # its first scrape is on its way before the first request
-            await crew.run(start_s, watch)
+            await pool.run(start_s, watch)
         except BaseException as error:
             manifest.status = "interrupted" if isinstance(error, asyncio.CancelledError) else "failed"
             manifest.failure = None if manifest.status == "interrupted" else f"{type(error).__name__}: {error}"
@@ -156,13 +156,13 @@ class _Run:
             await scraper.stop()
             watch.close()
             try:
-                await crew.close()
+                await pool.close()
             finally:
-                self._close(crew, scraper, watch, start_s)
+                self._close(pool, scraper, watch, start_s)
 
-    def _close(self, crew: Crew, scraper: Scraper, watch: _Watch, start_s: float) -> None:
+    def _close(self, pool: WorkerPool, scraper: Scraper, watch: _Watch, start_s: float) -> None:
         """The books, however the measurement ended."""
-        manifest, end = self.manifest, crew.end
+        manifest, end = self.manifest, pool.end
         if manifest.zero_at is None:
             manifest.zero_at = (datetime.now(UTC) - timedelta(seconds=clock() - start_s)).isoformat()
         end.health.scrapes, end.health.failed_scrapes = len(scraper.samples), scraper.failed + scraper.missed

@@ -11,9 +11,9 @@ import pytest
 
 from pabench.analysis import load_run
 from pabench.errors import UsageError
-from pabench.load import Hands, Manifest, ProgressState, run_loop, run_workload
-from pabench.load.crew import deal
+from pabench.load import Manifest, Placement, ProgressState, run_loop, run_workload
 from pabench.load.journal import journals_in
+from pabench.load.pool import split_job
 from pabench.load.ray_workers import RayWorker
 from pabench.load.worker import Job, Worker
 from pabench.load.worker_process import WorkerDied
@@ -42,7 +42,7 @@ def test_every_request_is_sent_once_and_the_records_come_back(tmp_path: Path, cl
     async def go() -> Manifest:
         async with StubServer(StubOptions(ttft_ms=20, itl_ms=2)) as server:
             return await run_workload(Examined(), workload(**OPEN), tmp_path / "run", url=server.url, label="x",
-                                      hands=Hands(3, cluster.address))
+                                      placement=Placement(3, cluster.address))
 
     manifest = run_loop(go())
     run = checked(tmp_path / "run", manifest)
@@ -60,7 +60,7 @@ def test_an_interrupted_run_brings_its_records_back(tmp_path: Path, cluster: Clu
         async with StubServer(StubOptions(ttft_ms=20, itl_ms=2)) as server:
             load = workload(num_requests=2000, arrivals={"kind": "closed", "users": 4})
             await broken_off(lambda note: run_workload(Examined(), load, tmp_path / "run", url=server.url, label="x",
-                                                       progress=note, hands=Hands(2, cluster.address)), 12)
+                                                       progress=note, placement=Placement(2, cluster.address)), 12)
 
     run_loop(go())
     run = load_run(tmp_path / "run")
@@ -72,23 +72,23 @@ def test_an_interrupted_run_brings_its_records_back(tmp_path: Path, cluster: Clu
 def test_a_machine_that_is_gone_ends_the_run_and_the_others_records_come_back(
     tmp_path: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hired: list[RayWorker] = []
+    made: list[RayWorker] = []
 
-    def hire(hands: Hands, jobs: Sequence[Job]) -> Sequence[Worker]:
-        hired.extend(worker for worker in genuine(hands, jobs) if isinstance(worker, RayWorker))
-        return hired
+    def recorded(placement: Placement, jobs: Sequence[Job]) -> Sequence[Worker]:
+        made.extend(worker for worker in genuine(placement, jobs) if isinstance(worker, RayWorker))
+        return made
 
     def lose_one(state: ProgressState) -> None:
         if state.done >= 12:
-            ray.kill(hired[0]._actor)
+            ray.kill(made[0]._actor)
 
-    genuine = Hands.hire
-    monkeypatch.setattr(Hands, "hire", hire)
+    genuine = Placement.workers_for
+    monkeypatch.setattr(Placement, "workers_for", recorded)
 
     async def go() -> None:
         async with StubServer(StubOptions(ttft_ms=20, itl_ms=2)) as server:
             await run_workload(Examined(), workload(num_requests=2000, arrivals={"kind": "closed", "users": 4}),
-                               tmp_path / "run", url=server.url, label="x", hands=Hands(2, cluster.address),
+                               tmp_path / "run", url=server.url, label="x", placement=Placement(2, cluster.address),
                                progress=lose_one)
 
     with pytest.raises(WorkerDied, match="is gone: ActorDiedError"):
@@ -102,7 +102,7 @@ def test_a_machine_that_is_gone_ends_the_run_and_the_others_records_come_back(
 def test_actors_are_spread_over_the_nodes(cluster: Cluster) -> None:
     schedule = planned(workload(num_requests=8))
     job = Job("http://127.0.0.1:1", workload(), "openai", "m", schedule.lanes(), (), Path("run"))
-    workers = Hands(2, cluster.address).hire(deal(job, 2))
+    workers = Placement(2, cluster.address).workers_for(split_job(job, 2))
 
     async def nodes() -> set[str]:
         return set(await asyncio.gather(*(worker._actor.node.remote() for worker in workers)))  # type: ignore[attr-defined]
@@ -113,10 +113,10 @@ def test_actors_are_spread_over_the_nodes(cluster: Cluster) -> None:
 def test_a_cluster_that_is_not_there_is_a_clear_error() -> None:
     ray.shutdown()
     with pytest.raises(UsageError, match=r"no Ray cluster at '127\.0\.0\.1:1'"):
-        Hands(1, "127.0.0.1:1").hire([])
+        Placement(1, "127.0.0.1:1").workers_for([])
 
 
 def test_without_ray_its_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UsageError, match=r"pip install 'pabench\[ray\]'"):
-        Hands(1, "auto").hire([])
+        Placement(1, "auto").workers_for([])

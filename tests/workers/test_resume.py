@@ -15,7 +15,7 @@ from pabench.cli import app
 from pabench.engines.base import EngineFacts
 from pabench.engines.doctor import examine
 from pabench.errors import UsageError
-from pabench.load import Hands, Manifest, ProgressState, resume_run, run_loop, run_workload
+from pabench.load import Manifest, Placement, ProgressState, resume_run, run_loop, run_workload
 from pabench.load.calibrate import fast_stub
 from pabench.load.journal import journals_in
 from pabench.stub import StubOptions, StubServer
@@ -32,7 +32,7 @@ def resumed(folder: Path, done: int = 6, processes: int = 1, **fields: object) -
             await broken_off(lambda note: run_workload(
                 Examined(), workload(**fields), folder, url=server.url, label="x", progress=note), done)
             before = load_run(folder)
-            return before, await resume_run(Examined(), folder, url=server.url, hands=Hands(processes))
+            return before, await resume_run(Examined(), folder, url=server.url, placement=Placement(processes))
 
     before, manifest = run_loop(go())
     return before, checked(folder, manifest)

@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 
 from pabench.analysis import load_run
 from pabench.errors import UsageError
-from pabench.load import Hands, Manifest, run_loop, run_workload
-from pabench.load.crew import deal, worst
+from pabench.load import Manifest, Placement, run_loop, run_workload
 from pabench.load.journal import journals_in
 from pabench.load.manifest import ClientHealth
 from pabench.load.measure import ProgressState
+from pabench.load.pool import split_job, worst
 from pabench.load.ray_workers import relate_clocks
 from pabench.load.schedule import Lane
 from pabench.load.worker import Job
@@ -37,7 +37,7 @@ def carried(folder: Path, processes: int, **fields: object) -> Manifest:
     async def go() -> Manifest:
         async with StubServer(StubOptions(ttft_ms=20, itl_ms=2)) as server:
             return await run_workload(Examined(), workload(**fields), folder, url=server.url, label="x",
-                                      hands=Hands(processes))
+                                      placement=Placement(processes))
 
     return run_loop(go())
 
@@ -71,7 +71,7 @@ def test_lanes_are_dealt_out_whole_and_each_once(workers: int, requests: int, se
     load = workload(num_requests=requests, arrivals={"kind": "poisson", "rate_per_s": 9}, session=SESSIONS,
                     warmup_requests=5)
     schedule = planned(load, seed)
-    jobs = deal(Job("", load, "openai", "m", schedule.lanes(), schedule.warmups, Path("run")), workers)
+    jobs = split_job(Job("", load, "openai", "m", schedule.lanes(), schedule.warmups, Path("run")), workers)
     dealt = [request.index for job in jobs for lane in job.lanes for request in lane.requests]
     assert sorted(dealt) == [request.index for request in schedule.requests]
     for job in jobs:
@@ -112,7 +112,7 @@ def test_a_worker_that_is_killed_ends_the_run_and_keeps_what_was_answered(tmp_pa
     async def go() -> None:
         async with StubServer(StubOptions(ttft_ms=20, itl_ms=2)) as server:
             await run_workload(Examined(), workload(num_requests=400, arrivals={"kind": "closed", "users": 4}),
-                               tmp_path / "run", url=server.url, label="x", progress=kill_one, hands=Hands(2))
+                               tmp_path / "run", url=server.url, label="x", progress=kill_one, placement=Placement(2))
 
     begin = time.monotonic()
     with pytest.raises(WorkerDied, match="ended with signal 9"):
@@ -134,7 +134,7 @@ def test_an_interrupted_run_stops_its_workers_and_balances_the_books(tmp_path: P
         async with StubServer(StubOptions(ttft_ms=20, itl_ms=2)) as server:
             load = workload(num_requests=2000, arrivals={"kind": "closed", "users": 4})
             await broken_off(lambda note: run_workload(Examined(), load, tmp_path / "run", url=server.url, label="x",
-                                                       progress=note, hands=Hands(2)), 12)
+                                                       progress=note, placement=Placement(2)), 12)
 
     run_loop(go())
     assert not children()
@@ -152,7 +152,7 @@ def test_interrupted_while_its_workers_start_it_leaves_none_behind(tmp_path: Pat
     async def go() -> None:
         async with StubServer(StubOptions(ttft_ms=20, itl_ms=2)) as server:
             running = asyncio.create_task(run_workload(Examined(), workload(), tmp_path / "run", url=server.url,
-                                                       label="x", hands=Hands(2)))
+                                                       label="x", placement=Placement(2)))
             await asyncio.sleep(after_s)
             running.cancel()
             with pytest.raises(asyncio.CancelledError):
@@ -174,7 +174,7 @@ def test_the_worst_of_each_figure_is_told() -> None:
 
 def test_no_worker_is_a_clear_error() -> None:
     with pytest.raises(UsageError, match="got 0 workers, expected 1 or more"):
-        Hands(0)
+        Placement(0)
 
 
 def test_clocks_are_related_by_the_exchange_that_came_back_soonest() -> None:

@@ -20,9 +20,9 @@ _LARGEST = ("loop_lag_p50_ms", "loop_lag_p99_ms", "loop_lag_max_ms", "lateness_p
 
 
 @dataclass(frozen=True, slots=True)
-class Hands:
-    """Who carries a load: `processes` on this machine (1: the calling one), or, with the `ray` address of a cluster,
-    so many over its machines.
+class Placement:
+    """Where the workers of a load run: in so many `processes` of this machine (1: the calling one), or, with the `ray`
+    address of a cluster, over its machines.
     """
 
     processes: int = 1
@@ -37,21 +37,21 @@ class Hands:
         """From the word to go to the run's start: for it to reach all."""
         return 0.5 if self.ray is not None else 0.1 if self.processes > 1 else 0.01
 
-    def hire(self, jobs: Sequence[Job]) -> list[Worker]:
+    def workers_for(self, jobs: Sequence[Job]) -> list[Worker]:
         """A worker for each job. Raises UsageError where Ray is asked for and not installed."""
         if self.ray is not None:
-            from pabench.load.ray_workers import hire_over_ray
+            from pabench.load.ray_workers import ray_workers_for
 
-            return hire_over_ray(jobs, self.ray)
+            return ray_workers_for(jobs, self.ray)
         if len(jobs) == 1:
             return [LocalWorker(jobs[0])]
         return [ProcessWorker(job) for job in jobs]
 
 
-ONE_PROCESS = Hands()
+ONE_PROCESS = Placement()
 
 
-def deal(job: Job, count: int) -> list[Job]:
+def split_job(job: Job, count: int) -> list[Job]:
     """`job`, whose `journal` is the run's folder, in up to `count` parts: lane by lane in turn, so that each has its
     share at any time.
     """
@@ -61,14 +61,14 @@ def deal(job: Job, count: int) -> list[Job]:
             for part in range(parts)]
 
 
-class Crew:
+class WorkerPool:
     """Workers with their jobs. An async context manager."""
 
     def __init__(self, workers: Sequence[Worker]) -> None:
         self._workers = workers
         self._states: dict[int, ProgressState] = {}
 
-    async def __aenter__(self) -> Crew:
+    async def __aenter__(self) -> WorkerPool:
         return self
 
     async def __aexit__(
