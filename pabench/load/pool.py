@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from types import TracebackType
+from typing import Any, TypeVar
 
 from pabench.errors import UsageError
 from pabench.load.journal import journal_path
@@ -15,6 +16,7 @@ from pabench.load.measure import Progress, ProgressState, mean_of
 from pabench.load.worker import End, Job, LocalWorker, Worker
 from pabench.load.worker_process import ProcessWorker
 
+Result = TypeVar("Result")
 _LARGEST = ("loop_lag_p50_ms", "loop_lag_p99_ms", "loop_lag_max_ms", "lateness_p50_ms", "lateness_p99_ms",
             "lateness_max_ms", "cpu_share")  # of ClientHealth
 
@@ -82,7 +84,7 @@ class WorkerPool:
 
     async def prepare(self) -> list[str]:
         """Start them and warm the engine up; notes on what went wrong there."""
-        notes = await asyncio.gather(*(worker.prepare() for worker in self._workers))
+        notes = await _together([worker.prepare() for worker in self._workers])
         return [note for of_one in notes for note in of_one]
 
     async def run(self, start_s: float, progress: Progress) -> None:
@@ -91,14 +93,7 @@ class WorkerPool:
             self._states[number] = state
             progress(added_up(self._states.values()))
 
-        running = [asyncio.create_task(worker.run(start_s, partial(told, number)))
-                   for number, worker in enumerate(self._workers)]
-        try:
-            await asyncio.gather(*running)
-        finally:
-            for task in running:
-                task.cancel()
-            await asyncio.wait(running)
+        await _together([worker.run(start_s, partial(told, number)) for number, worker in enumerate(self._workers)])
 
     @property
     def end(self) -> End:
@@ -111,6 +106,17 @@ class WorkerPool:
             left=[one for end in ends for one in end.left], health=worst([end.health for end in ends]),
             num_sent_again=sum(end.num_sent_again for end in ends),
         )
+
+
+async def _together(work: Sequence[Coroutine[Any, Any, Result]]) -> list[Result]:
+    """All at once. When one fails, or this is cancelled, the others are cancelled and waited for."""
+    tasks = [asyncio.create_task(each) for each in work]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
 
 
 def added_up(states: Iterable[ProgressState]) -> ProgressState:

@@ -54,10 +54,15 @@ class ProcessWorker:
         ours, theirs = socket.socketpair()
         with theirs:
             self._reader, self._writer = await asyncio.open_connection(sock=ours)
-            self._process = await asyncio.create_subprocess_exec(
+            starting = asyncio.create_task(asyncio.create_subprocess_exec(
                 sys.executable, "-c", _PROGRAM, str(theirs.fileno()),
                 pass_fds=[theirs.fileno()], stdin=asyncio.subprocess.DEVNULL,
-                start_new_session=True)  # Ctrl-C is for us: we tell it
+                start_new_session=True))  # Ctrl-C is for us: we tell it
+            try:
+                self._process = await asyncio.shield(starting)
+            except asyncio.CancelledError:
+                self._process = await starting  # no start can be taken back half done: `close` ends it
+                raise
         await self._tell(self._job)
         notes: list[str] = await self._hear()
         return notes
