@@ -18,11 +18,11 @@ setup: .venv/.done
 demo: setup
 	$(BIN)/pabench bench demo
 
-# The tests, mutants aside; no GPU, no internet beyond the package index. Two workers; what measures time runs after
-# them, alone.
+# The tests, mutants aside; no GPU, no internet beyond the package index. Three workers on two cores, since half the
+# time they wait for engines that they have started; what measures time runs after them, alone.
 TIMED := tests/load tests/stub tests/gate/test_live.py tests/cli/test_searches.py
 test: setup check
-	$(BIN)/pytest tests -n 2 --dist worksteal $(TIMED:%=--ignore=%)
+	$(BIN)/pytest tests -n 3 --dist worksteal $(TIMED:%=--ignore=%)
 	$(BIN)/pytest $(TIMED)
 
 # The conformance suite against every mutant: does it fail what is broken?
