@@ -189,3 +189,17 @@ def test_clocks_are_related_by_the_exchange_that_came_back_soonest() -> None:
     offset_s, error_s = asyncio.run(relate_clocks(ask))
     assert error_s < 0.004
     assert abs(offset_s - 1000.0) <= error_s
+
+
+def test_a_clock_is_asked_until_one_exchange_was_quick_enough() -> None:
+    asked = 0
+
+    async def ask() -> float:
+        nonlocal asked
+        asked += 1
+        await asyncio.sleep(0.02 if asked < 30 else 0)
+        return time.monotonic() + 1000.0
+
+    _, error_s = asyncio.run(relate_clocks(ask))
+    assert asked == 30
+    assert error_s < 0.005
