@@ -55,6 +55,8 @@ RayAddress = Annotated[
     typer.Option("--ray", help="Spread the workers over the machines of this Ray cluster, e.g. auto or HOST:PORT "
                                "(needs pabench[ray])."),
 ]
+TtftBound = Annotated[float | None, typer.Option("--ttft-ms", help="In time: first token, from the intended start.")]
+TpotBound = Annotated[float | None, typer.Option("--tpot-ms", help="In time: mean gap between an answer's tokens.")]
 LoadSeed = Annotated[int, typer.Option("--seed", min=0, help="Same seed, same prompts and schedule.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No live view.")]
@@ -98,3 +100,9 @@ def need_engine() -> None:
 
     if find_spec("reference_engine") is None or find_spec("torch") is None:
         raise UsageError("the reference engine needs torch: install it with `pip install 'pabench[engine]'`")
+
+
+def bounds(ttft_ms: float | None, tpot_ms: float | None) -> dict[str, float] | None:
+    """An SLO as a workload's field; None where none was given."""
+    given = {name: ms for name, ms in (("ttft_ms", ttft_ms), ("tpot_ms", tpot_ms)) if ms is not None}
+    return given or None

@@ -1,4 +1,4 @@
-"""Searches: what an engine is, found by trying, beside what it says it is."""
+"""Searches: where an engine bends, and what it is, found by trying, beside what it says it is."""
 
 from __future__ import annotations
 
@@ -12,19 +12,152 @@ from pabench.commands.options import (
     AsJson,
     DialectName,
     KeyVariable,
+    Label,
     LoadSeed,
     ModelName,
+    NumRequests,
     ProbeName,
     Quiet,
+    RayAddress,
+    TpotBound,
+    TtftBound,
     Url,
+    Workers,
+    WorkloadName,
     api_key_in,
+    bounds,
     examined,
     new_folder,
     require_new,
 )
-from pabench.errors import EXIT_NOT_CONFORMING, EXIT_OK
+from pabench.errors import EXIT_NOT_CONFORMING, EXIT_OK, PabenchError, UsageError
 
 app = typer.Typer()
+
+
+@app.command()
+def sweep(
+    url: Url,
+    workload: WorkloadName,
+    users: Annotated[str | None, typer.Option(help="Closed loops with so many users each, e.g. 1,4,16.")] = None,
+    rates: Annotated[str | None, typer.Option(help="Open loops at so many requests a second each, e.g. 1,2,4.")] = None,
+    num_requests: NumRequests = None,
+    duration_s: Annotated[float | None, typer.Option(help="Stop sending after this many seconds in each run.")] = None,
+    ttft_ms: TtftBound = None, tpot_ms: TpotBound = None,
+    out: Annotated[Path | None, typer.Option(help="New folder (results/<time>-sweep by default).")] = None,
+    label: Label = None,
+    seed: LoadSeed = 0,
+    workers: Workers = 1, ray: RayAddress = None,
+    dialect: DialectName = None, model: ModelName = None, probe: ProbeName = None, api_key_env: KeyVariable = None,
+    as_json: AsJson = False, quiet: Quiet = False,
+) -> None:
+    """Put one workload on an engine at several loads in turn: throughput and latency, and the knee between them.
+
+    The runs are those of `pabench run`: `pabench report` draws them. Exit 0 when every answer was right, 1 when not.
+
+    Example: pabench sweep --url http://127.0.0.1:8000 --workload sharegpt-mini --users 1,4,16,64
+    """
+    from pabench.analysis import finish_run
+    from pabench.bench import folder_name
+    from pabench.load import Placement, load_workload, run_loop, run_workload, sweep_loads
+    from pabench.terminal.live import live_load
+    from pabench.terminal.runs import show_sweep
+
+    placement = Placement(workers, ray)
+    plans = [load_workload(workload, num_requests=num_requests, duration_s=duration_s, slo=bounds(ttft_ms, tpot_ms),
+                           **load)
+             for load in sweep_loads(users, rates)]
+    key, folder, silent = api_key_in(api_key_env), out or new_folder("sweep"), quiet or as_json
+    require_new(folder)
+    examination = examined(url, dialect, probe, api_key_env, model=model)
+    name = label or examination.facts.dialect
+    summaries, flawless = [], True
+    try:
+        for number, plan in enumerate(plans):
+            where = folder / f"{number:02}-{folder_name(plan.load_text)}"
+            with live_load(plan, name, where, quiet=silent, api_key=key) as progress:
+                manifest = run_loop(run_workload(examination, plan, where, url=url, label=name, seed=seed,
+                                                 progress=progress, api_key=key, placement=placement))
+            summaries.append(finish_run(where)[1])
+            flawless &= manifest.flawless
+            if manifest.failure is not None:
+                raise PabenchError(manifest.failure)
+    finally:
+        show_sweep(summaries, folder, as_json=as_json)
+    raise SystemExit(EXIT_OK if flawless else EXIT_NOT_CONFORMING)
+
+
+@app.command()
+def capacity(
+    url: Url,
+    workload: WorkloadName,
+    ttft_ms: TtftBound = None, tpot_ms: TpotBound = None,
+    share: Annotated[float, typer.Option(help="So many of the requests have to be in time.")] = 0.9,
+    from_rate: Annotated[float, typer.Option(help="Lowest rate to try, requests a second.")] = 0.5,
+    to_rate: Annotated[float, typer.Option(help="Highest rate to try.")] = 1024.0,
+    duration_s: Annotated[float, typer.Option(help="Length of each run, seconds.")] = 20.0,
+    precision: Annotated[float, typer.Option(help="Relative gap between what is enough and too much.")] = 0.1,
+    tries: Annotated[int, typer.Option(help="Runs of one rate, at most.")] = 3,
+    out: Annotated[Path | None, typer.Option(help="New folder (results/<time>-capacity by default).")] = None,
+    label: Label = None,
+    seed: LoadSeed = 0,
+    workers: Workers = 1, ray: RayAddress = None,
+    dialect: DialectName = None, model: ModelName = None, probe: ProbeName = None, api_key_env: KeyVariable = None,
+    as_json: AsJson = False, quiet: Quiet = False,
+) -> None:
+    """Find the highest rate at which nearly all requests are answered in time, and say how sure that is.
+
+    The folder gets capacity.json and the runs: `pabench report` shows them, `pabench results show` the conclusion.
+
+    Example: pabench capacity --url http://127.0.0.1:8000 --workload poisson --ttft-ms 500 --tpot-ms 50
+    """
+    from pabench.analysis import finish_run
+    from pabench.analysis.slo import SLO
+    from pabench.capacity import CONFIDENCE, Attained, Search, Tried, attained_in, conclusion, search_capacity, too_slow
+    from pabench.load import Placement, load_workload, run_loop, run_workload
+    from pabench.terminal.live import console, live_load
+    from pabench.terminal.runs import show_capacity, tried_text
+
+    slo, placement = SLO(ttft_ms, tpot_ms, share), Placement(workers, ray)
+    asked = load_workload(workload, rate_per_s=from_rate, duration_s=duration_s)
+    key, folder, silent = api_key_in(api_key_env), out or new_folder("capacity"), quiet or as_json
+    require_new(folder)
+    examination = examined(url, dialect, probe, api_key_env, model=model)
+    if "stream" not in examination.facts.capabilities:
+        raise UsageError(f"a capacity is told by the times of tokens, and dialect {examination.facts.dialect!r} of "
+                         "this engine does not stream: use pabench sweep")
+    name = label or examination.facts.dialect
+    tried: list[Tried] = []
+    finished = False
+
+    def measure(rate: float, number: int) -> Attained:
+        plan = load_workload(workload, rate_per_s=rate, duration_s=duration_s).model_copy(update={"num_requests": None})
+        where = folder / f"{rate:.6g}-per-s-{number}"
+        with live_load(plan, name, where, quiet=silent, api_key=key) as progress:
+            manifest = run_loop(run_workload(examination, plan, where, url=url, label=name, seed=seed + number,
+                                             progress=progress, api_key=key, placement=placement))
+        requests = finish_run(where)[0].requests
+        if manifest.failure is not None:
+            raise PabenchError(f"{manifest.failure}; the runs so far are in {folder}")
+        if (slow := too_slow(manifest.client, requests, slo)) is not None:
+            raise PabenchError(f"at {rate:.3g} req/s the client itself is too slow to say more: {slow}; the runs so "
+                               f"far are in {folder}")
+        return attained_in(requests, slo)
+
+    def note(one: Tried) -> None:
+        tried.append(one)
+        console(quiet=silent).print(tried_text(one))
+
+    try:
+        search_capacity(measure, slo, from_rate=from_rate, to_rate=to_rate, precision=precision, tries=tries,
+                        confidence=CONFIDENCE, progress=note)
+        finished = True
+    finally:
+        if tried:  # a search that was broken off has found something too
+            search = Search(label=name, workload=asked.name, slo=slo, confidence=CONFIDENCE, finished=finished,
+                            capacity=conclusion(tried))
+            search.write(folder)
+            show_capacity(search, folder, as_json=as_json)
 
 
 @app.command("working-set")

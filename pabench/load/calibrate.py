@@ -25,8 +25,8 @@ from pabench.load.journal import Journaled, journals_in
 from pabench.load.line import clock
 from pabench.load.loop import run_loop
 from pabench.load.manifest import ClientHealth
+from pabench.load.planning import plan
 from pabench.load.pool import ONE_PROCESS, Placement, WorkerPool, split_job
-from pabench.load.schedule import plan
 from pabench.load.worker import Job
 from pabench.load.workload import Workload, parse_workload
 

@@ -10,8 +10,9 @@ from pathlib import Path
 from pabench.engines.base import EngineFacts
 from pabench.errors import UsageError
 from pabench.load.manifest import EngineRecord, Manifest
+from pabench.load.planning import plan
 from pabench.load.records import RequestRecord
-from pabench.load.schedule import Schedule, ScheduledRequest, plan
+from pabench.load.schedule import Schedule, ScheduledRequest
 from pabench.probe import ProbeSpec, preset
 from pabench.telemetry.vocabulary import KVFacts
 

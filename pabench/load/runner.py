@@ -22,10 +22,11 @@ from pabench.load.journal import TELEMETRY, Journal, journal_path
 from pabench.load.line import clock
 from pabench.load.manifest import Manifest, Resumption, clean_url, describe_engine, new_manifest
 from pabench.load.measure import Progress, ProgressState, refusal
+from pabench.load.planning import plan
 from pabench.load.pool import ONE_PROCESS, Placement, WorkerPool, split_job
 from pabench.load.records import MANIFEST_FILE, RecordsUnwritable, read_requests, unwritable
 from pabench.load.replan import digest, is_over, put_off, replan
-from pabench.load.schedule import Schedule, ScheduledRequest, plan, put_into_lanes
+from pabench.load.schedule import Schedule, ScheduledRequest, put_into_lanes
 from pabench.load.worker import Job
 from pabench.load.workload import CacheState, Workload
 from pabench.probe import ProbeSpec

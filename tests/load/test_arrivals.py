@@ -11,7 +11,8 @@ import pytest
 from pabench.engines.base import EngineFacts
 from pabench.errors import UsageError
 from pabench.load.arrivals import ConstantArrivals, GammaArrivals, PoissonArrivals, RampArrivals, StepArrivals
-from pabench.load.schedule import draw_arrivals, plan
+from pabench.load.draws import draw_arrivals
+from pabench.load.planning import plan
 from pabench.load.workload import load_workload, parse_workload
 from pabench.probe import PRESETS
 

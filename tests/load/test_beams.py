@@ -11,7 +11,7 @@ from pabench.engines.base import Choice, EngineFacts
 from pabench.engines.doctor import examine
 from pabench.errors import UsageError
 from pabench.load import run_loop, run_workload
-from pabench.load.schedule import plan
+from pabench.load.planning import plan
 from pabench.load.verify import verify_beams
 from pabench.probe import PRESETS, Fork, Ring
 from tests.load.support import CAPABILITIES, workload

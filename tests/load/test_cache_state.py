@@ -17,8 +17,9 @@ from pabench.errors import UsageError
 from pabench.load import Manifest, run_loop, run_workload
 from pabench.load.cache_state import check, prefixes_to_fill
 from pabench.load.manifest import read_manifest
+from pabench.load.planning import plan
 from pabench.load.records import RequestRecord
-from pabench.load.schedule import Schedule, plan
+from pabench.load.schedule import Schedule
 from pabench.load.workload import CacheState, Workload
 from pabench.probe import PRESETS
 from pabench.telemetry.vocabulary import KVFacts

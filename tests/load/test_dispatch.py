@@ -15,7 +15,8 @@ from pabench.load.connection import Exchange
 from pabench.load.journal import Journal, Journaled, journal_path, journals_in
 from pabench.load.line import clock
 from pabench.load.measure import Measurement, Progress
-from pabench.load.schedule import ScheduledRequest, plan
+from pabench.load.planning import plan
+from pabench.load.schedule import ScheduledRequest
 from pabench.load.workload import Workload
 from tests.load.support import Examined, workload
 

@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 
 from pabench.engines.base import EngineFacts
 from pabench.errors import UsageError
+from pabench.load.draws import draw_arrivals
+from pabench.load.planning import plan
 from pabench.load.runner import digest
-from pabench.load.schedule import Schedule, draw_arrivals, plan
+from pabench.load.schedule import Schedule
 from pabench.load.workload import Workload
 from pabench.probe import PRESETS, SEP, Fork, Ring
 from tests.load.support import CAPABILITIES, workload

@@ -13,7 +13,8 @@ from pabench.analysis import load_run
 from pabench.engines.base import EngineFacts
 from pabench.errors import UsageError
 from pabench.load import run_workload
-from pabench.load.schedule import Schedule, ScheduledRequest, plan
+from pabench.load.planning import plan
+from pabench.load.schedule import Schedule, ScheduledRequest
 from pabench.load.workload import Workload, known_workloads, load_workload
 from pabench.probe import PRESETS, Ring
 from pabench.stub import StubOptions, StubServer

@@ -12,7 +12,8 @@ from pabench.analysis import load_run
 from pabench.engines.base import EngineFacts
 from pabench.errors import UsageError
 from pabench.load import run_workload
-from pabench.load.schedule import Schedule, plan
+from pabench.load.planning import plan
+from pabench.load.schedule import Schedule
 from pabench.load.workload import Workload
 from pabench.probe import PRESETS, Ring
 from pabench.stub import StubOptions, StubServer

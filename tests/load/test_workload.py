@@ -7,7 +7,7 @@ import pytest
 
 from pabench.errors import UsageError
 from pabench.load import known_workloads, load_workload, sweep_loads
-from pabench.load.schedule import draw_lengths
+from pabench.load.draws import draw_lengths
 
 
 @pytest.mark.parametrize("name", sorted(known_workloads()))
