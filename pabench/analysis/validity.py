@@ -10,6 +10,7 @@ from pabench.analysis.summary import Validity
 from pabench.load.manifest import Manifest
 
 _SHARE = 0.05            # of the metric
+_DRAWS = 200_000     # of lags: so many samples tell enough in one round
 _FLOOR_MS = 1.0
 MAX_CPU_SHARE = 0.9     # of one core: above, the loop has no time left to be on time
 _MAX_FAILED_SCRAPES = 0.2
@@ -94,10 +95,10 @@ def moved_by_lag(samples: Samples, lag_percentiles: Samples, quantile: float, *,
     The samples have the lag in them already, and adding it once more moves them about as far as it did the first
     time. `ends` 1: only the later moment is an arrival (TTFT); 2: both are, and their lags partly cancel (ITL).
     """
-    if len(samples) == 0:
+    if len(samples) == 0 or not lag_percentiles.any():
         return 0.0
     rng = np.random.default_rng(0)
-    rounds = max(20, min(200, 20_000 // len(samples)))
+    rounds = max(1, min(200, _DRAWS // len(samples)))
 
     def draw() -> Samples:
         at = rng.uniform(0, len(lag_percentiles) - 1, size=(rounds, len(samples)))

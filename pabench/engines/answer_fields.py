@@ -21,15 +21,18 @@ def count(value: Any, name: str) -> int | None:
 
 def text_of(entry: Mapping[str, Any]) -> str:
     """Text of a completion, of a chat message or of its delta; reasoning is text as well."""
-    parts: list[Any] = [entry.get("text")]
+    text = entry.get("text")
+    if type(text) is str and "delta" not in entry and "message" not in entry:
+        return text
+    parts: list[Any] = [text]
     for name in ("delta", "message"):
         message = entry.get(name)
         if isinstance(message, dict):
             parts += [message.get("reasoning_content") or message.get("reasoning"), message.get("content")]
-    text = [part for part in parts if part is not None]
-    if not all(isinstance(part, str) for part in text):
-        raise EngineProtocol(f"expected text in a choice, got {text!r:.80}")
-    return "".join(text)
+    given = [part for part in parts if part is not None]
+    if not all(isinstance(part, str) for part in given):
+        raise EngineProtocol(f"expected text in a choice, got {given!r:.80}")
+    return "".join(given)
 
 
 def ids_of(values: Any) -> list[int] | None:

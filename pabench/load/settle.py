@@ -101,22 +101,26 @@ def _parse(
 
 
 def _take_tokens(record: RequestRecord, answer: Completion) -> None:
-    tokens: list[tuple[float, int, int | None]] = []
+    times_s: list[float] = []
+    indexes: list[int] = []
+    all_ids: list[int] = []
     aligned = True
     for choice in answer.choices:
         ids, times = choice.token_ids, choice.token_times_s
         record.stream_tokens += len(times) if ids is None else len(ids)
-        matched = ids is not None and len(ids) == len(times)
-        aligned = aligned and matched
-        tokens += [(t, choice.index, ids[i] if ids is not None and matched else None) for i, t in enumerate(times)]
+        aligned = aligned and ids is not None and len(ids) == len(times)
+        times_s += times
+        indexes += [choice.index] * len(times)
+        all_ids += ids or ()
         if choice.finish_reason is not None:
             record.finish_reasons.append(choice.finish_reason)
-    tokens.sort(key=lambda token: token[0])
-    record.token_times_s = [t for t, _, _ in tokens]
-    record.token_choices = [index for _, index, _ in tokens]
-    record.token_ids = [token for _, _, token in tokens if token is not None] if aligned else []
-    if tokens:
-        record.first_s, record.last_s = tokens[0][0], tokens[-1][0]
+    if len(answer.choices) > 1:
+        order = sorted(range(len(times_s)), key=times_s.__getitem__)
+        times_s, indexes = [times_s[at] for at in order], [indexes[at] for at in order]
+        all_ids = [all_ids[at] for at in order] if aligned else []
+    record.token_times_s, record.token_choices, record.token_ids = times_s, indexes, all_ids if aligned else []
+    if times_s:
+        record.first_s, record.last_s = times_s[0], times_s[-1]
     if answer.usage is not None:
         record.usage_prompt_tokens = answer.usage.prompt_tokens
         record.output_tokens = answer.usage.completion_tokens
