@@ -2,7 +2,8 @@
 
 A bare protocol on uvloop; every chunk is laid out beforehand but for its stamp. It says one fixed word, in streams
 only, and has none of the other stub's faults. It spins while a chunk is due within a millisecond: loop timers count
-whole ones. What it was late by itself is told at `/stats`, so that nobody takes its error for the client's.
+whole ones. What it was late by itself is told at `/stats`, so that nobody takes its error for the client's, and when
+requests came at `/arrivals`: a list of nanoseconds.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ class FastStub:
     def __init__(self, options: StubOptions) -> None:
         self.options = options
         self.late_ns: array[int] = array("q")
+        self.arrived_ns: array[int] = array("q")
         self._due: list[tuple[int, int, _Stream]] = []
         self._count = 0
         self._waking = False
@@ -136,6 +138,8 @@ class _Line(asyncio.Protocol):
                 "max_model_len": self._stub.options.max_model_len}]})
         elif path == "/stats":
             self._tell(self._stub.stats())
+        elif path == "/arrivals":
+            self._tell(self._stub.arrived_ns.tolist())
         else:
             self._tell({}, b"200 OK" if path == "/health" else b"404 Not Found")
 
@@ -151,6 +155,7 @@ class _Line(asyncio.Protocol):
             self._tell({"error": {"message": "the fast stub answers streams of 1 token and more"}}, b"400 Bad Request")
             return
         self._transport.write(_CHUNKED)
+        self._stub.arrived_ns.append(now_ns)
         due_ns = now_ns + int(self._stub.options.ttft_ms * 1e6)
         self._stub.add(_Stream(self._transport, *_layout(self._stub.options.model, tokens, chat), tokens, due_ns))
 

@@ -22,7 +22,7 @@ from pabench.analysis import load_run, summarise
 from pabench.engines.doctor import examine
 from pabench.load import load_workload, run_loop, run_workload
 from pabench.load.calibrate import fast_stub
-from tests.load.peers import on_core, write_workload
+from tests.load.generators import on_core, write_workload
 
 _WINDOWS_S = (0.005, 0.02, 0.1)
 
