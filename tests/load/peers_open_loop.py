@@ -3,8 +3,9 @@
     python -m tests.load.peers_open_loop [--rates 200,2000] [--requests 20000] [--only NAME]
 
 Poisson arrivals at the fast stub (TTFT 20 ms, a token every 10 ms). Delivered: the rate between the first and the last
-twentieth of the requests, over the rate asked for (by chance 0.7 % off with 20 000 requests). Index of dispersion of counts (variance over mean, 1 for a Poisson
-process) in windows of 20 ms between them. Peers that are not installed are left out, and said so.
+twentieth of the requests, over the rate asked for; chance alone moves it by 0.7 % with 20 000 requests. Index of
+dispersion of counts (variance over mean, 1 for a Poisson process) in windows of 20 ms between them. Peers that are not
+installed are left out, and said so.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -54,6 +55,15 @@ def test_it_tells_how_late_it_was(url: str) -> None:
         told = json.load(answer)
     assert told["chunks"] >= 3
     assert 0 <= told["late_p50_ms"] <= told["late_p99_ms"] <= told["late_max_ms"]
+
+
+def test_it_tells_when_requests_came(url: str) -> None:
+    before_ns = time.monotonic_ns()
+    for _ in range(2):
+        post(f"{url}/v1/completions", {"stream": True, "max_tokens": 1})
+    with urllib.request.urlopen(f"{url}/arrivals", timeout=5) as answer:
+        first_ns, second_ns = json.load(answer)[-2:]
+    assert before_ns < first_ns < second_ns < time.monotonic_ns()
 
 
 @pytest.mark.parametrize("body", [b"{", b"[]", b'{"max_tokens": 3}', b'{"stream": true, "max_tokens": "x"}',
