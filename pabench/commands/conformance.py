@@ -12,6 +12,7 @@ from pabench.commands.options import (
     Impl,
     KeyVariable,
     Launch,
+    ModelName,
     OptionalUrl,
     ProbeName,
     Quiet,
@@ -32,7 +33,7 @@ def conform(
     requirement: Annotated[list[str] | None, typer.Option("--id", help="Only this requirement (repeatable).")] = None,
     expect: Annotated[Path | None, typer.Option(help="Expected failures and disabled requirements (TOML).")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Same seed, same prompts.")] = 0,
-    dialect: DialectName = None, probe: ProbeName = None, api_key_env: KeyVariable = None,
+    dialect: DialectName = None, model: ModelName = None, probe: ProbeName = None, api_key_env: KeyVariable = None,
     ready_timeout_s: ReadyTimeout = 600.0, quiet: Quiet = False,
 ) -> None:
     """Ask an engine, an allocator or a kernel every requirement: exit 0 conforming, 1 not conforming, 2 could not run.
@@ -47,7 +48,7 @@ def conform(
 
     raise SystemExit(run_suite(
         url, launch=launch, ready_timeout_s=ready_timeout_s, impl=impl, out=out or new_folder("conform"),
-        profile=profile, dialect=dialect, probe=probe, ids=requirement or (), expect=expect, seed=seed,
+        profile=profile, dialect=dialect, model=model, probe=probe, ids=requirement or (), expect=expect, seed=seed,
         api_key=api_key_in(api_key_env), quiet=quiet,
     ))
 
@@ -56,7 +57,8 @@ def conform(
 def replay(
     case: Annotated[Path, typer.Argument(help="File of a failed case, as the failure text names it.")],
     url: OptionalUrl = None, launch: Launch = None, impl: Impl = None, dialect: DialectName = None,
-    probe: ProbeName = None, api_key_env: KeyVariable = None, ready_timeout_s: ReadyTimeout = 600.0,
+    model: ModelName = None, probe: ProbeName = None, api_key_env: KeyVariable = None,
+    ready_timeout_s: ReadyTimeout = 600.0,
 ) -> None:
     """Ask one failed case again: exit 0 when it holds now, 1 when it still fails.
 
@@ -65,8 +67,8 @@ def replay(
     from pabench.conformance.runner import replay_case
 
     raise SystemExit(replay_case(
-        case, url=url, launch=launch, ready_timeout_s=ready_timeout_s, impl=impl, dialect=dialect, probe=probe,
-        api_key=api_key_in(api_key_env),
+        case, url=url, launch=launch, ready_timeout_s=ready_timeout_s, impl=impl, dialect=dialect, model=model,
+        probe=probe, api_key=api_key_in(api_key_env),
     ))
 
 

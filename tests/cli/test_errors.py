@@ -167,3 +167,7 @@ def test_json_goes_to_stdout_and_nothing_else(pabench: Run, stub: EngineProcess)
     result = pabench("doctor", "--url", stub.url, "--json")
     assert result.returncode == 0
     assert json.loads(result.stdout)["facts"]["dialect"]
+
+
+def test_a_model_is_of_an_engine(pabench: Run) -> None:
+    one_line(pabench("conform", "--impl", "reference-paged", "--model", "x", "--out", "c"), 2, "model", "--impl")
