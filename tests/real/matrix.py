@@ -111,7 +111,8 @@ def main() -> None:
             there = (args.out / subject.name / "verdicts.jsonl").exists()
             if subject.name in args.names or not (args.names or there):
                 ask(subject, words, args.profile, args.out)
-    columns = [f"{subject.column.format(**words)}={args.out / subject.name}" for subject in wanted]
+    columns = [f"{subject.column.format(**words)}={args.out / subject.name}" for subject in wanted
+               if (args.out / subject.name).exists()]
     subprocess.run([*PABENCH, "matrix", *columns, "--out", str(args.out / "matrix.html"), "--markdown",
                     str(args.out / "matrix.md")], cwd=ROOT, check=True)
 
