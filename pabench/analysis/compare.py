@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
 from pabench.analysis.ratio import geometric_mean, holm
 from pabench.analysis.runs import load_run
-from pabench.analysis.sides import Measured, Samples, read_runs, samples_of
+from pabench.analysis.sides import Measured, Samples, differences, read_runs, samples_of
 from pabench.analysis.within import ratio_interval
+from pabench.engines.cleaning import clean
 from pabench.errors import UsageError
 
 DEFAULT_METRICS = (
@@ -41,12 +42,22 @@ class Compared:
     valid: bool
 
 
-def compare(folders: Sequence[Path], metrics: Sequence[str] = DEFAULT_METRICS) -> list[Compared]:
-    """Compare the runs below each folder with those below the first. Raises UsageError when none carried one load."""
+def compare(
+    folders: Sequence[Path], metrics: Sequence[str] = DEFAULT_METRICS, note: Callable[[str], None] = lambda _: None
+) -> list[Compared]:
+    """Compare the runs below each folder with those below the first. `note` is told why they should not be.
+
+    Raises UsageError when none carried one load, and when a folder holds runs of several engines under one.
+    """
     if len(folders) < 2:
         raise UsageError(f"a comparison needs two folders or more: got {len(folders)}")
     first, *others = [read_runs(folder) for folder in folders]
     names = set_names(folders)
+    for name, runs in zip(names, (first, *others), strict=True):
+        _refuse_mixture(name, runs)
+    common = {run.load for run in first} & {run.load for run in chain(*others)}
+    for difference in differences([run for run in chain(first, *others) if run.load in common]):
+        note(difference)
     found = [_compare(name, samples, first, runs)
              for name, runs in zip(names[1:], others, strict=True)
              for samples in samples_of(first, runs, (), metrics)]
@@ -57,6 +68,15 @@ def compare(folders: Sequence[Path], metrics: Sequence[str] = DEFAULT_METRICS) -
     for at, p in zip(told, holm([found[at].p or 0.0 for at in told]), strict=True):
         found[at] = replace(found[at], p=p)
     return found
+
+
+def _refuse_mixture(name: str, runs: Sequence[Measured]) -> None:
+    """Raise UsageError where figures of several engines would become one."""
+    for load in dict.fromkeys(run.load for run in runs):
+        labels = sorted({run.manifest.label for run in runs if run.load == load})
+        if len(labels) > 1:
+            raise UsageError(f"{name} holds runs of several engines under {load!r} ({', '.join(map(clean, labels))}): "
+                             "give a folder of one engine each")
 
 
 def set_names(folders: Sequence[Path]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,21 +80,25 @@ def refuse_unlike(baseline: Sequence[Measured], candidate: Sequence[Measured]) -
     if loads[0] != loads[1]:
         raise UsageError("baseline and candidate carried different loads: "
                          f"{'; '.join(sorted(loads[0]))} against {'; '.join(sorted(loads[1]))}")
-    for load in loads[0]:
-        kinds = {run.manifest.workload.model_dump_json() for run in (*baseline, *candidate) if run.load == load}
-        if len(kinds) > 1:
-            raise UsageError(f"the workload {load!r} is not the same in all runs: they differ in more than name")
+    for difference in differences([*baseline, *candidate]):
+        raise UsageError(difference)
+
+
+def differences(runs: Sequence[Measured]) -> Iterator[str]:
+    """Why runs of one load should not be compared, each in a sentence."""
+    for load in sorted({run.load for run in runs}):
+        if len({run.manifest.workload.model_dump_json() for run in runs if run.load == load}) > 1:
+            yield f"the workload {load!r} is not the same in all runs: they differ in more than name"
     digests: dict[tuple[str, int], set[str]] = {}
-    for run in (*baseline, *candidate):
+    for run in runs:
         digests.setdefault((run.load, run.manifest.seed), set()).add(run.manifest.schedule_digest)
     for (load, seed), found in digests.items():
         if len(found) > 1:
-            raise UsageError(f"runs of {load!r} with seed {seed} sent different requests (engines of different context "
-                             "or abilities?): they cannot be compared")
-    hosts = {f"{run.manifest.host.cpu}, {run.manifest.host.cores} cores" for run in (*baseline, *candidate)}
+            yield (f"runs of {load!r} with seed {seed} sent different requests (engines of different context or "
+                   "abilities?): they cannot be compared")
+    hosts = {f"{run.manifest.host.cpu}, {run.manifest.host.cores} cores" for run in runs}
     if len(hosts) > 1:
-        raise UsageError(f"the runs were measured from different machines ({'; '.join(sorted(hosts))}): measure "
-                         "both on one")
+        yield (f"the runs were measured from different machines ({'; '.join(sorted(hosts))}): measure both on one")
 
 
 def samples_of(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -52,7 +53,8 @@ def compare(
     from pabench.analysis.compare import compare as compare_folders
     from pabench.terminal.results import show_compared
 
-    found = compare_folders(folders, metric or DEFAULT_METRICS)
+    found = compare_folders(folders, metric or DEFAULT_METRICS,
+                            note=lambda text: print(f"pabench: note: {text}", file=sys.stderr))
     show_compared(found, set_names(folders)[0], as_json=as_json, markdown=markdown)
 
 

@@ -36,6 +36,7 @@ if TYPE_CHECKING:  # each command imports what it needs, so that `--help` is qui
     from pabench.load import Manifest, Placement, Progress, Workload
 
 app = typer.Typer()
+_OPTIONS = {"rate_per_s": "--rate", "window_s": "--window", "slo": "--ttft-ms and --tpot-ms"}  # of a workload's fields
 
 
 @app.command()
@@ -74,6 +75,9 @@ def run(
     """
     from pabench.load import Placement, load_workload, read_manifest, resume_run, run_workload
 
+    if ray is not None and calibrate:
+        raise UsageError("--calibrate measures this machine's client against a stub beside it, and --ray spreads the "
+                         "clients: leave one of them out, or run `pabench calibrate` on the machines")
     placement, key = Placement(workers, ray), api_key_in(api_key_env)
     changes = {"users": users, "rate_per_s": rate, "num_requests": num_requests, "duration_s": duration_s,
                "slo": bounds(ttft_ms, tpot_ms), "window_s": _window(window), "cache": _cache(cache)}
@@ -129,7 +133,7 @@ class _Show:
 
 def _refuse_changes(**given: object) -> None:
     """A run is resumed as it was planned."""
-    names = [f"--{name.removesuffix('_per_s').replace('_', '-')}" for name, value in given.items() if value is not None]
+    names = [_OPTIONS.get(name) or f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None]
     if names:
         raise UsageError(f"a run is resumed as it was planned: leave out {', '.join(names)}")
 

@@ -82,6 +82,7 @@ class Trials:
         before = await self._prefix_hits()
         answer = await self._ask(request)
         if answer.usage is not None and answer.usage.cached_tokens is not None:
+            self.capabilities.add("cached_tokens")  # some leave it out where it is 0, as in the first answer
             return answer.usage.cached_tokens
         after = await self._prefix_hits()
         return None if before is None or after is None else after - before

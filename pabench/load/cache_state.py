@@ -8,6 +8,7 @@ share: the cache was emptied, and then that share of the first prompts' whole bl
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -119,10 +120,16 @@ async def _fill(
 
 def check(
     state: CacheState, requests: Sequence[ScheduledRequest], records: Sequence[RequestRecord], block_size: int | None,
+    until_s: float = math.inf,
 ) -> CacheCheck:
-    """Whether it was so. `records` are those of `requests`, in the same order."""
-    sent = sorted((record for record in records if record.sent_s is not None), key=lambda record: record.sent_s or 0.0)
-    told = [record for record in sent if record.cached_tokens is not None]
+    """Whether it was so. `records` are those of `requests`, in the same order.
+
+    Of the engine it is known that it tells cached tokens: where usage has none, it leaves out a 0. What was sent from
+    `until_s` on, when the run was resumed, tells nothing: it may have been sent before the break too.
+    """
+    sent = sorted((record for record in records if record.sent_s is not None and record.sent_s < until_s),
+                  key=lambda record: record.sent_s or 0.0)
+    told = [record for record in sent if record.usage_prompt_tokens is not None or record.cached_tokens is not None]
     if not told:
         return CacheCheck(stated=state, checked=0, broken="no answer says how many of its prompt's tokens were cached")
     if state == "cold":

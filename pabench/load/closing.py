@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from pabench.engines import dialect as find_dialect
 from pabench.load import cache_state
-from pabench.load.journal import Journaled, journals_in
+from pabench.load.journal import Journaled, held, journals_in
 from pabench.load.lag import quantiles_ms
 from pabench.load.manifest import Manifest, read_manifest
 from pabench.load.pool import worst
@@ -48,8 +47,9 @@ def close_run(
         records = settle(requests, found.exchanges, whole=found.whole, dialect=find_dialect(manifest.engine.dialect),
                          spec=spec, block_size=None if kv is None else kv.block_size, unsent_kind=end.unsent_kind,
                          fixed_length="ignore_eos" in manifest.engine.capabilities)
-        _write(folder, manifest, _reported(_with_earlier(records, read_requests(folder)), settled), found.samples,
-               requests)
+        resumed_s = manifest.resumed[-1].at_s if manifest.resumed else math.inf
+        _write(folder, manifest, _reported(_with_earlier(records, read_requests(folder), resumed_s), settled),
+               found.samples, requests)
     for journal in journals:
         journal.unlink(missing_ok=True)
 
@@ -62,15 +62,22 @@ def recover_run(folder: Path) -> Manifest:
     manifest = read_manifest(folder)
     if not journals_in(folder) and manifest.status != "running":
         return manifest
+    with held(folder):
+        manifest = read_manifest(folder)  # it may have ended just now
+        if journals_in(folder) or manifest.status == "running":
+            _recover(folder, manifest)
+    return manifest
+
+
+def _recover(folder: Path, manifest: Manifest) -> None:
     schedule, spec = replan(folder, manifest)
     requests: Sequence[ScheduledRequest] = schedule.requests
     if manifest.resumed:
-        requests = put_off(requests, manifest.resumed[-1].shift_s)
+        requests = put_off(requests, manifest.resumed[-1])
     if manifest.status == "running":
         manifest.status = "interrupted"
         manifest.notes.append("the client was killed: recovered from its journals, what was in flight counts as unsent")
     close_run(folder, manifest, requests, spec, End(unsent_kind="interrupt"))
-    return manifest
 
 
 def _note_health(manifest: Manifest, end: End, late_s: Sequence[float]) -> None:
@@ -80,11 +87,16 @@ def _note_health(manifest: Manifest, end: End, late_s: Sequence[float]) -> None:
     manifest.client = worst(parts)
 
 
-def _with_earlier(records: Iterable[RequestRecord], earlier: Iterator[RequestRecord]) -> Iterator[RequestRecord]:
-    """`records`, and in place of those unsent what had become of them before the run was resumed."""
+def _with_earlier(
+    records: Iterable[RequestRecord], earlier: Iterator[RequestRecord], resumed_s: float
+) -> Iterator[RequestRecord]:
+    """`records`, and in place of those unsent what had become of them before the run was resumed, at `resumed_s`: what
+    ended later than that was to be sent again.
+    """
     for record in records:
         before = next(earlier, None)
-        yield before if before is not None and is_over(before) and record.outcome == "unsent" else record
+        stays = before is not None and is_over(before) and (before.end_s is None or before.end_s <= resumed_s)
+        yield before if before is not None and stays and record.outcome == "unsent" else record
 
 
 def _reported(records: Iterable[RequestRecord], settled: Settled | None) -> Iterator[RequestRecord]:
@@ -106,17 +118,19 @@ def _write(
 
     def keeping() -> Iterator[RequestRecord]:
         for record in passing:
-            records.append(dataclasses.replace(record, token_times_s=[], token_choices=[], token_ids=[]))
+            records.append(record.without_tokens())
             yield record
 
     write_requests(folder, keeping())
     manifest.outcomes = count_outcomes(records)
     manifest.duration_s = max((r.end_s for r in records if r.end_s is not None), default=0.0)
-    manifest.window_s = manifest.workload.window_s or steady_window(records, [one.at_s for one in manifest.resumed])
+    manifest.window_s = manifest.workload.window_s or steady_window(
+        records, [one.at_s for one in manifest.resumed], {one.index for one in requests if one.turn})
     manifest.notes = [note for note in manifest.notes if not note.startswith(_USAGE)] + _usage_notes(records)
     if manifest.workload.cache is not None:
         size = None if manifest.engine.kv is None else manifest.engine.kv.block_size
-        manifest.cache = cache_state.check(manifest.workload.cache, requests, records, size)
+        until_s = min((one.at_s for one in manifest.resumed), default=math.inf)
+        manifest.cache = cache_state.check(manifest.workload.cache, requests, records, size, until_s)
     if manifest.status == "running":
         manifest.status = "complete"
     # Those of before a resumption; what a kill left written twice, tables there and journals too, counts once.

@@ -109,19 +109,19 @@ def draw_priorities(workload: Workload, rng: np.random.Generator, count: int) ->
     return [workload.priorities[at].priority for at in chosen]
 
 
-def share_out(arrivals: Arrivals, output_tokens: Sequence[int]) -> list[int] | None:
-    """User of each request; None for open arrivals.
+def share_out(arrivals: Arrivals, output_tokens: Sequence[int], turns: Sequence[int]) -> list[int] | None:
+    """User of each session, by the output tokens of its first turn and its number of turns; None for open arrivals.
 
-    Each request goes to the user with the least work so far (tokens, plus the mean for its wait), which is the order
-    in which a common queue would be emptied: all users stay busy to the end, and the steady window is long.
+    Each goes to the user with the least work so far (tokens, plus the mean for each wait), which is the order in which
+    a common queue would be emptied: all users stay busy to the end, and the steady window is long.
     """
     if not isinstance(arrivals, ClosedArrivals):
         return None
     work = np.zeros(min(arrivals.users, len(output_tokens)))
     mean = float(np.mean(output_tokens))
     users = []
-    for tokens in output_tokens:
+    for tokens, count in zip(output_tokens, turns, strict=True):
         user = int(np.argmin(work))
-        work[user] += tokens + mean
+        work[user] += tokens + mean + (count - 1) * 2 * mean
         users.append(user)
     return users

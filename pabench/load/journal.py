@@ -12,12 +12,14 @@ and not memory: `Journaled` brings it back. A torn last entry, as a kill or a fu
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import mmap
+import os
 import queue
 import threading
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
@@ -44,6 +46,28 @@ def journal_path(folder: Path, part: str) -> Path:
 def journals_in(folder: Path) -> list[Path]:
     """Journals in a run folder: there are some only while it runs, and after a kill."""
     return sorted(folder.glob("journal-*.bin"))
+
+
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Nobody else writes, recovers or resumes the run in `folder` in here, from its start until its books are made.
+
+    Raises UsageError where somebody does. A kill lets go of it.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise still_going_on(folder) from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def still_going_on(folder: Path) -> UsageError:
+    """The error to raise when somebody else has the run."""
+    return UsageError(f"the run in {folder} is still going on: wait for it to end")
 
 
 class Journal:
@@ -102,7 +126,7 @@ class Journaled:
                 try:
                     fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
                 except OSError:
-                    raise UsageError(f"the run in {path.parent} is still going on: wait for it to end") from None
+                    raise still_going_on(path.parent) from None
                 if path.stat().st_size:
                     self._maps.append(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
                     self._list(len(self._maps) - 1)

@@ -46,7 +46,7 @@ def plan(workload: Workload, seed: int, facts: EngineFacts, spec: ProbeSpec | No
     prefixes = draw_prefixes(workload, spec, sharing)
     prompt_tokens, output_tokens, num_clipped = draw_lengths(
         workload, lengths, len(turns), facts.max_context_tokens, trace)
-    users = share_out(workload.arrivals, output_tokens)
+    users = share_out(workload.arrivals, output_tokens, turns)
     leads = draw_leads(workload, spec, trace, prompt_tokens, seed)
     own_tokens = prompt_tokens if leads is None else leads.own_tokens(prompt_tokens)
     prompts, isolation = _draw_prompts(workload, spec, prompts_of, own_tokens, users, prefixes or leads)

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import socket
 import tempfile
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -28,6 +29,7 @@ _CLOCK_PATIENCE_S = 5.0  # of more tries, while none is good enough: a busy mach
 _MOST_CLOCK_ERROR_S = 0.005
 _POLL_S = 0.25
 _KNOCK_S = 5.0
+_ROOM_S = 5.0             # that CPUs which others leave have to show as free
 _PIECE_BYTES = 16 << 20  # of a journal, at once
 
 
@@ -172,9 +174,23 @@ def ray_workers_for(jobs: Sequence[Job], address: str) -> list[Worker]:
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise UsageError(f"no Ray cluster at {address!r}: {reason}; expected HOST:PORT of its head, or auto on one "
                              "of its machines") from None
+    _need_room(len(jobs))
     remote: Any = ray.remote(RayHost).options(num_cpus=1, scheduling_strategy="SPREAD")
     actors: list[Any] = [remote.remote(job) for job in jobs]
     return [RayWorker(job, actor, partial(ray.kill, actor)) for job, actor in zip(jobs, actors, strict=True)]
+
+
+def _need_room(num_workers: int) -> None:
+    """Raise UsageError where the cluster has too few free CPUs: Ray would let the last workers wait for ever."""
+    import ray
+
+    waited_until_s = clock() + _ROOM_S
+    resources: Any = ray.available_resources
+    while (free := int(resources().get("CPU", 0))) < num_workers:
+        if clock() > waited_until_s:
+            raise UsageError(f"the Ray cluster has {free} free CPUs, and {num_workers} workers take one each: lower "
+                             "--workers, or add machines")
+        time.sleep(_POLL_S)
 
 
 def _knock(address: str) -> None:

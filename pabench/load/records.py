@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
@@ -85,6 +85,10 @@ class RequestRecord:
     token_ids: list[int] = field(default_factory=list)         # id of each, empty where the engine gives none
     priority: int | None = None         # as asked for, lower first; None: the workload has none
     diagnosis: str | None = None        # JSON of probe.diagnosis.Diagnosis when outcome is "wrong"
+
+    def without_tokens(self) -> RequestRecord:
+        """A copy that leaves out what is kept per token: that of a long run does not fit into memory."""
+        return replace(self, token_times_s=[], token_choices=[], token_ids=[])
 
 
 REQUEST_SCHEMA = pa.schema([

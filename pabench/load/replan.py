@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 
 from pabench.engines.base import EngineFacts
 from pabench.errors import UsageError
-from pabench.load.manifest import EngineRecord, Manifest
+from pabench.load.manifest import EngineRecord, Manifest, Resumption
 from pabench.load.planning import plan
 from pabench.load.records import RequestRecord
 from pabench.load.schedule import Schedule, ScheduledRequest
 from pabench.probe import ProbeSpec, preset
 from pabench.telemetry.vocabulary import KVFacts
+
+_UNANSWERED = {"connect", "reset"}
 
 
 def digest(schedule: Schedule) -> str:
@@ -54,7 +56,31 @@ def is_over(record: RequestRecord) -> bool:
     return record.outcome != "unsent" and (record.outcome, record.error_kind) != ("aborted", "interrupt")
 
 
-def put_off(requests: Sequence[ScheduledRequest], by_s: float) -> list[ScheduledRequest]:
-    """`requests` with their arrivals `by_s` seconds later."""
-    return [one if one.intended_s is None else dataclasses.replace(one, intended_s=one.intended_s + by_s)
+def those_over(records: Iterable[RequestRecord], *, died: bool) -> dict[int, RequestRecord]:
+    """Of the records of a run that was broken off those that have their outcome for good, by index.
+
+    `died`: the engine did. Then what broke after its last answer is its death's, and will be sent again.
+    """
+    over = {record.index: record for record in records if is_over(record)}
+    if not died:
+        return over
+    last_s = max((record.end_s for record in over.values()
+                  if record.end_s is not None and record.error_kind not in _UNANSWERED), default=0.0)
+    return {index: record for index, record in over.items()
+            if record.error_kind not in _UNANSWERED or (record.end_s or 0.0) <= last_s}
+
+
+def resumption(over: Mapping[int, RequestRecord], rest: Sequence[ScheduledRequest], sent: Set[int]) -> Resumption:
+    """When a run goes on with `rest`, and by how much what was yet to arrive is put off: by the break, in which the
+    run's clock stands still. `sent`: indices of requests that had been sent, in flight or broken.
+    """
+    at_s = max((record.end_s for record in over.values() if record.end_s is not None), default=0.0)
+    to_come = (one.intended_s for one in rest if one.intended_s is not None and one.index not in sent)
+    return Resumption(at_s=at_s, shift_s=at_s - min(to_come, default=at_s))
+
+
+def put_off(requests: Sequence[ScheduledRequest], resumed: Resumption) -> list[ScheduledRequest]:
+    """`requests` with their arrivals as a resumed run has them: what was in flight at the break arrives at once."""
+    return [one if one.intended_s is None else
+            dataclasses.replace(one, intended_s=max(one.intended_s + resumed.shift_s, resumed.at_s))
             for one in requests]

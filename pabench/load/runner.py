@@ -18,14 +18,14 @@ from pabench.errors import EngineUnreachable, UsageError
 from pabench.load import cache_state
 from pabench.load.client import LoadClient, PreparedRequest, prepare
 from pabench.load.closing import close_run, recover_run
-from pabench.load.journal import TELEMETRY, Journal, journal_path
+from pabench.load.journal import TELEMETRY, Journal, held, journal_path
 from pabench.load.line import clock
-from pabench.load.manifest import Manifest, Resumption, clean_url, describe_engine, new_manifest
+from pabench.load.manifest import Manifest, clean_url, describe_engine, new_manifest
 from pabench.load.measure import Progress, ProgressState, refusal
 from pabench.load.planning import plan
 from pabench.load.pool import ONE_PROCESS, Placement, WorkerPool, split_job
 from pabench.load.records import MANIFEST_FILE, RecordsUnwritable, read_requests, unwritable
-from pabench.load.replan import digest, is_over, put_off, replan
+from pabench.load.replan import digest, put_off, replan, resumption, those_over
 from pabench.load.schedule import Schedule, ScheduledRequest, put_into_lanes
 from pabench.load.worker import Job
 from pabench.load.workload import CacheState, Workload
@@ -90,18 +90,19 @@ async def resume_run(
         raise UsageError(f"the run in {folder} is complete: there is nothing to resume")
     _refuse_another(examination, manifest)
     schedule, spec = replan(folder, manifest)
-    over = {record.index: record.end_s for record in read_requests(folder) if is_over(record)}
+    records = [record.without_tokens() for record in read_requests(folder)]
+    over = those_over(records, died=manifest.status == "failed")
     rest = [request for request in schedule.requests if request.index not in over]
     if not rest:
         raise UsageError(f"every request of the run in {folder} has its outcome: there is nothing to resume")
-    at_s = max((end_s for end_s in over.values() if end_s is not None), default=0.0)
-    shift_s = at_s - min((one.intended_s for one in rest if one.intended_s is not None), default=at_s)
-    manifest.resumed.append(Resumption(at_s=at_s, shift_s=shift_s))
+    went_on = resumption(over, rest, {record.index for record in records if record.sent_s is not None})
+    at_s, shift_s = went_on.at_s, went_on.shift_s
+    manifest.resumed.append(went_on)
     manifest.status, manifest.failure, manifest.validity, manifest.url = "running", None, None, clean_url(url)
     manifest.notes.append(f"resumed at {at_s:.1f} s of its clock: {len(over)} requests were over, {len(rest)} were to "
                           "be sent")
     workload = manifest.workload
-    requests = put_off(schedule.requests, shift_s)
+    requests = put_off(schedule.requests, went_on)
     lanes = put_into_lanes([requests[one.index] for one in rest], at_s)
     until_s = float("inf") if workload.duration_s is None else workload.duration_s + (
         shift_s if workload.users is None else 0.0)
@@ -137,8 +138,9 @@ class _Run:
             if self.job.workload.cache is not None and not self.manifest.resumed:
                 self.manifest.notes.append(await self._bring_about(self.job.workload.cache, dialect, http))
             _open_folder(self.out)
-            self.manifest.write(self.out)
-            await self._measure(pool, Scraper(http, self.job.url, dialect))
+            with held(self.out):
+                self.manifest.write(self.out)
+                await self._measure(pool, Scraper(http, self.job.url, dialect))
         return self.manifest
 
     async def _measure(self, pool: WorkerPool, scraper: Scraper) -> None:

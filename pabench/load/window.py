@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -13,30 +13,33 @@ from pabench.load.records import RequestRecord
 _BUSY_SHARE = 0.9  # of the users
 
 
-def steady_window(records: Sequence[RequestRecord], resumed_s: Sequence[float] = ()) -> tuple[float, float] | None:
+def steady_window(
+    records: Sequence[RequestRecord], resumed_s: Sequence[float] = (), later_turns: Collection[int] = ()
+) -> tuple[float, float] | None:
     """(start, end) in seconds from the start of the run; None when there was no steady part.
 
+    `later_turns`: indices of requests that did not arrive by themselves, but followed an answer.
     A run that was broken off and resumed, at `resumed_s`, has a window in each part: it is the longest of them.
 
     Closed arrivals: from when every user has sent its first request and the first token has come, to when fewer than
     90 % of the users still have work. Open arrivals: from the median time that a request takes after the first one
-    (the engine fills up), or half the arrivals where that is sooner, to the last intended start.
+    (the engine fills up), or half the arrivals where that is sooner, to the last arrival's intended start.
     """
     edges = (-math.inf, *resumed_s, math.inf)
     parts = ([r for r in records if r.sent_s is not None and since <= r.sent_s < until]
              for since, until in pairwise(edges))
-    windows = [window for part in parts if (window := _window(part)) is not None]
+    windows = [window for part in parts if (window := _window(part, later_turns)) is not None]
     return max(windows, key=lambda window: window[1] - window[0], default=None)
 
 
-def _window(sent: Sequence[RequestRecord]) -> tuple[float, float] | None:
+def _window(sent: Sequence[RequestRecord], later_turns: Collection[int]) -> tuple[float, float] | None:
     first_tokens = [r.first_s for r in sent if r.first_s is not None]
     if not first_tokens:  # of answers that came whole
         first_tokens = [r.end_s for r in sent if r.outcome == "ok" and r.end_s is not None]
     if not first_tokens:
         return None
     closed = sent[0].user is not None
-    start, end = _closed(sent, min(first_tokens)) if closed else _open(sent, min(first_tokens))
+    start, end = _closed(sent, min(first_tokens)) if closed else _open(sent, min(first_tokens), later_turns)
     return (start, end) if end > start else None
 
 
@@ -54,8 +57,13 @@ def _closed(sent: Sequence[RequestRecord], first_token_s: float) -> tuple[float,
     return max(first_token_s, *first_sent.values()), ends[may_be_done]
 
 
-def _open(sent: Sequence[RequestRecord], first_token_s: float) -> tuple[float, float]:
-    begin, end = min(r.intended_s for r in sent), max(r.intended_s for r in sent)
+def _open(
+    sent: Sequence[RequestRecord], first_token_s: float, later_turns: Collection[int]
+) -> tuple[float, float]:
+    arrivals_s = [r.intended_s for r in sent if r.index not in later_turns]
+    if not arrivals_s:  # of a part that was resumed when all sessions had begun
+        return first_token_s, first_token_s
+    begin, end = min(arrivals_s), max(arrivals_s)
     took = [r.end_s - r.sent_s for r in sent if r.outcome == "ok" and r.end_s is not None and r.sent_s is not None]
     ramp = min(float(np.median(took)), (end - begin) / 2) if took else 0.0
     return max(begin + ramp, first_token_s), end

@@ -65,6 +65,23 @@ def test_one_run_a_side_has_intervals_of_its_own_and_no_p(tmp_path: Path) -> Non
     assert "one run a side" in compared_notes([found])[-1]
 
 
+def test_engines_are_not_pooled_and_unlike_runs_are_named(tmp_path: Path) -> None:
+    one, other = (write_runs(tmp_path / name, name, range(1)) for name in ("one", "other"))
+    write_runs(tmp_path / "both" / "a", "one", range(1))
+    write_runs(tmp_path / "both" / "b", "other", range(1))
+    with pytest.raises(UsageError, match=r"both holds runs of several engines under .* \(one, other\)"):
+        compare([one, tmp_path / "both"])
+    notes: list[str] = []
+    compare([one, other], note=notes.append)
+    assert notes == []
+    path = next(other.rglob("manifest.json"))
+    manifest = json.loads(path.read_text())
+    manifest["host"]["cpu"] = "another"
+    path.write_text(json.dumps(manifest))
+    compare([one, other], note=notes.append)
+    assert "from different machines" in notes[0]
+
+
 def test_what_cannot_be_compared_is_said(tmp_path: Path) -> None:
     one = write_runs(tmp_path / "one", "one", range(1))
     other = write_runs(tmp_path / "other", "other", range(1), users=4)

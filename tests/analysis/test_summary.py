@@ -109,6 +109,8 @@ def test_an_open_window_leaves_ramp_and_drain_out() -> None:
     # From the median duration, 2 s, after the first start, to the last intended one, not to its end at 12 s.
     assert steady_window(records) == (2.0, 10.0)
     assert steady_window([]) is None
+    # The turns that follow answers arrive when the sessions run out: they move neither end.
+    assert steady_window(records, later_turns={8, 9, 10}) == (2.0, 7.0)
 
 
 def test_live_tokens_by_hand() -> None:

@@ -169,5 +169,10 @@ def test_json_goes_to_stdout_and_nothing_else(pabench: Run, stub: EngineProcess)
     assert json.loads(result.stdout)["facts"]["dialect"]
 
 
+def test_a_stub_beside_the_caller_calibrates_no_other_machine(pabench: Run) -> None:
+    one_line(pabench("run", "--url", "http://127.0.0.1:9", "--workload", "smoke", "--ray", "auto", "--calibrate"), 2,
+             "--calibrate", "--ray")
+
+
 def test_a_model_is_of_an_engine(pabench: Run) -> None:
     one_line(pabench("conform", "--impl", "reference-paged", "--model", "x", "--out", "c"), 2, "model", "--impl")

@@ -16,7 +16,7 @@ from pabench.engines.reference import ReferenceDialect
 from pabench.errors import UsageError
 from pabench.load import Manifest, run_loop, run_workload
 from pabench.load.cache_state import check, prefixes_to_fill
-from pabench.load.manifest import read_manifest
+from pabench.load.manifest import CacheCheck, read_manifest
 from pabench.load.planning import plan
 from pabench.load.records import RequestRecord
 from pabench.load.schedule import Schedule
@@ -150,6 +150,23 @@ def test_cold_allows_what_the_run_itself_has_sent(cached: list[int | None], brok
     schedule = planned(stated("cold"))
     found = check("cold", schedule.requests, records(schedule, cached), 8)
     assert (found.broken is None) if broken is None else broken in str(found.broken)
+
+
+def test_where_cached_tokens_are_left_out_they_are_none() -> None:
+    """As SGLang does, and vLLM did, in answers that have usage."""
+    schedule = planned(stated("cold"))
+    silent = [replace(one, usage_prompt_tokens=one.prompt_tokens) for one in records(schedule, [None] * 12)]
+    assert check("cold", schedule.requests, silent, 8) == CacheCheck(stated="cold", checked=12, broken=None)
+    half = [replace(one, usage_prompt_tokens=one.prompt_tokens) for one in records(schedule, [72, None] * 6)]
+    assert "432 of the 864" in str(check("warm", schedule.requests, half, 8).broken)
+
+
+def test_what_a_resumed_run_sent_again_may_hit_itself() -> None:
+    schedule = planned(stated("cold"))
+    sent = records(schedule, [0, 42, 40, 80, 0, 0, 0, 0, 0, 0, 0, 0])
+    assert check("cold", schedule.requests, sent, 8).broken is not None
+    found = check("cold", schedule.requests, sent, 8, until_s=3.0)
+    assert (found.broken, found.checked) == (None, 3)
 
 
 def test_what_is_under_way_at_the_same_time_may_be_hit() -> None:

@@ -101,6 +101,13 @@ def test_a_client_that_is_late_itself_says_nothing_of_the_engine() -> None:
     assert "95% of a core" in (too_slow(ClientHealth(cpu_share=0.95), rows, SLO_90) or "")
 
 
+def test_lag_below_the_gap_of_tokens_is_in_no_arrival_that_the_kernel_stamped() -> None:
+    rows, slo = pd.DataFrame([row(tpot_s=0.010)]), SLO(ttft_ms=100, tpot_ms=50)
+    assert "sees answers" in (too_slow(ClientHealth(loop_lag_p99_ms=8.0), rows, slo) or "")
+    assert too_slow(ClientHealth(loop_lag_p99_ms=8.0, kernel_stamps=True), rows, slo) is None
+    assert "sees answers" in (too_slow(ClientHealth(loop_lag_p99_ms=12.0, kernel_stamps=True), rows, slo) or "")
+
+
 @pytest.mark.parametrize(("tokens", "allowed_ms"), [(2, 2.0), (10, 18.0), (1000, 25.0)])
 def test_lag_counts_by_the_gaps_that_share_it(tokens: int, allowed_ms: float) -> None:
     rows, slo = pd.DataFrame([row(tokens=tokens)]), SLO(ttft_ms=500, tpot_ms=40)

@@ -10,8 +10,9 @@ import subprocess
 import sys
 import time
 from array import array
+from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import pyarrow.parquet as pq
 import pytest
@@ -22,6 +23,7 @@ from pabench.load import Manifest, RecordsUnwritable, journal, read_manifest, re
 from pabench.load.connection import Exchange
 from pabench.load.journal import Journal, Journaled, journal_path, journals_in
 from pabench.load.records import RequestRecord, write_atomic, write_requests, write_telemetry
+from pabench.load.settle import settle
 from pabench.stub import StubOptions, StubServer
 from pabench.telemetry.vocabulary import KVSample
 from tests.load.support import Examined, workload
@@ -117,6 +119,28 @@ def test_a_run_that_goes_on_is_not_recovered(tmp_path: Path) -> None:
             assert (await running).status == "complete"
 
     asyncio.run(go())
+
+
+def test_a_run_whose_answers_are_being_read_is_not_recovered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `pabench results list` may meet it: the journals are whole, and the tables not yet there."""
+    folder, met = tmp_path / "run", []
+
+    def settling(*arguments: Any, **options: Any) -> Iterator[RequestRecord]:
+        for record in settle(*arguments, **options):
+            with pytest.raises(UsageError, match="still going on"):
+                load_run(folder)
+            met.append(record.index)
+            yield record
+
+    monkeypatch.setattr("pabench.load.closing.settle", settling)
+
+    async def go() -> Manifest:
+        async with StubServer(StubOptions(ttft_ms=5, itl_ms=1)) as server:
+            return await run_workload(Examined(), workload(num_requests=4), folder, url=server.url, label="x")
+
+    assert asyncio.run(go()).status == "complete"
+    assert len(met) == 4
+    assert load_run(folder).manifest.outcomes["ok"] == 4
 
 
 def fill_disk_after(monkeypatch: pytest.MonkeyPatch, num_bytes: int) -> None:

@@ -85,6 +85,14 @@ def test_a_turn_goes_on_where_the_last_one_ended(seed: int, closed: bool, contex
     assert all(one.prompt_tokens + one.request.max_tokens <= context for one in schedule.requests)
 
 
+def test_users_of_sessions_get_like_work() -> None:
+    load = workload(num_requests=400, arrivals={"kind": "closed", "users": 8},
+                    session={"turns": {"law": "exponential", "mean": 6}, "turn_tokens": {"law": "fixed", "tokens": 4}})
+    counts = np.unique([one.user for one in planned(load, context=100_000).requests], return_counts=True)[1]
+    assert len(counts) == 8
+    assert counts.max() < 1.5 * counts.min()
+
+
 def test_words_are_shared_and_continued_too() -> None:
     load = workload(prompt="text", num_requests=20, session=SESSION, shared_prefix={"tokens": 9})
     schedule = plan(load, 0, EngineFacts("openai", "m", 512, capabilities=CAPABILITIES), None, "p")
