@@ -118,10 +118,10 @@ def main() -> None:
 
 
 def _version(server: str) -> str:
-    """The commit that `llama-server --version` names in brackets, or the version itself."""
+    """The commit that `llama-server --version` names: "version: 0.5.0-dev (build 1, commit 0c1e570)"."""
     told = subprocess.run([server, "--version"], capture_output=True, text=True, check=True)
     first = next(line for line in (told.stderr + told.stdout).splitlines() if line.startswith("version:"))
-    return first.rpartition("(")[2].rstrip(")") if "(" in first else first.removeprefix("version:").strip()
+    return first.split()[-1].strip("()")
 
 
 if __name__ == "__main__":
