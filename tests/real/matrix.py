@@ -53,7 +53,8 @@ class Subject:
 SUBJECTS = (
     Subject("vllm", "vLLM 0.32", _VLLM, env=_VLLM_ENV),
     Subject("vllm-160", "vLLM 0.32, 160 blocks", (*_VLLM, "--num-gpu-blocks-override", "160"), env=_VLLM_ENV),
-    Subject("transformers", "transformers 5.23", _TRANSFORMERS, env=_OFFLINE | {"OMP_NUM_THREADS": "1"}),
+    Subject("transformers", "transformers 5.23", _TRANSFORMERS,
+            env=_OFFLINE | {"OMP_NUM_THREADS": "1", "HF_HUB_CACHE": "{model}"}),  # which has to be there
     Subject("llamacpp", "llama.cpp {llama_version}", _LLAMA),
     Subject("reference-paged", "reference, paged", _REFERENCE, env={"OMP_NUM_THREADS": "1"}),
     Subject("reference-contiguous", "reference, contiguous", (*_REFERENCE, "--kv", "contiguous"),
@@ -82,7 +83,8 @@ def ask(subject: Subject, words: dict[str, str], profile: str, out: Path) -> Non
         began = time.monotonic()
         found = Path(folder) / "found"
         code = subprocess.run([*PABENCH, "conform", *target, "--profile", profile, "--out", str(found)], cwd=ROOT,
-                              env=os.environ | subject.env, check=False).returncode
+                              env=os.environ | {name: value.format(**words) for name, value in subject.env.items()},
+                              check=False).returncode
         print(f"{subject.name}: exit {code} after {time.monotonic() - began:.0f} s", flush=True)
         if code not in (0, 1):
             sys.exit(f"{subject.name} could not be asked")
