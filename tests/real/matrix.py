@@ -89,7 +89,17 @@ def ask(subject: Subject, words: dict[str, str], profile: str, out: Path) -> Non
         if code not in (0, 1):
             sys.exit(f"{subject.name} could not be asked")
         (out / subject.name).mkdir(parents=True, exist_ok=True)
-        shutil.copy(found / "verdicts.jsonl", out / subject.name)
+        told = (found / "verdicts.jsonl").read_text()
+        for path, name in ((str(found), f"results/{subject.name}"), *_names(words)):
+            told = told.replace(path, name)
+        (out / subject.name / "verdicts.jsonl").write_text(told)
+
+
+def _names(words: dict[str, str]) -> list[tuple[str, str]]:
+    """What is published in place of this machine's paths: the longest first."""
+    names = [(words["gguf"], "probe/probe.gguf"), (words["model"], "probe"), (sys.executable, "python"),
+             (f"{ROOT}/", "")]
+    return [(words["llama_server"], "llama-server"), *names] if "llama_server" in words else names
 
 
 def main() -> None:
