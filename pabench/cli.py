@@ -19,6 +19,8 @@ from pabench import __version__
 from pabench.commands import compare, conformance, engines, loads, results, searches
 from pabench.errors import EXIT_COULD_NOT_RUN, EXIT_INTERRUPTED, EXIT_OK, PabenchError
 
+_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
+
 
 class _Commands(typer.core.TyperGroup):
     """Every expected failure of a command is one line on stderr and an exit code."""
@@ -34,9 +36,8 @@ class _Commands(typer.core.TyperGroup):
         except BrokenPipeError:
             os._exit(EXIT_OK)  # the reader of our output went away: nothing left to tell it
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
-                raise
-            _fail(f"cannot write {error.filename or 'a file'}: {error.strerror}", EXIT_COULD_NOT_RUN)
+            what = "cannot write" if error.errno in _WRITING else "cannot use"
+            _fail(f"{what} {error.filename or 'a file'}: {error.strerror or error}", EXIT_COULD_NOT_RUN)
 
 
 def _fail(text: str, code: int) -> NoReturn:

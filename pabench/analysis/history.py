@@ -68,12 +68,14 @@ class History:
 
 def histories(runs: Sequence[Measured], metrics: Sequence[str]) -> list[History]:
     """A history of each figure, by engine, load and machine. INVALID runs are left out."""
-    groups: dict[tuple[str, str, str], list[Measured]] = {}
+    groups: dict[tuple[str, ...], list[Measured]] = {}
     for run in sorted(runs, key=lambda run: run.manifest.started_at):
         if run.summary.validity.valid:
-            groups.setdefault((run.manifest.label, run.load, run.manifest.host.cpu), []).append(run)
+            host = run.manifest.host
+            of = (run.manifest.label, run.load, host.cpu, str(host.cores), run.manifest.workload.model_dump_json())
+            groups.setdefault(of, []).append(run)
     found = []
-    for (label, load, _), members in groups.items():
+    for (label, load, *_), members in groups.items():
         for name in metrics:
             points = [_point(run, value) for run in members if (value := measure(run.summary, name)) is not None]
             if points:

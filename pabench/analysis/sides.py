@@ -120,8 +120,9 @@ def samples_of(
             if known[0] and known[1] and known == values:
                 found.append(Samples(load, name, tuple(known[0]), tuple(known[1]), paired))
             elif (known[0] or known[1]) and name in needed:
-                raise UsageError(f"{name} is known for {len(known[0])} of {len(values[0])} baseline runs and for "
-                                 f"{len(known[1])} of {len(values[1])} candidate runs of {load!r}: nothing to compare")
+                raise UsageError(f"{name} is known, and not 0, for {len(known[0])} of {len(values[0])} baseline runs "
+                                 f"and for {len(known[1])} of {len(values[1])} candidate runs of {load!r}: nothing to "
+                                 "compare")
     return found
 
 

@@ -89,8 +89,11 @@ def mutants(
     """
     need_engine()
     from pabench.conformance.kills import exit_code, kills_page, questions, run_mutants
+    from pabench.report.build import check_out
     from pabench.terminal.engines import show_kill, show_kills
 
+    if markdown is not None:
+        check_out(markdown)
     asked = questions(names or (), level or (), profile)
     folder = out or new_folder("mutants")
     kills = run_mutants(asked, folder, profile, show_kill)

@@ -122,8 +122,11 @@ def claims(
     from pabench.claims import ERROR, Result, claims_markdown, load_claims, write_claims
     from pabench.claims import show_claims as show_all
     from pabench.load.records import write_atomic
+    from pabench.report.build import check_out
     from pabench.terminal.results import show_claim, show_claims
 
+    for file in filter(None, (out, markdown)):
+        check_out(file)
     results: list[Result] = []
     try:
         show_all(load_claims(ids or ()), results, traces=traces, scale=scale, seed=seed, told=show_claim)

@@ -61,7 +61,8 @@ class EngineTarget:
             url = self._launched.url
         assert url is not None, "one of them is given"
         self.url = base_url(url)
-        self.locator = f"--url {self.url}" if launch is None else f"--launch {shlex.quote(without_secrets(launch))}"
+        self.locator = _locator(self.url if launch is None or "{port}" not in launch else None, launch, dialect, model,
+                                probe)
         self._spoken = {"dialect_name": dialect, "model": model, "probe": probe}
         self._session: EngineSession | None = None
 
@@ -172,3 +173,12 @@ class EngineTarget:
                 self._launched.stop()
             if self._temporary is not None:
                 self._temporary.cleanup()
+
+
+def _locator(
+    url: str | None, launch: str | None, dialect: str | None, model: str | None, probe: str | None
+) -> str:
+    """The options that reach the same engine once more."""
+    given = {"--url": url, "--launch": None if launch is None else without_secrets(launch), "--dialect": dialect,
+             "--model": model, "--probe": probe}
+    return shlex.join([word for option, value in given.items() if value is not None for word in (option, value)])

@@ -5,6 +5,7 @@ A pytest plugin in place of pytest's own terminal reporter, added by `runner`.
 
 from __future__ import annotations
 
+import signal
 import sys
 
 import pytest
@@ -26,7 +27,8 @@ _PIPE_WIDTH = 140
 
 @pytest.hookimpl(trylast=True)
 def pytest_configure(config: pytest.Config) -> None:
-    """Show the run, if there is one."""
+    """Show the run, if there is one; a termination stops the engine too, as an interrupt does."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     run = config.pluginmanager.get_plugin(SUITE_RUN)
     if run is not None:
         config.pluginmanager.register(Live(run, _console()), "pabench-live")

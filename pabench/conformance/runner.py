@@ -6,6 +6,7 @@ ends, at the latest after the profile's time for a whole run.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -33,8 +34,9 @@ from pabench.errors import (
 from pabench.resources import data_dir
 
 _OUR_CODES = (EXIT_OK, EXIT_NOT_CONFORMING, EXIT_COULD_NOT_RUN, EXIT_INTERRUPTED)
-_INTERRUPTED_TOO_S = 2.0
 _INTERRUPT_GRACE_S = 30.0
+_ROOT = str(Path(__file__).resolve().parents[2])  # this very pabench, installed or in a checkout
+_START = f"import sys; sys.path.insert(0, {_ROOT!r}); import pytest; sys.exit(pytest.console_main())"
 _NO_TESTS = 5  # of pytest
 
 
@@ -170,8 +172,11 @@ def pytest_arguments(options: Sequence[str]) -> list[str]:
 
 
 def _pytest(options: list[str], timeout_s: float, api_key: str | None, quiet: bool) -> int:
-    command = [sys.executable, "-P", "-m", "pytest", *pytest_arguments(options)]
-    process = subprocess.Popen(command, env=_environment(api_key), stdout=subprocess.DEVNULL if quiet else None)
+    # In a session of its own: what interrupts a terminal, or a whole process group, interrupts this process alone, and
+    # it tells the other once. A second interrupt would break off what stops the engine.
+    process = subprocess.Popen([sys.executable, "-B", "-P", "-c", _START, *pytest_arguments(options)],
+                               env=_environment(api_key), stdout=subprocess.DEVNULL if quiet else None,
+                               start_new_session=True)
     try:
         code = process.wait(timeout_s)
     except subprocess.TimeoutExpired:
@@ -190,22 +195,14 @@ def _pytest(options: list[str], timeout_s: float, api_key: str | None, quiet: bo
 
 
 def _let_end(process: subprocess.Popen[bytes]) -> None:
-    """Wait until an interrupted run has written down what it has, or its time for that is up.
-
-    A terminal interrupts both processes. `kill` only this one: then the other is told, which must not come first,
-    or the second interrupt would break the writing off.
-    """
-    for wait_s in (_INTERRUPTED_TOO_S, _INTERRUPT_GRACE_S):
-        try:
-            process.wait(wait_s)
-            return
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGINT)
+    """Have it write down what it has and stop the engine, and wait for that, or until its time is up."""
+    process.send_signal(signal.SIGTERM)  # which `live` takes for an interrupt: that may be ignored, in the background
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(_INTERRUPT_GRACE_S)
 
 
 def _environment(api_key: str | None) -> dict[str, str]:
-    root = str(Path(__file__).resolve().parents[2])  # this very pabench, installed or in a checkout
-    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    """An engine that is started there inherits it, so it is the caller's: no path of ours in front of the engine's."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
-    environment |= {"PYTHONPATH": path, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    environment |= {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     return environment if api_key is None else environment | {API_KEY_VARIABLE: api_key}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import shlex
 import sys
 import time
 import zlib
@@ -25,7 +26,7 @@ from pabench.conformance.profiles import load_profile
 from pabench.conformance.registry import Requirement, load_registry
 from pabench.conformance.results import FILE_NAME, SPEC_VERSION, Header, ResultsWriter
 from pabench.conformance.targets import Subject, Target
-from pabench.conformance.verdicts import NOT_CONFORMING, Outcome, Verdict, exit_code
+from pabench.conformance.verdicts import NOT_CONFORMING, Outcome, Verdict, exit_code, replay_code
 from pabench.engines.cleaning import clean
 from pabench.errors import (
     EXIT_COULD_NOT_RUN,
@@ -158,7 +159,8 @@ class SuiteRun:
         """Write the footer, close the target; what could not be run never exits 0 or 1, and has no footer."""
         self.could_not_run |= exitstatus not in _ORDERLY
         interrupted = exitstatus == pytest.ExitCode.INTERRUPTED and not self.could_not_run
-        code, status = (EXIT_INTERRUPTED, "interrupted") if interrupted else (exit_code(self.verdicts), "complete")
+        judged = exit_code if self.replayed is None else replay_code
+        code, status = (EXIT_INTERRUPTED, "interrupted") if interrupted else (judged(self.verdicts), "complete")
         if self._writer is not None:
             try:
                 with self._writer as writer:
@@ -276,7 +278,7 @@ class SuiteRun:
             return text(""), ""
         name = write_case(self.out, case, impl=impl, text=text(""), evidence=subject.evidence(),
                           circumstances=self.target.told())
-        return text(f"pabench replay {_from_here(self.out / name)} {self.target.locator}"), name
+        return text(f"pabench replay {shlex.quote(str(_from_here(self.out / name)))} {self.target.locator}"), name
 
     def _circumstances(self) -> dict[str, str | None]:
         return {"profile": self.profile.name, **self.target.circumstances()}

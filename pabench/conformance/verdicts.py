@@ -104,6 +104,12 @@ def _summarise(requirement: str, rows: list[Verdict]) -> RequirementVerdict:
     )
 
 
+def replay_code(rows: Iterable[Verdict]) -> int:
+    """As `exit_code`, of a case that is asked again: 1 where it still fails, at whatever level."""
+    rows = list(rows)
+    return EXIT_NOT_CONFORMING if any(row.outcome in NOT_CONFORMING for row in rows) else exit_code(rows)
+
+
 def exit_code(rows: Iterable[Verdict]) -> int:
     """0 conforming, 1 not conforming, 2 could not run.
 

@@ -9,6 +9,7 @@ import unicodedata
 
 # Control, format (bidirectional overrides, zero width), surrogate, private use, line and paragraph separators.
 _UNSAFE = frozenset({"Cc", "Cf", "Cs", "Co", "Zl", "Zp"})
+_NO_XML = "\ufffe\uffff"  # a JUnit file that holds one cannot be read
 _MARKDOWN = re.compile(r"([\\`*_\[\]|#~!])")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _SECRET = re.compile(r"(key|token|secret|password)\b", re.IGNORECASE)
@@ -17,7 +18,8 @@ WHOLE = 2000  # characters: our own sentence around an engine's last words is no
 
 def clean(text: str, max_chars: int = 300) -> str:
     """`text` on one line, without characters that steer a terminal, cut to `max_chars`."""
-    safe = "".join(" " if unicodedata.category(char) in _UNSAFE else char for char in text[: 4 * max_chars])
+    safe = "".join(" " if char in _NO_XML or unicodedata.category(char) in _UNSAFE else char
+                   for char in text[: 4 * max_chars])
     line = " ".join(safe.split())
     return line if len(line) <= max_chars else line[: max_chars - 1] + "…"
 
@@ -35,13 +37,14 @@ def no_formula(text: str) -> str:
 def without_secrets(command: str) -> str:
     """`command` for a record: what follows an option whose name ends in key, token, secret or password is left out.
 
-    Text that is no command line, as with a lone quote in it, is split at its spaces.
+    A word that is a command line itself, as behind `bash -c`, is treated alike. Text that is none, as with a lone quote
+    in it, is split at its spaces.
     """
     try:
         words = shlex.split(command)
     except ValueError:
         words = command.split()
-    kept = list(words)
+    kept = [without_secrets(word) if any(map(str.isspace, word)) and len(words) > 1 else word for word in words]
     for at, word in enumerate(words):
         name, equals, _ = word.partition("=")
         if equals and _SECRET.search(name):

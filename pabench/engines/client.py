@@ -46,7 +46,7 @@ def base_url(url: str) -> str:
     if not usable:
         raise UsageError(f"not an engine's URL: got {clean(url)!r}, expected something like http://127.0.0.1:8000")
     if parts.username or parts.password:
-        raise UsageError("the URL holds a user name or a password: take it out, keys go by --api-key")
+        raise UsageError("the URL holds a user name or a password: take it out, keys go by --api-key-env")
     return url.strip().split("?")[0].split("#")[0].rstrip("/").removesuffix("/v1").rstrip("/")
 
 

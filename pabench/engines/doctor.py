@@ -132,7 +132,8 @@ async def _models(client: EngineClient, wanted: str | None) -> tuple[Mapping[str
     except ValueError:
         models = None
     if status in (401, 403):
-        raise EngineProtocol(f"{client.url} asks for a key (status {status}): pass --api-key")
+        raise EngineProtocol(f"{client.url} asks for a key (status {status}): name the variable that "
+                             "holds it with --api-key-env")
     if status != 200:
         said = clean(error_text(models) or "", 200)
         raise EngineProtocol(

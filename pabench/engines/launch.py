@@ -97,15 +97,17 @@ class EngineProcess:
         if self._process is None or self._stopped:
             return
         self._stopped = True
-        if self.alive:
-            self._signal(signal.SIGTERM)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(_TERM_GRACE_S)
-        # Children may outlive the leader, and a stubborn leader is ended here too.
-        self._signal(signal.SIGKILL)
-        self._process.wait()
-        if self._output is not None:
-            self._output.close()
+        try:
+            if self.alive:
+                self._signal(signal.SIGTERM)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self._process.wait(_TERM_GRACE_S)
+        finally:  # an interrupt ends the patience, not this
+            # Children may outlive the leader, and a stubborn leader is ended here too.
+            self._signal(signal.SIGKILL)
+            self._process.wait()
+            if self._output is not None:
+                self._output.close()
 
     def last_words(self) -> str:
         """The last line of the output that speaks of an error, else the last of all, made safe for a terminal."""

@@ -76,6 +76,10 @@ def decide(
     deciding = [each for each in samples if each.metric in policy.metrics]
     if not deciding:
         raise UsageError(f"no run has a figure that the policy decides by: {', '.join(policy.metrics)}")
+    loads = dict.fromkeys(each.load for each in samples)
+    unjudged = [f"{name} decides by the policy, and no run of {load} has it: it is not judged"
+                for load in loads for name in policy.metrics
+                if not any((each.load, each.metric) == (load, name) for each in deciding)]
     worse = [_worse_way(each) for each in deciding]
     adjusted = holm([ratio.p_above() for ratio in worse])
     alarm, missed = policy.false_alarm / num_looks, policy.missed / num_looks
@@ -85,7 +89,7 @@ def decide(
     ]
     watched = [_told(each, WATCHED, each.ratio(), _worse_way(each).p_above())
                for each in samples if each.metric not in policy.metrics]
-    return Decision(_outcome(verdicts, failures), (*verdicts, *watched), tuple(failures), tuple(notes))
+    return Decision(_outcome(verdicts, failures), (*verdicts, *watched), tuple(failures), (*notes, *unjudged))
 
 
 def _outcome(verdicts: Sequence[MetricVerdict], failures: Sequence[str]) -> str:

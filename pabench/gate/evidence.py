@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
+from scipy.stats import fisher_exact
+
 from pabench.analysis.sides import Measured
 from pabench.conformance.results import FILE_NAME, load_results
 from pabench.conformance.verdicts import NOT_CONFORMING
@@ -21,8 +24,8 @@ def refuse_invalid(runs: Iterable[Measured]) -> None:
                              f"{'; '.join(run.summary.validity.reasons)}")
 
 
-def sure_failures(baseline: Sequence[Measured], candidate: Sequence[Measured]) -> list[str]:
-    """What fails a gate whatever the figures: wrong tokens, a dead engine, more lost requests than the baseline's."""
+def sure_failures(candidate: Sequence[Measured]) -> list[str]:
+    """What fails a gate whatever the figures: wrong tokens, a dead engine."""
     failures = []
     for run in candidate:
         if run.summary.wrong_tokens:
@@ -30,22 +33,38 @@ def sure_failures(baseline: Sequence[Measured], candidate: Sequence[Measured]) -
                             f"{run.summary.outcomes.get('wrong', 0)} answers")
         if run.manifest.status == "failed":
             failures.append(f"{run.summary.path}: the run failed: {run.manifest.failure}")
+    return failures
+
+
+def more_lost(
+    baseline: Sequence[Measured], candidate: Sequence[Measured], alarm: float
+) -> tuple[list[str], list[str]]:
+    """More requests that ended in an error or ran out of time than on the baseline: (failures, notes).
+
+    A failure where a one-sided exact test (Fisher) would say so of equal engines less often than a tenth of `alarm`:
+    the figures keep nearly all of the gate's false alarms. Else a note.
+    """
     lost = [sum(run.summary.outcomes.get(name, 0) for run in side for name in _LOST) for side in (baseline, candidate)]
     sent = [sum(sum(run.summary.outcomes.values()) for run in side) for side in (baseline, candidate)]
-    if lost[1] and lost[1] * sent[0] > lost[0] * sent[1]:
-        failures.append(f"{lost[1]} of {sent[1]} requests ended in an error or ran out of time, {lost[0]} of {sent[0]} "
-                        "on the baseline")
-    return failures
+    if not lost[1] or lost[1] * sent[0] <= lost[0] * sent[1]:
+        return [], []
+    text = (f"{lost[1]} of {sent[1]} requests ended in an error or ran out of time, {lost[0]} of {sent[0]} on the "
+            "baseline")
+    table = np.array([[lost[at], sent[at] - lost[at]] for at in (1, 0)])
+    p = float(fisher_exact(table, alternative="greater").pvalue)
+    return ([text], []) if p < alarm / 10 else ([], [f"{text}: so few that it may be chance (p = {p:.2g})"])
 
 
 def new_conformance_failures(baseline: Path, candidate: Path) -> list[str]:
     """MUST requirements that fail on the candidate and did not on the baseline, by the results of `pabench conform`
-    below both folders. Raises UsageError when the candidate's could not be run.
+    below both folders. Raises UsageError when either's could not be decided.
     """
     asked = [[load_results(path) for path in sorted(folder.rglob(FILE_NAME))] for folder in (baseline, candidate)]
-    for results in asked[1]:
-        if results.footer.exit_code not in (EXIT_OK, EXIT_NOT_CONFORMING):
-            raise UsageError(f"the candidate's conformance could not be decided (exit code {results.footer.exit_code})")
+    for name, side in zip(("baseline", "candidate"), asked, strict=True):
+        for results in side:
+            if results.footer.exit_code not in (EXIT_OK, EXIT_NOT_CONFORMING):
+                raise UsageError(f"the {name}'s conformance could not be decided (exit code "
+                                 f"{results.footer.exit_code})")
     failing = [{each.requirement: each.outcome.value for results in side for each in results.by_requirement()
                 if each.outcome in NOT_CONFORMING and each.level == "MUST"} for side in asked]
     before = "it did not on the baseline" if asked[0] else "the baseline was not asked"

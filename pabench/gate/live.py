@@ -27,9 +27,9 @@ from pabench.conformance.launched import DEFAULT_URL, parse_launch
 from pabench.conformance.runner import run_suite
 from pabench.engines import EngineProcess
 from pabench.engines.doctor import Examination, examine
-from pabench.errors import EXIT_INTERRUPTED, EngineError, PabenchError
+from pabench.errors import EXIT_INTERRUPTED, EXIT_NOT_CONFORMING, EXIT_OK, EngineError, PabenchError, UsageError
 from pabench.gate.decide import INCONCLUSIVE, REGRESSION, Decision, decide
-from pabench.gate.evidence import new_conformance_failures, sure_failures
+from pabench.gate.evidence import more_lost, new_conformance_failures, sure_failures
 from pabench.gate.policy import Policy
 from pabench.load import Workload, run_loop, run_workload
 
@@ -56,7 +56,10 @@ class Side:
     @property
     def is_url(self) -> bool:
         """Whether it runs already."""
-        return urlsplit(self.where).scheme in ("http", "https") and " " not in self.where
+        try:
+            return urlsplit(self.where).scheme in ("http", "https") and " " not in self.where
+        except ValueError as error:
+            raise UsageError(f"--{self.name} is {self.where!r}, which is no URL: {error}") from None
 
     @contextmanager
     def reach(self, log: Path) -> Iterator[str]:
@@ -107,8 +110,10 @@ class GateRun:
 
     def _judge(self) -> Decision:
         refuse_unlike(*self.runs)
+        num_looks = len(self.policy.looks)
+        failures, doubts = more_lost(*self.runs, self.policy.false_alarm / num_looks)
         samples = samples_of(*self.runs, tuple(self.policy.metrics), self.policy.watch.metrics)
-        return decide(samples, self.policy, num_looks=len(self.policy.looks), notes=self._notes())
+        return decide(samples, self.policy, num_looks=num_looks, failures=failures, notes=(*self._notes(), *doubts))
 
     def _pair(self, number: int) -> list[str]:
         """One run of each side; what of it fails the gate for sure. A pair with an INVALID run is set aside."""
@@ -116,7 +121,7 @@ class GateRun:
         found = {at: self._measure(self.sides[at], number) for at in order}
         invalid = [f"{run.summary.path}: {'; '.join(run.summary.validity.reasons)}"
                    for run in found.values() if not run.summary.validity.valid]
-        failures = sure_failures([*self.runs[0], found[0]], [*self.runs[1], found[1]])
+        failures = sure_failures([found[1]])
         if failures:
             return failures
         if invalid:
@@ -176,6 +181,8 @@ class GateRun:
                              seed=self.seed, api_key=side.api_key, quiet=self.quiet)
             if code == EXIT_INTERRUPTED:
                 raise KeyboardInterrupt
+            if code not in (EXIT_OK, EXIT_NOT_CONFORMING):
+                raise PabenchError(f"{side.name}: its conformance could not be decided (exit code {code})")
         return new_conformance_failures(self.out / BASELINE, self.out / CANDIDATE)
 
     def _notes(self) -> tuple[str, ...]:

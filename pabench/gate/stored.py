@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pabench.analysis.sides import Measured, read_runs, refuse_unlike, samples_of
 from pabench.gate.decide import REGRESSION, Decision, decide
-from pabench.gate.evidence import new_conformance_failures, refuse_invalid, sure_failures
+from pabench.gate.evidence import more_lost, new_conformance_failures, refuse_invalid, sure_failures
 from pabench.gate.policy import Policy
 
 
@@ -17,13 +17,14 @@ def judge_folders(baseline: Path, candidate: Path, policy: Policy) -> Decision:
     Raises UsageError for runs that are INVALID, or that cannot be compared.
     """
     before, after = read_runs(baseline), read_runs(candidate)
-    failures = [*sure_failures(before, after), *new_conformance_failures(baseline, candidate)]
+    lost, doubts = more_lost(before, after, policy.false_alarm)
+    failures = [*sure_failures(after), *lost, *new_conformance_failures(baseline, candidate)]
     if failures:  # they stand, whatever else the runs are worth
         return Decision(REGRESSION, failures=tuple(failures))
     refuse_unlike(before, after)
     refuse_invalid([*before, *after])
     samples = samples_of(before, after, tuple(policy.metrics), policy.watch.metrics)
-    return decide(samples, policy, notes=_notes(before, after))
+    return decide(samples, policy, notes=[*_notes(before, after), *doubts])
 
 
 def _notes(baseline: list[Measured], candidate: list[Measured]) -> list[str]:

@@ -51,22 +51,26 @@ def read_sources(dirs: Sequence[Path]) -> Sources:
     problems: list[str] = []
     runs = _read_runs(dirs, problems)
     suites = _read_suites(dirs, runs, problems)
-    if not runs and not suites:
+    decisions, claims = (tuple(_read_told(dirs, name, problems)) for name in (GATE_FILE, CLAIMS_FILE))
+    searches = _read_searches(dirs, problems)
+    if not any((runs, suites, decisions, claims, searches)):
         where = ", ".join(str(folder) for folder in dirs)
         why = f"; could not be read: {'; '.join(problems)}" if problems else ""
         raise UsageError(
             f"nothing to report on below {where}: expected run folders (manifest.json) or conformance results "
             f"({VERDICTS_FILE}){why}"
         )
-    decisions, claims = (tuple(_read_told(dirs, name, problems)) for name in (GATE_FILE, CLAIMS_FILE))
-    searches = _read_searches(dirs, problems)
     return Sources(tuple(data for _, data in runs), tuple(suites), decisions, claims, searches, tuple(problems))
 
 
 def _read_told(dirs: Sequence[Path], name: str, problems: list[str]) -> Iterator[Told]:
-    """Files of our own, called `name`, below the folders: JSON objects of the version that is written now."""
+    """Files of our own, called `name`, below the folders, each once: JSON objects of the version written now."""
+    seen: set[Path] = set()
     for top in dirs:
         for path in sorted(top.rglob(name)):
+            if path.resolve() in seen:
+                continue
+            seen.add(path.resolve())
             try:
                 yield Told(_place(path.parent, top), _object(path))
             except (OSError, ValueError) as error:

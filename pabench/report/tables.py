@@ -59,7 +59,7 @@ class Table:
         """RFC 4180 text. What is not known is an empty field."""
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\r\n")
-        writer.writerow([column.key for column in self.columns])
+        writer.writerow([_field(column.key) for column in self.columns])
         writer.writerows([_field(cell.raw) for cell in row] for row in self.rows)
         return out.getvalue()
 
