@@ -36,7 +36,7 @@ from pabench.resources import data_dir
 _OUR_CODES = (EXIT_OK, EXIT_NOT_CONFORMING, EXIT_COULD_NOT_RUN, EXIT_INTERRUPTED)
 _INTERRUPT_GRACE_S = 30.0
 _ROOT = str(Path(__file__).resolve().parents[2])  # this very pabench, installed or in a checkout
-_START = f"import sys; sys.path.insert(0, {_ROOT!r}); import pytest; sys.exit(pytest.console_main())"
+_START = f"import sys; sys.path.insert(0, {_ROOT!r}); import pytest; sys.exit(pytest.main())"
 _NO_TESTS = 5  # of pytest
 
 

@@ -41,8 +41,7 @@ def more_lost(
 ) -> tuple[list[str], list[str]]:
     """More requests that ended in an error or ran out of time than on the baseline: (failures, notes).
 
-    A failure where a one-sided exact test (Fisher) would say so of equal engines less often than a tenth of `alarm`:
-    the figures keep nearly all of the gate's false alarms. Else a note.
+    A failure where a one-sided exact test (Fisher) says so of equal engines at most as often as `alarm`; else a note.
     """
     lost = [sum(run.summary.outcomes.get(name, 0) for run in side for name in _LOST) for side in (baseline, candidate)]
     sent = [sum(sum(run.summary.outcomes.values()) for run in side) for side in (baseline, candidate)]
@@ -52,7 +51,7 @@ def more_lost(
             "baseline")
     table = np.array([[lost[at], sent[at] - lost[at]] for at in (1, 0)])
     p = float(fisher_exact(table, alternative="greater").pvalue)
-    return ([text], []) if p < alarm / 10 else ([], [f"{text}: so few that it may be chance (p = {p:.2g})"])
+    return ([text], []) if p <= alarm else ([], [f"{text}: so few that it may be chance (p = {p:.2g})"])
 
 
 def new_conformance_failures(baseline: Path, candidate: Path) -> list[str]:

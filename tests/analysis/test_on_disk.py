@@ -167,6 +167,13 @@ def test_noise_has_no_steps() -> None:
     assert cried <= 4
 
 
+def test_another_machine_is_another_history(tmp_path: Path) -> None:
+    write_runs(tmp_path / "old", "engine", range(6))
+    write_runs(tmp_path / "new", "engine", range(10, 16), cores=8, slower=1.3)
+    runs, _ = read_all([tmp_path])
+    assert [(len(each.points), each.steps) for each in histories(runs, ["tpot_p50_ms"])] == [(6, ()), (6, ())]
+
+
 def test_a_history_names_the_versions(tmp_path: Path) -> None:
     write_runs(tmp_path / "old", "engine", range(6), version="1.0")
     write_runs(tmp_path / "new", "engine", range(10, 16), version="1.1", slower=1.3)

@@ -176,3 +176,15 @@ def test_a_stub_beside_the_caller_calibrates_no_other_machine(pabench: Run) -> N
 
 def test_a_model_is_of_an_engine(pabench: Run) -> None:
     one_line(pabench("conform", "--impl", "reference-paged", "--model", "x", "--out", "c"), 2, "model", "--impl")
+
+
+@pytest.mark.parametrize(("option", "value", "says"), [
+    ("--baseline", "http://[::1", "which is no URL"),
+    ("--out", "file/x", "cannot use file/x/baseline: Not a directory"),
+])
+def test_a_gate_that_cannot_run_is_no_regression(
+    pabench: Run, stub: EngineProcess, tmp_path: Path, option: str, value: str, says: str
+) -> None:
+    (tmp_path / "file").touch()
+    given = {"--baseline": stub.url, "--candidate": stub.url, "--workload": "smoke", "--out": "gate"} | {option: value}
+    one_line(pabench("gate", "run", "--quiet", *(word for pair in given.items() for word in pair)), 2, says)

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
+import signal
+import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -83,3 +88,50 @@ def test_a_command_needs_no_port_where_the_url_has_one() -> None:
 ])
 def test_keys_are_not_recorded(command: str, recorded: str) -> None:
     assert without_secrets(command) == recorded
+
+
+def test_nor_are_those_in_a_shells_command() -> None:
+    shell, option, line = shlex.split(without_secrets("bash -c 'exec vllm m --api-key abc --port {port}'"))
+    assert (shell, option) == ("bash", "-c")
+    assert shlex.split(line) == ["exec", "vllm", "m", "--api-key", "***", "--port", "{port}"]
+
+
+ENGINE_OF_A_USER = """
+import json, os, sys, time
+print(json.dumps(dict(os.environ)), flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_launched_engine_has_the_callers_environment_and_ends_with_the_group(tmp_path: Path) -> None:
+    """As `timeout` and CI runners end a command: TERM to its whole process group. The engine has one of its own."""
+    script, out = tmp_path / "engine.py", tmp_path / "out"
+    script.write_text(ENGINE_OF_A_USER)
+    command = [sys.executable, "-m", "pabench", "conform", "--launch", f"{sys.executable} {script} {{port}}", "--out",
+               str(out)]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    process = subprocess.Popen(command, start_new_session=True, env=environment, stdout=subprocess.DEVNULL,
+                               stderr=subprocess.DEVNULL)
+    log = out / "engine.log"
+    wait_for(lambda: log.exists() and log.read_text().endswith("}\n"))
+    told = json.loads(log.read_text())
+    assert {name: value for name, value in told.items() if not name.startswith("PYTEST_")} == environment
+    (engine,) = [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if runs(pid, str(script))]
+    os.killpg(process.pid, signal.SIGTERM)
+    assert process.wait(40) == 130
+    wait_for(lambda: not runs(engine, str(script)))
+
+
+def runs(pid: int, script: str) -> bool:
+    """Whether the process is Python with this script."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[1:2] == [script.encode()]
+    except OSError:
+        return False
+
+
+def wait_for(done: Callable[[], bool], within_s: float = 60.0) -> None:
+    until_s = time.monotonic() + within_s
+    while not done():
+        assert time.monotonic() < until_s
+        time.sleep(0.05)

@@ -13,7 +13,7 @@ from pabench.conformance.exchange import Exchange, exchange_as_json
 from pabench.conformance.expectations import load_expectations
 from pabench.conformance.failure import CaseFailed, Failure, fail, failure_text
 from pabench.conformance.results import FILE_NAME, SPEC_VERSION, Header, ResultsWriter
-from pabench.conformance.verdicts import by_requirement, exit_code, worst
+from pabench.conformance.verdicts import by_requirement, exit_code, replay_code, worst
 from pabench.engines.base import GenerationRequest
 from pabench.errors import UsageError
 
@@ -98,6 +98,12 @@ def row(outcome: Outcome, level: str = "MUST", requirement: str = "http/a", case
 ])
 def test_exit_code(rows: list[Verdict], code: int) -> None:
     assert exit_code(rows) == code
+
+
+def test_a_replayed_case_that_fails_fails_at_any_level() -> None:
+    rows = [Verdict("http/batch-invariant", "", "SHOULD", Outcome.FAIL)]
+    assert (exit_code(rows), replay_code(rows)) == (0, 1)
+    assert replay_code([Verdict("http/batch-invariant", "", "SHOULD", Outcome.PASS)]) == 0
 
 
 def test_cases_become_one_verdict() -> None:

@@ -12,6 +12,7 @@ import pytest
 from pabench.conformance.verdicts import Outcome, Verdict
 from pabench.errors import UsageError
 from pabench.gate import judge_folders, load_policy
+from pabench.gate.policy import MetricPolicy
 from pabench.gate.words import decision_junit, decision_markdown, decision_table, write_decision
 from pabench.load.manifest import read_manifest
 from tests.report.synthetic import HOSTILE, Made, write_run, write_suite
@@ -50,9 +51,23 @@ def test_wrong_tokens_always_fail(tmp_path: Path) -> None:
 
 
 def test_more_errors_than_the_baseline_fail_and_as_many_do_not(tmp_path: Path) -> None:
-    base, worse = sides(tmp_path, replace(ENGINE, errors=("boom",)))
-    assert "6 of 144 requests ended in an error" in judge_folders(base, worse, POLICY).failures[0]
+    base, worse = sides(tmp_path, replace(ENGINE, errors=("boom", "boom")))
+    assert "12 of 144 requests ended in an error" in judge_folders(base, worse, POLICY).failures[0]
     assert judge_folders(worse, worse, POLICY).failures == ()
+
+
+def test_a_few_more_errors_may_be_chance_and_are_noted(tmp_path: Path) -> None:
+    base, worse = sides(tmp_path, replace(ENGINE, errors=("boom",)))
+    found = judge_folders(base, worse, POLICY)
+    assert found.failures == ()
+    assert "6 of 144 requests ended in an error or ran out of time, 0 of 144 on the baseline: so few" in found.notes[-1]
+
+
+def test_a_figure_that_no_run_has_is_noted(tmp_path: Path) -> None:
+    policy = POLICY.model_copy(update={"metrics": POLICY.metrics | {"goodput_per_s": MetricPolicy(worse_by=0.05)}})
+    found = judge_folders(*sides(tmp_path, ENGINE), policy)
+    assert found.outcome == "PASS"
+    assert "goodput_per_s decides by the policy, and no run of" in found.notes[-1]
 
 
 def test_a_new_conformance_failure_fails_and_an_old_one_does_not(tmp_path: Path) -> None:
@@ -64,6 +79,9 @@ def test_a_new_conformance_failure_fails_and_an_old_one_does_not(tmp_path: Path)
         "conformance: http/ring-exact is a FAIL, the baseline was not asked",)
     write_suite(base / "conformance", failing, exit_code=1)
     assert judge_folders(base, same, POLICY).outcome == "PASS"
+    write_suite(base / "conformance", [Verdict("http/ring-exact", "", "MUST", Outcome.NOTRUN)], exit_code=2)
+    with pytest.raises(UsageError, match=r"the baseline's conformance could not be decided \(exit code 2\)"):
+        judge_folders(base, same, POLICY)
 
 
 def test_invalid_runs_are_refused(tmp_path: Path) -> None:

@@ -52,6 +52,7 @@ class Made:
     slower: float = 1.0     # every step takes so many times as long
     version: str = "0.1.0"
     cpu: str = "Example CPU"
+    cores: int = 2
     digest: str = ""
     rate: float | None = None   # stated as an open loop's; the requests come as `users` send them
 
@@ -163,7 +164,7 @@ def _manifest(made: Made, records: list[RequestRecord]) -> Manifest:
         engine=EngineRecord(dialect="reference", model="probe-tiny", max_context_tokens=512, version=made.version,
                             kv=kv if made.tells_memory else None, capabilities=["token_ids", "stream"]),
         probe_preset="tiny",
-        host=Host(cpu=made.cpu, cores=2, memory_bytes=8 << 30, platform="Linux", python="3.11.7"),
+        host=Host(cpu=made.cpu, cores=made.cores, memory_bytes=8 << 30, platform="Linux", python="3.11.7"),
         versions={"pabench": "0.1.0", "numpy": "2.0.0"}, git_commit="0123abc", outcomes=outcomes, duration_s=end,
         window_s=(0.1 * end, 0.9 * end),
         client=ClientHealth(loop_lag_p50_ms=0.05, loop_lag_p99_ms=0.1, loop_lag_max_ms=0.2,

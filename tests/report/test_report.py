@@ -12,6 +12,7 @@ import numpy as np
 import plotly.graph_objects as go
 import pytest
 
+from pabench.claims import Claim, Result, write_claims
 from pabench.errors import UsageError
 from pabench.report import write_report
 from pabench.report.build import json_in_html
@@ -39,6 +40,15 @@ def test_nothing_to_show_is_one_clear_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is no folder"):
         write_report([tmp_path / "absent"], tmp_path / "report.html")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_claims_alone_are_shown_and_once(tmp_path: Path) -> None:
+    claim = Claim(id="one", claim="waste is small", source="a paper", published="2x", how="exact", show="a:b")
+    (tmp_path / "a").mkdir()
+    write_claims([Result(claim, "reproduced", "1x", "")], tmp_path / "a" / "claims.json")
+    write_report([tmp_path, tmp_path / "a"], tmp_path / "report.html")
+    assert "waste is small" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert len(read_sources([tmp_path, tmp_path / "a"]).claims) == 1
 
 
 def test_an_impossible_out_is_refused_before_work(results: Path, tmp_path: Path) -> None:
