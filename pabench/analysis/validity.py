@@ -10,7 +10,7 @@ from pabench.analysis.summary import Validity
 from pabench.load.manifest import Manifest
 
 _SHARE = 0.05            # of the metric
-_DRAWS = 200_000     # of lags: so many samples tell enough in one round
+_DRAWS = 200_000         # of lags: so many samples tell enough in one round
 _FLOOR_MS = 1.0
 MAX_CPU_SHARE = 0.9     # of one core: above, the loop has no time left to be on time
 _MAX_FAILED_SCRAPES = 0.2
