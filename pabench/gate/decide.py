@@ -68,10 +68,11 @@ class Decision:
 
 def decide(
     samples: Sequence[Samples], policy: Policy, *, num_looks: int = 1, failures: Sequence[str] = (),
-    notes: Sequence[str] = (),
+    doubts: Sequence[str] = (), notes: Sequence[str] = (),
 ) -> Decision:
     """Judge `samples`; those of figures that the policy does not decide by are only shown. `num_looks`: how often the
-    same runs, and more, are judged in all. Raises UsageError when no figure decides.
+    same runs, and more, are judged in all. `failures` fail it whatever the figures say; with `doubts` it does not pass.
+    Raises UsageError when no figure decides.
     """
     deciding = [each for each in samples if each.metric in policy.metrics]
     if not deciding:
@@ -89,14 +90,15 @@ def decide(
     ]
     watched = [_told(each, WATCHED, each.ratio(), _worse_way(each).p_above())
                for each in samples if each.metric not in policy.metrics]
-    return Decision(_outcome(verdicts, failures), (*verdicts, *watched), tuple(failures), (*notes, *unjudged))
+    return Decision(_outcome(verdicts, failures, doubts), (*verdicts, *watched), tuple(failures),
+                    (*notes, *doubts, *unjudged))
 
 
-def _outcome(verdicts: Sequence[MetricVerdict], failures: Sequence[str]) -> str:
+def _outcome(verdicts: Sequence[MetricVerdict], failures: Sequence[str], doubts: Sequence[str]) -> str:
     outcomes = {verdict.outcome for verdict in verdicts}
     if failures or WORSE in outcomes:
         return REGRESSION
-    return INCONCLUSIVE if OPEN in outcomes else PASS
+    return INCONCLUSIVE if doubts or OPEN in outcomes else PASS
 
 
 def _worse_way(samples: Samples) -> LogRatio:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import numpy as np
-from scipy.stats import fisher_exact
+from scipy.stats import hypergeom
 
 from pabench.analysis.sides import Measured
 from pabench.conformance.results import FILE_NAME, load_results
@@ -39,9 +38,9 @@ def sure_failures(candidate: Sequence[Measured]) -> list[str]:
 def more_lost(
     baseline: Sequence[Measured], candidate: Sequence[Measured], alarm: float
 ) -> tuple[list[str], list[str]]:
-    """More requests that ended in an error or ran out of time than on the baseline: (failures, notes).
+    """More requests that ended in an error or ran out of time than on the baseline: (failures, doubts).
 
-    A failure where a one-sided exact test (Fisher) says so of equal engines at most as often as `alarm`; else a note.
+    A failure where equal engines would lose so many at most as often as `alarm`; else a doubt.
     """
     lost = [sum(run.summary.outcomes.get(name, 0) for run in side for name in _LOST) for side in (baseline, candidate)]
     sent = [sum(sum(run.summary.outcomes.values()) for run in side) for side in (baseline, candidate)]
@@ -49,9 +48,18 @@ def more_lost(
         return [], []
     text = (f"{lost[1]} of {sent[1]} requests ended in an error or ran out of time, {lost[0]} of {sent[0]} on the "
             "baseline")
-    table = np.array([[lost[at], sent[at] - lost[at]] for at in (1, 0)])
-    p = float(fisher_exact(table, alternative="greater").pvalue)
+    p = p_of_losses(lost, sent)
     return ([text], []) if p <= alarm else ([], [f"{text}: so few that it may be chance (p = {p:.2g})"])
+
+
+def p_of_losses(lost: Sequence[int], sent: Sequence[int]) -> float:
+    """How often the candidate of two equal engines loses as many requests as it did, or more, of as many in all.
+
+    `lost`, `sent`: requests of the baseline and of the candidate. Fisher's exact test, one side, with mid-p (Lancaster,
+    1961): the plain one errs far less often than it is asked to.
+    """
+    drawn = lost[1], sum(sent), sum(lost), sent[1]
+    return float(hypergeom.sf(*drawn) + hypergeom.pmf(*drawn) / 2)
 
 
 def new_conformance_failures(baseline: Path, candidate: Path) -> list[str]:

@@ -113,7 +113,7 @@ class GateRun:
         num_looks = len(self.policy.looks)
         failures, doubts = more_lost(*self.runs, self.policy.false_alarm / num_looks)
         samples = samples_of(*self.runs, tuple(self.policy.metrics), self.policy.watch.metrics)
-        return decide(samples, self.policy, num_looks=num_looks, failures=failures, notes=(*self._notes(), *doubts))
+        return decide(samples, self.policy, num_looks=num_looks, failures=failures, doubts=doubts, notes=self._notes())
 
     def _pair(self, number: int) -> list[str]:
         """One run of each side; what of it fails the gate for sure. A pair with an INVALID run is set aside."""

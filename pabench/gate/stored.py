@@ -24,7 +24,7 @@ def judge_folders(baseline: Path, candidate: Path, policy: Policy) -> Decision:
     refuse_unlike(before, after)
     refuse_invalid([*before, *after])
     samples = samples_of(before, after, tuple(policy.metrics), policy.watch.metrics)
-    return decide(samples, policy, notes=[*_notes(before, after), *doubts])
+    return decide(samples, policy, doubts=doubts, notes=_notes(before, after))
 
 
 def _notes(baseline: list[Measured], candidate: list[Measured]) -> list[str]:

@@ -81,6 +81,8 @@ def advice(decision: Decision) -> str:
         return "Failed, whatever the figures."
     if decision.outcome == PASS:
         return "No figure got worse by as much as matters."
+    if decision.outcome == INCONCLUSIVE and not any(each.outcome == OPEN for each in decision.metrics):
+        return "Cannot tell: no figure got worse, but the notes name what is in doubt. More pairs of runs tell."
     if decision.outcome == INCONCLUSIVE:
         more = decision.more
         if more is None:

@@ -73,7 +73,8 @@ def still_going_on(folder: Path) -> UsageError:
 class Journal:
     """Writes one journal. `start_s` is the run's zero on `line.clock`.
 
-    The file stays locked while the journal is open, so that nobody recovers a run that is still going on.
+    The file stays locked while the journal is open: a worker may outlive a caller that was killed, which lets go of
+    `held`.
     """
 
     def __init__(self, path: Path, start_s: float) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shlex
 import subprocess
 import sys
 import time
@@ -19,32 +18,26 @@ from pathlib import Path
 from pabench.conformance import Outcome, load_results
 from pabench.errors import PabenchError
 from pabench.probe import build_checkpoint, preset
+from tests.real.engines import REFERENCE, ROOT, VLLM, VLLM_160, VLLM_ENV, launch_line
 
-ROOT = Path(__file__).resolve().parents[2]
-_REFERENCE = (sys.executable, "-m", "reference_engine", "--model", "{model}", "--port", "{port}", "--block-size", "16")
-_VLLM = (str(ROOT / ".envs/vllm/bin/python"), "-m", "vllm.entrypoints.openai.api_server", "--model", "{model}",
-         "--served-model-name", "probe", "--host", "127.0.0.1", "--port", "{port}", "--dtype", "bfloat16",
-         "--max-model-len", "4096", "--block-size", "32", "--enable-prompt-tokens-details")
 ENGINES = {
-    "reference": (*_REFERENCE, "--num-blocks", "512"),
-    "reference-160": (*_REFERENCE, "--num-blocks", "160"),
-    "vllm": _VLLM,
-    "vllm-160": (*_VLLM, "--num-gpu-blocks-override", "160"),
+    "reference": (*REFERENCE, "--num-blocks", "512"),
+    "reference-160": (*REFERENCE, "--num-blocks", "160"),
+    "vllm": VLLM,
+    "vllm-160": VLLM_160,
 }
-_VLLM_ENV = {"VLLM_TARGET_DEVICE": "cpu", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_NUM_OF_RESERVED_CPU": "1",
-             "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
 _FINE = (Outcome.PASS, Outcome.UNSUPPORTED, Outcome.DISABLED)
 
 
 def conform(engine: str, seed: int, model: Path, out: Path) -> float:
     """Run the suite once. Seconds, with the engine's start."""
-    launch = shlex.join(ENGINES[engine]).replace("'{model}'", str(model)).replace("'{port}'", "{port}")
+    launch = launch_line(ENGINES[engine], {"model": str(model)})
     command = [sys.executable, "-m", "pabench", "conform", "--launch", launch, "--profile", "ci", "--seed", str(seed),
                "--out", str(out), "--quiet"]
     if engine.startswith("vllm"):
         command += ["--expect", str(Path(__file__).with_name("known_failures.toml"))]
     began = time.monotonic()
-    subprocess.run(command, cwd=ROOT, env=os.environ | _VLLM_ENV, check=False, stdout=subprocess.DEVNULL)
+    subprocess.run(command, cwd=ROOT, env=os.environ | VLLM_ENV, check=False, stdout=subprocess.DEVNULL)
     return time.monotonic() - began
 
 

@@ -157,6 +157,15 @@ PEERS = (
 )
 
 
+def chosen(only: str | None) -> list[Peer]:
+    """Those that are installed, or the one called `only`; who is not is named."""
+    wanted = [peer for peer in PEERS if only in (None, peer.name)]
+    for peer in wanted:
+        if not peer.python.exists():
+            print(f"left out, not installed: {peer.name} ({peer.python})", flush=True)
+    return [peer for peer in wanted if peer.python.exists()]
+
+
 def run_beside(peer: Peer, requests: int, tokens: int, tokenizer: Path, *, ttft_ms: float, itl_ms: float,
                rate_per_s: float | None = None) -> tuple[Said, dict[str, Any], list[int], float]:
     """What `peer` said, what the stub says of itself, when requests came there (nanoseconds), and CPU seconds.

@@ -20,7 +20,7 @@ from typing import Any
 
 from pabench.load.calibrate import TTFT_MS
 from pabench.probe import build_checkpoint, preset
-from tests.load.generators import PEERS, Peer, run_beside
+from tests.load.generators import Peer, chosen, run_beside
 
 ITL_MS = 10.0
 
@@ -57,6 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", help="name of one generator")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args(arguments)
+    peers = chosen(given.only)
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = Path(folder) / "probe"
         build_checkpoint(preset("tiny"), tokenizer)
@@ -65,12 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rows: list[dict[str, Any]] = []
         least: dict[str, dict[str, Any]] = {}
         for streams in map(int, given.streams.split(",")):
-            for peer in PEERS:
-                if given.only not in (None, peer.name):
-                    continue
-                if not peer.python.exists():
-                    print(f"| {streams} | {peer.name} | not installed: {peer.python} |||||", flush=True)
-                    continue
+            for peer in peers:
                 row = measure(peer, streams, given.seconds, tokenizer)
                 row["cpu_us_per_token"] = cost_us(row, least.setdefault(peer.name, row))
                 rows.append(row)

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from pabench.probe import build_checkpoint, preset
-from tests.load.generators import PEERS, Peer, run_beside
+from tests.load.generators import Peer, chosen, run_beside
 from tests.load.open_loop import dispersion
 
 TTFT_MS, ITL_MS = 20.0, 10.0
@@ -48,18 +48,14 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=8)
     parser.add_argument("--only", help="name of one generator")
     given = parser.parse_args()
+    peers = chosen(given.only)
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = Path(folder) / "probe"
         build_checkpoint(preset("tiny"), tokenizer)
         print(f"truth: TTFT {TTFT_MS:g} ms, dispersion 1\n\n| requests/s | generator | came | delivered | dispersion | "
               "TTFT p50, as it says | CPU s | stub late p99, ms | verdict |\n|" + " --- |" * 9, flush=True)
         for rate_per_s in map(float, given.rates.split(",")):
-            for peer in PEERS:
-                if given.only not in (None, peer.name):
-                    continue
-                if not peer.python.exists():
-                    print(f"| {rate_per_s:g} | {peer.name} | not installed: {peer.python} |||||||", flush=True)
-                    continue
+            for peer in peers:
                 requests = min(given.requests, int(rate_per_s * _MOST_S))
                 print(row(peer, rate_per_s, requests, given.tokens, tokenizer), flush=True)
                 time.sleep(1.0)

@@ -1,6 +1,6 @@
 """The published matrix: each engine, block manager and kernel that runs here, asked everything. A benchmark.
 
-    python tests/real/matrix.py [--profile ci] [--out results/published/conformance] [--llama-server PATH] [NAME ...]
+    python -m tests.real.matrix [--profile ci] [--out results/published/conformance] [--llama-server PATH] [NAME ...]
 
 Needs the environments of `make install-real`; llama.cpp's column needs its server, and is left out without one. A NAME
 (a folder below --out) is asked anew; without any, all whose results are not there. Then matrix.md and matrix.html.
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shlex
 import shutil
 import subprocess
 import sys
@@ -20,23 +19,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pabench.probe import build_checkpoint, build_gguf, preset
+from tests.real.engines import (
+    ENVS,
+    LLAMA_CPP,
+    REFERENCE,
+    ROOT,
+    TRANSFORMERS,
+    TRANSFORMERS_ENV,
+    VLLM,
+    VLLM_160,
+    VLLM_ENV,
+    launch_line,
+)
 
-ROOT = Path(__file__).resolve().parents[2]
 PABENCH = [sys.executable, "-m", "pabench"]
-ENVS = ROOT / ".envs"
-_OFFLINE = {"HF_HUB_OFFLINE": "1"}
-_VLLM_ENV = _OFFLINE | {"VLLM_TARGET_DEVICE": "cpu", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_NUM_OF_RESERVED_CPU": "1",
-                        "VLLM_NO_USAGE_STATS": "1"}
-_VLLM = (str(ENVS / "vllm/bin/python"), "-m", "vllm.entrypoints.openai.api_server", "--model", "{model}",
-         "--served-model-name", "probe", "--host", "127.0.0.1", "--port", "{port}", "--dtype", "bfloat16",
-         "--max-model-len", "4096", "--block-size", "32", "--enable-prompt-tokens-details")
-_TRANSFORMERS = (str(ENVS / "transformers/bin/transformers"), "serve", "{model}", "--continuous-batching", "--device",
-                 "cpu", "--dtype", "float32", "--attn-implementation", "sdpa", "--cb-block-size", "16",
-                 "--cb-num-blocks", "256", "--cb-max-batch-tokens", "512", "--host", "127.0.0.1", "--port", "{port}")
-_REFERENCE = (sys.executable, "-m", "reference_engine", "--model", "{model}", "--served-model-name", "probe",
-              "--num-blocks", "256", "--max-model-len", "2048", "--port", "{port}")
-_LLAMA = ("{llama_server}", "-m", "{gguf}", "-c", "16384", "-np", "4", "--metrics", "--host", "127.0.0.1", "--port",
-          "{port}")
+_REFERENCE = (*REFERENCE, "--served-model-name", "probe", "--num-blocks", "256", "--max-model-len", "2048")
+_ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 
 
 @dataclass(frozen=True)
@@ -51,14 +49,12 @@ class Subject:
 
 
 SUBJECTS = (
-    Subject("vllm", "vLLM 0.32", _VLLM, env=_VLLM_ENV),
-    Subject("vllm-160", "vLLM 0.32, 160 blocks", (*_VLLM, "--num-gpu-blocks-override", "160"), env=_VLLM_ENV),
-    Subject("transformers", "transformers 5.23", _TRANSFORMERS,
-            env=_OFFLINE | {"OMP_NUM_THREADS": "1", "HF_HUB_CACHE": "{model}"}),  # which has to be there
-    Subject("llamacpp", "llama.cpp {llama_version}", _LLAMA),
-    Subject("reference-paged", "reference, paged", _REFERENCE, env={"OMP_NUM_THREADS": "1"}),
-    Subject("reference-contiguous", "reference, contiguous", (*_REFERENCE, "--kv", "contiguous"),
-            env={"OMP_NUM_THREADS": "1"}),
+    Subject("vllm", "vLLM 0.32", VLLM, env=VLLM_ENV),
+    Subject("vllm-160", "vLLM 0.32, 160 blocks", VLLM_160, env=VLLM_ENV),
+    Subject("transformers", "transformers 5.23", TRANSFORMERS, env=TRANSFORMERS_ENV),
+    Subject("llamacpp", "llama.cpp {llama_version}", LLAMA_CPP),
+    Subject("reference-paged", "reference, paged", _REFERENCE, env=_ONE_THREAD),
+    Subject("reference-contiguous", "reference, contiguous", (*_REFERENCE, "--kv", "contiguous"), env=_ONE_THREAD),
     Subject("alloc-vllm", "vLLM 0.32", impl="vllm-blocks",
             env={"PABENCH_VLLM_PYTHON": str(ENVS / "vllm/bin/python")}),
     Subject("alloc-transformers", "transformers 5.23", impl="transformers-blocks",
@@ -77,8 +73,7 @@ def ask(subject: Subject, words: dict[str, str], profile: str, out: Path) -> Non
     """Run the suite on one subject; its results take the place of earlier ones when they are whole."""
     target = ["--impl", subject.impl]
     if subject.launch:
-        line = shlex.join(word if word == "{port}" else word.format(**words) for word in subject.launch)
-        target = ["--launch", line.replace("'{port}'", "{port}"), "--ready-timeout-s", "400"]
+        target = ["--launch", launch_line(subject.launch, words), "--ready-timeout-s", "400"]
     with tempfile.TemporaryDirectory() as folder:
         began = time.monotonic()
         found = Path(folder) / "found"
