@@ -59,13 +59,14 @@ def is_over(record: RequestRecord) -> bool:
 def those_over(records: Iterable[RequestRecord], *, died: bool) -> dict[int, RequestRecord]:
     """Of the records of a run that was broken off those that have their outcome for good, by index.
 
-    `died`: the engine did. Then what broke after its last answer is its death's, and will be sent again.
+    `died`: the engine did. Then what broke since it last took a request that it answered is its death's, and will be
+    sent again. (Not since its last answer: one that ends in good order takes no connection, but ends its answers.)
     """
     over = {record.index: record for record in records if is_over(record)}
     if not died:
         return over
-    last_s = max((record.end_s for record in over.values()
-                  if record.end_s is not None and record.error_kind not in _UNANSWERED), default=0.0)
+    last_s = max((record.sent_s for record in over.values()
+                  if record.sent_s is not None and record.error_kind not in _UNANSWERED), default=0.0)
     return {index: record for index, record in over.items()
             if record.error_kind not in _UNANSWERED or (record.end_s or 0.0) <= last_s}
 

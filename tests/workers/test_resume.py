@@ -18,6 +18,8 @@ from pabench.errors import UsageError
 from pabench.load import Manifest, Placement, ProgressState, resume_run, run_loop, run_workload
 from pabench.load.calibrate import fast_stub
 from pabench.load.journal import journals_in
+from pabench.load.records import RequestRecord
+from pabench.load.replan import those_over
 from pabench.stub import StubOptions, StubServer
 from tests.load.support import CAPABILITIES, Examined, broken_off, checked, workload
 from tests.load.test_keeping import signalled
@@ -128,6 +130,18 @@ def test_an_engine_that_came_back_is_asked_for_the_rest(tmp_path: Path) -> None:
     assert run.manifest.status == "complete"
     assert run.manifest.failure is None
     assert run.manifest.outcomes["ok"] == 40  # what broke as it died too
+
+
+def test_an_engine_that_ended_in_good_order_is_asked_again() -> None:
+    """It took no connection any more, and then ended its last answer."""
+    def record(index: int, sent_s: float | None, end_s: float, error_kind: str | None = None) -> RequestRecord:
+        return RequestRecord(f"r{index}", index, 0, sent_s or end_s, sent_s=sent_s, end_s=end_s,
+                             outcome="ok" if error_kind is None else "error", error_kind=error_kind)
+
+    records = [record(0, 0.0, 0.5, "reset"), record(1, 0.6, 1.0), record(2, None, 0.7, "connect"),
+               record(3, None, 0.8, "connect"), record(4, 0.4, 0.9, "reset")]
+    assert set(those_over(records, died=True)) == {0, 1}
+    assert set(those_over(records, died=False)) == {0, 1, 2, 3, 4}
 
 
 def test_what_cannot_be_resumed_is_said(tmp_path: Path) -> None:
