@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
+import os
 import signal
 import socket
 import sys
@@ -27,11 +28,23 @@ from reference_engine.serving.server import Server
 def build_engine(args: argparse.Namespace) -> Engine:
     """Load the model and allocate the cache. Raises UsageError for what cannot be, before it loads where it can."""
     config = engine_config(args)
+    use_threads(args.threads)
     try:
         torch.empty(0, device=args.device)
     except (RuntimeError, AssertionError) as error:  # an unknown name, or a device that torch here cannot use
         raise UsageError(f"--device {args.device!r} cannot be used: {str(error).splitlines()[0]}") from error
     return Engine.from_folder(args.model, config, dtype=DTYPES[args.dtype], device=args.device)
+
+
+def use_threads(count: int | None) -> None:
+    """Let torch compute with `count` threads; None: as OMP_NUM_THREADS says, else with one. Raises UsageError.
+
+    Torch by itself takes all cores, where threads wait for each other longer than such small products take.
+    """
+    if count is not None and count < 1:
+        raise UsageError(f"--threads is {count}, expected at least 1")
+    if count is not None or "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(count or 1)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -62,8 +75,8 @@ async def serve(engine: Engine, sock: socket.socket, served_model: str, model_ro
     try:
         await web.SockSite(runner, sock, backlog=1024).start()
         host, port = sock.getsockname()[:2]
-        print(f"{served_model}: {describe(engine.config)}, {engine.pool.num_bytes / 2**20:.0f} MiB; "
-              f"listening on http://{host}:{port}", flush=True)
+        print(f"{served_model}: {describe(engine.config)}, {engine.pool.num_bytes / 2**20:.0f} MiB, "
+              f"{torch.get_num_threads()} CPU threads; listening on http://{host}:{port}", flush=True)
         await stop.wait()
     except OSError as error:
         raise UsageError(f"cannot listen: {error}") from error

@@ -53,6 +53,8 @@ def _add_model_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--model", type=Path, required=True, help="Hugging Face folder")
     group.add_argument("--dtype", choices=sorted(DTYPES), default="float32", help="of weights and activations")
     group.add_argument("--device", default="cpu", help="torch device")
+    group.add_argument("--threads", type=int,
+                       help="CPU threads that torch computes with; default: OMP_NUM_THREADS, else 1")
     group.add_argument("--max-model-len", type=int, help="longest prompt plus output, tokens; default: the model's own")
     _switch(group, "--weight-dtype", "weight_dtype", "of the weights, where not --dtype")
     _switch(group, "--attention-backend", "attention_backend",

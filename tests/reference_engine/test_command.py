@@ -75,11 +75,25 @@ def test_serves_until_told_to_stop_even_in_mid_stream(tiny_probe, number):
     (("--draft-model", "/nowhere"), "nothing else does"),
     (("--speculation", "draft", "--draft-model", "/nowhere"), "is no model folder"),
     (("--device", "abacus"), "abacus"),
+    (("--threads", 0), "--threads is 0, expected at least 1"),
     (("--port", 70000), "cannot listen"),
     (("--host", "203.0.113.7"), "cannot listen"),
 ])
 def test_bad_starts_give_one_line_and_exit_2(tiny_probe, capsys, args, message):
     assert message in failed_start(capsys, "--model", tiny_probe, "--port", 0, *args)
+
+
+@pytest.mark.parametrize(("told", "count", "used"), [(None, None, 1), ("2", None, 2), ("2", 3, 3)])
+def test_one_thread_unless_told_otherwise(monkeypatch, told, count, used):
+    if told is None:
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    else:
+        monkeypatch.setenv("OMP_NUM_THREADS", told)
+    script = ("import torch; from reference_engine.__main__ import use_threads; "
+              f"use_threads({count}); print(torch.get_num_threads())")
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}"}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, text=True, capture_output=True, check=True)
+    assert done.stdout.split() == [str(used)]
 
 
 def test_every_switch_of_the_engine_has_a_flag_and_the_same_default(tiny_probe):
