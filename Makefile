@@ -20,7 +20,8 @@ demo: setup
 
 # The tests, mutants aside; no GPU, no internet beyond the package index. Three workers on two cores, since half the
 # time they wait for engines that they have started; what measures time runs after them, alone.
-TIMED := tests/load tests/stub tests/workers/test_ray.py tests/gate/test_live.py tests/cli/test_searches.py
+TIMED := $(patsubst %,tests/load/test_%.py,alarm calibrate dispatch keeping outcomes resend timing wire) tests/stub \
+  tests/workers/test_ray.py tests/gate/test_live.py tests/cli/test_searches.py
 test: setup check
 	$(BIN)/pytest tests -n 3 --dist worksteal $(TIMED:%=--ignore=%)
 	$(BIN)/pytest $(TIMED)

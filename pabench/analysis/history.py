@@ -12,7 +12,6 @@ from itertools import pairwise
 from math import log
 
 import numpy as np
-import ruptures
 
 from pabench.analysis.measures import higher_is_better, measure
 from pabench.analysis.ratio import holm, unpaired_ratio
@@ -87,6 +86,8 @@ def find_steps(points: Sequence[Point], metric: str) -> tuple[Step, ...]:
     """The steps in `points`, which are in the order of time; fewer than two times MIN_RUNS have none."""
     if len(points) < 2 * MIN_RUNS:
         return ()
+    import ruptures  # here: it takes long to import
+
     values = np.log([point.value for point in points])
     noise = _noise(values) or 1e-9
     ends = ruptures.Pelt(model="l2", min_size=MIN_RUNS, jump=1).fit(values / noise).predict(

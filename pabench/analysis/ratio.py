@@ -15,7 +15,6 @@ from math import exp, inf, sqrt
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from pabench.errors import UsageError
 
@@ -50,7 +49,9 @@ class LogRatio:
         """Of the ratio, two-sided; (0, inf) where one run a side cannot tell."""
         if self.freedom <= 0:
             return (0.0, inf)
-        half = float(stats.t.ppf((1 + confidence) / 2, self.freedom)) * self.error
+        from scipy.stats import t  # here: it takes long to import, and few commands come so far
+
+        half = float(t.ppf((1 + confidence) / 2, self.freedom)) * self.error
         return (exp(self.mean - half), exp(self.mean + half))
 
     def flipped(self) -> LogRatio:
@@ -62,7 +63,9 @@ class LogRatio:
             return 1.0
         if self.error == 0:
             return 0.0 if distance > 0 else 1.0
-        return float(stats.t.sf(distance / self.error, self.freedom))
+        from scipy.stats import t
+
+        return float(t.sf(distance / self.error, self.freedom))
 
 
 def paired_ratio(one: Sequence[float], other: Sequence[float]) -> LogRatio:

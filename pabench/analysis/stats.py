@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from math import erfc, sqrt
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -53,22 +52,3 @@ def mean_or_none(samples: Sequence[float] | NDArray[np.float64]) -> float | None
     """Mean, NaN left out; None of none."""
     found = quantiles(samples)
     return None if found is None else found.mean
-
-
-def rank_sum_p(one: ArrayLike, other: ArrayLike) -> float:
-    """How probable it is that samples of one distribution differ so much in rank: Mann and Whitney's test, two-sided.
-
-    By its normal approximation with the correction for ties: sound from about ten samples a side on.
-    """
-    first, second = (np.asarray(samples, dtype=np.float64).ravel() for samples in (one, other))
-    n, m = len(first), len(second)
-    if n == 0 or m == 0:
-        raise UsageError(f"a rank test needs samples on both sides: got {n} and {m}")
-    values, ranks, counts = np.unique(np.concatenate([first, second]), return_inverse=True, return_counts=True)
-    mean_rank = counts.cumsum() - (counts - 1) / 2
-    u = mean_rank[ranks[:n]].sum() - n * (n + 1) / 2
-    total = n + m
-    variance = n * m / 12 * (total + 1 - float((counts**3 - counts).sum()) / (total * (total - 1)))
-    if variance <= 0 or len(values) == 1:
-        return 1.0
-    return erfc(max(0.0, abs(u - n * m / 2) - 0.5) / sqrt(2 * variance))

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from math import log1p, sqrt
 
 import numpy as np
-from scipy import stats
 
 from pabench.analysis.measures import higher_is_better
 from pabench.analysis.ratio import LogRatio, geometric_mean, holm
@@ -131,10 +130,12 @@ def _more(worse: LogRatio, bound: float, alarm: float, missed: float, paired: bo
     """
     if worse.freedom <= 0:
         return max(1, 4 - worse.count)
+    from scipy.stats import t  # here: it takes long to import
+
     counts = np.arange(worse.count + 1, _MOST_PAIRS)
     freedom = (counts - 1) * (1 if paired else 2)
     spread = worse.error * sqrt(worse.count)
-    needed = (stats.t.ppf(1 - alarm, freedom) + stats.t.ppf(1 - missed, freedom)) * spread / np.sqrt(counts)
+    needed = (t.ppf(1 - alarm, freedom) + t.ppf(1 - missed, freedom)) * spread / np.sqrt(counts)
     enough = counts[needed <= bound]
     return int(enough[0]) - worse.count if len(enough) else None
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from scipy.stats import hypergeom
-
 from pabench.analysis.sides import Measured
 from pabench.conformance.results import FILE_NAME, load_results
 from pabench.conformance.verdicts import NOT_CONFORMING
@@ -58,6 +56,8 @@ def p_of_losses(lost: Sequence[int], sent: Sequence[int]) -> float:
     `lost`, `sent`: requests of the baseline and of the candidate. Fisher's exact test, one side, with mid-p (Lancaster,
     1961): the plain one errs far less often than it is asked to.
     """
+    from scipy.stats import hypergeom  # here: it takes long to import
+
     drawn = lost[1], sum(sent), sum(lost), sent[1]
     return float(hypergeom.sf(*drawn) + hypergeom.pmf(*drawn) / 2)
 

@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from scipy.stats import theilslopes
-
 from pabench.workingset.asking import Asker, Refused
 from pabench.workingset.figure import Ended, Figure, missing
 from pabench.workingset.prompts import Prompts
@@ -60,6 +58,8 @@ def recompute_figure(found: Sequence[Pair], ended: Ended | None) -> Figure:
     if len(set(tokens)) < 2:
         return missing(NAME, _UNIT, ended)
     seconds = [each.cold_s - each.warm_s if hits else each.cold_s for each in found]
+    from scipy.stats import theilslopes  # here: it takes long to import
+
     slope, _, low, high = (1e6 * float(each) for each in theilslopes(seconds, tokens, alpha=_CONFIDENCE))
     what = "TTFT saved by tokens hit" if hits else "TTFT of first visits by their length, as no hit is told"
     span = f"{min(each.tokens for each in found):,} to {max(each.tokens for each in found):,} tokens"
