@@ -8,8 +8,8 @@ from rich.table import Table
 from rich.text import Text
 
 from pabench.analysis.compare import Compared
-from pabench.analysis.tables import UNKNOWN
 from pabench.engines.cleaning import clean, markdown
+from pabench.telemetry.vocabulary import UNKNOWN
 
 _ALPHA = 0.05
 _BASIS = {"pairs": "", "runs": "", "within": " ¹"}

@@ -10,9 +10,9 @@ from rich.text import Text
 
 from pabench.analysis.summary import Quantiles, RunSummary
 from pabench.engines.cleaning import clean
+from pabench.telemetry.vocabulary import UNKNOWN
 
 _GOODPUT = "goodput, requests/s (in time)"
-UNKNOWN = "–"  # not told by this engine, which is not zero
 
 
 def comparison_frame(summaries: Sequence[RunSummary]) -> pd.DataFrame:

@@ -90,7 +90,7 @@ def mutants(
     need_engine()
     from pabench.conformance.kills import exit_code, kills_page, questions, run_mutants
     from pabench.report.build import check_out
-    from pabench.terminal.engines import show_kill, show_kills
+    from pabench.terminal.kills import show_kill, show_kills
 
     if markdown is not None:
         check_out(markdown)

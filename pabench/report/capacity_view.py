@@ -13,7 +13,8 @@ from pabench.report.figures import Figure, axis, line, spec, wide
 from pabench.report.groups import Engine, Group
 from pabench.report.reduce import rounded
 from pabench.report.tables import Cell, Column, Table, table, words
-from pabench.report.text import UNKNOWN, count, number, percent
+from pabench.report.text import count, number, percent
+from pabench.telemetry.vocabulary import UNKNOWN
 
 _ASKED = "#888888"  # in sight on both themes, and no engine's
 _MARKS = {"inside": "", "outside": "-open", "undecided": "-open-dot"}

@@ -8,7 +8,8 @@ from typing import Any
 
 from pabench.report.sources import Told
 from pabench.report.tables import Cell, Column, Table, table, words
-from pabench.report.text import UNKNOWN, number
+from pabench.report.text import number
+from pabench.telemetry.vocabulary import UNKNOWN
 
 _STATES = {"PASS": "yes", "REGRESSION": "no"}
 _TONES = {"not worse": "good", "worse": "bad", "watched": "muted", "reproduced": "good", "ERROR": "bad",

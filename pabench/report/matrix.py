@@ -10,7 +10,8 @@ from pabench.conformance.levels import SUITE_LEVELS
 from pabench.conformance.verdicts import NOT_CONFORMING, by_requirement
 from pabench.report.groups import Engine
 from pabench.report.tables import Cell, Column, Table, table, words
-from pabench.report.text import UNKNOWN, count, visible
+from pabench.report.text import count, visible
+from pabench.telemetry.vocabulary import UNKNOWN
 
 SHOWN_DIAGNOSES = 12  # of each run
 

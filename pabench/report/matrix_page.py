@@ -20,7 +20,8 @@ from pabench.report.matrix import Failure, failures, matrices
 from pabench.report.sources import VERDICTS_FILE, suite_label
 from pabench.report.strip import Answer, conforming
 from pabench.report.tables import Column, Table, table, words
-from pabench.report.text import UNKNOWN, visible
+from pabench.report.text import visible
+from pabench.telemetry.vocabulary import UNKNOWN
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from pabench.engines.cleaning import no_formula
-from pabench.report.text import UNKNOWN, visible
+from pabench.report.text import visible
+from pabench.telemetry.vocabulary import UNKNOWN
 
 Raw = str | float | int | None
 

@@ -10,7 +10,8 @@ import html
 import math
 import re
 
-UNKNOWN = "–"
+from pabench.telemetry.vocabulary import UNKNOWN
+
 THIN_SPACE = "\u202f"  # narrow, does not break a line
 
 # C0 (but tab and newline), DEL and C1, line and paragraph separators, and the characters that turn text around.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+UNKNOWN = "–"  # how a quantity is shown that an engine does not tell
 
 @dataclass(frozen=True, slots=True)
 class MetricSample:

@@ -1,19 +1,14 @@
-"""What engines are, and what mutants came to. Engine-supplied text is cleaned."""
+"""What engines are, in the terminal. Engine-supplied text is cleaned."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from pabench.analysis.tables import UNKNOWN
-from pabench.conformance.kills import Kill, Question, cell, kill_table
-from pabench.conformance.levels import SUITE_LEVELS
-from pabench.engines.cleaning import WHOLE, clean
+from pabench.engines.cleaning import clean
 from pabench.engines.doctor import Examination
-from pabench.terminal.live import console
+from pabench.telemetry.vocabulary import UNKNOWN
 
 
 def show_examination(examination: Examination, url: str) -> None:
@@ -44,25 +39,3 @@ def _tokens(count: int | None) -> str:
 
 def _number(count: int | None) -> str:
     return UNKNOWN if count is None else f"{count:,}"
-
-
-def show_kill(place: int, count: int, question: Question, kill: Kill) -> None:
-    """One answer of `pabench mutants` as it comes, on stderr."""
-    style = "green" if kill.good else "red"
-    console().print(f"{place:3}/{count} [{style}]{kill.outcome}[/{style}] {question.mutant.name} at {question.level} "
-                    f"({kill.duration_s:.1f} s)")
-
-
-def show_kills(kills: Sequence[Kill]) -> None:
-    """The table of mutants by levels, on stdout."""
-    shown = Table(title="What killed the mutants", title_justify="left")
-    for title in ("mutant", *SUITE_LEVELS):
-        shown.add_column(title, overflow="fold")
-    for row in kill_table(kills):
-        shown.add_row(*(escape(clean(text, WHOLE)) for text in row))
-    out = Console(highlight=False)
-    out.print(shown)
-    bad = [kill for kill in kills if not kill.good]
-    out.print(f"{len(kills) - len(bad)} of {len(kills)} as they must be")
-    for kill in bad:
-        out.print(f"{escape(kill.mutant)} at {kill.level}: {escape(clean(cell(kill), WHOLE))}")

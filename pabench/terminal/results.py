@@ -19,12 +19,12 @@ from pabench.analysis.export import flat_row
 from pabench.analysis.history import MIN_RUNS, History
 from pabench.analysis.measures import measure
 from pabench.analysis.sides import Measured
-from pabench.analysis.tables import UNKNOWN
 from pabench.claims import DIFFERS, ERROR, NOT_SHOWN, REPRODUCED, Result
 from pabench.engines.cleaning import WHOLE, clean
 from pabench.gate import Decision
 from pabench.gate.words import advice, decision_table
 from pabench.load.manifest import Manifest
+from pabench.telemetry.vocabulary import UNKNOWN
 from pabench.terminal.live import console
 
 

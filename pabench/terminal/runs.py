@@ -12,12 +12,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from pabench.analysis import RunSummary, comparison_table, load_run, summarise, throughput_table
-from pabench.analysis.tables import UNKNOWN, knee
+from pabench.analysis.tables import knee
 from pabench.bench import EngineResult
 from pabench.capacity import Search, Tried
 from pabench.engines.cleaning import WHOLE, clean
 from pabench.load.calibrate import ClientError
 from pabench.report import write_report
+from pabench.telemetry.vocabulary import UNKNOWN
 
 
 def show_run(summary: RunSummary, *, as_json: bool) -> None:

@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from pabench.analysis.tables import UNKNOWN
 from pabench.engines.cleaning import WHOLE, clean
+from pabench.telemetry.vocabulary import UNKNOWN
 from pabench.workingset import Figure, WorkingSet
 
 
