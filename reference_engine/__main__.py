@@ -57,7 +57,7 @@ def listen(host: str, port: int) -> socket.socket:
         sock = socket.socket(family, kind, proto)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(address)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # the latter for a host that can be no name
         if sock is not None:
             sock.close()
         raise UsageError(f"cannot listen on {host}:{port}: {error}") from error

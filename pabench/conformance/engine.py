@@ -300,6 +300,7 @@ class EngineUnderTest:
         Engines update gauges once a step, and an idle engine steps no more: a request of one token makes it.
         """
         start = last_nudge = time.monotonic()
+        nudge_after_s = min(_NUDGE_AFTER_S, within_s / 4)
         while True:
             sample = self.metrics()
             if sample is None:
@@ -307,7 +308,7 @@ class EngineUnderTest:
             now = time.monotonic()
             if ready(sample) or now - start > within_s:
                 return sample
-            if now - last_nudge > _NUDGE_AFTER_S:
+            if now - last_nudge > nudge_after_s:
                 self._nudge()
                 last_nudge = time.monotonic()
             time.sleep(_POLL_S)

@@ -10,6 +10,7 @@ what was decoded is held against a prefill of the same tokens too. Then, token b
     without log-probabilities
                      one token, and one more in 32, may depart if all that follows it is what the engine says alone
                      behind it, for 8 tokens or to the end, at least 4: a fault stays in the cache, a near tie does not
+    an early end     where alone the answer goes on, is as another token: a fault where what follows leads
     sampled          each token's log-probability must be the one that it has as part of a prompt
 
 Cold is what has a cache salt of its own, or any request where there is no prefix cache. Where neither is so, the
@@ -90,7 +91,7 @@ class SelfCheck:
         self._seed = seed
         self._salted = "cache_salt" in can
         self._noise: Noise | None = None
-        self._references: dict[Prompt, list[Token]] = {}
+        self._references: dict[Prompt, tuple[int, list[Token]]] = {}  # how many tokens were asked for, and the answer
         self.without_logprobs = not {"token_ids", "logprobs"} <= can
         self.scores = {"token_ids", "logprobs", "prompt_logprobs", "sampling"} <= can
         # An engine that tells nothing of a prefix cache may have one.
@@ -138,7 +139,11 @@ class SelfCheck:
         prompt = self.request(ask).prompt
         if ask.temperature > 0:
             return self._check_sample(asker, prompt, tokens, name, tally)
-        return _Comparison(self, asker, prompt, tokens, name, others, tally).run()
+        comparison = _Comparison(self, asker, prompt, tokens, name, others, tally)
+        failure = comparison.run()
+        if failure is None and choice.finish_reason != "length" and not ask.stop_token_ids:
+            failure = comparison.end(ask.tokens)
+        return failure
 
     def cold(
         self, asker: Asker, prompt: Prompt, count: int, name: str, *, temperature: float = 0.0
@@ -173,9 +178,10 @@ class SelfCheck:
         return None
 
     def _reference(self, asker: Asker, prompt: Prompt, count: int, name: str) -> list[Token]:
-        known = self._references.get(prompt)
-        if known is None or len(known) < count:
-            known = self._references[prompt] = self.cold(asker, prompt, count, f"reference of {name}")
+        asked, known = self._references.get(prompt, (0, []))
+        if asked < count:  # not `len(known)`: an answer may end before, and of text it is words that are counted
+            known = self.cold(asker, prompt, count, f"reference of {name}")
+            self._references[prompt] = count, known
         return known[:count]
 
     def _answer(self, asker: Asker, request: GenerationRequest, name: str) -> Completion:
@@ -205,7 +211,7 @@ class _Comparison:
     tally: Tally
     at: int = 0                  # the first token that is not compared yet
     departure: int | None = None  # without log-probabilities: a token that what follows must excuse
-    departures: int = 0
+    departures: int = 0          # tokens that were not the reference's
 
     def run(self) -> Failure | None:
         """Piece by piece, until the answer ends, a fault is found, or the time is up."""
@@ -222,6 +228,18 @@ class _Comparison:
         if self.departure is not None and self.at - self.departure - 1 < _FOLLOWS_AT_LEAST:
             self.tally.compared -= self.at - self.departure - 1  # too little follows to excuse it or not
         return None
+
+    def end(self, count: int) -> Failure | None:
+        """What is wrong with an answer that ended before its `count` tokens. What it lacks counts as not compared."""
+        if self.at < len(self.tokens) or self.departures or not self.asker.time_for_references:
+            return None
+        missing = self.check._reference(self.asker, self.prompt, count, self.name)[self.at:]
+        self.tally.total += len(missing)
+        if not missing or missing[0].lead is None or missing[0].lead <= self.check.noise(self.asker).tolerance:
+            return None
+        return Failure(f"{self.name}[{self.at}] = {_shown(missing[0], missing[0].logprob)}, {missing[0].lead:.3g} nats "
+                       "before any other, as alone and cold", f"{self.name} ends after {self.at} tokens",
+                       self.check._reads(self.asker), "is a sequence taken for another that has ended?")
 
     def _piece(self) -> list[Token]:
         left = len(self.tokens) - self.at
@@ -241,8 +259,8 @@ class _Comparison:
             if self.departure is not None and index - self.departure >= _FOLLOWS:
                 self.departure = None
             return None
+        self.departures += 1
         if self.check.without_logprobs:
-            self.departures += 1
             if self.departure is not None or self.departures > 1 + len(self.tokens) // _RARE:
                 return self._failure(index, token, expected)
             self.departure = index

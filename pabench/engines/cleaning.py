@@ -12,7 +12,7 @@ _UNSAFE = frozenset({"Cc", "Cf", "Cs", "Co", "Zl", "Zp"})
 _NO_XML = "\ufffe\uffff"  # a JUnit file that holds one cannot be read
 _MARKDOWN = re.compile(r"([\\`*_\[\]|#~!])")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
-_SECRET = re.compile(r"(key|token|secret|password)\b", re.IGNORECASE)
+_SECRET = re.compile(r"(keys?|token|secrets?|passwords?)\b", re.IGNORECASE)
 WHOLE = 2000  # characters: our own sentence around an engine's last words is not cut
 
 
@@ -35,7 +35,8 @@ def no_formula(text: str) -> str:
 
 
 def without_secrets(command: str) -> str:
-    """`command` for a record: what follows an option whose name ends in key, token, secret or password is left out.
+    """`command` for a record: all words behind an option whose name ends in key, token, secret or password
+    are left out, up to the next option.
 
     A word that is a command line itself, as behind `bash -c`, is treated alike. Text that is none, as with a lone quote
     in it, is split at its spaces.
@@ -45,10 +46,19 @@ def without_secrets(command: str) -> str:
     except ValueError:
         words = command.split()
     kept = [without_secrets(word) if any(map(str.isspace, word)) and len(words) > 1 else word for word in words]
+    behind = False  # an option that takes a secret, or several
     for at, word in enumerate(words):
-        name, equals, _ = word.partition("=")
+        name, equals, _ = word.rpartition("=")
+        if word.startswith("-"):
+            behind = not equals and _SECRET.search(word) is not None
         if equals and _SECRET.search(name):
-            kept[at] = f"{name}=***"
-        elif word.startswith("-") and _SECRET.search(word) and at + 1 < len(words):
-            kept[at + 1] = "***"
+            kept[at] = f"{_up_to_secret(name)}=***"
+        elif behind and not word.startswith("-"):
+            kept[at] = "***"
     return command if kept == words else shlex.join(kept)
+
+
+def _up_to_secret(name: str) -> str:
+    """The part before the first "=" behind which a secret stands, of a word that holds more than one."""
+    parts = name.split("=")
+    return "=".join(parts[: next(i for i, part in enumerate(parts) if _SECRET.search(part)) + 1])

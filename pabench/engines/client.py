@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -31,6 +32,7 @@ _HEALTH_TIMEOUT_S = 5.0
 _GONE_ATTEMPTS = 3
 _GONE_PAUSE_S = 0.1
 NO_ROUTE = (400, 404)  # the former from older Tritons
+HEALTH_PATHS = ("/health", "/v1/models", "/v2/health/ready")  # the first that there is tells
 ABORT_DELAY_S = 0.05  # long enough for a request's bytes to be read by an engine on this host
 # A connection that broke, before or inside the answer.
 _BROKEN = (aiohttp.ClientPayloadError, aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, ConnectionError)
@@ -44,7 +46,7 @@ def base_url(url: str) -> str:
     except ValueError:
         usable = False
     if not usable:
-        raise UsageError(f"not an engine's URL: got {clean(url)!r}, expected something like http://127.0.0.1:8000")
+        raise UsageError(f"not an engine's URL: got {clean(url.rpartition('@')[2])!r}, expected something like http://127.0.0.1:8000")
     if parts.username or parts.password:
         raise UsageError("the URL holds a user name or a password: take it out, keys go by --api-key-env")
     return url.strip().split("?")[0].split("#")[0].rstrip("/").removesuffix("/v1").rstrip("/")
@@ -53,6 +55,8 @@ def base_url(url: str) -> str:
 def _reason(error: Exception) -> str:
     """Why a connection failed, in the system's few words where it has them."""
     cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
+    if isinstance(cause, ssl.SSLError):  # its number is none of the system's
+        return clean(str(cause))
     number = cause.errno if isinstance(cause, OSError) and (cause.errno or 0) > 0 else None
     return os.strerror(number).lower() if number is not None else clean(str(cause) or type(cause).__name__)
 
@@ -156,7 +160,7 @@ class EngineClient:
 
     async def healthy(self) -> bool:
         """Whether the engine says that it can serve. Engines without `/health` are asked for their models."""
-        for path in ("/health", "/v1/models", "/v2/health/ready"):
+        for path in HEALTH_PATHS:
             try:
                 async with asyncio.timeout(min(self._timeout_s, _HEALTH_TIMEOUT_S)):
                     exchange = await self._exchange("GET", path, None, {})
@@ -197,12 +201,16 @@ class EngineClient:
         exchange = await self._exchange(
             "POST", path, orjson.dumps(body), headers, enough=None if stop_after is None else enough
         )
-        if request.stream:
-            answer = self.dialect.parse_stream(exchange.status, exchange.chunks, read_text)
-        elif exchange.broken:
+        if exchange.broken and not request.stream:
             return Completion(status=exchange.status, error="the connection broke inside the answer", truncated=True)
-        else:
-            answer = self.dialect.parse(exchange.status, exchange.body, read_text)
+        try:
+            if request.stream:
+                answer = self.dialect.parse_stream(exchange.status, exchange.chunks, read_text)
+            else:
+                answer = self.dialect.parse(exchange.status, exchange.body, read_text)
+        except (TypeError, ValueError, OverflowError, RecursionError) as error:  # an engine can send anything at all
+            raise EngineProtocol(f"POST {path}: the answer is of no form that dialect {self.dialect.name!r} has "
+                                 f"({type(error).__name__}: {clean(str(error))})") from error
         return replace(answer, truncated=True) if exchange.broken else answer
 
     async def _exchange(
@@ -259,6 +267,9 @@ class EngineClient:
     def _gone(self, error: Exception) -> EngineDied | EngineUnreachable:
         if self._answered:
             return EngineDied(f"the engine at {self.url} answered before and does not any more: {_reason(error)}")
+        if isinstance(error, aiohttp.ClientSSLError):
+            return EngineUnreachable(f"no TLS connection to {self.url} ({_reason(error)}): does it serve https, with a "
+                                     "certificate that is trusted here?")
         return EngineUnreachable(
             f"nothing answers at {self.url} ({_reason(error)}): is the engine running, and is the URL right?"
         )

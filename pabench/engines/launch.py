@@ -19,6 +19,7 @@ from typing import IO
 from urllib.parse import urlsplit
 
 from pabench.engines.cleaning import clean
+from pabench.engines.client import HEALTH_PATHS, NO_ROUTE
 from pabench.errors import EngineDied, EngineTimeout, UsageError
 
 _POLL_S = 0.1
@@ -40,7 +41,8 @@ class EngineProcess:
     """An engine started for a with-block: a process group of its own, its output in `log`.
 
     `{port}` in `command` and `url` becomes one free port. `env` is added to this process's environment.
-    Entering waits for `/health`; raises EngineDied with the engine's last words, or EngineTimeout.
+    Entering waits until it says that it can serve, asked as EngineClient.healthy asks; raises EngineDied with the
+    engine's last words, or EngineTimeout.
     """
 
     def __init__(
@@ -153,11 +155,16 @@ class EngineProcess:
                             f"{self.last_words()} (all it wrote: {self.log})")
 
     def _answers_health(self) -> bool:
-        try:
-            with _DIRECT.open(f"{self.url}/health", timeout=5.0) as answer:
-                return bool(answer.status == 200)
-        except (OSError, ValueError, http.client.HTTPException):
-            return False
+        for path in HEALTH_PATHS:
+            try:
+                with _DIRECT.open(f"{self.url}{path}", timeout=5.0) as answer:
+                    return bool(answer.status == 200)
+            except urllib.error.HTTPError as error:
+                if error.code not in NO_ROUTE:
+                    return False
+            except (OSError, ValueError, http.client.HTTPException):
+                return False
+        return False
 
     def _signal(self, number: int) -> None:
         if self._process is not None:

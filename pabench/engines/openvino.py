@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pabench.engines.base import GenerationRequest
-from pabench.engines.openai import OpenAIDialect, lengthened_body, openai_path, require_plain, require_text
+from pabench.engines.openai import OpenAIDialect, lengthened_body, openai_path, owners, require_plain, require_text
 from pabench.errors import UsageError
 from pabench.telemetry.mapping import MetricTable, read_kv_sample
 from pabench.telemetry.vocabulary import KVSample, MetricFamilies
@@ -39,5 +39,5 @@ class OpenVINODialect(OpenAIDialect):
         return read_kv_sample(metrics, time_s, METRICS)
 
     def recognises(self, models: Mapping[str, Any], metrics: MetricFamilies, headers: Mapping[str, str]) -> bool:
-        """By its metrics' prefix."""
-        return any(name.startswith("ovms_") for name in metrics)
+        """By the owner that it gives its models, or its metrics' prefix: it shows none unless told to."""
+        return "OVMS" in owners(models) or any(name.startswith("ovms_") for name in metrics)

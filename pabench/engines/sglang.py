@@ -19,15 +19,16 @@ from pabench.telemetry.mapping import MetricTable, int_gauge, read_kv_sample
 from pabench.telemetry.vocabulary import KVFacts, KVSample, MetricFamilies
 
 # Use leaves the evictable cache out. `token_usage` is rounded to two decimals; the gauges move at each prefill and each
-# 40th decode step, the token counters when a request ends.
+# 40th decode step, the token counters when a request ends. Older versions count retractions in a gauge.
 METRICS: MetricTable = {
     "kv_usage": ("sglang:full_token_usage", "sglang:token_usage"),
     "running": ("sglang:num_running_reqs",),
     "waiting": ("sglang:num_queue_reqs",),
-    "preemptions": ("sglang:num_retracted_requests_total",),
+    "preemptions": ("sglang:num_retracted_requests_total", "sglang:total_retracted_reqs"),
     "prefix_queries": ("sglang:prompt_tokens_total",),
     "prefix_hits": ("sglang:cached_tokens_total",),
 }
+_NEWER = "sglang:full_token_usage"  # a page that holds it counts retractions, once there has been one
 _PAGE_SIZE, _NUM_PAGES = "sglang:page_size", "sglang:num_pages"
 
 
@@ -60,11 +61,21 @@ class SGLangDialect(OpenAIDialect):
 
     def kv_sample(self, metrics: MetricFamilies, time_s: float) -> KVSample:
         """The KV vocabulary. The counter of retractions is not there before the first."""
-        sample = read_kv_sample(metrics, time_s, METRICS)
-        if sample.preemptions is None and sample.running is not None:
+        sample = read_kv_sample(_totals(metrics), time_s, METRICS)
+        if sample.preemptions is None and metrics.get(_NEWER):
             return replace(sample, preemptions=0.0)
         return sample
 
     def recognises(self, models: Mapping[str, Any], metrics: MetricFamilies, headers: Mapping[str, str]) -> bool:
         """By the owner that it gives its models, or its metrics' prefix."""
         return "sglang" in owners(models) or any(name.startswith("sglang:") for name in metrics)
+
+
+def _totals(metrics: MetricFamilies) -> MetricFamilies:
+    """`metrics` with requests counted once: a server with priorities tells each level, and all under an empty one."""
+    once = {}
+    for name in (*METRICS["running"], *METRICS["waiting"]):
+        total = [sample for sample in metrics.get(name, ()) if sample.labels.get("priority") == ""]
+        if total:
+            once[name] = total
+    return {**metrics, **once}

@@ -9,4 +9,5 @@ if __name__ == "__main__":
     try:
         main()
     except PabenchError as error:
-        sys.exit(f"pabench stub: {error}")
+        print(f"pabench stub: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import orjson
 import pandas as pd
 
+from pabench.engines.cleaning import clean
 from pabench.errors import UsageError
 from pabench.traces.trace import Prefixes, Trace, build_trace
 
@@ -115,8 +116,7 @@ def _detect(path: Path, names: set[str], is_json: bool) -> str:
 
 def _told(names: set[str]) -> str:
     """Names of columns, cut short: the first line of a file that is no trace may be anything."""
-    text = ", ".join(sorted(names))
-    return text if len(text) <= 200 else text[:200] + " …"
+    return clean(", ".join(sorted(names)), 200)
 
 
 # Arrival (seconds), prompt and output lengths, [n] each with NaN for what is no number; what the prompts share.
@@ -125,7 +125,7 @@ Columns = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np
 
 def _csv_columns(path: Path, layout: Layout, time: str | None) -> Columns:
     try:
-        frame = pd.read_csv(path, dtype=str, encoding="utf-8-sig", skipinitialspace=True)
+        frame = pd.read_csv(path, dtype=str, encoding="utf-8-sig", skipinitialspace=True, index_col=False)
     except (pd.errors.ParserError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} cannot be read as CSV: {error}") from None
     frame.columns = frame.columns.str.strip()

@@ -70,6 +70,8 @@ class Server:
             raise ApiError(400, str(error), param="prompt") from error
         # Two requests may come under one id: it only names the answer, the engine numbers its own requests.
         request_id = http.headers.get("X-Request-Id") or job.request_id or uuid.uuid4().hex
+        if not request_id.isprintable():  # a byte that is no UTF-8 is a surrogate here, which no JSON can hold
+            raise ApiError(400, "the request id in X-Request-Id is no printable text")
         answer = Answer(job, requests, self._model, self._engine.engine.tokenizer, request_id)
         return await (self._stream(http, job, requests, answer) if job.stream else self._whole(requests, answer))
 

@@ -35,6 +35,7 @@ _HELD = "blocks of an aborted request were not given back, or it still runs"
 def test_abort_frees(engine: EngineUnderTest, n: int) -> None:
     """A long request whose client leaves after its first tokens: gone long before it would have ended."""
     engine.need("running_metrics", "whether a request still runs shows in the gauges alone")
+    engine.need_lengths()
     if n > 1:
         engine.need("n", "several samples")
     baseline = idle_baseline(engine)

@@ -9,7 +9,13 @@ import pytest
 
 from pabench.conformance.engine import EngineUnderTest
 from pabench.conformance.failure import fail
-from pabench.conformance.prompts import braid_of_prompt_length, fork_of_prompt_length, long_rings, longest_fork
+from pabench.conformance.prompts import (
+    SHORTEST_RING,
+    braid_of_prompt_length,
+    fork_of_prompt_length,
+    long_rings,
+    longest_fork,
+)
 from pabench.conformance.targets import unsupported
 from pabench.conformance.verify import Ask, fork_temperature
 from pabench.engines.base import Completion
@@ -66,14 +72,20 @@ def test_preemption_exact(engine: EngineUnderTest) -> None:
 @pytest.mark.requirement("http/preemption-exact", case="two-of-half-the-pool")
 def test_two_large(engine: EngineUnderTest) -> None:
     """Two sequences, each of which needs more than half of the pool in the end: one has to give way to the other."""
-    capacity = _pool(engine)
+    capacity, before = _pool(engine), engine.metrics()
     total = capacity * 3 // 5
     if total > engine.longest:
         unsupported(f"no sequence of more than half of the pool of {capacity} slots fits into {engine.longest} tokens")
     prompt_len = min(total - 4 * engine.edge, len(engine.spec.paired_ids) // 2)
+    if prompt_len < SHORTEST_RING:
+        unsupported(f"{engine.block_text}: a pool of {capacity} slots has no room for two rings that grow by 4 blocks")
     tokens = min(total - prompt_len, engine.longest - prompt_len)
     engine.case = (f"pool of {capacity} slots; 2 rings of {prompt_len} prompt tokens at once; greedy {tokens} tokens")
     engine.ask([Ask(ring, tokens, f"request {i}") for i, ring in enumerate(engine.rings([prompt_len] * 2)[0])])
+    if before is not None and before.preemptions is not None:
+        _check_preempted(engine, before)
+    else:
+        engine.note = "the engine does not count preemptions"
 
 
 @pytest.mark.requirement("http/preemption-exact", case="samples-of-unequal-length")

@@ -84,6 +84,9 @@ def test_a_command_needs_no_port_where_the_url_has_one() -> None:
     ("vllm serve m --port {port}", "vllm serve m --port {port}"),
     ("vllm serve m --api-key abc --max-num-seqs 4", "vllm serve m --api-key '***' --max-num-seqs 4"),
     ("env HF_TOKEN=abc vllm --api-key=abc x", "env 'HF_TOKEN=***' vllm '--api-key=***' x"),
+    ("docker run --env=HF_TOKEN=abc img", "docker run '--env=HF_TOKEN=***' img"),
+    ("vllm serve m --api-key one two --port 8", "vllm serve m --api-key '***' '***' --port 8"),
+    ("env API_KEYS=a,b vllm --max-num-batched-tokens 64", "env 'API_KEYS=***' vllm --max-num-batched-tokens 64"),
     ("vllm --keys-to-ignore a --tokenizer b", "vllm --keys-to-ignore a --tokenizer b"),
 ])
 def test_keys_are_not_recorded(command: str, recorded: str) -> None:

@@ -19,6 +19,7 @@ from pabench.conformance.alloc.play import Play
 from pabench.conformance.alloc.schedule import Limits, Schedule
 from pabench.conformance.implementation import ImplementationUnderTest, blamed
 from pabench.conformance.profiles import Profile
+from pabench.conformance.targets import unsupported
 
 if TYPE_CHECKING:
     from hypothesis.strategies import SearchStrategy
@@ -72,11 +73,15 @@ class AllocatorUnderTest(ImplementationUnderTest):
 
         self.asked = True
 
+        played = 0
+
         def play_if_supported(trace: Mapping[str, Any]) -> None:
+            nonlocal played
             with blamed(f"unsupported({trace['pool']})"):
                 reasons = self._adapter.unsupported(trace["pool"])
             if reasons:
                 reject()
+            played += 1
             play(trace)
 
         if self.replayed is not None:
@@ -86,6 +91,8 @@ class AllocatorUnderTest(ImplementationUnderTest):
                            seed=int(self.rng.integers(2**63)), shrink_s=self.profile.shrink_s)
             self.trace = None if found is None else {
                 name: part if name == "operations" else asdict(part) for name, part in found.items()}
+            if not played:
+                unsupported("the implementation supports none of the pools that were drawn")
             self.note = f"{self.profile.traces} traces of up to {operations} operations"
         if self.trace is not None:
             made = {"pool": Pool, "limits": Limits}
