@@ -1,6 +1,7 @@
 """EngineClient: answers, and a name for each way in which an engine fails to give one."""
 
 import asyncio
+import json
 import os
 from contextlib import asynccontextmanager
 
@@ -90,6 +91,33 @@ def test_nothing_there_is_unreachable():
             await client.generate(GenerationRequest(RING.prompt, 5))
 
     with pytest.raises(EngineUnreachable, match="connection refused"):
+        run(main())
+
+
+def test_tls_where_there_is_none_is_named():
+    async def main():
+        async with StubServer(StubOptions(**FAST)) as server:
+            async with EngineClient(server.url.replace("http:", "https:"), dialect("vllm"), "m") as client:
+                await client.generate(GenerationRequest(RING.prompt, 5))
+
+    with pytest.raises(EngineUnreachable, match=r"no TLS connection to https://.*(?i:ssl).*does it serve https"):
+        run(main())
+
+
+@pytest.mark.parametrize("choice", [
+    {"text": "a", "logprobs": {"tokens": ["a"], "token_logprobs": [10**400], "top_logprobs": [None]}},
+    {"text": "a", "logprobs": {"content": [{"token": "a", "logprob": -1.0,
+                                            "top_logprobs": [{"token": ["u"], "logprob": -2.0}]}]}},
+])
+def test_an_answer_of_no_form_is_the_engines_fault(choice):
+    async def main():
+        async def answer(request):
+            return web.Response(text=json.dumps({"choices": [{"index": 0, **choice}]}), content_type="application/json")
+
+        async with serving({"POST /v1/completions": answer}) as url, EngineClient(url, dialect("vllm"), "m") as client:
+            await client.generate(GenerationRequest("x", 5, stream=False, logprobs=True))
+
+    with pytest.raises(EngineProtocol):
         run(main())
 
 
@@ -225,6 +253,13 @@ def test_urls(given, expected):
 def test_bad_urls_are_refused_before_any_request(url):
     with pytest.raises(UsageError, match="URL"):
         base_url(url)
+
+
+def test_a_refusal_does_not_tell_a_password():
+    with pytest.raises(UsageError) as refused:
+        base_url("user:s3cret@host:8000")
+    assert "s3cret" not in str(refused.value)
+    assert "'host:8000'" in str(refused.value)
 
 
 def test_no_proxy_stands_between(monkeypatch):

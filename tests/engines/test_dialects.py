@@ -291,9 +291,24 @@ def test_what_the_others_tell(name):
 
 
 @pytest.mark.parametrize(("owner", "name"), [("sglang", "sglang"), ("tensorrt_llm", "tensorrt-llm"),
-                                             ("lmdeploy", "lmdeploy")])
+                                             ("lmdeploy", "lmdeploy"), ("OVMS", "openvino")])
 def test_those_that_are_known_without_metrics(owner, name):
     assert recognise({"data": [{"id": "m", "owned_by": owner}]}, {}, {"server": "uvicorn"}).name == name
+
+
+def test_sglang_with_priorities_counts_each_request_once():
+    """It tells each level, and all under an empty one."""
+    page = "".join(f'sglang:num_running_reqs{{priority="{level}"}} {count}\n'
+                   for level, count in (("", 4), ("0", 3), ("1", 1)))
+    page += 'sglang:num_queue_reqs{priority=""} 2\nsglang:num_queue_reqs{priority="5"} 2\n'
+    sample = dialect("sglang").kv_sample(parse_exposition(page), 2.0)
+    assert (sample.running, sample.waiting) == (4, 2)
+
+
+@pytest.mark.parametrize(("page", "preemptions"), [
+    ("sglang:num_running_reqs 1\nsglang:total_retracted_reqs 7\n", 7), ("sglang:num_running_reqs 1\n", None)])
+def test_an_older_sglang_is_not_taken_to_have_preempted_nothing(page, preemptions):
+    assert dialect("sglang").kv_sample(parse_exposition(page), 2.0).preemptions == preemptions
 
 
 def test_what_the_others_are_asked():

@@ -49,6 +49,20 @@ def test_the_last_error_is_told_not_what_was_logged_behind_it(tmp_path):
         engine.__enter__()
 
 
+def test_an_engine_without_the_usual_health_route_is_ready_too(tmp_path):
+    server = """
+import http.server, sys
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200 if self.path == "/v2/health/ready" else 404)
+        self.end_headers()
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+"""
+    command = [sys.executable, "-c", server, "{port}"]
+    with EngineProcess(command, url=URL, log=tmp_path / "log", ready_timeout_s=10) as engine:
+        assert engine.alive
+
+
 def test_an_engine_that_is_never_ready_is_stopped(tmp_path):
     engine = EngineProcess(
         [sys.executable, "-c", "import time; print('loading', flush=True); time.sleep(60)"],

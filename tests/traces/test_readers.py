@@ -112,6 +112,14 @@ def test_a_file_that_is_no_trace_is_refused(tmp_path, text, said):
     assert said in str(refusal.value)
 
 
+def test_a_comma_at_the_end_of_each_row_shifts_nothing(tmp_path):
+    path = tmp_path / "trace.csv"
+    path.write_text("arrival_s,prompt_tokens,output_tokens\n0.0,100,20,\n0.5,200,30,\n")
+    trace = read_trace(path)
+    assert trace.prompt_tokens.tolist() == [100, 200]
+    assert trace.output_tokens.tolist() == [20, 30]
+
+
 def test_other_refusals(tmp_path):
     with pytest.raises(UsageError, match="cannot read the trace"):
         read_trace(tmp_path / "none")
