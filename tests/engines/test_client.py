@@ -96,9 +96,9 @@ def test_nothing_there_is_unreachable():
 
 def test_tls_where_there_is_none_is_named():
     async def main():
-        async with StubServer(StubOptions(**FAST)) as server:
-            async with EngineClient(server.url.replace("http:", "https:"), dialect("vllm"), "m") as client:
-                await client.generate(GenerationRequest(RING.prompt, 5))
+        async with (StubServer(StubOptions(**FAST)) as server,
+                    EngineClient(server.url.replace("http:", "https:"), dialect("vllm"), "m") as client):
+            await client.generate(GenerationRequest(RING.prompt, 5))
 
     with pytest.raises(EngineUnreachable, match=r"no TLS connection to https://.*(?i:ssl).*does it serve https"):
         run(main())
