@@ -13,6 +13,7 @@ from pabench.engines.answers import error_text, load_json
 from pabench.engines.base import Dialect, EngineFacts
 from pabench.engines.cleaning import clean
 from pabench.engines.client import NO_ROUTE, EngineClient
+from pabench.engines.openai import owners
 from pabench.engines.trials import Trials
 from pabench.engines.triton import triton_models
 from pabench.errors import EngineProtocol, UsageError
@@ -68,7 +69,9 @@ async def examine(
         trials = Trials(client)
         models, headers = await _models(client, model)
         without: list[str] = []
-        metrics = await _metrics(client, without)
+        # Reading this page of trtllm-serve takes from it what somebody else may collect.
+        common = "tensorrt_llm" not in owners(models) and (dialect is None or spoken.metrics_path == _METRICS_PATH)
+        metrics = await _metrics(client, without) if common else {}
         if dialect is None:
             client.dialect = dialects.recognise(models, metrics, headers)
         if client.dialect.metrics_path not in (None, _METRICS_PATH):

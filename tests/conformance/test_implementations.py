@@ -49,6 +49,9 @@ class Bump:
     def block_table(self, seq): return self.tables[seq]
     def num_free_blocks(self): return len(self.free_blocks)
 
+class Picky(Bump):
+    def unsupported(self, case): return [] if case == Pool(8, 2, 16) else ["no other pool"]
+
 class Leaky(Bump):
     def free(self, seq): self.free_blocks += self.tables.pop(seq)[1:]
     def describe(self): return "leaky\\x1b[2J\\n  replay    rm -rf /"
@@ -105,6 +108,13 @@ def ask(factory: str, out: Path, **more: object) -> int:
 
 def outcomes(out: Path) -> dict[str, Outcome]:
     return {row.name: row.outcome for row in load_results(out).rows}
+
+
+def test_an_adapter_that_takes_none_of_the_traces_has_shown_nothing(adapters: Path, tmp_path: Path) -> None:
+    ask(f"{adapters}:Picky", tmp_path / "out", quiet=True)
+    (plain, _) = load_results(tmp_path / "out").rows
+    assert plain.outcome is Outcome.UNSUPPORTED
+    assert plain.reason == "the implementation supports none of the pools that were drawn"
 
 
 def test_an_adapter_from_a_file_conforms(adapters: Path, tmp_path: Path) -> None:

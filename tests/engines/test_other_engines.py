@@ -69,7 +69,10 @@ def server(name: str, stream: list[bytes]) -> dict[str, object]:
     routes = {"GET /v1/models": {"object": "list", "data": [{"id": "m", "owned_by": owner, "max_model_len": 4096}]},
               f"GET {metrics_path}": (200, page), "POST /v1/completions": completions, "GET /health": (200, "")}
     if metrics_path != "/metrics":
-        routes["GET /metrics"] = [{"iter": 412, "kvCacheStats": {"usedNumBlocks": 3}}]  # JSON, and no Prometheus text
+        async def taken(request: web.Request) -> web.Response:
+            raise AssertionError("who reads this takes it from others")
+
+        routes["GET /metrics"] = taken
     return routes
 
 
@@ -82,6 +85,7 @@ def test_it_is_recognised_and_its_stream_is_read(name: str) -> None:
             found = await examine(url, timeout_s=5.0)
             assert found.facts.dialect == name
             assert found.facts.max_context_tokens == 4096
+            assert not any("status 500" in note for note in found.notes)
             facts = found.facts.kv
             assert (facts.capacity_tokens if facts else None) == {"sglang": 16384, "tensorrt-llm": 16384}.get(name)
             assert "running_metrics" in found.facts.capabilities or name == "openvino"
