@@ -194,7 +194,7 @@ def test_single_writer(allocator: AllocatorUnderTest, which: str) -> None:
     else:
         allocator.need("prefix_cache", "nothing is found")
     kinds = ("allocate", "append", "finish", "fork") if which == "forks" else None
-    allocator.every_trace(writes_alone, caching=which == "hits", kinds=kinds)
+    allocator.every_trace(writes_alone, caching=which == "hits", kinds=kinds, about="fork" if which == "forks" else "")
 
 
 def reads_its_own(play: Play) -> None:
@@ -226,7 +226,7 @@ def shares_full_blocks(play: Play) -> None:
 @pytest.mark.requirement("alloc/fork-shares-all-full-blocks")
 def test_fork_shares_all_full_blocks(allocator: AllocatorUnderTest) -> None:
     """Forks of sequences of every length, and forks of forks."""
-    allocator.every_trace(shares_full_blocks, kinds=("allocate", "append", "fork", "finish"))
+    allocator.every_trace(shares_full_blocks, kinds=("allocate", "append", "fork", "finish"), about="fork")
 
 
 def frees_in_any_order(play: Play) -> None:

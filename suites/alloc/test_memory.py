@@ -42,7 +42,7 @@ def comes_back(play: Play) -> None:
 @pytest.mark.requirement("alloc/swap-in-restores")
 def test_swap_in_restores(allocator: AllocatorUnderTest) -> None:
     """To host memory and back, while others take the blocks in between."""
-    allocator.every_trace(comes_back, swap=True)
+    allocator.every_trace(comes_back, swap=True, about="swap_in")
 
 
 @pytest.mark.requirement("alloc/oversized-said-beforehand")

@@ -52,6 +52,10 @@ class Bump:
 class Picky(Bump):
     def unsupported(self, case): return [] if case == Pool(8, 2, 16) else ["no other pool"]
 
+class Promises(Bump):
+    capabilities = frozenset({"fork"})
+    def fork(self, seq, child): return None
+
 class Leaky(Bump):
     def free(self, seq): self.free_blocks += self.tables.pop(seq)[1:]
     def describe(self): return "leaky\\x1b[2J\\n  replay    rm -rf /"
@@ -115,6 +119,15 @@ def test_an_adapter_that_takes_none_of_the_traces_has_shown_nothing(adapters: Pa
     (plain, _) = load_results(tmp_path / "out").rows
     assert plain.outcome is Outcome.UNSUPPORTED
     assert plain.reason == "the implementation supports none of the pools that were drawn"
+
+
+def test_a_manager_that_refuses_every_fork_has_shown_nothing_of_forks(adapters: Path, tmp_path: Path) -> None:
+    run_suite(impl=f"{adapters}:Promises", out=tmp_path / "out", profile="smoke", quiet=True,
+              ids=["alloc/fork-shares-all-full-blocks", "alloc/single-writer"])
+    found = outcomes(tmp_path / "out")
+    assert found.pop("alloc/single-writer[hits]") is Outcome.UNSUPPORTED
+    assert set(found.values()) == {Outcome.UNSUPPORTED}
+    assert len(found) == 2
 
 
 def test_an_adapter_from_a_file_conforms(adapters: Path, tmp_path: Path) -> None:

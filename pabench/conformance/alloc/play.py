@@ -67,6 +67,7 @@ class Play:
         self.live: list[Held] = []     # those that hold blocks
         self.swapped: list[Held] = []
         self.log: list[str] = []
+        self.served: set[str] = set()  # operations of which one was not refused
         self._num_seqs = 0
 
     def begin(self) -> None:
@@ -275,6 +276,8 @@ class Play:
         if step.operation not in ("swap_in", "compute"):
             self._hand_out(step)
         step.free_after = self.num_free()
+        if not step.refused:
+            self.served.add(step.operation)
         if step.refused:
             result = "refused"
         elif step.operation == "free" or step.held not in self.live:

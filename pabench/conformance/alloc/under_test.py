@@ -38,15 +38,18 @@ class AllocatorUnderTest(ImplementationUnderTest):
         super().__init__(adapter, profile, rng, drawn)
         self.trace: dict[str, Any] | None = None  # of a failure: what broke the property
         self._log: list[str] = []
+        self._served: set[str] = set()
 
     def every_trace(
         self, asks: Property, *, caching: bool = False, window: bool = False, swap: bool = False,
         kinds: tuple[str, ...] | None = None, largest_block: int = 4, many_keys: bool = False,
+        about: str = "",
     ) -> None:
         """Ask `asks` of as many traces as the profile says, or of the one of a case file. Raises CaseFailed.
 
         `kinds` are the operations that traces have (by default all that the manager can); `caching`, `window`, `swap`
-        and `largest_block` say what pools have; `many_keys` that most prompts differ in their extra keys.
+        and `largest_block` say what pools have; `many_keys` that most prompts differ in their extra keys. `about` is an
+        operation without which nothing is shown: where all traces see it refused, the test is skipped as UNSUPPORTED.
         """
         from pabench.conformance.alloc.traces import pools, traces  # Hypothesis is heavy: only where it is used
 
@@ -55,6 +58,8 @@ class AllocatorUnderTest(ImplementationUnderTest):
         operations = self.profile.operations
         self._ask(traces(pool, kinds or self._kinds(swap), operations, many_keys=many_keys), operations,
                   lambda trace: self._play(trace, asks))
+        if about and about not in self._served:
+            unsupported(f"no {about} was served in all traces, though the manager says that it can")
 
     def every_schedule(self, asks: Callable[[Schedule], None], *, caching: bool) -> None:
         """Ask `asks` of the scheduler, on as many traces as the profile says or a case file's. Raises CaseFailed."""
@@ -144,6 +149,7 @@ class AllocatorUnderTest(ImplementationUnderTest):
             asks(play)
         finally:
             self._log = play.log
+            self._served |= play.served
             self.case = "\n".join([_pool_text(play.pool), *(f"{i:>2}  {line}" for i, line in enumerate(play.log, 1))])
 
     def drawn(self) -> dict[str, Any]:
