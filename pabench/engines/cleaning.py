@@ -35,8 +35,8 @@ def no_formula(text: str) -> str:
 
 
 def without_secrets(command: str) -> str:
-    """`command` for a record: all words behind an option whose name ends in key, token, secret or password
-    are left out, up to the next option.
+    """`command` for a record: what stands between an option whose name ends in key, token, secret or password and the
+    next one is left out.
 
     A word that is a command line itself, as behind `bash -c`, is treated alike. Text that is none, as with a lone quote
     in it, is split at its spaces.

@@ -46,7 +46,8 @@ def base_url(url: str) -> str:
     except ValueError:
         usable = False
     if not usable:
-        raise UsageError(f"not an engine's URL: got {clean(url.rpartition('@')[2])!r}, expected something like http://127.0.0.1:8000")
+        told = clean(url.rpartition("@")[2])  # without what may be a password
+        raise UsageError(f"not an engine's URL: got {told!r}, expected something like http://127.0.0.1:8000")
     if parts.username or parts.password:
         raise UsageError("the URL holds a user name or a password: take it out, keys go by --api-key-env")
     return url.strip().split("?")[0].split("#")[0].rstrip("/").removesuffix("/v1").rstrip("/")
