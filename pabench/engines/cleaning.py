@@ -12,7 +12,7 @@ _UNSAFE = frozenset({"Cc", "Cf", "Cs", "Co", "Zl", "Zp"})
 _NO_XML = "\ufffe\uffff"  # a JUnit file that holds one cannot be read
 _MARKDOWN = re.compile(r"([\\`*_\[\]|#~!])")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
-_SECRET = re.compile(r"(keys?|token|secrets?|passwords?)\b", re.IGNORECASE)
+_SECRET = re.compile(r"(key|token|secret|password)\b|(key|secret|password)s$", re.IGNORECASE)
 WHOLE = 2000  # characters: our own sentence around an engine's last words is not cut
 
 

@@ -326,6 +326,7 @@ def random_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.mutants
 def test_a_sound_engine_passes_in_bfloat16(random_llama: Path, tmp_path: Path) -> None:
     ids = ["http/ring-exact", "http/cold-equals-warm", "http/shared-prefix-divergence", "http/n-samples-isolated",
            "http/preemption-exact", "http/usage-exact"]
@@ -339,6 +340,7 @@ def test_a_sound_engine_passes_in_bfloat16(random_llama: Path, tmp_path: Path) -
     assert all("self-consistency, noise 0." in row.reason for row in rows)
 
 
+@pytest.mark.mutants
 @pytest.mark.parametrize(("name", "requirement"), [
     ("atlas_partial_tail_two_writers", "http/shared-prefix-divergence"),
     ("nanovllm_stale_hash_map", "http/same-block-behind-another-prefix"),
