@@ -10,8 +10,8 @@ from aiohttp import web
 from pabench.engines import EngineClient, dialect, examine
 from pabench.engines.base import GenerationRequest
 from pabench.probe import Codec, Ring
+from tests.engines.pages import LMDEPLOY_PAGE, MISTRALRS_PAGE, OVMS_PAGE, SGLANG_PAGE, TGI_PAGE, TRTLLM_PAGE
 from tests.engines.standin import run, serving
-from tests.engines.test_dialects import LMDEPLOY_PAGE, MISTRALRS_PAGE, OVMS_PAGE, SGLANG_PAGE, TGI_PAGE, TRTLLM_PAGE
 
 IDS = [12366, 13]
 USAGE = {"prompt_tokens": 5, "total_tokens": 7, "completion_tokens": 2}

@@ -34,7 +34,6 @@ from tests.real.engines import (
 
 PABENCH = [sys.executable, "-m", "pabench"]
 _REFERENCE = (*REFERENCE, "--served-model-name", "probe", "--num-blocks", "256", "--max-model-len", "2048")
-_ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 
 
 @dataclass(frozen=True)
@@ -53,8 +52,8 @@ SUBJECTS = (
     Subject("vllm-160", "vLLM 0.32, 160 blocks", VLLM_160, env=VLLM_ENV),
     Subject("transformers", "transformers 5.23", TRANSFORMERS, env=TRANSFORMERS_ENV),
     Subject("llamacpp", "llama.cpp {llama_version}", LLAMA_CPP),
-    Subject("reference-paged", "reference, paged", _REFERENCE, env=_ONE_THREAD),
-    Subject("reference-contiguous", "reference, contiguous", (*_REFERENCE, "--kv", "contiguous"), env=_ONE_THREAD),
+    Subject("reference-paged", "reference, paged", _REFERENCE),
+    Subject("reference-contiguous", "reference, contiguous", (*_REFERENCE, "--kv", "contiguous")),
     Subject("alloc-vllm", "vLLM 0.32", impl="vllm-blocks",
             env={"PABENCH_VLLM_PYTHON": str(ENVS / "vllm/bin/python")}),
     Subject("alloc-transformers", "transformers 5.23", impl="transformers-blocks",

@@ -78,6 +78,7 @@ def test_serves_until_told_to_stop_even_in_mid_stream(tiny_probe, number):
     (("--threads", 0), "--threads is 0, expected at least 1"),
     (("--port", 70000), "cannot listen"),
     (("--host", "203.0.113.7"), "cannot listen"),
+    (("--host", ".."), "cannot listen"),
 ])
 def test_bad_starts_give_one_line_and_exit_2(tiny_probe, capsys, args, message):
     assert message in failed_start(capsys, "--model", tiny_probe, "--port", 0, *args)

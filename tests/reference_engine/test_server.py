@@ -211,6 +211,8 @@ def test_two_requests_under_one_id_both_work(with_server):
             assert_exact(ring, whole["choices"][0]["token_ids"], 40)
         _, whole = await client.post(exact(a, 2), headers={"X-Request-Id": "mine"})
         assert whole["id"] == "cmpl-mine"
+        status, refused = await client.post(exact(a, 2), headers={"X-Request-Id": "mi\u200bne"})
+        assert (status, "no printable text" in refused["error"]["message"]) == (400, True)
 
     with_server(scenario)
 

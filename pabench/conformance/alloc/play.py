@@ -276,14 +276,13 @@ class Play:
         if step.operation not in ("swap_in", "compute"):
             self._hand_out(step)
         step.free_after = self.num_free()
-        if not step.refused:
-            self.served.add(step.operation)
         if step.refused:
             result = "refused"
-        elif step.operation == "free" or step.held not in self.live:
-            result = ""
         else:
-            result = ", ".join(filter(None, [f"blocks {_blocks(step.held.table)}", *_copy_texts(step), more]))
+            self.served.add(step.operation)
+            holds = step.operation != "free" and step.held in self.live
+            parts = [f"blocks {_blocks(step.held.table)}", *_copy_texts(step), more] if holds else []
+            result = ", ".join(filter(None, parts))
         self.log.append(f"{said} -> {result}; {step.free_after} free" if result else f"{said}; {step.free_after} free")
         return step
 
