@@ -51,6 +51,7 @@ def effective_utilisation(
 ) -> float | None:
     """Live tokens / slots in use, over the scrapes in the window that tell the use.
 
+    Above 1 where requests share slots, or are preempted: the client cannot see that such a request holds none.
     None where it is not told, or where no answer has token times to tell the live tokens from.
     """
     told = in_window(telemetry, window).dropna(subset=["kv_usage"])

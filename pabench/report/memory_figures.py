@@ -27,7 +27,8 @@ def memory_by_load(group: Group) -> list[Figure]:
         by_load(group, "held", "Sequences held at once", "sequences", lambda s: s.mean_running,
                 "Mean of the requests in the batch over the steady window, from the engine's own gauge."),
         by_load(group, "utilisation", "Effective utilisation", "% of slots in use", lambda s: s.effective_utilisation,
-                "Live tokens, from the client's record, as a share of the slots in use.", share=True),
+                "Live tokens, from the client's record, as a share of the slots in use. Above 100 % where requests "
+                "share slots, or hold none while they are preempted.", share=True),
     ]
     if any(run.summary.preemptions for engine in group.engines for run in engine.runs):
         figures.append(by_load(group, "preemptions", "Preemptions", "preemptions in the run", lambda s: s.preemptions,
