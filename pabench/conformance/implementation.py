@@ -50,6 +50,7 @@ SHIPPED = {
     "flashinfer": "flashinfer.py:paged",
     "flash-attention": "flash_attention.py:paged",
 }
+_ALARM_AGAIN_S = 1.0
 
 
 class Adapter(Protocol):
@@ -135,7 +136,7 @@ def ended_within(limit_s: float, what: str, meanwhile: Callable[[], str]) -> Ite
         yield
         return
     before = signal.signal(signal.SIGALRM, _call_out_of_time)
-    signal.setitimer(signal.ITIMER_REAL, limit_s)
+    _alarm_in(limit_s)
     try:
         yield
     except _CallOutOfTime:
@@ -143,7 +144,7 @@ def ended_within(limit_s: float, what: str, meanwhile: Callable[[], str]) -> Ite
                                  hint="an endless loop: what it tries again and again never makes progress")) from None
     finally:
         signal.signal(signal.SIGALRM, before)
-        signal.setitimer(signal.ITIMER_REAL, max(left_s - (time.monotonic() - start), 0.001))
+        _alarm_in(max(left_s - (time.monotonic() - start), 0.001))
 
 
 def _place(error: BaseException) -> str:
@@ -219,7 +220,7 @@ class ImplementationTarget:
             yield
             return
         before = signal.signal(signal.SIGALRM, _out_of_time)
-        signal.setitimer(signal.ITIMER_REAL, self.profile.case_timeout_s)
+        _alarm_in(self.profile.case_timeout_s)
         try:
             yield
         except _OutOfTime:
@@ -241,6 +242,11 @@ class ImplementationTarget:
         """See Target."""
         if hasattr(self.adapter, "close"):
             self.adapter.close()
+
+
+def _alarm_in(seconds: float) -> None:
+    """And again from then on: what is raised in a finaliser, or in a callback of the garbage collector, is lost."""
+    signal.setitimer(signal.ITIMER_REAL, seconds, _ALARM_AGAIN_S)
 
 
 class _OutOfTime(BaseException):
