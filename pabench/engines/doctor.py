@@ -73,7 +73,7 @@ async def examine(
         common = "tensorrt_llm" not in owners(models) and (dialect is None or spoken.metrics_path == _METRICS_PATH)
         metrics = await _metrics(client, without) if common else {}
         if dialect is None:
-            client.dialect = dialects.recognise(models, metrics, headers)
+            client.dialect = await _own(client, dialects.recognise(models, metrics, headers))
         if client.dialect.metrics_path not in (None, _METRICS_PATH):
             metrics = await _metrics(client, trials.notes, client.dialect.metrics_path)
         else:
@@ -99,6 +99,19 @@ async def examine(
     return Examination(facts, spec, metrics_found(client.dialect, metrics), tuple(trials.notes))
 
 
+async def _own(client: EngineClient, recognised: Dialect) -> Dialect:
+    """`recognised`, or plain OpenAI where the engine's own description (`/openapi.json`) lacks the dialect's route."""
+    if recognised.own_route is None:
+        return recognised
+    _, _, body = await client.get("/openapi.json")
+    try:
+        described = load_json(body)
+    except ValueError:
+        described = None
+    paths = described.get("paths") if isinstance(described, Mapping) else None
+    return recognised if isinstance(paths, Mapping) and recognised.own_route in paths else dialects.dialect("openai")
+
+
 async def _prefix_cache(trials: Trials, told: set[str]) -> set[str]:
     """"prefix_cache" where hits are seen; with a note where the engine says that it is on and none is."""
     hits = await trials.prefix_cache_hits()
@@ -108,13 +121,18 @@ async def _prefix_cache(trials: Trials, told: set[str]) -> set[str]:
 
 
 def metrics_found(dialect: Dialect, metrics: MetricFamilies) -> tuple[str, ...]:
-    """Each metric that the dialect reads and the page holds, with what it maps to."""
-    lines = []
+    """Each metric that the dialect reads and the page holds, with what it tells, be it only with another's help."""
+    lines, told = [], _fields(dialect, metrics)
     for name in sorted(dialect.metric_names & metrics.keys()):
-        alone = {name: metrics[name]}
-        fields = _filled(dialect.kv_sample(alone, 0.0), KVSample(0.0)) + _filled(dialect.kv_facts(alone), KVFacts())
+        alone = _fields(dialect, {name: metrics[name]})
+        without = _fields(dialect, {other: samples for other, samples in metrics.items() if other != name})
+        fields = [field for field in told if field in alone or field not in without]
         lines.append(f"{', '.join(fields) or 'without a value'}: {name}")
     return tuple(lines)
+
+
+def _fields(dialect: Dialect, metrics: MetricFamilies) -> list[str]:
+    return _filled(dialect.kv_sample(metrics, 0.0), KVSample(0.0)) + _filled(dialect.kv_facts(metrics), KVFacts())
 
 
 def _filled(found: KVSample | KVFacts, empty: KVSample | KVFacts) -> list[str]:

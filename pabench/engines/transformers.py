@@ -23,6 +23,7 @@ class TransformersDialect(OpenAIDialect):
     """
 
     name = "transformers"
+    own_route: str | None = "/load_model"
     capabilities: frozenset[str] = frozenset({"ignore_eos", "stream", "usage"})
 
     def build(self, request: GenerationRequest, model: str) -> tuple[str, dict[str, Any]]:
@@ -46,7 +47,7 @@ class TransformersDialect(OpenAIDialect):
         return COMPLETIONS_PATH, body
 
     def recognises(self, models: Mapping[str, Any], metrics: MetricFamilies, headers: Mapping[str, str]) -> bool:
-        """By uvicorn answering with a request id of its own, and no metrics: it has no mark that is its alone."""
+        """By uvicorn answering with a request id of its own and no metrics; doctor then asks for `own_route`."""
         names = {name.lower(): value for name, value in headers.items()}
         return not metrics and "x-request-id" in names and names.get("server") == "uvicorn"
 

@@ -74,6 +74,7 @@ class Answer:
             for index, piece in enumerate(step):
                 await self._send(response, self._frame([self._entry(index, piece, "delta")]))
             said += len(step[0].ids)
+        await self._wait_for(said - 1, self._options.end_ms)
         if self._request.include_usage:
             await self._send(response, self._frame([]) | {"usage": self._usage(said * self._request.n)})
         if not self._options.no_done:
@@ -97,9 +98,9 @@ class Answer:
             await asyncio.Event().wait()  # until the client goes
         return False
 
-    async def _wait_for(self, token: int) -> None:
-        """Sleep until token number `token` (from 0) of a choice is due."""
-        due_s = self._request.arrival_s + (self._options.ttft_ms + token * self._options.itl_ms) / 1000
+    async def _wait_for(self, token: int, more_ms: float = 0.0) -> None:
+        """Sleep until token number `token` (from 0) of a choice is due, and `more_ms` longer."""
+        due_s = self._request.arrival_s + (self._options.ttft_ms + token * self._options.itl_ms + more_ms) / 1000
         while (left_s := due_s - time.monotonic()) > 0:  # timers count whole milliseconds and may end early
             await asyncio.sleep(left_s)
 

@@ -45,6 +45,7 @@ def _parser() -> argparse.ArgumentParser:
         ("model", str, "name of the model"),
         ("ttft_ms", float, "from a request's arrival to its first token"),
         ("itl_ms", float, "between tokens"),
+        ("end_ms", float, "from a stream's last token to its end"),
         ("tokens_per_chunk", int, "tokens in a chunk"),
         ("max_model_len", int, "longest sequence, tokens"),
         ("seed", int, "of the samples drawn at a fork"),

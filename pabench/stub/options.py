@@ -17,6 +17,7 @@ class StubOptions:
     model: str = "stub"
     ttft_ms: float = 50.0           # from the request's arrival to its first chunk with a token
     itl_ms: float = 10.0            # between tokens; a chunk of k tokens follows k times this after the one before
+    end_ms: float = 0.0             # from a stream's last token to its end
     tokens_per_chunk: int = 1
     max_model_len: int = 65536      # tokens, prompt and output
     role_chunk: bool = False        # an empty first chunk at once, as chat servers send it
@@ -31,7 +32,7 @@ class StubOptions:
     seed: int = 0                   # of the samples drawn at a fork
 
     def __post_init__(self) -> None:
-        at_least = {"ttft_ms": 0, "itl_ms": 0, "tokens_per_chunk": 1, "max_model_len": 1, "wrong_every": 1,
+        at_least = {"ttft_ms": 0, "itl_ms": 0, "end_ms": 0, "tokens_per_chunk": 1, "max_model_len": 1, "wrong_every": 1,
                     "error_after": 0, "stall_after": 0, "cut_after": 0, "die_after": 0, "port": 0}
         for name, low in at_least.items():
             value = getattr(self, name)

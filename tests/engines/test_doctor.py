@@ -127,12 +127,32 @@ def test_a_strict_server_that_names_its_model_only_in_an_error():
     async def no_models(_):
         return web.json_response({"object": "list", "data": []}, headers={"Server": "uvicorn", "x-request-id": "1"})
 
-    found = examined_routes({"GET /v1/models": no_models, "POST /v1/completions": complete})
+    found = examined_routes({"GET /v1/models": no_models, "GET /openapi.json": {"paths": {"/load_model": {}}},
+                             "POST /v1/completions": complete})
     assert (found.facts.dialect, found.facts.model) == ("transformers", "/models/x")
     assert found.facts.model_root == "/models/x"
     assert found.facts.capabilities == {"stream", "usage", "ignore_eos"}
     assert "no metrics: /metrics answers with status 404" in found.notes
     assert seen[0]["prompt"].startswith("<sep> t16 t2048")
+
+
+@pytest.mark.parametrize("described", [{"paths": {"/generate": {}}}, {"paths": None}, (200, "<html>"), (404, "")])
+def test_what_only_looks_like_transformers_serve_is_plain_openai(described):
+    async def one_model(_):
+        return web.json_response(models(), headers={"Server": "uvicorn", "x-request-id": "1"})
+
+    found = examined_routes({"GET /v1/models": one_model, "GET /openapi.json": described,
+                             "POST /v1/completions": (400, "")})
+    assert found.facts.dialect == "openai"
+
+
+def test_a_metric_that_needs_another_is_told_with_what_it_tells():
+    page = "sglang:page_size 16\nsglang:num_pages 100\nsglang:token_usage 0.5\n"
+    found = examined_routes({"GET /v1/models": models(owned_by="sglang"), "GET /metrics": (200, page),
+                             "POST /v1/completions": (400, "")})
+    assert found.metrics_found == (
+        "num_blocks: sglang:num_pages", "block_size, num_blocks, kv_mode: sglang:page_size",
+        "kv_usage: sglang:token_usage")
 
 
 def test_metrics_and_facts_of_vllm():

@@ -105,6 +105,12 @@ def test_chunks_are_never_early_and_lateness_does_not_add_up(tokens_per_chunk, m
     assert min(late_ms[-5:]) - late_ms[0] < 50
 
 
+def test_the_end_comes_later_than_the_last_token():
+    *_, last, usage, done = post(StubOptions(end_ms=60, **FAST), request())
+    assert (usage["pabench_sent_ns"] - last["pabench_sent_ns"]) / 1e6 > 50
+    assert done == b"[DONE]"
+
+
 def test_a_whole_answer_comes_when_its_last_token_is_due():
     start_s = time.monotonic()
     status, answer = post(StubOptions(ttft_ms=20, itl_ms=5), request(stream=False, stream_options=None))
@@ -168,8 +174,8 @@ def test_a_seed_draws_the_same_branches():
 
 
 @pytest.mark.parametrize("changes", [
-    {"ttft_ms": -1}, {"ttft_ms": float("nan")}, {"itl_ms": float("inf")}, {"tokens_per_chunk": 0}, {"error_rate": 1.5},
-    {"status": 200}, {"port": 70000}, {"die_after": -1},
+    {"ttft_ms": -1}, {"ttft_ms": float("nan")}, {"itl_ms": float("inf")}, {"end_ms": -1}, {"tokens_per_chunk": 0},
+    {"error_rate": 1.5}, {"status": 200}, {"port": 70000}, {"die_after": -1},
 ])
 def test_bad_options_are_refused(changes):
     with pytest.raises(UsageError, match=f"stub option {next(iter(changes))}"):
