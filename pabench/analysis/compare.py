@@ -9,9 +9,8 @@ from pathlib import Path
 
 from pabench.analysis.ratio import geometric_mean, holm
 from pabench.analysis.runs import load_run
-from pabench.analysis.sides import Measured, Samples, differences, read_runs, samples_of
+from pabench.analysis.sides import Measured, Samples, differences, read_runs, refuse_mixture, samples_of, zeros
 from pabench.analysis.within import ratio_interval
-from pabench.engines.cleaning import clean
 from pabench.errors import UsageError
 
 DEFAULT_METRICS = (
@@ -54,29 +53,24 @@ def compare(
     first, *others = [read_runs(folder) for folder in folders]
     names = set_names(folders)
     for name, runs in zip(names, (first, *others), strict=True):
-        _refuse_mixture(name, runs)
+        refuse_mixture(name, runs)
     common = {run.load for run in first} & {run.load for run in chain(*others)}
     for difference in differences([run for run in chain(first, *others) if run.load in common]):
         note(difference)
+    for name, runs in zip(names[1:], others, strict=True):
+        for each in zeros(first, runs, metrics):
+            note(f"{name}: {each.text}")
     found = [_compare(name, samples, first, runs)
              for name, runs in zip(names[1:], others, strict=True)
              for samples in samples_of(first, runs, (), metrics)]
     if not found:
         loads = [sorted({run.load for run in runs}) for runs in (first, *others)]
-        raise UsageError(f"no load was carried by the first and another: {'; '.join(map(', '.join, loads))}")
+        why = "no figure has a ratio that was measured" if common else "no load was carried"
+        raise UsageError(f"{why} by the first and another: {'; '.join(map(', '.join, loads))}")
     told = [at for at, each in enumerate(found) if each.p is not None]
     for at, p in zip(told, holm([found[at].p or 0.0 for at in told]), strict=True):
         found[at] = replace(found[at], p=p)
     return found
-
-
-def _refuse_mixture(name: str, runs: Sequence[Measured]) -> None:
-    """Raise UsageError where figures of several engines would become one."""
-    for load in dict.fromkeys(run.load for run in runs):
-        labels = sorted({run.manifest.label for run in runs if run.load == load})
-        if len(labels) > 1:
-            raise UsageError(f"{name} holds runs of several engines under {load!r} ({', '.join(map(clean, labels))}): "
-                             "give a folder of one engine each")
 
 
 def set_names(folders: Sequence[Path]) -> list[str]:

@@ -88,20 +88,28 @@ def find_steps(points: Sequence[Point], metric: str) -> tuple[Step, ...]:
         return ()
     import ruptures  # here: it takes long to import
 
-    values = np.log([point.value for point in points])
+    figures = _above_zero([point.value for point in points])
+    values = np.log(figures)
     noise = _noise(values) or 1e-9
     ends = ruptures.Pelt(model="l2", min_size=MIN_RUNS, jump=1).fit(values / noise).predict(
         pen=_PENALTY * log(len(values)))
     edges = [0, *ends]
     offered = [(start, middle, end) for (start, middle), (_, end) in pairwise(pairwise(edges))]
-    ratios = [unpaired_ratio([point.value for point in points[start:middle]],
-                             [point.value for point in points[middle:end]]) for start, middle, end in offered]
+    ratios = [unpaired_ratio(figures[start:middle], figures[middle:end]) for start, middle, end in offered]
     p_values = holm([_p_of_step(values[start:end], middle - start) for start, middle, end in offered])
     return tuple(
         Step(points[middle - 1], points[middle], ratio.ratio, ratio.interval(),
              worse=(ratio.ratio < 1) == higher_is_better(metric))
         for (_, middle, _), ratio, p in zip(offered, ratios, p_values, strict=True) if p < _ALPHA
     )
+
+
+def _above_zero(values: Sequence[float]) -> list[float]:
+    """`values` for logarithms: 0 counts as a thousandth of the smallest other, so that a figure that vanished is a
+    step too.
+    """
+    smallest = min((value for value in values if value > 0), default=1.0)
+    return [value if value > 0 else smallest / 1000 for value in values]
 
 
 def _p_of_step(values: np.ndarray, at: int) -> float:

@@ -18,7 +18,7 @@ MEASURES: tuple[str, ...] = (*_RATES, *_QUANTILES)
 
 
 def measure(summary: RunSummary, name: str) -> float | None:
-    """The figure `name`, one of MEASURES, in the unit that it ends in; None where the run has none, or it is 0."""
+    """The figure `name`, one of MEASURES, in the unit that it ends in; None where the run has none."""
     check_measure(name)
     if name in _QUANTILES:
         field, statistic = _QUANTILES[name]
@@ -26,7 +26,7 @@ def measure(summary: RunSummary, name: str) -> float | None:
         value = None if found is None else getattr(found, statistic)
     else:
         value = getattr(summary, name)
-    return float(value) if value is not None and value > 0 else None
+    return None if value is None else float(value)
 
 
 def higher_is_better(name: str) -> bool:

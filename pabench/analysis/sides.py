@@ -12,6 +12,7 @@ from pabench.analysis.ratio import LogRatio, paired_ratio, unpaired_ratio
 from pabench.analysis.runs import find_runs, load_run
 from pabench.analysis.summarise import summarise
 from pabench.analysis.summary import RunSummary
+from pabench.engines.cleaning import WHOLE, clean
 from pabench.errors import UsageError
 from pabench.load.manifest import Manifest
 
@@ -84,6 +85,22 @@ def refuse_unlike(baseline: Sequence[Measured], candidate: Sequence[Measured]) -
         raise UsageError(difference)
 
 
+def refuse_mixture(name: str, runs: Sequence[Measured]) -> None:
+    """Raise UsageError where figures of several engines, or of several versions of one, would become one."""
+    for load in dict.fromkeys(run.load for run in runs):
+        engines = sorted({_engine(run) for run in runs if run.load == load})
+        if len(engines) > 1:
+            raise UsageError(f"{name} holds runs of several engines under {load!r} ({', '.join(engines)}): "
+                             "give a folder of one engine each")
+
+
+def _engine(run: Measured) -> str:
+    """What ran, for a person and to tell it from another."""
+    engine = run.manifest.engine
+    kv = "" if engine.kv is None else f", {engine.kv.num_blocks} blocks of {engine.kv.block_size} tokens"
+    return clean(f"{run.manifest.label} {engine.version or ''}".strip() + f", model {engine.model}{kv}", WHOLE)
+
+
 def differences(runs: Sequence[Measured]) -> Iterator[str]:
     """Why runs of one load should not be compared, each in a sentence."""
     for load in sorted({run.load for run in runs}):
@@ -106,8 +123,8 @@ def samples_of(
 ) -> list[Samples]:
     """Each of the figures that both sides have, by load; run by run where both sides used each seed once.
 
-    Loads that only one side carried are left out. Raises UsageError when a figure of `needed` is missing on one side
-    only, or in some runs.
+    Loads that only one side carried are left out, and figures that are 0 in a run, which have no ratio (`zeros`).
+    Raises UsageError when a figure of `needed` is missing on one side only, or in some runs.
     """
     found = []
     common = {run.load for run in candidate}
@@ -118,11 +135,45 @@ def samples_of(
             values = [[measure(run.summary, name) for run in side] for side in sides]
             known = [[value for value in side if value is not None] for side in values]
             if known[0] and known[1] and known == values:
-                found.append(Samples(load, name, tuple(known[0]), tuple(known[1]), paired))
+                if 0 not in (*known[0], *known[1]):
+                    found.append(Samples(load, name, tuple(known[0]), tuple(known[1]), paired))
             elif (known[0] or known[1]) and name in needed:
-                raise UsageError(f"{name} is known, and not 0, for {len(known[0])} of {len(values[0])} baseline runs "
-                                 f"and for {len(known[1])} of {len(values[1])} candidate runs of {load!r}: nothing to "
-                                 "compare")
+                raise UsageError(f"{name} is known for {len(known[0])} of {len(values[0])} baseline runs and for "
+                                 f"{len(known[1])} of {len(values[1])} candidate runs of {load!r}: nothing to compare")
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Zeros:
+    """A figure that is 0 in some runs: their number, and that of all, on each side."""
+
+    load: str
+    metric: str
+    baseline: tuple[int, int]
+    candidate: tuple[int, int]
+
+    @property
+    def vanished(self) -> bool:
+        """It is 0 in all of the candidate's runs, and in none of the baseline's."""
+        return self.baseline[0] == 0 and self.candidate[0] == self.candidate[1]
+
+    @property
+    def text(self) -> str:
+        """For a person."""
+        return (f"{self.metric} is 0 in {self.candidate[0]} of {self.candidate[1]} runs of {self.load!r}, and in "
+                f"{self.baseline[0]} of {self.baseline[1]} of the baseline: a ratio has none of them")
+
+
+def zeros(baseline: Sequence[Measured], candidate: Sequence[Measured], names: Sequence[str]) -> list[Zeros]:
+    """The figures that are 0 in some runs of a load that both sides carried, and not in all."""
+    found = []
+    common = {run.load for run in candidate}
+    for load in dict.fromkeys(run.load for run in baseline if run.load in common):
+        for name in names:
+            sides = [[run for run in side if run.load == load] for side in (baseline, candidate)]
+            counts = [(sum(measure(run.summary, name) == 0 for run in side), len(side)) for side in sides]
+            if counts[0][0] + counts[1][0] not in (0, counts[0][1] + counts[1][1]):
+                found.append(Zeros(load, name, counts[0], counts[1]))
     return found
 
 

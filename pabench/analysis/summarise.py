@@ -28,7 +28,8 @@ def summarise(run: Run) -> RunSummary:
         path=run.path, label=manifest.label, workload=manifest.workload.name, load=manifest.workload.load_text,
         users=manifest.workload.users, rate_per_s=manifest.workload.rate_per_s,
         status="interrupted" if manifest.status == "running" else manifest.status,
-        outcomes=dict(manifest.outcomes), duration_s=duration_s, window_s=window,
+        outcomes=dict(manifest.outcomes), client_faults=int((requests["error_kind"] == "client").sum()),
+        duration_s=duration_s, window_s=window,
         **_throughput(requests, window), **_latencies(run), **_cache(run, window),
         diagnoses=_diagnoses(requests), **_goodput(run, window),
     )

@@ -49,6 +49,7 @@ class RunSummary:
     rate_per_s: float | None
     status: str                           # complete | interrupted | failed
     outcomes: dict[str, int]              # every scheduled request in exactly one
+    client_faults: int                    # errors among them that are the client's machine's: files, ports
     duration_s: float
     window_s: tuple[float, float]         # the steady window that throughput is taken from
     throughput_tokens_per_s: float        # output tokens inside the window

@@ -52,6 +52,7 @@ class Decision:
     metrics: tuple[MetricVerdict, ...] = ()
     failures: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    doubts: tuple[str, ...] = ()  # of the notes, those for which it does not pass
 
     @property
     def exit_code(self) -> int:
@@ -90,7 +91,7 @@ def decide(
     watched = [_told(each, WATCHED, each.ratio(), _worse_way(each).p_above())
                for each in samples if each.metric not in policy.metrics]
     return Decision(_outcome(verdicts, failures, doubts), (*verdicts, *watched), tuple(failures),
-                    (*notes, *doubts, *unjudged))
+                    (*notes, *doubts, *unjudged), tuple(doubts))
 
 
 def _outcome(verdicts: Sequence[MetricVerdict], failures: Sequence[str], doubts: Sequence[str]) -> str:
@@ -109,8 +110,9 @@ def _worse_way(samples: Samples) -> LogRatio:
 def _judge(
     samples: Samples, worse: LogRatio, p: float, policy: MetricPolicy, alarm: float, missed: float, num_figures: int
 ) -> MetricVerdict:
-    bound = max(log1p(policy.worse_by), _floor(samples, policy))
-    if p <= alarm and worse.mean >= bound / 2:
+    floor = _floor(samples, policy)
+    bound = max(log1p(policy.worse_by), floor)
+    if p <= alarm and worse.mean >= max(log1p(policy.worse_by) / 2, floor):
         return _told(samples, WORSE, samples.ratio(), p)
     if worse.p_below(bound) <= missed:
         return _told(samples, SAME, samples.ratio(), p)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from pabench.analysis.sides import Measured
+from pabench.analysis.measures import higher_is_better
+from pabench.analysis.sides import Measured, zeros
 from pabench.conformance.results import FILE_NAME, load_results
-from pabench.conformance.verdicts import NOT_CONFORMING
+from pabench.conformance.verdicts import NOT_CONFORMING, Outcome
 from pabench.errors import EXIT_NOT_CONFORMING, EXIT_OK, UsageError
+from pabench.gate.policy import Policy
 
 _LOST = ("error", "timeout")
 
@@ -38,16 +40,42 @@ def more_lost(
 ) -> tuple[list[str], list[str]]:
     """More requests that ended in an error or ran out of time than on the baseline: (failures, doubts).
 
-    A failure where equal engines would lose so many at most as often as `alarm`; else a doubt.
+    A failure where equal engines would lose so many at most as often as `alarm`, also without the candidate's worst
+    run where there are others: requests of one run are lost together when something happens to it. Else a doubt. What
+    the client's own machine lost is nobody's.
     """
-    lost = [sum(run.summary.outcomes.get(name, 0) for run in side for name in _LOST) for side in (baseline, candidate)]
-    sent = [sum(sum(run.summary.outcomes.values()) for run in side) for side in (baseline, candidate)]
-    if not lost[1] or lost[1] * sent[0] <= lost[0] * sent[1]:
+    sides = [[(_lost(run), sum(run.summary.outcomes.values())) for run in side] for side in (baseline, candidate)]
+    before, after = ([sum(counts) for counts in zip(*side, strict=True)] for side in sides)
+    if not after[0] or after[0] * before[1] <= before[0] * after[1]:
         return [], []
-    text = (f"{lost[1]} of {sent[1]} requests ended in an error or ran out of time, {lost[0]} of {sent[0]} on the "
-            "baseline")
-    p = p_of_losses(lost, sent)
-    return ([text], []) if p <= alarm else ([], [f"{text}: so few that it may be chance (p = {p:.2g})"])
+    text = (f"{after[0]} of {after[1]} requests ended in an error or ran out of time, "
+            f"{before[0]} of {before[1]} on the baseline")
+    p = p_of_losses((before[0], after[0]), (before[1], after[1]))
+    if p > alarm:
+        return [], [f"{text}: so few that it may be chance (p = {p:.2g})"]
+    worst = max(sides[1])
+    rest = after[0] - worst[0], after[1] - worst[1]
+    if rest[1] and p_of_losses((before[0], rest[0]), (before[1], rest[1])) > alarm:
+        return [], [f"{text}: {worst[0]} of them in one run, which something may have happened to"]
+    return [text], []
+
+
+def _lost(run: Measured) -> int:
+    return sum(run.summary.outcomes.get(name, 0) for name in _LOST) - run.summary.client_faults
+
+
+def zeroed(baseline: Sequence[Measured], candidate: Sequence[Measured], policy: Policy) -> tuple[list[str], list[str]]:
+    """Rates that decide and are 0 on the candidate alone, and those that are 0 in some of its runs: (failures, doubts).
+
+    They have no ratio, and so no part in the figures.
+    """
+    failures, doubts = [], []
+    for each in zeros(baseline, candidate, tuple(policy.metrics)):
+        if each.vanished and higher_is_better(each.metric):
+            failures.append(each.text)
+        elif each.candidate[0]:
+            doubts.append(each.text)
+    return failures, doubts
 
 
 def p_of_losses(lost: Sequence[int], sent: Sequence[int]) -> float:
@@ -62,9 +90,11 @@ def p_of_losses(lost: Sequence[int], sent: Sequence[int]) -> float:
     return float(hypergeom.sf(*drawn) + hypergeom.pmf(*drawn) / 2)
 
 
-def new_conformance_failures(baseline: Path, candidate: Path) -> list[str]:
+def new_conformance_failures(baseline: Path, candidate: Path) -> tuple[list[str], list[str]]:
     """MUST requirements that fail on the candidate and did not on the baseline, by the results of `pabench conform`
-    below both folders. Raises UsageError when either's could not be decided.
+    below both folders, and those that passed there and were not decided on the candidate: (failures, doubts).
+
+    Raises UsageError when either's could not be decided, or they were asked for different profiles.
     """
     asked = [[load_results(path) for path in sorted(folder.rglob(FILE_NAME))] for folder in (baseline, candidate)]
     for name, side in zip(("baseline", "candidate"), asked, strict=True):
@@ -72,8 +102,17 @@ def new_conformance_failures(baseline: Path, candidate: Path) -> list[str]:
             if results.footer.exit_code not in (EXIT_OK, EXIT_NOT_CONFORMING):
                 raise UsageError(f"the {name}'s conformance could not be decided (exit code "
                                  f"{results.footer.exit_code})")
-    failing = [{each.requirement: each.outcome.value for results in side for each in results.by_requirement()
-                if each.outcome in NOT_CONFORMING and each.level == "MUST"} for side in asked]
-    before = "it did not on the baseline" if asked[0] else "the baseline was not asked"
-    return [f"conformance: {requirement} is a {outcome}, {before}"
-            for requirement, outcome in failing[1].items() if requirement not in failing[0]]
+    profiles = [{results.header.profile for results in side} for side in asked]
+    if all(profiles) and profiles[0] != profiles[1]:
+        raise UsageError(f"the baseline's conformance was asked with profile {', '.join(sorted(profiles[0]))}, the "
+                         f"candidate's with {', '.join(sorted(profiles[1]))}: ask both with one")
+    before, after = ({each.requirement: each.outcome for results in side for each in results.by_requirement()
+                      if each.level == "MUST"} for side in asked)
+    said = "it did not on the baseline" if asked[0] else "the baseline was not asked"
+    failures = [f"conformance: {requirement} is a {outcome.value}, {said}" for requirement, outcome in after.items()
+                if outcome in NOT_CONFORMING and before.get(requirement) not in NOT_CONFORMING]
+    doubts = [f"conformance: {requirement} passed on the baseline, and "
+              f"{f'is {after[requirement].value} on' if requirement in after else 'was not asked of'} the candidate"
+              for requirement, outcome in before.items()
+              if outcome is Outcome.PASS and after.get(requirement) not in (Outcome.PASS, *NOT_CONFORMING)]
+    return failures, doubts

@@ -29,7 +29,7 @@ from pabench.engines import EngineProcess
 from pabench.engines.doctor import Examination, examine
 from pabench.errors import EXIT_INTERRUPTED, EXIT_NOT_CONFORMING, EXIT_OK, EngineError, PabenchError, UsageError
 from pabench.gate.decide import INCONCLUSIVE, REGRESSION, Decision, decide
-from pabench.gate.evidence import more_lost, new_conformance_failures, sure_failures
+from pabench.gate.evidence import more_lost, new_conformance_failures, sure_failures, zeroed
 from pabench.gate.policy import Policy
 from pabench.load import Workload, run_loop, run_workload
 
@@ -86,8 +86,10 @@ class GateRun:
     profile: str = "none"
     tell: Callable[[str], None] = lambda text: None
     quiet: bool = False
-    runs: tuple[list[Measured], list[Measured]] = field(default_factory=lambda: ([], []))
+    runs: tuple[list[Measured], list[Measured]] = field(default_factory=lambda: ([], []))  # those that are judged
+    measured: tuple[list[Measured], list[Measured]] = field(default_factory=lambda: ([], []))  # and those set aside
     set_aside: list[str] = field(default_factory=list)
+    doubts: list[str] = field(default_factory=list)  # of conformance
     _examined: dict[str, Examination] = field(default_factory=dict)
 
     def run(self) -> Decision:
@@ -110,10 +112,14 @@ class GateRun:
 
     def _judge(self) -> Decision:
         refuse_unlike(*self.runs)
-        num_looks = len(self.policy.looks)
-        failures, doubts = more_lost(*self.runs, self.policy.false_alarm / num_looks)
+        (lost, few), (gone, some) = self._losses(), zeroed(*self.runs, self.policy)
         samples = samples_of(*self.runs, tuple(self.policy.metrics), self.policy.watch.metrics)
-        return decide(samples, self.policy, num_looks=num_looks, failures=failures, doubts=doubts, notes=self._notes())
+        return decide(samples, self.policy, num_looks=len(self.policy.looks), failures=[*lost, *gone],
+                      doubts=[*self.doubts, *few, *some], notes=self._notes())
+
+    def _losses(self) -> tuple[list[str], list[str]]:
+        """What the candidate lost more: in all pairs, for a run that lost everything is INVALID and set aside."""
+        return more_lost(*self.measured, self.policy.false_alarm / len(self.policy.looks))
 
     def _pair(self, number: int) -> list[str]:
         """One run of each side; what of it fails the gate for sure. A pair with an INVALID run is set aside."""
@@ -121,7 +127,9 @@ class GateRun:
         found = {at: self._measure(self.sides[at], number) for at in order}
         invalid = [f"{run.summary.path}: {'; '.join(run.summary.validity.reasons)}"
                    for run in found.values() if not run.summary.validity.valid]
-        failures = sure_failures([found[1]])
+        for at, run in found.items():
+            self.measured[at].append(run)
+        failures = sure_failures([found[1]]) or (self._losses()[0] if invalid else [])
         if failures:
             return failures
         if invalid:
@@ -183,7 +191,8 @@ class GateRun:
                 raise KeyboardInterrupt
             if code not in (EXIT_OK, EXIT_NOT_CONFORMING):
                 raise PabenchError(f"{side.name}: its conformance could not be decided (exit code {code})")
-        return new_conformance_failures(self.out / BASELINE, self.out / CANDIDATE)
+        failures, self.doubts = new_conformance_failures(self.out / BASELINE, self.out / CANDIDATE)
+        return failures
 
     def _notes(self) -> tuple[str, ...]:
         return tuple(f"set aside, INVALID: {text}" for text in self.set_aside)

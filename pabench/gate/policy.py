@@ -34,7 +34,8 @@ class Watched(_Strict):
 class Policy(_Strict):
     """A gate's policy. `looks`: after so many pairs of runs it decides, if it can; the last one is the budget.
 
-    `false_alarm` and `missed` hold for the gate as a whole, over all figures and looks.
+    `false_alarm` and `missed` hold for all figures and looks together; lost requests are judged beside them, at
+    `false_alarm` too.
     """
 
     false_alarm: float = Field(default=0.01, gt=0, lt=0.5)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from itertools import pairwise
 from pathlib import Path
 
-from pabench.analysis.sides import Measured, read_runs, refuse_unlike, samples_of
+from pabench.analysis.sides import Measured, read_runs, refuse_mixture, refuse_unlike, samples_of
+from pabench.errors import UsageError
 from pabench.gate.decide import REGRESSION, Decision, decide
-from pabench.gate.evidence import more_lost, new_conformance_failures, refuse_invalid, sure_failures
+from pabench.gate.evidence import more_lost, new_conformance_failures, refuse_invalid, sure_failures, zeroed
 from pabench.gate.policy import Policy
 
 
@@ -17,14 +18,27 @@ def judge_folders(baseline: Path, candidate: Path, policy: Policy) -> Decision:
     Raises UsageError for runs that are INVALID, or that cannot be compared.
     """
     before, after = read_runs(baseline), read_runs(candidate)
-    lost, doubts = more_lost(before, after, policy.false_alarm)
-    failures = [*sure_failures(after), *lost, *new_conformance_failures(baseline, candidate)]
-    if failures:  # they stand, whatever else the runs are worth
+    _refuse_same(before, after)
+    failing, doubts = new_conformance_failures(baseline, candidate)
+    failures = [*sure_failures(after), *failing]
+    if not failures:  # they stand, whatever else the runs are worth
+        refuse_mixture("the baseline", before)
+        refuse_mixture("the candidate", after)
+        refuse_unlike(before, after)
+        for found in (more_lost(before, after, policy.false_alarm), zeroed(before, after, policy)):
+            failures += found[0]
+            doubts += found[1]
+    if failures:
         return Decision(REGRESSION, failures=tuple(failures))
-    refuse_unlike(before, after)
     refuse_invalid([*before, *after])
     samples = samples_of(before, after, tuple(policy.metrics), policy.watch.metrics)
     return decide(samples, policy, doubts=doubts, notes=_notes(before, after))
+
+
+def _refuse_same(baseline: list[Measured], candidate: list[Measured]) -> None:
+    both = {run.summary.path.resolve() for run in baseline} & {run.summary.path.resolve() for run in candidate}
+    if both:
+        raise UsageError(f"{len(both)} runs are on both sides, {min(both)} among them: nothing to compare")
 
 
 def _notes(baseline: list[Measured], candidate: list[Measured]) -> list[str]:

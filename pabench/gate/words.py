@@ -62,12 +62,14 @@ def decision_markdown(decision: Decision) -> str:
 
 
 def decision_junit(decision: Decision) -> bytes:
-    """One test case a figure, and one a sure failure. What is undecided is an error, not a pass."""
-    num_tests = len(decision.metrics) + len(decision.failures)
+    """One test case a figure, one a sure failure, one a doubt. What is undecided is an error, not a pass."""
+    num_tests = len(decision.metrics) + len(decision.failures) + len(decision.doubts)
     suite = ElementTree.Element("testsuite", name="pabench gate", tests=str(num_tests))
     counts = dict.fromkeys(("failures", "errors", "skipped"), 0)
     for failure in decision.failures:
         _case(suite, counts, "sure failures", failure, ("failures", "failure"), failure)
+    for doubt in decision.doubts:
+        _case(suite, counts, "doubts", doubt, ("errors", "error"), doubt)
     kinds = {WORSE: ("failures", "failure"), OPEN: ("errors", "error"), WATCHED: ("skipped", "skipped"), SAME: None}
     for each in decision.metrics:
         _case(suite, counts, each.load, each.metric, kinds[each.outcome], ", ".join(_row(each)[2:]))

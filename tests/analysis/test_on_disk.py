@@ -69,7 +69,7 @@ def test_engines_are_not_pooled_and_unlike_runs_are_named(tmp_path: Path) -> Non
     one, other = (write_runs(tmp_path / name, name, range(1)) for name in ("one", "other"))
     write_runs(tmp_path / "both" / "a", "one", range(1))
     write_runs(tmp_path / "both" / "b", "other", range(1))
-    with pytest.raises(UsageError, match=r"both holds runs of several engines under .* \(one, other\)"):
+    with pytest.raises(UsageError, match=r"both holds runs of several engines under .* \(one 0.1.0, .*, other 0.1.0, "):
         compare([one, tmp_path / "both"])
     notes: list[str] = []
     compare([one, other], note=notes.append)

@@ -40,6 +40,14 @@ def test_it_seldom_cries_wolf_and_seldom_misses() -> None:
     assert found["PASS"] <= 5
 
 
+def test_less_than_the_floor_is_none_however_sure() -> None:
+    policy = Policy.model_validate({"metric": {"tpot_p50_ms": {"worse_by": 0.05, "floor": 0.05}}, "looks": [8]})
+    base = tuple(0.4 + step / 10_000 for step in range(8))
+    for more_ms, outcome in ((0.04, "PASS"), (0.06, "REGRESSION")):
+        slower = Samples("load", "tpot_p50_ms", base, tuple(one + more_ms for one in base), paired=True)
+        assert decide([slower], policy).outcome == outcome
+
+
 def test_noise_makes_it_ask_for_more_and_not_guess() -> None:
     policy, loud = load_policy(), noise(0.4)
     for worse in ({}, {"tpot_p50_ms": 0.05}):

@@ -1,0 +1,143 @@
+"""What fails a gate beside its figures, what leaves it in doubt, and what is no evidence."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from pabench.analysis.compare import compare
+from pabench.analysis.sides import Measured, read_run
+from pabench.conformance.verdicts import Outcome, Verdict
+from pabench.errors import UsageError
+from pabench.gate import GateRun, Side, judge_folders, load_policy
+from pabench.gate.evidence import more_lost, zeroed
+from pabench.gate.policy import MetricPolicy
+from pabench.gate.words import decision_junit
+from pabench.load import load_workload
+from tests.gate.test_stored import ENGINE, POLICY, sides, write_side
+from tests.report.synthetic import write_run, write_suite
+
+ALARM = 0.01
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Measured:
+    return read_run(write_run(tmp_path_factory.mktemp("run") / "0", ENGINE))
+
+
+def losing(run: Measured, *lost: int, client: int = 0, of: int = 48) -> list[Measured]:
+    """A run of `of` requests for each number of lost ones, `client` of which the client's machine lost."""
+    return [replace(run, summary=replace(run.summary, outcomes={"ok": of - each, "error": each}, client_faults=client))
+            for each in lost]
+
+
+def test_losses_that_come_in_more_than_one_run_fail(run: Measured) -> None:
+    failures, doubts = more_lost(losing(run, 0, 0, 0, 0), losing(run, 4, 3, 5, 4), ALARM)
+    assert failures == ["16 of 192 requests ended in an error or ran out of time, 0 of 192 on the baseline"]
+    assert doubts == []
+
+
+def test_one_run_that_lost_many_is_a_doubt(run: Measured) -> None:
+    failures, (doubt,) = more_lost(losing(run, 0, 0, 0, 0), losing(run, 0, 8, 0, 0), ALARM)
+    assert failures == []
+    assert "8 of them in one run" in doubt
+
+
+def test_a_single_run_is_all_there_is(run: Measured) -> None:
+    assert more_lost(losing(run, 0), losing(run, 48), ALARM)[0] == [
+        "48 of 48 requests ended in an error or ran out of time, 0 of 48 on the baseline"]
+
+
+def test_what_the_clients_machine_lost_is_nobodys(run: Measured) -> None:
+    assert more_lost(losing(run, 0, 0), losing(run, 20, 20, client=20), ALARM) == ([], [])
+
+
+def test_runs_that_lost_everything_fail_the_live_gate(
+    run: Measured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are INVALID, and their pairs are set aside; what they lost is counted all the same."""
+    def measure(gate: GateRun, side: Side, number: int) -> Measured:
+        folder = gate.out / side.name / f"{number}"
+        found = read_run(write_run(folder, replace(ENGINE, seed=number, label=side.name)))
+        if side.name == "candidate" and number in (1, 2):
+            (lost,) = losing(found, 24, of=24)
+            return replace(lost, summary=replace(
+                lost.summary, validity=replace(lost.summary.validity, valid=False, reasons=("no request succeeded",))))
+        return found
+
+    monkeypatch.setattr(GateRun, "_measure", measure)
+    gate = GateRun((Side("baseline", "http://127.0.0.1:1"), Side("candidate", "http://127.0.0.1:2")),
+                   load_workload("smoke"), load_policy(), tmp_path)
+    found = gate.run()
+    assert found.exit_code == 1
+    assert found.failures == ("48 of 72 requests ended in an error or ran out of time, 0 of 72 on the baseline",)
+
+
+def test_a_rate_that_is_0_on_the_candidate_alone_fails(run: Measured) -> None:
+    policy = POLICY.model_copy(update={"metrics": {"prefix_hit_rate": MetricPolicy(worse_by=0.05)}})
+    some, none = ([replace(run, summary=replace(run.summary, prefix_hit_rate=rate))] * 2 for rate in (0.4, 0.0))
+    (failure,), doubts = zeroed(some, none, policy)
+    assert failure.startswith("prefix_hit_rate is 0 in 2 of 2 runs of ")
+    assert doubts == []
+    assert zeroed(none, some, policy) == zeroed(none, none, policy) == ([], [])
+    assert zeroed(some, [some[0], none[0]], policy)[0] == []
+    assert len(zeroed(some, [some[0], none[0]], policy)[1]) == 1
+
+
+def test_a_figure_that_vanished_is_told_by_compare(
+    tmp_path: Path, run: Measured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(folder: Path) -> list[Measured]:
+        rate = 0.4 if folder.name == "before" else 0.0
+        return [replace(run, summary=replace(run.summary, prefix_hit_rate=rate))]
+
+    monkeypatch.setattr("pabench.analysis.compare.read_runs", read)
+    told: list[str] = []
+    found = compare([tmp_path / "before", tmp_path / "after"], ("request_rate_per_s", "prefix_hit_rate"), told.append)
+    assert [each.metric for each in found] == ["request_rate_per_s"]
+    assert told[0].startswith("after: prefix_hit_rate is 0 in 1 of 1 runs")
+
+
+def test_a_run_is_no_evidence_against_itself(tmp_path: Path) -> None:
+    base = write_side(tmp_path / "base", ENGINE)
+    with pytest.raises(UsageError, match="6 runs are on both sides"):
+        judge_folders(base, base, POLICY)
+
+
+@pytest.mark.parametrize("other", [{"label": "another"}, {"version": "0.2.0"}])
+def test_several_engines_are_no_side(tmp_path: Path, other: dict[str, str]) -> None:
+    base, candidate = sides(tmp_path, ENGINE)
+    shutil.rmtree(base / "3")
+    write_run(base / "3", replace(ENGINE, seed=3, **other))
+    with pytest.raises(UsageError, match="the baseline holds runs of several engines"):
+        judge_folders(base, candidate, POLICY)
+
+
+def test_unlike_loads_are_refused_before_losses_are_judged(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="different loads"):
+        judge_folders(*sides(tmp_path, replace(ENGINE, users=4, errors=("boom",) * 8)), POLICY)
+
+
+def test_conformance_is_compared_by_one_profile(tmp_path: Path) -> None:
+    base, same = sides(tmp_path, ENGINE)
+    write_suite(base / "conformance", [Verdict("http/ring-exact", "", "MUST", Outcome.PASS)])
+    (path,) = (write_suite(same / "conformance", [Verdict("http/ring-exact", "", "MUST", Outcome.PASS)]),)
+    results = path / "verdicts.jsonl"
+    results.write_text(results.read_text().replace('"ci"', '"smoke"'))
+    with pytest.raises(UsageError, match="profile ci, the candidate's with smoke"):
+        judge_folders(base, same, POLICY)
+
+
+def test_what_passed_and_is_asked_no_more_is_a_doubt(tmp_path: Path) -> None:
+    base, same = sides(tmp_path, ENGINE)
+    write_suite(base / "conformance", [Verdict("http/ring-exact", "", "MUST", Outcome.PASS)])
+    write_suite(same / "conformance", [Verdict("http/ring-exact", "", "MUST", Outcome.UNSUPPORTED)])
+    found = judge_folders(base, same, POLICY)
+    assert (found.outcome, found.doubts) == ("INCONCLUSIVE", (
+        "conformance: http/ring-exact passed on the baseline, and is UNSUPPORTED on the candidate",))
+    suite = ElementTree.fromstring(decision_junit(found))
+    assert suite.get("errors") == "1"
