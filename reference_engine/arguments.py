@@ -20,6 +20,7 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="python -m reference_engine", formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         description="An OpenAI-compatible engine with a paged or a contiguous KV cache.",
+        epilog="Example: pabench serve --model probe --kv paged --block-size 16 --num-blocks 256 --port 8000",
     )
     _add_server_flags(p.add_argument_group("server"))
     _add_model_flags(p.add_argument_group("model"))

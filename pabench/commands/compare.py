@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from pabench.gate import Decision
 
 app = typer.Typer()
-_gate = typer.Typer(invoke_without_command=True, help="Is the candidate worse than the baseline?")
+_gate = typer.Typer(invoke_without_command=True)
 app.add_typer(_gate, name="gate")
 
 PolicyFile = Annotated[
@@ -67,9 +67,10 @@ def gate(
     out: Annotated[Path | None, typer.Option(help="New folder for gate.json, gate.md and junit.xml.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Judge runs that are on disk: exit 0 not worse, 1 a regression, 3 cannot tell, 2 could not run.
+    """Is the candidate worse than the baseline? Judges runs that are on disk; `run` measures them first.
 
-    Needs several runs a side, for it judges by how much runs differ: `pabench gate run` makes them, by turns.
+    Exit 0 not worse, 1 a regression, 3 cannot tell, 2 could not run. Needs several runs a side, for it judges by how
+    much runs differ: `pabench gate run` makes them, by turns.
 
     Example: pabench gate --baseline results/gate/baseline --candidate results/gate/candidate
     """

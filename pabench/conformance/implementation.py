@@ -1,6 +1,6 @@
 """An implementation in process as what a run asks: found by its name, told apart by its protocol, bounded in time.
 
-    pabench conform --impl vllm                        an adapter that ships: suites/adapters
+    pabench conform --impl vllm-blocks                 an adapter that ships: suites/adapters
     pabench conform --impl acme.testing:allocator      a factory in a module
     pabench conform --impl acme/adapter.py:allocator   a factory in a file
 

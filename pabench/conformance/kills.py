@@ -221,9 +221,10 @@ def _page(
     yield ("Each mutant is a reference engine with one fault in it, modelled on a real bug. A suite that passes one "
            "proves nothing. [requirements.md](requirements.md) lists the bugs.\n")
     yield f"```\n{command}\n```\n"
-    yield (f"{good} of {len(kills)} as they must be; {took_s:.0f} s. Cheapest: the level at which the bug shows first "
-           "(engine: a whole engine, asked over HTTP). Client: whether a client sees the bug with an ordinary model. "
-           "A dash: nothing at that level has to notice the mutant.\n")
+    yield (f"{good} of {len(kills)} pairs of a mutant and a level ({len(kill_table(kills))} mutants) as they must be; "
+           f"{took_s:.0f} s. Cheapest: the level at which the bug shows first (engine: a whole engine, asked over "
+           "HTTP). Client: whether a client sees the bug with an ordinary model. A dash: nothing at that level has to "
+           "notice the mutant.\n")
     yield f"| mutant | fault | cheapest | client | {' | '.join(SUITE_LEVELS)} |"
     yield f"| --- | --- | --- | --- |{' --- |' * len(SUITE_LEVELS)}"
     for name, *cells in kill_table(kills):

@@ -31,6 +31,7 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="pabench simulate", formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         description="The reference engine's scheduler and KV allocators under a virtual clock, with no model.",
+        epilog="Example: pabench simulate --trace AzureLLMInferenceTrace_conv.csv --kv paged --num-slots 62912",
     )
     work = p.add_argument_group("workload")
     source = work.add_mutually_exclusive_group(required=True)

@@ -147,7 +147,7 @@ def test_the_table_and_the_page() -> None:
     kills = [survived, killed, replace(killed, mutant="mistralrs_starvation")]
     page = kills_page(kills, "pabench mutants --profile ci")
     assert "```\npabench mutants --profile ci\n```" in page
-    assert "2 of 3 as they must be; 5 s." in page
+    assert "2 of 3 pairs of a mutant and a level (2 mutants) as they must be; 5 s." in page
     assert f"| [{DOUBLE_FREE}](../suites/mutants/{DOUBLE_FREE}.py) |" in page
 
 
