@@ -58,6 +58,40 @@ def test_a_wrong_result_is_seen() -> None:
     assert "shape" in fault(data, out[:2])
 
 
+def test_at_a_long_context_zeros_and_a_lost_split_are_seen() -> None:
+    """In bfloat16, where the result is far smaller than one rounding of the values."""
+    shape = Shape("tiny", 1, 16384, 1, 8, 1, 64, 16, "bfloat16")
+    data = draw(shape, 1, torch.device("cpu"))
+    plan = plan_attention(data.block_tables, data.contexts, data.query_start_loc, shape.block_size)
+    out = plan.attend(data.query, data.caches[0], scale=data.scale)
+    assert fault(data, out) == ""
+    assert "off by" in fault(data, torch.zeros_like(out))
+    for lost in (0, 31, 63):
+        blocks = torch.cat([data.block_tables[:, : lost * 16], data.block_tables[:, (lost + 1) * 16:]], 1)
+        rest = plan_attention(blocks, data.contexts - 256, data.query_start_loc, shape.block_size)
+        assert "off by" in fault(data, rest.attend(data.query, data.caches[0], scale=data.scale)), lost
+
+
+def test_a_chunk_is_checked_at_its_begin_too() -> None:
+    data = draw(shape := Shape("tiny", 1, 300, 200, 4, 2, 32, 8, "float32"), 1, torch.device("cpu"))
+    plan = plan_attention(data.block_tables, data.contexts, data.query_start_loc, shape.block_size)
+    out = plan.attend(data.query, data.caches[0], scale=data.scale)
+    assert fault(data, out) == ""
+    out[:2] = 0
+    assert "sequence 0, row 0" in fault(data, out)
+
+
+def test_needles_decide_their_rows() -> None:
+    """A head of a group for each of the four positions; the others are random."""
+    shape = Shape("tiny", 1, 2500, 1, 8, 1, 64, 16, "bfloat16")
+    data = draw(shape, 1, torch.device("cpu"))
+    key, value = contiguous(data, data.caches[0])
+    weights = (data.query[0].float() @ key[0, 0].float().T * data.scale).softmax(-1)
+    assert weights[:4].argmax(-1).tolist() == [2048, 2499, 2047, 0]
+    assert weights[:4].amax(-1).min() > 0.9
+    assert weights[4:].amax() < 0.1
+
+
 def test_a_batch_in_a_row_is_the_same_batch() -> None:
     data = draw(SHAPE, 1, torch.device("cpu"))
     key, value = contiguous(data, data.caches[0])
