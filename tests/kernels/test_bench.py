@@ -85,7 +85,7 @@ def test_needles_decide_their_rows() -> None:
     """A head of a group for each of the four positions; the others are random."""
     shape = Shape("tiny", 1, 2500, 1, 8, 1, 64, 16, "bfloat16")
     data = draw(shape, 1, torch.device("cpu"))
-    key, value = contiguous(data, data.caches[0])
+    key, _ = contiguous(data, data.caches[0])
     weights = (data.query[0].float() @ key[0, 0].float().T * data.scale).softmax(-1)
     assert weights[:4].argmax(-1).tolist() == [2048, 2499, 2047, 0]
     assert weights[:4].amax(-1).min() > 0.9
