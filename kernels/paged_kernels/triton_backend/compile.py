@@ -38,7 +38,7 @@ _NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", 
           torch.float8_e4m3fn: "fp8e4nv"}
 _FLOAT_POINTERS = ("key_scale", "value_scale", "alibi_slopes", "lse", "part_out", "part_lse")
 _INT_POINTERS = ("tables", "positions", "items", "num_items")
-_SCALE_STRIDES = ("stride_ksb", "stride_kss", "stride_ksh", "stride_vsb", "stride_vss", "stride_vsh")
+_ANY_STRIDES = ("stride_ksb", "stride_kss", "stride_ksh", "stride_vsb", "stride_vss", "stride_vsh", "stride_table")
 
 
 class Variant(NamedTuple):
@@ -113,7 +113,7 @@ def _source(variant: Variant, geometry: Geometry, tile: Tile, target: GPUTarget)
     types |= {"scale": "fp32", "soft_cap": "fp32"} | dict.fromkeys(fixed, "constexpr")
     signature = {name: types.get(name, "i32") for name in attend_kernel.arg_names}
     aligned = [i for i, (name, kind) in enumerate(signature.items())
-               if kind.startswith("*") or (name.startswith("stride_") and name not in _SCALE_STRIDES)]
+               if kind.startswith("*") or (name.startswith("stride_") and name not in _ANY_STRIDES)]
     return ASTSource(
         attend_kernel, signature, {(attend_kernel.arg_names.index(name),): value for name, value in fixed.items()},
         {(i,): [["tt.divisibility", 16]] for i in aligned})
