@@ -87,3 +87,5 @@ def shapes(which: str) -> Iterator[Shape]:
                     yield Shape(model, batch, context, 1, q_heads, kv_heads, head_dim, block_size, storage)
                     if (batch, context) == (32, 4096):  # the chunk, among the first
                         yield Shape(model, 1, 8192, 8192, q_heads, kv_heads, head_dim, block_size, storage)
+                        if (model, storage, block_size) == ("Llama-8B", "bfloat16", 16):  # the one for FlashAttention
+                            yield Shape(model, batch, context, 1, q_heads, kv_heads, head_dim, 256, storage)

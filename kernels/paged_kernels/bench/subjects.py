@@ -17,6 +17,7 @@ from paged_kernels.bench.timing import Calls
 from paged_kernels.cache import SCALED_DTYPES, KVCache
 
 _NEEDLE_SCORE = 20.0  # exp(20) outweighs 128K random keys
+_FLEX = {("Llama-8B", 16, *which) for which in ((1, 8192), (1, 131072), (8, 32768), (32, 4096), (256, 4096))}
 _EDGE = 1024          # positions: splits end at its multiples
 
 
@@ -113,12 +114,17 @@ def _flex(data: Data) -> Calls:
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     shape = data.shape
+    if shape.model != "tiny" and (shape.model, shape.block_size, shape.batch, shape.context) not in _FLEX:
+        raise NotImplementedError("timed on a few shapes only: it compiles for each")
     query, parts = _queries(data), [contiguous(data, cache) for cache in data.caches]
     first = shape.context - shape.rows
     mask = None if shape.rows == 1 else create_block_mask(
         lambda _b, _h, row, position: first + row >= position, None, None, shape.rows, shape.context,
         device=str(query.device))
-    run = torch.compile(flex_attention) if query.is_cuda else flex_attention
+    run: Any = flex_attention
+    if query.is_cuda:  # compiled for this shape alone: of a dynamic one, or after too many, it would be slower
+        torch._dynamo.reset()
+        run = torch.compile(flex_attention, dynamic=False, fullgraph=True)
     return lambda i: _back(run(query, *parts[i], block_mask=mask, scale=data.scale, enable_gqa=True))
 
 
