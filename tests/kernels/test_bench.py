@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import weakref
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,10 +14,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 from paged_kernels import plan_attention
+from paged_kernels.bench import __main__ as command
 from paged_kernels.bench.exact import fault
 from paged_kernels.bench.record import Record, Row
 from paged_kernels.bench.shapes import Shape, shapes
-from paged_kernels.bench.subjects import OURS, contiguous, draw
+from paged_kernels.bench.subjects import OURS, contiguous, draw, make
 from paged_kernels.bench.timing import copies_beyond_cache, milliseconds
 
 SHAPE = Shape("tiny", 3, 40, 5, 4, 2, 32, 8, "float32")
@@ -186,3 +188,36 @@ def test_what_cannot_be_captured_is_timed_on_the_stream_from_before(monkeypatch:
 def test_flash_attention_has_a_shape() -> None:
     asked = [shape for shape in shapes("full") if shape.block_size % 256 == 0]
     assert list(map(str, asked)) == ["Llama-8B decode, batch 32 x 4096, block 256, bfloat16"]
+
+
+def test_flex_attention_compiles_for_a_few_shapes_only() -> None:
+    for context, block_size in ((128, 16), (8192, 128)):
+        shape = Shape("Llama-8B", 1, context, 1, 32, 8, 8, block_size, "bfloat16")
+        with pytest.raises(NotImplementedError, match="a few shapes only"):
+            make("flex_attention, contiguous", draw(shape, 1, torch.device("cpu")))
+
+
+def test_a_subject_is_gone_before_the_next_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its call may hold all data a second time, for which a large shape has no room."""
+    calls: list[weakref.ref[object]] = []
+
+    def fake(_name: str, _data: object) -> object:
+        assert all(before() is None for before in calls)
+        def call(_copy: int) -> None:
+            pass
+
+        calls.append(weakref.ref(call))
+        return call
+
+    monkeypatch.setattr(command, "make", fake)
+    monkeypatch.setattr(command, "fault", lambda _data, _out: "")
+    rows = command._measured(SHAPE, ["a", "b", "c"], torch.device("cpu"))
+    assert [row.failure for row in rows] == [""] * 3
+
+
+def test_what_torch_keeps_for_later_counts_as_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    free = [0]
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(L2_cache_size=50 << 20))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: free.__setitem__(0, 64 << 30))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free[0], 140 << 30))
+    assert command._too_large(SHAPE, torch.device("cuda")) == ""
