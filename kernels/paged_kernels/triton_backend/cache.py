@@ -111,7 +111,7 @@ def write_kv(key: torch.Tensor, value: torch.Tensor, cache: KVCache, slot_mappin
     num_kv_heads, head_dim, value_dim = key.shape[1], key.shape[2], value.shape[2]
     pads = [next_power_of_2(dim) for dim in (head_dim, value_dim)]
     heads = max(1, min(next_power_of_2(num_kv_heads), _WRITE_ELEMENTS // max(pads)))
-    with torch.cuda.device_of(key):  # Triton launches on the current device
+    with torch.cuda.device_of(key):  # type: ignore[no-untyped-call]  # Triton launches on the current device
         write_kernel[len(key), triton.cdiv(num_kv_heads, heads)](
             key, value, stored_key, stored_value, key_scale, value_scale, slot_mapping.contiguous(), *key.stride()[:2],
             *value.stride()[:2], *stored_key.stride()[:3], *stored_value.stride()[:3],
@@ -132,7 +132,7 @@ def copy_rows(source: torch.Tensor, target: torch.Tensor, sources: torch.Tensor,
     chunk = min(next_power_of_2(words), _COPY_BYTES // source.element_size())
     if not len(sources):
         return
-    with torch.cuda.device_of(source):
+    with torch.cuda.device_of(source):  # type: ignore[no-untyped-call]
         copy_kernel[len(sources), triton.cdiv(words, chunk), outer](
             source, target, sources, targets, words, source.stride(0), source.stride(1), target.stride(0),
             target.stride(1), CHUNK=chunk)

@@ -51,7 +51,7 @@ def launch_attend(
     key_scale, value_scale = (query if x is None else x.expand(cache.key.shape[:3])
                               for x in (cache.key_scale, cache.value_scale))
     scales, slopes = scale_kind(cache), scoring.alibi_slopes
-    with torch.cuda.device_of(query):  # Triton launches on the current device
+    with torch.cuda.device_of(query):  # type: ignore[no-untyped-call]  # Triton launches on the current device
         attend_kernel[(programs * geometry.num_kv_heads,)](
             query, key, value, key_scale, value_scale, query if slopes is None else slopes.contiguous(), tables,
             positions, items, num_items, out, out if lse is None else lse, *parts,
@@ -100,7 +100,7 @@ def launch_merge(
     Row r is made of the parts part_rows[part_starts[r] : part_starts[r + 1]], int32.
     """
     rows, heads, dim = out.shape
-    with torch.cuda.device_of(out):
+    with torch.cuda.device_of(out):  # type: ignore[no-untyped-call]
         merge_kernel[rows, heads](
             *parts, part_starts, part_rows, out, out if lse is None else lse, out.stride(0), out.stride(1),
             NUM_Q_HEADS=heads, VALUE_DIM=dim, VALUE_PAD=next_power_of_2(dim), PARTS=_MERGE_PARTS,
