@@ -82,7 +82,8 @@ class _DecodeGraph:
         ids, positions, slots = (torch.zeros(size, dtype=torch.int64, device=device) for _ in range(3))
         self._step = StepInput(ids, positions, slots.fill_(-1), torch.arange(size, device=device),
                                AttentionPlan(self._plan, "triton"))
-        self._replay = capture(lambda: model.forward(self._step, caches))
+        with torch.cuda.device_of(ids):  # type: ignore[no-untyped-call]  # streams are the current device's
+            self._replay = capture(lambda: model.forward(self._step, caches))
 
     def run(self, batch: Batch) -> torch.Tensor:
         """See DecodeGraphs."""

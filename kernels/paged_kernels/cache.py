@@ -143,8 +143,10 @@ def _copy(
         from paged_kernels.triton_backend.cache import copy_rows  # triton is heavy
 
         copy_rows(_words(source), _words(target), sources.to(source.device), targets.to(source.device))
-    else:
-        target[:, targets.to(target.device)] = source[:, sources.to(source.device)]
+        return
+    if source.dtype == torch.float8_e4m3fn:  # as in _write
+        source, target = source.view(torch.uint8), target.view(torch.uint8)
+    target[:, targets.to(target.device)] = source[:, sources.to(source.device)]
 
 
 def _words(x: torch.Tensor) -> torch.Tensor:

@@ -101,6 +101,14 @@ class ImplementationUnderTest:
     def cancel(self) -> None:
         """Nothing runs on behind a call."""
 
+    @staticmethod
+    def dead(_adapter: Any) -> str:
+        """Why nothing more can be asked of an adapter, after a failure; "" where it can.
+
+        One in a process of its own starts it again when it is next asked.
+        """
+        return ""
+
     def drawn(self) -> dict[str, Any]:
         """See Subject. By default seed and name make the same case again."""
         return {}
@@ -231,8 +239,9 @@ class ImplementationTarget:
             signal.signal(signal.SIGALRM, before)
 
     def still_lives(self) -> bool:
-        """An adapter in a process of its own starts it again when it is next asked."""
-        return True
+        """See Target."""
+        self.gone = package(self.level).UnderTest.dead(self.adapter) or None
+        return self.gone is None
 
     def recover(self, subject: Subject) -> str:
         """See Target. An adapter tells itself what ended its process."""

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 
 from pabench.conformance.kernel.adapter import Batch, Cache
-from pabench.conformance.kernel.cases import SCALED, AttendCase, CacheForm, Case, CopyCase, WriteCase
+from pabench.conformance.kernel.cases import SCALED, AttendCase, CacheForm, Case, CopyCase, MergeCase, WriteCase
 
 _WORKSPACE_BYTES = 128 << 20
 _HEAD_DIMS = (64, 128, 256)
+_MERGE_DIMS = (*_HEAD_DIMS, 512)
 
 
 class FlashInfer:
@@ -43,6 +44,10 @@ class FlashInfer:
                 "ALiBi slopes of the caller's": case.alibi,
             }
             reasons += [f"flashinfer does not take {what}" for what, asked in refused.items() if asked]
+        if isinstance(case, MergeCase):
+            refused = {"parts in float32": case.dtype == "float32",
+                       f"parts of head dim {case.dim}": case.dim not in _MERGE_DIMS}
+            reasons += [f"flashinfer does not merge {what}" for what, asked in refused.items() if asked]
         if isinstance(case, WriteCase) and (min(case.slots) < 0 or case.dtype != case.form.storage):
             reasons.append("flashinfer appends tokens of the cache's dtype, each to a slot")
         return reasons

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from pabench.conformance import Outcome, load_results
+from pabench.conformance.failure import CaseFailed
+from pabench.conformance.implementation import _module, make_adapter
+from pabench.conformance.kernel import layouts, under_test
+from pabench.conformance.kernel.cases import MergeCase
 from pabench.conformance.runner import replay_case, run_suite
 from tests.conformance.mutant_hosts import ROOT
 
@@ -43,8 +49,6 @@ def test_a_failure_is_explained_and_asked_again(tmp_path: Path, capfd: pytest.Ca
 
 @pytest.mark.parametrize("name", ["flashinfer", "flash-attention"])
 def test_what_needs_a_gpu_says_so(name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    import torch
-
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     assert run_suite(impl=name, out=tmp_path / "out", profile="smoke") == 2
@@ -55,3 +59,62 @@ def test_flex_attention_equals_dense(tmp_path: Path) -> None:
     ids = ["kernel/alibi"]
     assert run_suite(impl="flex-attention", out=tmp_path / "out", profile="smoke", ids=ids, quiet=True) == 0
     assert set(verdicts(tmp_path / "out").values()) == {Outcome.PASS}
+
+
+DYING = """
+from pabench.conformance.kernel import under_test
+
+waits = []
+
+def wait_for(device):
+    waits.append(1)
+    if len(waits) > 3:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+under_test._wait_for = wait_for
+"""
+
+
+def test_a_device_that_died_is_a_crash_and_later_cases_are_not_run(tmp_path: Path) -> None:
+    """As CUDA tells it: not in the call that broke it, but at each wait from then on."""
+    dying, ids = tmp_path / "dying.py", ["kernel/block-boundary-lengths", "kernel/group-map", "kernel/head-dims"]
+    dying.write_text(EXAMPLE.read_text() + DYING)
+    assert run_suite(impl=f"{dying}:MyAdapter", out=tmp_path / "out", profile="smoke", ids=ids, quiet=True) == 1
+    rows = load_results(tmp_path / "out").rows
+    dead = next(i for i, row in enumerate(rows) if row.outcome is not Outcome.PASS)
+    assert {row.outcome for row in rows[dead + 1:]} == {Outcome.NOTRUN}
+    assert rows[dead].outcome is Outcome.CRASH
+    assert "the device cpu takes no more work: CUDA error: an illegal memory access" in rows[dead].text
+    assert "AttendCase(context_lens" in rows[dead].text
+    assert json.loads((tmp_path / "out" / rows[dead].replay).read_text())["drawn"]["case"]["operation"] == "attend"
+
+
+def test_an_error_that_the_device_survives_is_the_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes up at the first wait behind the call, within it."""
+    waits = []
+
+    def wait_for(_device: str) -> None:
+        waits.append(1)
+        if len(waits) == 1:
+            raise RuntimeError("CUDA error: invalid configuration argument")
+
+    monkeypatch.setattr(under_test, "_wait_for", wait_for)
+    kernel = under_test.KernelUnderTest(make_adapter("paged-torch"), None, None, None)  # type: ignore[arg-type]
+    with pytest.raises(CaseFailed, match="merge raised RuntimeError: CUDA error: invalid conf"):
+        kernel.merge(torch.zeros(2, 1, 1, 16), torch.zeros(2, 1, 1))
+    kernel.merge(torch.zeros(2, 1, 1, 16), torch.zeros(2, 1, 1))
+
+
+def test_a_far_cache_has_room_before_it_on_any_device() -> None:
+    for device in ("cpu", "meta"):
+        placed = layouts._place((4, 2, 1, 8), torch.float16, "far", device, "nan")
+        assert placed.view.storage_offset() == 2**31
+        assert placed.base.numel() == 2**31 + 4 * 2 * 8
+
+
+def test_flashinfer_merges_what_its_kernels_are_built_for() -> None:
+    adapter = _module(ROOT / "suites" / "adapters" / "flashinfer.py").FlashInfer
+    flashinfer = adapter.__new__(adapter)  # its workspace would need a GPU
+    assert flashinfer.unsupported(MergeCase(dim=128, dtype="bfloat16")) == []
+    assert flashinfer.unsupported(MergeCase(dim=16, dtype="float32")) == [
+        "flashinfer does not merge parts in float32", "flashinfer does not merge parts of head dim 16"]

@@ -2,28 +2,41 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import subprocess
+import sys
+
+import numpy as np
 import pytest
 import torch
+import torch.utils._python_dispatch
 from paged_kernels import AttentionPlan, KVCache, copy_blocks, merge_states, plan_attention, write_kv
 from paged_kernels.triton_backend import launch
+from paged_kernels.triton_backend.device import interpreted
 from paged_kernels.triton_backend.plan import Capacity, TritonPlan
+from paged_kernels.triton_backend.schedule import ITEM, Batch, schedule
+from paged_kernels.triton_backend.tiles import Geometry, tile_for
 
+from pabench.conformance.kernel.layouts import _sparse
+
+DEVICE = "cpu" if interpreted() else "cuda"
 ROWS = 3
-LENS = [(40, 700, 0), (1300, 513, 5), (1, 0, 512), (0, 0, 0)]  # below, at and above the split of 512 positions
+LENS = [(40, 700, 0), (1300, 257, 5), (1, 0, 256), (0, 0, 0)]  # below, at and above the split of 256 positions
 
 
-@pytest.mark.parametrize("window", [None, 530])
+@pytest.mark.parametrize("window", [None, 270])
 @pytest.mark.parametrize("programs", [1, 4])
 def test_a_refilled_plan_is_a_new_one(programs, window):
     """Fixed buffers and grids, however many work items and parts the batch before had."""
     block_size, width = 16, 90
     rng = torch.Generator().manual_seed(1)
-    cache = KVCache(*(torch.randn(ROWS * width, block_size, 1, 16, generator=rng) for _ in range(2)))
-    query = torch.randn(ROWS, 2, 16, generator=rng)
+    cache = KVCache(*(torch.randn(ROWS * width, block_size, 1, 16, generator=rng).to(DEVICE) for _ in range(2)))
+    query = torch.randn(ROWS, 2, 16, generator=rng).to(DEVICE)
     starts = torch.arange(ROWS + 1)
     kept = None
     for lens in LENS:
-        tables = torch.randperm(ROWS * width, generator=rng).view(ROWS, width)
+        tables = torch.randperm(ROWS * width, generator=rng).view(ROWS, width).to(DEVICE)
         contexts = torch.tensor(lens)
         if kept is None:
             room = Capacity(ROWS, width * block_size, programs)
@@ -38,7 +51,7 @@ def test_a_refilled_plan_is_a_new_one(programs, window):
 
 
 def test_a_plan_without_a_capacity_is_not_refilled():
-    plan = TritonPlan(torch.zeros(1, 1), torch.ones(1, dtype=torch.int64), torch.arange(2), 16)
+    plan = TritonPlan(torch.zeros(1, 1, device=DEVICE), torch.ones(1, dtype=torch.int64), torch.arange(2), 16)
     with pytest.raises(ValueError, match="only a plan with a capacity"):
         plan.refill(torch.zeros(1, 1), torch.ones(1, dtype=torch.int64))
 
@@ -49,12 +62,13 @@ def test_fp8_is_read_alike_as_a_type_and_as_bytes(monkeypatch, scale):
     loses the carry of a mantissa that rounds up to the next power of 2. Alike to float32's rounding, not to the bit:
     the tiles lie differently in memory, and some CPUs' matrix products then add in another order."""
     rng = torch.Generator().manual_seed(2)
-    stored = torch.zeros(6, 8, 2, 24).to(torch.float8_e4m3fn)
-    cache = KVCache(stored, stored.clone(), torch.full(scale, 0.05), torch.full(scale, 0.05))
-    key, value = torch.randn(2, 20, 2, 24, generator=rng)
-    write_kv(key, value, cache, torch.arange(20) + 8, backend="triton")
-    query = torch.randn(2, 4, 24, generator=rng)
-    plan = plan_attention(torch.tensor([[1, 2, 3]]), torch.tensor([20]), torch.tensor([0, 2]), 8, backend="triton")
+    stored = torch.zeros(6, 8, 2, 24, device=DEVICE).to(torch.float8_e4m3fn)
+    cache = KVCache(stored, stored.clone(), *(torch.full(scale, 0.05, device=DEVICE) for _ in range(2)))
+    key, value = torch.randn(2, 20, 2, 24, generator=rng).to(DEVICE)
+    write_kv(key, value, cache, torch.arange(20, device=DEVICE) + 8, backend="triton")
+    query = torch.randn(2, 4, 24, generator=rng).to(DEVICE)
+    plan = plan_attention(torch.tensor([[1, 2, 3]], device=DEVICE), torch.tensor([20]), torch.tensor([0, 2]), 8,
+                          backend="triton")
     as_bytes = plan.attend(query, cache, scale=0.2)
     monkeypatch.setattr(launch, "reads_fp8", lambda _device: True)
     torch.testing.assert_close(plan.attend(query, cache, scale=0.2), as_bytes, atol=2e-6, rtol=0.0)
@@ -68,10 +82,10 @@ def test_fp8_is_read_alike_as_a_type_and_as_bytes(monkeypatch, scale):
     (torch.zeros(1, 16, 2).transpose(1, 2), 1, "last dim of query, key and value must be contiguous"),
 ])
 def test_what_the_backend_cannot_do_is_refused(query, kv_heads, message):
-    cache = KVCache(*(torch.zeros(1, 4, kv_heads, 16, dtype=query.dtype) for _ in range(2)))
-    plan = plan_attention(torch.zeros(1, 1), torch.ones(1), torch.arange(2), 4, backend="triton")
+    cache = KVCache(*(torch.zeros(1, 4, kv_heads, 16, dtype=query.dtype, device=DEVICE) for _ in range(2)))
+    plan = plan_attention(torch.zeros(1, 1, device=DEVICE), torch.ones(1), torch.arange(2), 4, backend="triton")
     with pytest.raises(ValueError, match=message):
-        plan.attend(query, cache, scale=1.0)
+        plan.attend(query.to(DEVICE), cache, scale=1.0)
 
 
 def test_a_backend_that_is_not_known_moves_nothing():
@@ -85,6 +99,97 @@ def test_a_backend_that_is_not_known_moves_nothing():
     assert not cache.key.any()
 
 
+def test_fp8_blocks_are_copied_by_torch_as_bytes():
+    """Torch has no indexed copy of fp8 on every device."""
+    seen = []
+    blocks = torch.arange(48).view(1, 3, 16).to(torch.uint8).view(torch.float8_e4m3fn)
+
+    class Watched(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            seen.extend(x.dtype for x in args if isinstance(x, torch.Tensor) and "index" in str(func))
+            return func(*args, **(kwargs or {}))
+
+    with Watched():
+        copy_blocks(blocks, blocks, torch.tensor([[0, 2]]))
+    assert torch.equal(blocks.view(torch.uint8)[0, 2], torch.arange(16).to(torch.uint8))
+    assert set(seen) == {torch.uint8}
+
+
 def test_a_plan_tells_where_it_runs():
-    plan = plan_attention(torch.zeros(1, 1), torch.ones(1), torch.arange(2), 16, backend="triton")
+    plan = plan_attention(torch.zeros(1, 1, device=DEVICE), torch.ones(1), torch.arange(2), 16, backend="triton")
     assert plan.describe().startswith("1 sequences in triton on ")
+
+
+def _headed_far(dim):
+    """[2 blocks, 4 slots, 3 heads, dim] float16 zeros, heads outermost and 2^30 elements apart.
+
+    Room for as much before it: an address that wraps around in 32 bits is not the cache's, but the process's.
+    """
+    base = _sparse(2**32 + 2 * 4 * dim, torch.float16)
+    return base.as_strided((2, 4, 3, dim), (4 * dim, dim, 2**30, 1), 2**31)
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="memory that takes no room until it is touched")
+def test_heads_far_apart_are_written_and_read():
+    """Head 2 lies 2^31 elements from the first: head times stride needs 64 bits."""
+    rng = torch.Generator().manual_seed(3)
+    cache, near = KVCache(_headed_far(16), _headed_far(16)), KVCache(*torch.zeros(2, 2, 4, 3, 16).half())
+    key, value = torch.randn(2, 8, 3, 16, generator=rng).half()
+    for where in (cache, near):
+        write_kv(key, value, where, torch.arange(8), backend="triton")
+    assert torch.equal(cache.key.reshape(8, 3, 16), key)
+    query = torch.randn(1, 3, 16, generator=rng).half()
+    plan = plan_attention(torch.tensor([[1, 0]]), torch.tensor([7]), torch.arange(2), 4, backend="triton")
+    assert torch.equal(plan.attend(query, cache, scale=0.25), plan.attend(query, near, scale=0.25))
+
+
+def test_kernels_are_launched_on_the_device_of_their_tensors(monkeypatch):
+    """Triton launches on the current one, whatever the tensors say."""
+    current = []
+
+    @contextlib.contextmanager
+    def device_of(tensor):
+        current.append(tensor.device)
+        yield
+        current.append(None)
+
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    cache = KVCache(*(torch.zeros(3, 4, 1, 8, device=DEVICE) for _ in range(2)))
+    new = torch.ones(1, 1, 8, device=DEVICE)
+    plan = plan_attention(torch.zeros(1, 1, device=DEVICE), torch.ones(1), torch.arange(2), 4, backend="triton")
+    for move in (lambda: write_kv(new, new, cache, torch.tensor([0], device=DEVICE), backend="triton"),
+                 lambda: copy_blocks(cache.key[None], cache.value[None], torch.tensor([[0, 1]]), backend="triton"),
+                 lambda: merge_states(new[None], torch.zeros(1, 1, 1, device=DEVICE), backend="triton"),
+                 lambda: plan.attend(new, cache, scale=1.0)):
+        current.clear()
+        move()
+        assert current == [new.device, None]
+
+
+def test_the_width_of_tables_makes_no_variants():
+    """It follows the longest context of a batch: 16 whole, 1 or neither, each would be compiled while serving."""
+    code = ("from paged_kernels.triton_backend.attend import attend_kernel as kernel;"
+            "print([p.name for p in kernel.params if p.do_not_specialize])")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120,
+                          env={**os.environ, "TRITON_INTERPRET": "0", "PYTHONPATH": os.pathsep.join(sys.path)})
+    assert done.stdout.strip() == "['stride_table']"
+
+
+@pytest.mark.parametrize(("group", "split"), [(1, 256), (4, 256), (16, 256), (24, 512), (128, 2048)])
+def test_splits_depend_on_heads_alone(group, split):
+    geometry = Geometry(1, group, 128, 128, torch.bfloat16, torch.bfloat16)
+    assert {tile_for(rows, geometry).split for rows in (1, 8)} == {split}
+    lens = np.array([4096, 100]), np.array([4096])
+    alone, beside = (schedule(Batch(contexts, np.arange(len(contexts) + 1)), geometry, None).launches[0][1]
+                     for contexts in reversed(lens))
+    assert len(alone) == 4096 // split
+    assert np.array_equal(alone[:, 3:7], beside[: len(alone), 3:7])
+
+
+def test_the_longest_items_of_a_prefill_start_first():
+    geometry = Geometry(1, 4, 128, 128, torch.bfloat16, torch.bfloat16)
+    (_, items), = schedule(Batch(np.array([500, 900]), np.array([0, 500, 800])), geometry, None).launches
+    length = items[:, ITEM.index("end")] - items[:, ITEM.index("begin")]
+    assert (np.diff(length) <= 0).all()
+    assert (items[0, ITEM.index("seq")], items[0, ITEM.index("end")]) == (1, 900)
+    assert sorted(row for item in items for row in range(item[0], item[0] + item[1])) == list(range(800))

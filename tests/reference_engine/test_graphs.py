@@ -1,4 +1,4 @@
-"""Decodes with fixed buffers and grids, as a CUDA graph holds them; here the pass itself stands for the graph."""
+"""Decodes with fixed buffers and grids, as CUDA graphs hold them; in the interpreter the pass itself stands for it."""
 
 from __future__ import annotations
 
@@ -10,16 +10,20 @@ from pabench.errors import UsageError
 from reference_engine import runner as runner_module
 from reference_engine.config import EngineConfig
 from reference_engine.engine import Engine
-from reference_engine.graphs import DecodeGraphs
+from reference_engine.graphs import DecodeGraphs, cuda_graph
 from reference_engine.runner import attention_backend
 from tests.reference_engine.helpers import assert_exact, drain, greedy, ids, rings
 
-pytestmark = pytest.mark.skipif(not interpreted(), reason="on a GPU the engine captures real graphs")
+DEVICE = "cpu" if interpreted() else "cuda"
+
+
+def same_pass(forward):
+    return forward
 
 
 def triton_engine(folder, **config):
     return Engine.from_folder(folder, EngineConfig(
-        max_model_len=64, num_blocks=40, block_size=8, attention_backend="triton", **config))
+        max_model_len=64, num_blocks=40, block_size=8, attention_backend="triton", **config), device=DEVICE)
 
 
 def test_batches_that_shrink_and_grow_are_exact(tiny_probe):
@@ -32,7 +36,8 @@ def test_batches_that_shrink_and_grow_are_exact(tiny_probe):
             sizes.append(len(batch.contexts))
             return super().run(batch)
 
-    engine.runner.graphs = Watched(engine.runner.model, engine.pool.layers, engine.config, lambda forward: forward)
+    engine.runner.graphs = Watched(engine.runner.model, engine.pool.layers, engine.config,
+                                   same_pass if interpreted() else cuda_graph)
     asked = {}
     for ring, tokens in zip(rings(3, 9, 17, 22), (3, 12, 7, 12), strict=True):
         asked[engine.add(ring.prompt, greedy(tokens)).id] = ring, tokens

@@ -17,7 +17,7 @@ from paged_kernels.bench.exact import fault
 from paged_kernels.bench.record import Record, Row, environment
 from paged_kernels.bench.shapes import Shape, shapes
 from paged_kernels.bench.subjects import OURS, SUBJECTS, draw, make, missing
-from paged_kernels.bench.timing import copies_beyond_cache, device, milliseconds, read_bandwidth
+from paged_kernels.bench.timing import cache_bytes, copies_beyond_cache, device, milliseconds, read_bandwidth
 
 _ROOM = 0.8  # of the free memory
 
@@ -49,6 +49,8 @@ def main(argv: list[str]) -> int:
             record.write(options.out)
     except KeyboardInterrupt:
         print("interrupted: what was measured is kept", file=sys.stderr)
+    record.read_bandwidth_afterwards = read_bandwidth(where)
+    record.write(options.out)
     print(record.table())
     print(f"\n{options.out}", file=sys.stderr)
     return 1 if any(row.failure for row in record.rows if row.subject == OURS) else 0
@@ -57,6 +59,7 @@ def main(argv: list[str]) -> int:
 def _too_large(shape: Shape, where: torch.device) -> str:
     if where.type == "cpu":
         return ""
+    torch.cuda.empty_cache()  # what is only kept for later is free
     free, _ = torch.cuda.mem_get_info(where)
     needed = 2 * shape.kv_bytes * copies_beyond_cache(shape.kv_bytes, where)  # once more in a row, for some peers
     return f"it needs {needed >> 30} GiB, {free >> 30} are free" if needed > _ROOM * free else ""
@@ -65,9 +68,11 @@ def _too_large(shape: Shape, where: torch.device) -> str:
 def _measured(shape: Shape, subjects: list[str], where: torch.device) -> list[Row]:
     """All subjects on one shape, ours first."""
     copies = copies_beyond_cache(shape.kv_bytes, where)
+    cold = where.type == "cpu" or shape.kv_bytes * copies > cache_bytes(where)
     data, rows = draw(shape, copies, where), []
     for name in subjects:
-        row = Row(name, shape)
+        call = None  # the one before may hold all the data again, in a row
+        row = Row(name, shape, cold=cold)
         rows.append(row)
         try:
             call = make(name, data)

@@ -27,6 +27,7 @@ class Row:
     repeats_ms: list[float] = field(default_factory=list)
     timed: str = ""  # graph, eager or interpreter
     failure: str = ""
+    cold: bool = True  # whether all copies of the data together exceed the cache
 
     @property
     def median_ms(self) -> float | None:
@@ -47,10 +48,11 @@ class Record:
     """All of a run."""
 
     environment: dict[str, Any]
-    read_bandwidth: float | None  # bytes a second; None in the interpreter
+    read_bandwidth: float | None  # bytes a second, before the first shape; None in the interpreter
     missing: dict[str, str]
     rows: list[Row] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)  # shape -> why
+    read_bandwidth_afterwards: float | None = None  # after the last: a device that grew hot is slower
 
     def write(self, path: Path) -> None:
         """All so far, in one step: what is there is whole at any time."""
@@ -74,7 +76,9 @@ class Record:
         told = f"{self.environment['device']}, torch {self.environment['torch']}, Triton {self.environment['triton']}"
         if self.read_bandwidth is None:
             return [told, "", "**In Triton's interpreter: times mean nothing here**, and no bandwidth is given."]
-        return [f"{told}; a streaming read reaches {self.read_bandwidth / 1e9:.0f} GB/s."]
+        after = self.read_bandwidth_afterwards
+        then = "" if after is None else f", afterwards {after / 1e9:.0f} GB/s"
+        return [f"{told}; a streaming read reaches {self.read_bandwidth / 1e9:.0f} GB/s{then}."]
 
     def _foot(self) -> list[str]:
         lines = [f"- {name}: not here ({why})" for name, why in self.missing.items()]
@@ -89,7 +93,7 @@ class Record:
         if self.read_bandwidth is None:
             return [f"{took:.3f}", spread, "–", "–", "–"]
         rate, flops = row.shape.moved_bytes / (took * 1e-3), row.shape.flops / (took * 1e-3)
-        share = f"{rate / self.read_bandwidth:.0%}" if row.shape.rows == 1 else "–"
+        share = f"{rate / self.read_bandwidth:.0%}" if row.shape.rows == 1 and row.cold else "–"
         return [f"{took:.3f}", spread, f"{rate / 1e9:.0f}", share, f"{flops / 1e12:.1f}"]
 
     def _ratios(self, rows: dict[str, Row], peers: Sequence[str]) -> list[str]:
@@ -99,7 +103,8 @@ class Record:
             if row is None or row.median_ms is None or ours is None or row.failure:
                 told.append("–" if row is None or not row.failure else row.failure.replace("|", "/")[:60])
             else:
-                told.append("right" if self.read_bandwidth is None else f"{row.median_ms / ours:.2f}")
+                eager = "" if row.timed == rows[OURS].timed else " (eager)"
+                told.append("right" if self.read_bandwidth is None else f"{row.median_ms / ours:.2f}{eager}")
         return told
 
 

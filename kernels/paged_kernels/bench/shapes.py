@@ -52,9 +52,19 @@ class Shape:
         keys = sum(range(first + 1, self.context + 1))
         return 4 * self.batch * self.num_q_heads * self.head_dim * keys
 
+    @property
+    def checked(self) -> tuple[list[int], list[int], list[int]]:
+        """Sequences, query rows of each, and KV heads whose results are checked: first, last and some between."""
+        return _spread(self.batch, 3), _spread(self.rows, 7), _spread(self.num_kv_heads, 2)
+
     def __str__(self) -> str:
         what = "decode" if self.rows == 1 else f"prefill {self.rows}"
         return f"{self.model} {what}, batch {self.batch} x {self.context}, block {self.block_size}, {self.storage}"
+
+
+def _spread(count: int, most: int) -> list[int]:
+    """Up to `most` of range(count), the ends among them."""
+    return sorted({i * (count - 1) // (most - 1) for i in range(most)})
 
 
 _MODELS = {"Llama-8B": (32, 8, 128), "Llama-70B": (64, 8, 128), "MQA": (32, 1, 128)}
@@ -77,3 +87,5 @@ def shapes(which: str) -> Iterator[Shape]:
                     yield Shape(model, batch, context, 1, q_heads, kv_heads, head_dim, block_size, storage)
                     if (batch, context) == (32, 4096):  # the chunk, among the first
                         yield Shape(model, 1, 8192, 8192, q_heads, kv_heads, head_dim, block_size, storage)
+                        if (model, storage, block_size) == ("Llama-8B", "bfloat16", 16):  # the one for FlashAttention
+                            yield Shape(model, batch, context, 1, q_heads, kv_heads, head_dim, 256, storage)

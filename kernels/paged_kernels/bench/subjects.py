@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,10 @@ from paged_kernels.attention import plan_attention
 from paged_kernels.bench.shapes import Shape
 from paged_kernels.bench.timing import Calls
 from paged_kernels.cache import SCALED_DTYPES, KVCache
+
+_NEEDLE_SCORE = 20.0  # exp(20) outweighs 128K random keys
+_FLEX = {("Llama-8B", 16, *which) for which in ((1, 8192), (1, 131072), (8, 32768), (32, 4096), (256, 4096))}
+_EDGE = 1024          # positions: splits end at its multiples
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +52,32 @@ def draw(shape: Shape, copies: int, where: torch.device, seed: int = 0) -> Data:
     query = torch.randn((shape.batch * shape.rows, shape.num_q_heads, shape.head_dim), generator=random, device=where,
                         dtype=shape.query_dtype)
     tables = torch.randperm(shape.batch * blocks, generator=random, device=where).view(shape.batch, blocks).int()
-    return Data(shape, query, [KVCache(stored(), stored(), one, one) for _ in range(copies)], tables,
+    data = Data(shape, query, [KVCache(stored(), stored(), one, one) for _ in range(copies)], tables,
                 torch.full((shape.batch,), shape.context, dtype=torch.int32, device=where),
                 torch.arange(0, shape.batch * shape.rows + 1, shape.rows, dtype=torch.int32, device=where))
+    _plant_needles(data)
+    return data
+
+
+def _plant_needles(data: Data) -> None:
+    """Some checked queries look for one key of the first cache alone: without that position the result is another.
+
+    Such a query is the key, as long as gives it the score _NEEDLE_SCORE. The positions: the first, both sides of the
+    last edge between splits, the row's own. The last head of a group stays random: it sees all positions.
+    """
+    shape = data.shape
+    seqs, rows, heads = shape.checked
+    group = shape.num_q_heads // shape.num_kv_heads
+    for seq, row, head in itertools.product(seqs, rows, heads):
+        last = shape.context - shape.rows + row
+        edge = last // _EDGE * _EDGE
+        positions = (edge, last, max(0, edge - 1), 0)
+        for member in range(min(len(positions), group - 1)):
+            position = positions[(member + seq + row + head) % len(positions)]
+            block = int(data.block_tables[seq, position // shape.block_size])
+            key = data.caches[0].key[block, position % shape.block_size, head].float()
+            needle = key * (_NEEDLE_SCORE / (data.scale * float(key @ key)))
+            data.query[seq * shape.rows + row, head * group + member] = needle.to(data.query.dtype)
 
 
 def contiguous(data: Data, cache: KVCache) -> tuple[torch.Tensor, torch.Tensor]:
@@ -86,12 +114,17 @@ def _flex(data: Data) -> Calls:
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     shape = data.shape
+    if shape.model != "tiny" and (shape.model, shape.block_size, shape.batch, shape.context) not in _FLEX:
+        raise NotImplementedError("timed on a few shapes only: it compiles for each")
     query, parts = _queries(data), [contiguous(data, cache) for cache in data.caches]
     first = shape.context - shape.rows
     mask = None if shape.rows == 1 else create_block_mask(
         lambda _b, _h, row, position: first + row >= position, None, None, shape.rows, shape.context,
         device=str(query.device))
-    run = torch.compile(flex_attention) if query.is_cuda else flex_attention
+    run: Any = flex_attention
+    if query.is_cuda:  # compiled for this shape alone: of a dynamic one, or after too many, it would be slower
+        torch._dynamo.reset()
+        run = torch.compile(flex_attention, dynamic=False, fullgraph=True)
     return lambda i: _back(run(query, *parts[i], block_mask=mask, scale=data.scale, enable_gqa=True))
 
 

@@ -14,6 +14,10 @@ from paged_kernels.triton_backend.device import interpreted
 
 _WARM_UPS, _REPEATS = 3, 20
 _READ_BYTES = 2 << 30
+_WARM_UP_S = 0.2           # until the device's clock has risen
+_GRAPH_CYCLES = 2_000_000  # that the device sleeps, about a millisecond, while a graph is launched behind it
+_CALL_CYCLES = 200_000     # and while each call is
+_MOST_COPIES = 256
 _TILE, _ROUNDS = tl.constexpr(4096), tl.constexpr(16)
 
 Calls = Callable[[int], object]  # the call on copy i of the data
@@ -40,21 +44,29 @@ def milliseconds(call: Calls, copies: int) -> tuple[list[float], str]:
     for i in range(_WARM_UPS * copies):
         call(i % copies)
     torch.cuda.synchronize()
+    stream = torch.cuda.current_stream()
     try:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             for i in range(copies):
                 call(i)
     except RuntimeError:  # what cannot be captured is launched call by call, and the row says so
+        torch.cuda.set_stream(stream)  # a capture that fails at its end leaves its own
         torch.cuda.synchronize()
-        return _events(lambda: [call(i) for i in range(copies)], copies), "eager"
-    return _events(graph.replay, copies), "graph"
+        return _events(lambda: [call(i) for i in range(copies)], copies, _CALL_CYCLES * copies), "eager"
+    return _events(graph.replay, copies, _GRAPH_CYCLES), "graph"
 
 
-def _events(work: Callable[[], object], copies: int) -> list[float]:
+def _events(work: Callable[[], object], copies: int, sleep_cycles: int) -> list[float]:
+    """Milliseconds of a call, `copies` of which are one `work`. It is queued while the device sleeps.
+
+    Otherwise an event would be in time for the launch that follows it, and the host's share counted.
+    """
+    work()  # a graph's first replay uploads it
     took = []
     for _ in range(_REPEATS):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda._sleep(sleep_cycles)
         start.record()
         work()
         end.record()
@@ -82,6 +94,10 @@ def read_bandwidth(where: torch.device) -> float | None:
     def read(_: int) -> None:
         _sum_kernel[(programs,)](source, target)
 
+    until = time.monotonic() + (0 if interpreted() else _WARM_UP_S)
+    while time.monotonic() < until:
+        read(0)
+        torch.cuda.synchronize(where)
     took, _ = milliseconds(read, 1)
     if not bool((target == per_program).all()):
         raise RuntimeError("the streaming read gave a wrong sum")
@@ -92,5 +108,9 @@ def copies_beyond_cache(kv_bytes: int, where: torch.device) -> int:
     """How many copies of the data have to take turns, so that the cache holds none of them."""
     if where.type == "cpu":
         return 1
-    cache = getattr(torch.cuda.get_device_properties(where), "L2_cache_size", 0) or (64 << 20)
-    return max(1, min(16, -(-2 * cache // kv_bytes)))
+    return max(1, min(_MOST_COPIES, -(-4 * cache_bytes(where) // kv_bytes)))
+
+
+def cache_bytes(where: torch.device) -> int:
+    """The second-level cache of a GPU; 64 MiB where torch does not tell."""
+    return getattr(torch.cuda.get_device_properties(where), "L2_cache_size", 0) or (64 << 20)

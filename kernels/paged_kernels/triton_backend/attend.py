@@ -9,7 +9,7 @@ Tiles of TILE positions have nothing to do with the size of a block. Where every
 scored without a mask; edges (the last positions, the diagonal, the window's begin) take the masked loop. What is
 masked is not read at all: a weight of zero times a NaN would still be NaN.
 
-Block numbers and rows become 64 bits wide before they are multiplied with a stride.
+Block numbers, rows and KV heads become 64 bits wide before they are multiplied with a stride.
 """
 
 from __future__ import annotations
@@ -130,7 +130,8 @@ def _attend_tile(
     return new_top, total, acc
 
 
-@triton.jit
+# The tables' width follows the batch's longest context: specialised, it would have variants compiled while serving.
+@triton.jit(do_not_specialize=["stride_table"])
 def attend_kernel(
     query, key, value, key_scale, value_scale, alibi_slopes, tables, positions, items, num_items,
     out, lse, part_out, part_lse, scale, soft_cap, window,
@@ -159,6 +160,7 @@ def attend_kernel(
     head_lanes, value_lanes = tl.arange(0, HEAD_PAD), tl.arange(0, VALUE_PAD)
     for work in range(tl.program_id(0), tl.load(num_items) * NUM_KV_HEADS, tl.num_programs(0)):
         head = work % NUM_KV_HEADS
+        wide_head = head.to(tl.int64)
         item = items + work // NUM_KV_HEADS * 8
         first_row, num_rows, seq = tl.load(item), tl.load(item + 1), tl.load(item + 2)
         begin, end, full_begin, full_end = tl.load(item + 3), tl.load(item + 4), tl.load(item + 5), tl.load(item + 6)
@@ -171,7 +173,7 @@ def attend_kernel(
                     mask=live[:, None] & (head_lanes < HEAD_DIM)[None, :], other=0.0)
         score_scale = scale / soft_cap if HAS_CAP else scale * LOG2_E
         if SCALES == SCALE_A_HEAD:
-            score_scale *= tl.load(key_scale + head * stride_ksh)
+            score_scale *= tl.load(key_scale + wide_head * stride_ksh)
         slopes = tl.load(alibi_slopes + q_head, mask=live, other=0.0) * LOG2_E if HAS_ALIBI else position
         table = tables + seq.to(tl.int64) * stride_table
         top = tl.full([BLOCK_M], float("-inf"), tl.float32)
@@ -189,8 +191,8 @@ def attend_kernel(
                     start = full_begin + turn * TILE
                 top, total, acc = _attend_tile(
                     start, begin, end, q, position, slopes, top, total, acc,
-                    key + head * stride_kh, value + head * stride_vh, key_scale + head * stride_ksh,
-                    value_scale + head * stride_vsh, table, score_scale, soft_cap, window,
+                    key + wide_head * stride_kh, value + wide_head * stride_vh, key_scale + wide_head * stride_ksh,
+                    value_scale + wide_head * stride_vsh, table, score_scale, soft_cap, window,
                     stride_kb, stride_ks, stride_vb, stride_vs, stride_ksb, stride_kss, stride_vsb, stride_vss,
                     BLOCK_SIZE, HEAD_DIM, VALUE_DIM, HEAD_PAD, VALUE_PAD, TILE, EDGES == 1,
                     HAS_WINDOW, HAS_CAP, HAS_ALIBI, SCALES, FP8_BITS, WIDEN)
@@ -199,7 +201,7 @@ def attend_kernel(
         total = tl.where(nothing, 1.0, total)
         result = acc / total[:, None]
         if SCALES == SCALE_A_HEAD:
-            result *= tl.load(value_scale + head * stride_vsh)
+            result *= tl.load(value_scale + wide_head * stride_vsh)
         row_lse = tl.where(nothing, float("-inf"), (top + tl.log2(total)) * LN_2)
         stored = live[:, None] & (value_lanes < VALUE_DIM)[None, :]
         if first_part < 0:

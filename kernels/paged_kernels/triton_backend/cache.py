@@ -75,7 +75,7 @@ def write_kernel(
     slot = tl.load(slots + token).to(tl.int64)
     if slot >= 0:
         block, offset = slot // BLOCK_SIZE, slot % BLOCK_SIZE
-        head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
+        head = (tl.program_id(1) * HEADS + tl.arange(0, HEADS)).to(tl.int64)
         _write_rows(key, stored_key, key_scale, token, block, offset, head, stride_kt, stride_kh, stride_kb, stride_ks,
                     stride_kch, stride_ksb, stride_kss, stride_ksh, NUM_KV_HEADS, HEAD_DIM, HEAD_PAD, SCALES, LIMIT,
                     INTEGER, FP8_BITS)
@@ -111,13 +111,15 @@ def write_kv(key: torch.Tensor, value: torch.Tensor, cache: KVCache, slot_mappin
     num_kv_heads, head_dim, value_dim = key.shape[1], key.shape[2], value.shape[2]
     pads = [next_power_of_2(dim) for dim in (head_dim, value_dim)]
     heads = max(1, min(next_power_of_2(num_kv_heads), _WRITE_ELEMENTS // max(pads)))
-    write_kernel[len(key), triton.cdiv(num_kv_heads, heads)](
-        key, value, stored_key, stored_value, key_scale, value_scale, slot_mapping.contiguous(), *key.stride()[:2],
-        *value.stride()[:2], *stored_key.stride()[:3], *stored_value.stride()[:3],
-        *(key_scale.stride() if scales else (0, 0, 0)), *(value_scale.stride() if scales else (0, 0, 0)),
-        BLOCK_SIZE=cache.key.shape[1], NUM_KV_HEADS=num_kv_heads, HEADS=heads, HEAD_DIM=head_dim, VALUE_DIM=value_dim,
-        HEAD_PAD=pads[0], VALUE_PAD=pads[1], SCALES=scales, LIMIT=SCALED_DTYPES.get(cache.key.dtype, 0.0),
-        INTEGER=cache.key.dtype == torch.int8, FP8_BITS=stored_key.dtype == torch.uint8)
+    with torch.cuda.device_of(key):  # type: ignore[no-untyped-call]  # Triton launches on the current device
+        write_kernel[len(key), triton.cdiv(num_kv_heads, heads)](
+            key, value, stored_key, stored_value, key_scale, value_scale, slot_mapping.contiguous(), *key.stride()[:2],
+            *value.stride()[:2], *stored_key.stride()[:3], *stored_value.stride()[:3],
+            *(key_scale.stride() if scales else (0, 0, 0)), *(value_scale.stride() if scales else (0, 0, 0)),
+            BLOCK_SIZE=cache.key.shape[1], NUM_KV_HEADS=num_kv_heads, HEADS=heads, HEAD_DIM=head_dim,
+            VALUE_DIM=value_dim, HEAD_PAD=pads[0], VALUE_PAD=pads[1], SCALES=scales,
+            LIMIT=SCALED_DTYPES.get(cache.key.dtype, 0.0), INTEGER=cache.key.dtype == torch.int8,
+            FP8_BITS=stored_key.dtype == torch.uint8)
 
 
 def copy_rows(source: torch.Tensor, target: torch.Tensor, sources: torch.Tensor, targets: torch.Tensor) -> None:
@@ -128,7 +130,9 @@ def copy_rows(source: torch.Tensor, target: torch.Tensor, sources: torch.Tensor,
     check_device(source.device)
     outer, _, words = source.shape
     chunk = min(next_power_of_2(words), _COPY_BYTES // source.element_size())
-    if len(sources):
+    if not len(sources):
+        return
+    with torch.cuda.device_of(source):  # type: ignore[no-untyped-call]
         copy_kernel[len(sources), triton.cdiv(words, chunk), outer](
             source, target, sources, targets, words, source.stride(0), source.stride(1), target.stride(0),
             target.stride(1), CHUNK=chunk)

@@ -38,7 +38,7 @@ _NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", 
           torch.float8_e4m3fn: "fp8e4nv"}
 _FLOAT_POINTERS = ("key_scale", "value_scale", "alibi_slopes", "lse", "part_out", "part_lse")
 _INT_POINTERS = ("tables", "positions", "items", "num_items")
-_SCALE_STRIDES = ("stride_ksb", "stride_kss", "stride_ksh", "stride_vsb", "stride_vss", "stride_vsh")
+_ANY_STRIDES = ("stride_ksb", "stride_kss", "stride_ksh", "stride_vsb", "stride_vss", "stride_vsh", "stride_table")
 
 
 class Variant(NamedTuple):
@@ -50,10 +50,11 @@ class Variant(NamedTuple):
     storage: torch.dtype
     options: bool    # window, soft cap, ALiBi and LSE, all on
     block_size: int = 16
+    group: int = 4   # query heads of a KV head
 
     def __str__(self) -> str:
-        return (f"{self.kind} | {self.head_dim} | {_NAMES[self.query]} | {_NAMES[self.storage]} | {self.block_size} | "
-                f"{'all' if self.options else 'none'}")
+        return (f"{self.kind} | {self.group} | {self.head_dim} | {_NAMES[self.query]} | {_NAMES[self.storage]} | "
+                f"{self.block_size} | {'all' if self.options else 'none'}")
 
 
 class Cost(NamedTuple):
@@ -65,7 +66,7 @@ class Cost(NamedTuple):
 
 
 def variants() -> Iterator[Variant]:
-    """All that are compiled: 8 KV heads, 4 query heads each."""
+    """All that are compiled: 8 KV heads, 4 query heads each; decodes with 8 and 32 too."""
     for kind in ROWS:
         for head_dim in (64, 80, 128, 256):
             for options in (False, True):
@@ -75,11 +76,14 @@ def variants() -> Iterator[Variant]:
             yield Variant(kind, 128, torch.bfloat16, storage, False)
         yield Variant(kind, 128, torch.float16, torch.float16, False)
         yield Variant(kind, 128, torch.float32, torch.float32, False)
+    for group in (8, 32):
+        for storage in (torch.bfloat16, torch.float8_e4m3fn):
+            yield Variant("decode", 128, torch.bfloat16, storage, False, group=group)
 
 
 def compile_variant(variant: Variant, target: GPUTarget) -> Cost:
     """Compile one variant. Raises what Triton raises."""
-    geometry = Geometry(8, 4, variant.head_dim, variant.head_dim, variant.query, variant.storage)
+    geometry = Geometry(8, variant.group, variant.head_dim, variant.head_dim, variant.query, variant.storage)
     kind = "amd" if target.backend == "hip" else "blackwell" if target.arch >= 100 else "nvidia"
     tile = tile_for(ROWS[variant.kind], geometry, target=kind)
     options = {"num_warps": tile.num_warps, "num_stages": tile.num_stages}
@@ -113,7 +117,7 @@ def _source(variant: Variant, geometry: Geometry, tile: Tile, target: GPUTarget)
     types |= {"scale": "fp32", "soft_cap": "fp32"} | dict.fromkeys(fixed, "constexpr")
     signature = {name: types.get(name, "i32") for name in attend_kernel.arg_names}
     aligned = [i for i, (name, kind) in enumerate(signature.items())
-               if kind.startswith("*") or (name.startswith("stride_") and name not in _SCALE_STRIDES)]
+               if kind.startswith("*") or (name.startswith("stride_") and name not in _ANY_STRIDES)]
     return ASTSource(
         attend_kernel, signature, {(attend_kernel.arg_names.index(name),): value for name, value in fixed.items()},
         {(i,): [["tt.divisibility", 16]] for i in aligned})
@@ -143,8 +147,9 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[2])
     parser.add_argument("--target", choices=TARGETS, action="append", help="default: all")
     names = parser.parse_args(argv).target or list(TARGETS)
-    print("| target | rows | head_dim | query | stored | block | options | registers | spilled bytes | shared KiB | |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    print("| target | rows | group | head_dim | query | stored | block | options | registers | spilled bytes | "
+          "shared KiB | |")
+    print("|" + " --- |" * 12)
     bad = 0
     for name in names:
         target, room = TARGETS[name]

@@ -44,15 +44,15 @@ def moves(target: GPUTarget) -> Iterator[Move]:
         said = {NO_SCALE.value: "none", SCALE_A_SLOT.value: "a scale a slot"}.get(scales.value, "a scale a head")
         types = dict.fromkeys(("key", "value"), "*bf16") | dict.fromkeys(("stored_key", "stored_value"), f"*{kept}")
         types |= {"key_scale": "*fp32", "value_scale": "*fp32", "slots": "*i64"}
-        yield Move(f"write | {_HEAD_DIM} | bf16 | {stored} | {_BLOCK_SIZE} | {said}", write_kernel, types, {
+        yield Move(f"write | – | {_HEAD_DIM} | bf16 | {stored} | {_BLOCK_SIZE} | {said}", write_kernel, types, {
             "BLOCK_SIZE": _BLOCK_SIZE, "NUM_KV_HEADS": _KV_HEADS, "HEADS": _KV_HEADS, "HEAD_DIM": _HEAD_DIM,
             "VALUE_DIM": _HEAD_DIM, "HEAD_PAD": _HEAD_DIM, "VALUE_PAD": _HEAD_DIM, "SCALES": scales.value,
             "LIMIT": _LIMITS.get(stored, 0.0), "INTEGER": stored == "i8", "FP8_BITS": bits})
     blocks = {"source": "*i32", "target": "*i32", "source_blocks": "*i64", "target_blocks": "*i64"}
-    yield Move(f"copy | – | – | any | {_BLOCK_SIZE} | none", copy_kernel, blocks, {"CHUNK": _COPY_BYTES // 4})
+    yield Move(f"copy | – | – | – | any | {_BLOCK_SIZE} | none", copy_kernel, blocks, {"CHUNK": _COPY_BYTES // 4})
     parts = dict.fromkeys(("part_out", "part_lse", "lse"), "*fp32") | {
         "part_starts": "*i32", "part_rows": "*i32", "out": "*bf16"}
     for with_lse in (False, True):
-        yield Move(f"merge | {_HEAD_DIM} | bf16 | – | – | {'LSE' if with_lse else 'none'}", merge_kernel, parts, {
+        yield Move(f"merge | – | {_HEAD_DIM} | bf16 | – | – | {'LSE' if with_lse else 'none'}", merge_kernel, parts, {
             "NUM_Q_HEADS": _Q_HEADS, "VALUE_DIM": _HEAD_DIM, "VALUE_PAD": _HEAD_DIM, "PARTS": _MERGE_PARTS,
             "WITH_LSE": with_lse}, num_warps=1)

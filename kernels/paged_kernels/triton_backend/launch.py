@@ -51,16 +51,17 @@ def launch_attend(
     key_scale, value_scale = (query if x is None else x.expand(cache.key.shape[:3])
                               for x in (cache.key_scale, cache.value_scale))
     scales, slopes = scale_kind(cache), scoring.alibi_slopes
-    attend_kernel[(programs * geometry.num_kv_heads,)](
-        query, key, value, key_scale, value_scale, query if slopes is None else slopes.contiguous(), tables, positions,
-        items, num_items, out, out if lse is None else lse, *parts,
-        float(scoring.scale), float(scoring.soft_cap or 0), scoring.window or 0, query.stride(0), query.stride(1),
-        *key.stride()[:3], *value.stride()[:3], *(key_scale.stride() if scales else (0, 0, 0)),
-        *(value_scale.stride() if scales else (0, 0, 0)), tables.stride(0), out.stride(0), out.stride(1),
-        **constants(geometry, tile, cache.key.shape[1], window=scoring.window is not None,
-                    soft_cap=scoring.soft_cap is not None, alibi=slopes is not None, scales=scales,
-                    fp8_bits=key.dtype == torch.uint8, lse=lse is not None),
-        num_warps=tile.num_warps, num_stages=tile.num_stages)
+    with torch.cuda.device_of(query):  # type: ignore[no-untyped-call]  # Triton launches on the current device
+        attend_kernel[(programs * geometry.num_kv_heads,)](
+            query, key, value, key_scale, value_scale, query if slopes is None else slopes.contiguous(), tables,
+            positions, items, num_items, out, out if lse is None else lse, *parts,
+            float(scoring.scale), float(scoring.soft_cap or 0), scoring.window or 0, query.stride(0), query.stride(1),
+            *key.stride()[:3], *value.stride()[:3], *(key_scale.stride() if scales else (0, 0, 0)),
+            *(value_scale.stride() if scales else (0, 0, 0)), tables.stride(0), out.stride(0), out.stride(1),
+            **constants(geometry, tile, cache.key.shape[1], window=scoring.window is not None,
+                        soft_cap=scoring.soft_cap is not None, alibi=slopes is not None, scales=scales,
+                        fp8_bits=key.dtype == torch.uint8, lse=lse is not None),
+            num_warps=tile.num_warps, num_stages=tile.num_stages)
 
 
 def constants(
@@ -99,10 +100,11 @@ def launch_merge(
     Row r is made of the parts part_rows[part_starts[r] : part_starts[r + 1]], int32.
     """
     rows, heads, dim = out.shape
-    merge_kernel[rows, heads](
-        *parts, part_starts, part_rows, out, out if lse is None else lse, out.stride(0), out.stride(1),
-        NUM_Q_HEADS=heads, VALUE_DIM=dim, VALUE_PAD=next_power_of_2(dim), PARTS=_MERGE_PARTS, WITH_LSE=lse is not None,
-        num_warps=1)
+    with torch.cuda.device_of(out):  # type: ignore[no-untyped-call]
+        merge_kernel[rows, heads](
+            *parts, part_starts, part_rows, out, out if lse is None else lse, out.stride(0), out.stride(1),
+            NUM_Q_HEADS=heads, VALUE_DIM=dim, VALUE_PAD=next_power_of_2(dim), PARTS=_MERGE_PARTS,
+            WITH_LSE=lse is not None, num_warps=1)
 
 
 def as_stored(x: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from paged_kernels.triton_backend.tiles import FEW_ROWS, SPLIT_ROWS, Geometry, Tile, tile_for
+from paged_kernels.triton_backend.tiles import FEW_ROWS, NO_SPLIT, SPLIT_ROWS, Geometry, Tile, tile_for
 
 Ints = NDArray[np.int64]
 
@@ -60,7 +60,10 @@ def schedule(batch: Batch, geometry: Geometry, window: int | None, *, target: st
         seqs = np.flatnonzero((num_rows >= fewest) & (num_rows <= most))
         if len(seqs):
             tile = tile_for(most, geometry, target=target)
-            launches.append((tile, _items(batch, seqs, tile, geometry.group, window)))
+            items = _items(batch, seqs, tile, geometry.group, window)
+            if tile.split == NO_SPLIT:  # a row has one item here: no order of parts to keep
+                items = _longest_first(items)
+            launches.append((tile, items))
     if batch.shared_prefix_len and batch.num_rows:
         tile = tile_for(SPLIT_ROWS, geometry, target=target)
         launches.insert(0, (tile, _prefix_items(batch, tile, geometry.group, window)))
@@ -79,6 +82,12 @@ def _items(batch: Batch, seqs: Ints, tile: Tile, group: int, window: int | None)
     ranges = _Ranges(first_position, first_position + count - 1, batch.shared_prefix_len, None, window)
     return _split(batch.starts[seqs][owner] + first, count, seqs[owner], ranges, tile,
                   shared=batch.shared_prefix_len > 0)
+
+
+def _longest_first(items: Ints) -> Ints:
+    """Programs start in this order: a long item that starts last would run on alone."""
+    begin, end = items[:, ITEM.index("begin")], items[:, ITEM.index("end")]
+    return items[np.argsort(begin - end, kind="stable")]
 
 
 def _prefix_items(batch: Batch, tile: Tile, group: int, window: int | None) -> Ints:

@@ -65,8 +65,9 @@ def tile_for(num_rows: int, geometry: Geometry, *, target: str = "nvidia") -> Ti
     if num_rows <= FEW_ROWS:
         block_m = at_least if num_rows == 1 else max(at_least, min(64, next_power_of_2(FEW_ROWS * group)))
         tile = 32 if wide or lanes > 128 or (converted and block_m > 16) else 64
-        # As many bytes of partial results as of keys and values would cost as much as it gains.
-        split = max(512, 64 * next_power_of_2(group))
+        # Short, so that a few sequences of few KV heads fill a GPU; yet parts (group * dim float32 a split, written and
+        # read again) stay below an eighth of a decode's keys and values in 16 bits.
+        split = max(256, 16 * next_power_of_2(group))
         few_warps = block_m == 16 or small_memory or blackwell
         return Tile(block_m, tile, 4 if few_warps else 8, 2 if small_memory or wide else 3, split)
     block_m = max(at_least, 32 if wide else 64 if lanes > 128 or converted or small_memory else 128)

@@ -26,6 +26,7 @@ from pabench.conformance.kernel.drawing import Content, DrawnAttend, draw_attend
 from pabench.conformance.kernel.layouts import same_bits, torch_dtype
 from pabench.conformance.kernel.tolerance import Expected, expect
 from pabench.conformance.kernel.under_test import KernelUnderTest
+from pabench.errors import EngineError
 
 Check = Callable[[KernelUnderTest, AttendCase], None]
 
@@ -162,6 +163,8 @@ def bad_table_refused(kernel: KernelUnderTest, case: AttendCase) -> None:
         tables[-1, 0] = number
         try:
             kernel.attend(replace(drawn.batch, block_tables=tables))
+        except EngineError:  # its end is no refusal
+            raise
         except Exception:  # which one is the implementation's own affair
             continue
         fail(f"an error: the table of sequence {len(tables) - 1} begins with block {number} of "

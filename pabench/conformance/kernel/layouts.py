@@ -6,8 +6,9 @@
     padded     room between the rows, the slots and the blocks, and before the first
     far        plain, but so long that its last blocks lie more than 2^31 elements from its beginning
 
-A far cache is mapped, never filled: pages that nobody touches cost nothing. It has as much room before its first
-element: an address that wraps around in 32 bits reads zeros there rather than ending the process.
+A far cache is mapped, never filled: pages that nobody touches cost nothing; on a device it takes its memory. It has as
+much room before its first element: an address that wraps around in 32 bits reads zeros there rather than ending the
+process, or the device.
 """
 
 from __future__ import annotations
@@ -118,11 +119,9 @@ def _place(sizes: Sequence[int], dtype: torch.dtype, layout: str, device: str, f
     else:
         strides, block = _contiguous(inner), _contiguous((1, *inner))[0]
     elements = num_blocks * block + offset
-    if layout == "far" and device == "cpu":
-        base = _sparse(_FAR_ELEMENTS + elements, dtype)
-        offset = _FAR_ELEMENTS
-    elif layout == "far":
-        base = torch.zeros(elements, dtype=dtype, device=device)
+    if layout == "far":
+        offset, elements = _FAR_ELEMENTS, _FAR_ELEMENTS + elements
+        base = _sparse(elements, dtype) if device == "cpu" else torch.zeros(elements, dtype=dtype, device=device)
     else:
         base = _filled(elements, dtype, device, fill)
     return Placed(base, base.as_strided(sizes, (block, *strides), offset))

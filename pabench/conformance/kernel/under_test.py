@@ -24,6 +24,7 @@ from pabench.conformance.kernel.cases import Case, case_from_json, case_to_json,
 from pabench.conformance.profiles import Profile
 from pabench.conformance.targets import unsupported
 from pabench.engines.cleaning import clean
+from pabench.errors import EngineDied, EngineError
 
 if TYPE_CHECKING:
     import torch
@@ -78,7 +79,11 @@ class KernelUnderTest(ImplementationUnderTest):
                     reject()  # another one instead
                 return
             asked += 1
-            ask(self, case)
+            try:
+                ask(self, case)
+            except EngineError:  # ends the search, and was the last case that it could be asked
+                self.found = case
+                raise
 
         found = search(cases, look, examples=examples, seed=int(self.rng.integers(2**63)),
                        shrink_s=self.profile.shrink_s)
@@ -103,7 +108,7 @@ class KernelUnderTest(ImplementationUnderTest):
 
         self.asked = True
         batch = replace(batch, with_lse=batch.with_lse and self.can("lse"))
-        with poisoned_allocations(), blamed("attend"):
+        with self._calling("attend"):
             out, lse = self._adapter.attend(batch)
         shape = (*batch.query.shape[:2], batch.cache.value.shape[3])
         _check_tensor("the result", out, shape, batch.query.dtype)
@@ -115,23 +120,47 @@ class KernelUnderTest(ImplementationUnderTest):
     def write(self, key: torch.Tensor, value: torch.Tensor, cache: Cache, slot_mapping: torch.Tensor) -> None:
         """As the protocol has it."""
         self.asked = True
-        with poisoned_allocations(), blamed("write"):
+        with self._calling("write"):
             self._adapter.write(key, value, cache, slot_mapping)
 
     def copy_blocks(self, source: Cache, target: Cache, pairs: torch.Tensor) -> None:
         """As the protocol has it."""
         self.asked = True
-        with poisoned_allocations(), blamed("copy_blocks"):
+        with self._calling("copy_blocks"):
             self._adapter.copy_blocks(source, target, pairs)
 
     def merge(self, outs: torch.Tensor, lses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """As the protocol has it, of the right shapes and dtypes."""
         self.asked = True
-        with poisoned_allocations(), blamed("merge"):
+        with self._calling("merge"):
             out, lse = self._adapter.merge(outs, lses)
         _check_tensor("the merged result", out, outs.shape[1:], outs.dtype)
         _check_tensor("the merged LSE", lse, lses.shape[1:], lses.dtype)
         return out, lse
+
+    @contextlib.contextmanager
+    def _calling(self, what: str) -> Iterator[None]:
+        """Around a call of the adapter, until the device has done it: what a kernel breaks shows no sooner.
+
+        Raises EngineDied where the device takes no more work: no later case is to blame for that.
+        """
+        with poisoned_allocations(), blamed(what):
+            try:
+                yield
+                _wait_for(self.device)
+            except Exception as error:
+                if fault := self.dead(self._adapter):
+                    raise EngineDied(f"{what} raised {type(error).__name__}, and {fault}") from error
+                raise
+
+    @staticmethod
+    def dead(adapter: Any) -> str:
+        """See ImplementationUnderTest: an error of the device that sticks comes up at every later wait for it."""
+        try:
+            _wait_for(adapter.device)
+        except RuntimeError as error:  # torch.AcceleratorError, where torch has it
+            return f"the device {adapter.device} takes no more work: {clean(str(error))}"
+        return ""
 
     # Case files ------------------------------------------------------------------------------------------------------
 
@@ -153,6 +182,15 @@ def poisoned_allocations() -> Iterator[None]:
             yield
         finally:
             torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
+def _wait_for(device: str) -> None:
+    """Until all that was launched on the device is done. Raises what went wrong there."""
+    import torch
+
+    kind = torch.device(device).type
+    if kind != "cpu":
+        getattr(torch, kind).synchronize()
 
 
 def _check_tensor(what: str, x: Any, shape: tuple[int, ...], dtype: torch.dtype) -> None:
