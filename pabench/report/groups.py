@@ -48,6 +48,11 @@ class RunData:
         return self.summary.validity.valid and self.summary.status == "complete"
 
 
+def believed(runs: Sequence[RunData]) -> tuple[RunData, ...]:
+    """The believable ones; where there is none, all, which whoever shows them must say."""
+    return tuple(run for run in runs if run.believable) or tuple(runs)
+
+
 @dataclass(frozen=True, slots=True)
 class SuiteData:
     """One conformance result, and the engine label that it belongs to."""

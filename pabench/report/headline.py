@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from pabench.analysis.summary import RunSummary
-from pabench.report.groups import Engine, Group, RunData
+from pabench.report.groups import Engine, Group, believed
 from pabench.report.load_figures import useful_throughput
-from pabench.report.text import count, number, percent, ratio
+from pabench.report.text import DOUBTED, count, number, percent, ratio
 
 NEARLY_EQUAL = 1.03  # a smaller factor is not called a difference
 
@@ -101,10 +101,11 @@ def sentences(made: list[Tile]) -> list[str]:
     return [f"{tile.claim}, {tile.scope}." for tile in made if tile.claim]
 
 
-def _pool(runs: tuple[RunData, ...]) -> tuple[RunData, ...]:
-    """The believable runs; where there is none, all, which the tile then says."""
-    good = tuple(run for run in runs if run.believable)
-    return good or runs
+def why_nothing(group: Group) -> str:
+    """What a group without a sentence lacks."""
+    if len(group.engines) > 1 and sum(any(run.believable for run in engine.runs) for engine in group.engines) < 2:
+        return "fewer than two engines have a valid, complete run of this workload."
+    return "only one engine tells these figures for this workload."
 
 
 def _tile(group: Group, measure: _Measure) -> Tile | None:
@@ -113,7 +114,7 @@ def _tile(group: Group, measure: _Measure) -> Tile | None:
         return None
     found: list[tuple[Engine, float | None, bool]] = []
     for engine in group.engines:
-        runs = _pool(engine.runs if measure.peak or level is None else group.at(engine, level))
+        runs = believed(engine.runs if measure.peak or level is None else group.at(engine, level))
         known = [v for v in (measure.value(run.summary) for run in runs) if v is not None]
         best = (max if measure.higher_is_better else min)(known) if known else None
         found.append((engine, best, all(run.believable for run in runs)))
@@ -121,16 +122,14 @@ def _tile(group: Group, measure: _Measure) -> Tile | None:
     if not numbers:
         return None
     scope = "best over all loads" if measure.peak or level is None else f"at {group.load_text(level)}"
-    told = [(engine, value) for engine, value, _ in found if value is not None]
-    believed = [(engine, value) for engine, value, good in found if value is not None and good]
-    factor, winner, claim = _compare(measure, believed if len(believed) > 1 else told)
+    factor, winner, claim = _compare(measure, [(engine, v) for engine, v, good in found if v is not None and good])
     longest = max(numbers)
     bars = tuple(
         Bar(
             engine,
             measure.show(value) if value is not None else "–",
             None if value is None else (value / longest if longest > 0 else 0.0),
-            "" if good else "not a valid, complete run",
+            "" if good else DOUBTED,
         )
         for engine, value, good in found
     )

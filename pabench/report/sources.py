@@ -19,6 +19,7 @@ from pabench.report.groups import RunData, SuiteData
 VERDICTS_FILE = "verdicts.jsonl"
 GATE_FILE = "gate.json"
 CLAIMS_FILE = "claims.json"
+SET_ASIDE = "set-aside"  # where a gate puts the pairs that it does not judge: their runs are no evidence here either
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +104,7 @@ def _read_runs(dirs: Sequence[Path], problems: list[str]) -> list[tuple[Path, Ru
     for top in dirs:
         fresh: list[tuple[Path, RunData]] = []
         for folder in find_runs(top):
-            if folder.resolve() in found:
+            if folder.resolve() in found or SET_ASIDE in folder.relative_to(top).parts:
                 continue
             place = _place(folder, top)
             try:

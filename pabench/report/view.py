@@ -14,7 +14,7 @@ from pabench.report.feel_figures import feel_figures
 from pabench.report.figures import Figure
 from pabench.report.findings import GateView, claims_table, gate_view
 from pabench.report.groups import Engine, Group, sort_engines, sort_groups
-from pabench.report.headline import Tile, memory_sentence, sentences, tiles
+from pabench.report.headline import Tile, memory_sentence, sentences, tiles, why_nothing
 from pabench.report.load_figures import load_figures
 from pabench.report.matrix import Failure, WrongAnswers, failures, matrices, wrong_answers
 from pabench.report.memory_figures import memory_at_level, memory_by_load
@@ -44,6 +44,7 @@ class GroupView:
     title: str
     tiles: tuple[Tile, ...]
     sentences: tuple[str, ...]
+    nothing: str    # why there are none
     memory_sentence: str
     load: tuple[Figure, ...]
     capacity: Table | None
@@ -129,6 +130,7 @@ def _group_view(group: Group, searches: Sequence[Search]) -> GroupView:
         title=f"{visible(group.workload)} ({'closed loop' if group.kind == 'users' else 'open loop'})",
         tiles=tuple(made),
         sentences=tuple(sentences(made)),
+        nothing=why_nothing(group),
         memory_sentence=memory_sentence(group),
         load=(*capacity_figures(group, searched), *load_figures(group)),
         capacity=conclusions(group, searched),
