@@ -39,10 +39,10 @@ def _distribution(
         samples = pooled(sources[engine.name], samples_of)
         if len(samples) == 0:
             continue
-        stretch, found = quantile_curve(samples)
-        shares = [f"{100 * (1 - 1 / s):.4g}" for s in stretch.tolist()]
+        stretch, shares, found = quantile_curve(samples)
         hover = f"%{{customdata}} % of {what} are at or below<br>%{{y:.4~g}} ms"
-        traces.append(line(engine, stretch, found, hover, markers=False, customdata=shares))
+        traces.append(line(engine, stretch, found, hover, markers=False,
+                           customdata=[f"{100 * share:.6g}" for share in shares.tolist()]))
         curves.append(found)
         counts.append(len(samples))
         p50, p99 = np.quantile(samples, [0.5, 0.99])
