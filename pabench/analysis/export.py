@@ -104,7 +104,9 @@ def as_vllm(run: Run, measured: Measured) -> dict[str, Any]:
     """
     manifest, requests = run.manifest, run.requests
     ok, duration_s = latency.ok_requests(requests), manifest.duration_s or 0.0
-    tokens = latency.output_tokens(ok)
+    # As vLLM has it: what failed put out nothing, so that the lengths add up to the total.
+    lens = np.where(requests["outcome"] == "ok", np.nan_to_num(latency.output_tokens(requests)), 0.0)
+    tokens = float(lens.sum())
     arrivals = manifest.workload.arrivals
     return {
         "date": manifest.started_at, "backend": manifest.engine.dialect, "endpoint_type": manifest.engine.dialect,
@@ -112,19 +114,27 @@ def as_vllm(run: Run, measured: Measured) -> dict[str, Any]:
         "num_prompts": len(requests), "request_rate": measured.summary.rate_per_s or "inf",
         "burstiness": float(getattr(arrivals, "burstiness", 1.0)), "max_concurrency": measured.summary.users,
         "duration": duration_s, "completed": len(ok), "failed": len(requests) - len(ok),
-        "total_input_tokens": int(ok["prompt_tokens"].sum()), "total_output_tokens": int(np.nansum(tokens)),
+        "total_input_tokens": int(ok["prompt_tokens"].sum()), "total_output_tokens": int(tokens),
         "request_throughput": _rate(len(ok), duration_s),
-        "output_throughput": _rate(float(np.nansum(tokens)), duration_s),
-        "total_token_throughput": _rate(float(np.nansum(tokens) + ok["prompt_tokens"].sum()), duration_s),
-        "input_lens": requests["prompt_tokens"].tolist(), "output_lens": requests["stream_tokens"].tolist(),
+        "output_throughput": _rate(tokens, duration_s),
+        "total_token_throughput": _rate(tokens + float(ok["prompt_tokens"].sum()), duration_s),
+        "input_lens": requests["prompt_tokens"].tolist(), "output_lens": lens.astype(int).tolist(),
         "ttfts": _seconds(requests["first_s"] - requests["sent_s"]),
-        "itls": [np.diff(np.asarray(times)).tolist() for times in requests["token_times_s"]],
+        "itls": gaps_s(requests),
         "start_times": _seconds(requests["sent_s"]),
         "errors": [clean(text) if isinstance(text, str) else "" for text in requests["error_text"]],
         **_vllm_latencies(ok),
         "pabench": {"valid": measured.summary.validity.valid, "wrong_tokens": measured.summary.wrong_tokens,
                     "steady_output_throughput": measured.summary.throughput_tokens_per_s},
     }
+
+
+def gaps_s(requests: pd.DataFrame) -> list[list[float]]:
+    """The gaps between the tokens of each request, as the summary takes them: a chunk's is spread over its tokens."""
+    # A request of several samples has one gap less for each of them.
+    counts = [len(choices) - len(np.unique(choices)) for choices in requests["token_choices"]]
+    each = np.split(latency.itl_ms(requests) / 1e3, np.cumsum(counts)[:-1])
+    return [gaps.tolist() for gaps in each] if counts else []
 
 
 def _vllm_latencies(ok: pd.DataFrame) -> dict[str, float]:

@@ -114,6 +114,8 @@ def load_results(path: Path) -> Results:
         header = Header(**_without_kind(lines[0]))
         footer = Footer(**_without_kind(lines[-1]))
         rows = [_row(line) for line in lines[1:-1]]
+        if not isinstance(header.engine, Mapping):
+            raise ValueError(f"the header's engine is {header.engine!r}, expected an object")
     except (TypeError, ValueError) as error:
         raise UsageError(f"{path} has a line that does not fit schema {SCHEMA_VERSION}: {error}") from error
     if footer.rows != len(rows):
@@ -126,8 +128,11 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise UsageError(f"cannot read the verdicts in {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is not UTF-8 ({error.reason}): cut short? run the suite again") from error
     lines = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    # Not splitlines: an engine's text may hold U+2028 and other ends of lines that JSON leaves as they are.
+    for number, line in enumerate(text.removesuffix("\n").split("\n") if text else (), start=1):
         try:
             value = json.loads(line)
         except json.JSONDecodeError as error:
@@ -152,4 +157,6 @@ def _row(line: dict[str, Any]) -> Verdict:
     if line.get("kind") != "case":
         raise ValueError(f"a line of kind {line.get('kind')!r} between header and footer")
     values = _without_kind(line)
+    if "outcome" not in values:
+        raise ValueError("a case without an outcome")
     return Verdict(**values | {"outcome": Outcome(values["outcome"])})

@@ -11,7 +11,7 @@ from pabench.report.blocks import run_zero
 from pabench.report.figures import Figure, axis, spec
 from pabench.report.groups import Engine, RunData
 from pabench.report.palette import OWNERS
-from pabench.report.text import count, number, percent
+from pabench.report.text import DOUBTED, count, number, percent
 from pabench.telemetry.block_map import UNKNOWN, BlockMap, block_map, state_shares
 from pabench.telemetry.block_trace import BlockTrace, State
 
@@ -133,6 +133,8 @@ def _caption(run: RunData, trace: BlockTrace, cells: BlockMap, zero_s: float, to
     if missing_s > 0.1 and trace.end != "closed":
         why = {"limit": "the file had reached its limit", "cut off": "the file ends"}[trace.end]
         said.append(f"Recorded to {number(trace.end_s - zero_s)} s, then {why}.")
+    if not run.believable:
+        said.append(f"{DOUBTED.capitalize()}.")
     if run.manifest.zero_at is None:
         said.append("This run does not tell its exact start: the map may lie up to a few seconds off.")
     return said

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 
 from pabench.analysis.latency import itl_ms, tpot_ms, ttft_ms
 from pabench.report.figures import Figure, axis, line, spec, wide
-from pabench.report.groups import Group
+from pabench.report.groups import Group, RunData, believed
 from pabench.report.reduce import MAX_QUANTILES, Floats, quantile_curve
 from pabench.report.series import pooled
-from pabench.report.text import count, number
+from pabench.report.text import DOUBTED, count, number
 
 # Where the quantile axis has a tick: share -> words.
 _TICKS = ((0.0, "0"), (0.5, "50"), (0.9, "90"), (0.99, "99"), (0.999, "99.9"), (0.9999, "99.99"), (0.99999, "99.999"))
@@ -34,17 +34,15 @@ def _distribution(
     group: Group, level: float, key: str, title: str, what: str, samples_of: Callable[[pd.DataFrame], Floats]
 ) -> Figure | None:
     traces, told, curves, counts = [], [], [], []
-    repeated = False
+    sources = {engine.name: believed(group.at(engine, level)) for engine in group.engines}
     for engine in group.engines:
-        runs = group.at(engine, level)
-        samples = pooled(runs, samples_of)
+        samples = pooled(sources[engine.name], samples_of)
         if len(samples) == 0:
             continue
-        repeated = repeated or len(runs) > 1
-        stretch, found = quantile_curve(samples)
-        shares = [f"{100 * (1 - 1 / s):.4g}" for s in stretch.tolist()]
+        stretch, shares, found = quantile_curve(samples)
         hover = f"%{{customdata}} % of {what} are at or below<br>%{{y:.4~g}} ms"
-        traces.append(line(engine, stretch, found, hover, markers=False, customdata=shares))
+        traces.append(line(engine, stretch, found, hover, markers=False,
+                           customdata=[f"{100 * share:.6g}" for share in shares.tolist()]))
         curves.append(found)
         counts.append(len(samples))
         p50, p99 = np.quantile(samples, [0.5, 0.99])
@@ -54,11 +52,20 @@ def _distribution(
     caption = f"{count(sum(counts))} {what}. Read: so many per cent of {what} took at most that long; tail stretched."
     if max(counts) > MAX_QUANTILES:
         caption += f" Drawn from at most {MAX_QUANTILES} of each engine's samples, evenly along the axis."
-    if repeated:
-        caption += " Repeats at this load are pooled."
+    caption += _runs_note(group, level, sources)
     y = axis("ms", log=wide(*curves), zero=True)
     alt = f"Distribution of {title}. {'; '.join(told)}."
     return Figure(f"{key}-{_id(group, level)}", title, caption, alt, spec(traces, _share_axis(max(counts), what), y))
+
+
+def _runs_note(group: Group, level: float, sources: Mapping[str, Sequence[RunData]]) -> str:
+    """What was pooled and left out; whose runs may not be believed."""
+    note = " Repeats at this load are pooled." if any(len(runs) > 1 for runs in sources.values()) else ""
+    left_out = sum(len(group.at(engine, level)) - len(sources[engine.name]) for engine in group.engines)
+    if left_out:
+        note += f" Left out as {DOUBTED}: {count(left_out)} beside those shown."
+    doubted = [name for name, runs in sources.items() if not all(run.believable for run in runs)]
+    return note + (f" {DOUBTED.capitalize()}: {', '.join(doubted)}." if doubted else "")
 
 
 def _share_axis(samples: int, what: str) -> dict[str, object]:

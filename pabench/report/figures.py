@@ -6,15 +6,15 @@ of paper, text and grid are the page's and set by script.js, which knows the the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import plotly.graph_objects as go
 
-from pabench.report.groups import Engine
+from pabench.report.groups import Engine, RunData
 from pabench.report.reduce import Floats, rounded
-from pabench.report.text import label
+from pabench.report.text import DOUBTED, label
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +40,18 @@ def line(
     name: str = "",
     open_marker: bool = False,
     markers: bool = True,
+    doubted: Sequence[bool] = (),
     **more: Any,
 ) -> go.Scatter:
-    """One line of `engine`. `hover` is plotly's template for the body of the hover text, of our words alone."""
-    marker = engine.look.marker + ("-open" if open_marker else "")
+    """One line of `engine`. `hover` is plotly's template for the body of the hover text, of our words alone.
+
+    `doubted`: which points are of runs that may not be believed; they and their hover texts are marked.
+    """
+    marker: str | list[str] = engine.look.marker + ("-open" if open_marker else "")
+    if any(doubted):
+        marker = [f"{engine.look.marker}-open-dot" if doubt else str(marker) for doubt in doubted]
+        hover += "%{customdata}"
+        more["customdata"] = [f"<br>{DOUBTED}" if doubt else "" for doubt in doubted]
     edge = {"width": 1.6, "color": engine.look.colour}
     return go.Scatter(
         x=rounded(x),
@@ -56,6 +64,11 @@ def line(
         meta={"engine": engine.index},
         **more,
     )
+
+
+def doubt_note(runs: Iterable[RunData]) -> str:
+    """What the mark means, for the caption of a figure that has a point for each of `runs`."""
+    return "" if all(run.believable for run in runs) else f" Hollow with a dot: {DOUBTED}."
 
 
 def axis(title: str, *, log: bool = False, zero: bool = False, **more: Any) -> dict[str, Any]:

@@ -42,12 +42,12 @@ class GateView:
 def gate_view(told: Told, number_of_gate: int) -> GateView:
     """The decision in a gate.json."""
     found = told.found
-    outcome = str(found.get("outcome"))
-    rows = [_gate_row(metric) for metric in found.get("metrics", [])]
+    outcome = found["outcome"]
+    rows = [_gate_row(metric) for metric in found["metrics"]]
     caption = f"What the gate of {told.place} judged"
     made = table(f"gate-{number_of_gate}", caption, _GATE_COLUMNS, rows) if rows else None
-    remarks = tuple(str(text) for text in (*found.get("failures", ()), *found.get("notes", ())))
-    return GateView(told.place, outcome, _STATES.get(outcome, "open"), str(found.get("advice", "")), remarks, made)
+    remarks = (*found["failures"], *found["notes"])
+    return GateView(told.place, outcome, _STATES.get(outcome, "open"), found["advice"], remarks, made)
 
 
 def claims_table(told: Sequence[Told]) -> Table | None:
@@ -55,14 +55,14 @@ def claims_table(told: Sequence[Told]) -> Table | None:
     rows = [
         (words(row["claim"]), words(row["source"]), words(row["published"]), words(row["ours"]),
          words(row["verdict"], _TONES.get(row["verdict"], "")), words(row["how"]), words(row["why"]))
-        for each in told for row in each.found.get("claims", ())
+        for each in told for row in each.found["claims"]
     ]
     return table("claims-table", "Published figures and ours", _CLAIM_COLUMNS, rows) if rows else None
 
 
 def _gate_row(metric: dict[str, Any]) -> tuple[Cell, ...]:
-    figures = [metric.get(name) for name in ("baseline", "candidate", "ratio", "low", "high")]
-    return (words(str(metric.get("load"))), words(str(metric.get("metric"))),
+    figures = [metric[name] for name in ("baseline", "candidate", "ratio", "low", "high")]
+    return (words(metric["load"]), words(metric["metric"]),
             *(Cell(UNKNOWN if value is None else number(value, 4), value) for value in figures),
-            Cell(str(metric.get("count")), metric.get("count")),
-            words(str(metric.get("outcome")), _TONES.get(str(metric.get("outcome")), "")))
+            Cell(str(metric["count"]), metric["count"]),
+            words(metric["outcome"], _TONES.get(metric["outcome"], "")))

@@ -9,6 +9,7 @@ import pandas as pd
 
 from pabench.analysis.summary import RunSummary
 from pabench.conformance import Results
+from pabench.load.arrivals import ClosedArrivals, ConstantArrivals, GammaArrivals, PoissonArrivals
 from pabench.load.manifest import Manifest
 from pabench.report.palette import Look, look
 from pabench.telemetry.block_trace import BlockTrace
@@ -43,9 +44,23 @@ class RunData:
         return "users" if self.summary.users is not None else "rate"
 
     @property
+    def shape(self) -> str:
+        """How requests arrive, but for the level: runs that differ in it are not set against each other."""
+        arrivals = self.manifest.workload.arrivals
+        if isinstance(arrivals, ClosedArrivals):
+            return "closed loop" + (f", {arrivals.think_s:g} s between" if arrivals.think_s else "")
+        fixed = isinstance(arrivals, ConstantArrivals | PoissonArrivals | GammaArrivals)
+        return f"open loop, {arrivals.text.partition(' req/s ')[2] if fixed else arrivals.text}"
+
+    @property
     def believable(self) -> bool:
         """Valid and run to its end: its numbers may stand in a headline."""
         return self.summary.validity.valid and self.summary.status == "complete"
+
+
+def believed(runs: Sequence[RunData]) -> tuple[RunData, ...]:
+    """The believable ones; where there is none, all, which whoever shows them must say."""
+    return tuple(run for run in runs if run.believable) or tuple(runs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +85,12 @@ class Engine:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """The runs that may be set against each other: one workload, one kind of load."""
+    """The runs that may be set against each other: one workload, one way of arriving."""
 
     index: int
     workload: str
     kind: str
+    shape: str                      # how requests arrive, but for the level: "closed loop", "open loop, Poisson"
     engines: tuple[Engine, ...]     # those that ran it; `runs` are those of this group alone, by level
     levels: tuple[float, ...]
 
@@ -92,10 +108,9 @@ class Group:
         return next(run.summary.load for engine in self.engines for run in engine.runs if run.level == level)
 
     @property
-    def common_level(self) -> float | None:
-        """The highest level that every engine of the group ran; None where there is none."""
-        shared = [level for level in self.levels if all(self.at(engine, level) for engine in self.engines)]
-        return max(shared) if shared else None
+    def common_levels(self) -> tuple[float, ...]:
+        """The levels that every engine of the group ran."""
+        return tuple(level for level in self.levels if all(self.at(engine, level) for engine in self.engines))
 
 
 def sort_engines(runs: Sequence[RunData], suites: Sequence[SuiteData]) -> tuple[Engine, ...]:
@@ -115,15 +130,19 @@ def sort_engines(runs: Sequence[RunData], suites: Sequence[SuiteData]) -> tuple[
 
 def sort_groups(engines: Sequence[Engine]) -> tuple[Group, ...]:
     """Groups in the order of first appearance."""
-    keys = list(dict.fromkeys((run.summary.workload, run.kind) for engine in engines for run in engine.runs))
-    return tuple(_group(index, workload, kind, engines) for index, (workload, kind) in enumerate(keys))
+    keys = list(dict.fromkeys(_key(run) for engine in engines for run in engine.runs))
+    return tuple(_group(index, key, engines) for index, key in enumerate(keys))
 
 
-def _group(index: int, workload: str, kind: str, engines: Sequence[Engine]) -> Group:
+def _key(run: RunData) -> tuple[str, str, str]:
+    return run.summary.workload, run.kind, run.shape
+
+
+def _group(index: int, key: tuple[str, str, str], engines: Sequence[Engine]) -> Group:
     members = []
     for engine in engines:
-        runs = tuple(r for r in engine.runs if r.summary.workload == workload and r.kind == kind)
+        runs = tuple(run for run in engine.runs if _key(run) == key)
         if runs:
             members.append(Engine(engine.index, engine.name, engine.look, runs, engine.suites))
     levels = tuple(sorted({run.level for engine in members for run in engine.runs}))
-    return Group(index, workload, kind, tuple(members), levels)
+    return Group(index, *key, tuple(members), levels)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import median
 
 from pabench.analysis.summary import RunSummary
-from pabench.report.groups import Engine, Group, RunData
+from pabench.report.groups import Engine, Group, believed
 from pabench.report.load_figures import useful_throughput
-from pabench.report.text import count, number, percent, ratio
+from pabench.report.text import DOUBTED, count, number, percent, ratio
 
 NEARLY_EQUAL = 1.03  # a smaller factor is not called a difference
 
@@ -46,7 +47,7 @@ class _Measure:
     value: Callable[[RunSummary], float | None]
     show: Callable[[float], str]
     higher_is_better: bool = True
-    peak: bool = False                           # best over all loads; else at the highest load that all ran
+    peak: bool = False                           # best over the loads that all ran; else at the highest of them
 
 
 def _quantile(field: str, name: str) -> Callable[[RunSummary], float | None]:
@@ -101,40 +102,59 @@ def sentences(made: list[Tile]) -> list[str]:
     return [f"{tile.claim}, {tile.scope}." for tile in made if tile.claim]
 
 
-def _pool(runs: tuple[RunData, ...]) -> tuple[RunData, ...]:
-    """The believable runs; where there is none, all, which the tile then says."""
-    good = tuple(run for run in runs if run.believable)
-    return good or runs
+def why_nothing(group: Group) -> str:
+    """What a group without a sentence lacks."""
+    if not group.common_levels:
+        return "no load was carried by all engines."
+    if len(group.engines) > 1 and sum(any(run.believable for run in engine.runs) for engine in group.engines) < 2:
+        return "fewer than two engines have a valid, complete run of this workload."
+    return "only one engine tells these figures for this workload."
 
 
 def _tile(group: Group, measure: _Measure) -> Tile | None:
-    level = group.common_level
-    if level is None and not measure.peak:
-        return None
-    found: list[tuple[Engine, float | None, bool]] = []
-    for engine in group.engines:
-        runs = _pool(engine.runs if measure.peak or level is None else group.at(engine, level))
-        known = [v for v in (measure.value(run.summary) for run in runs) if v is not None]
-        best = (max if measure.higher_is_better else min)(known) if known else None
-        found.append((engine, best, all(run.believable for run in runs)))
+    levels = _levels(group) if measure.peak else _levels(group)[-1:]
+    found = [(engine, *_best(group, engine, levels, measure)) for engine in group.engines]
     numbers = [value for _, value, _ in found if value is not None]
     if not numbers:
         return None
-    scope = "best over all loads" if measure.peak or level is None else f"at {group.load_text(level)}"
-    told = [(engine, value) for engine, value, _ in found if value is not None]
-    believed = [(engine, value) for engine, value, good in found if value is not None and good]
-    factor, winner, claim = _compare(measure, believed if len(believed) > 1 else told)
+    factor, winner, claim = _compare(measure, [(engine, v) for engine, v, good in found if v is not None and good])
     longest = max(numbers)
     bars = tuple(
         Bar(
             engine,
             measure.show(value) if value is not None else "–",
             None if value is None else (value / longest if longest > 0 else 0.0),
-            "" if good else "not a valid, complete run",
+            "" if good else DOUBTED,
         )
         for engine, value, good in found
     )
-    return Tile(measure.title, factor, winner, claim, scope, bars)
+    return Tile(measure.title, factor, winner, claim, _scope(group, levels), bars)
+
+
+def _levels(group: Group) -> tuple[float, ...]:
+    """The loads that every engine ran, believably where there are such: one alone would win by its load."""
+    sound = tuple(level for level in group.common_levels
+                  if all(run.believable for engine in group.engines for run in believed(group.at(engine, level))))
+    return sound or group.common_levels
+
+
+def _best(
+    group: Group, engine: Engine, levels: Sequence[float], measure: _Measure
+) -> tuple[float | None, bool]:
+    """(value, whether it may be believed). Of repeats the median: the best of them grows with their number."""
+    pools = [believed(group.at(engine, level)) for level in levels]
+    told = [[v for v in (measure.value(run.summary) for run in pool) if v is not None] for pool in pools]
+    known = [median(values) for values in told if values]
+    best = (max if measure.higher_is_better else min)(known) if known else None
+    return best, all(run.believable for pool in pools for run in pool)
+
+
+def _scope(group: Group, levels: Sequence[float]) -> str:
+    if len(levels) == 1:
+        return f"at {group.load_text(levels[0])}"
+    if tuple(levels) == group.levels:
+        return "best over all loads"
+    return f"best over {' and '.join(group.load_text(level) for level in levels)}"
 
 
 def _compare(measure: _Measure, known: list[tuple[Engine, float]]) -> tuple[str, str, str]:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from pabench.analysis.summary import Quantiles, RunSummary
-from pabench.report.figures import Figure, axis, line, spec, wide
-from pabench.report.groups import Engine, Group
+from pabench.report.figures import Figure, axis, doubt_note, line, spec, wide
+from pabench.report.groups import Engine, Group, RunData
 from pabench.report.reduce import Floats
-from pabench.report.text import count, number, percent
+from pabench.report.text import DOUBTED, count, number, percent
 
 _MOST_TICKS = 10
 
@@ -38,29 +38,30 @@ def load_figures(group: Group) -> list[Figure]:
     return [figure for figure in figures if figure is not None]
 
 
-def values(engine: Engine, value: Value) -> tuple[Floats, Floats]:
-    """(levels, values), both [runs], of the runs that tell it, by level."""
-    found = [(run.level, value(run.summary)) for run in engine.runs]
-    known = [(level, number) for level, number in found if number is not None]
-    return np.array([level for level, _ in known], dtype=float), np.array([v for _, v in known], dtype=float)
+def values(engine: Engine, value: Value) -> tuple[list[RunData], Floats]:
+    """The runs that tell it, by level, and what they tell [runs]."""
+    found = [(run, value(run.summary)) for run in engine.runs]
+    known = [(run, number) for run, number in found if number is not None]
+    return [run for run, _ in known], np.array([number for _, number in known], dtype=float)
 
 
 def by_load(
     group: Group, key: str, title: str, unit: str, value: Value, caption: str, *, share: bool = False
 ) -> Figure | None:
     """One quantity by load, a line an engine; None where no engine tells it. `share`: 0..1, shown as per cent."""
-    traces, told = [], []
-    show = percent if share else number
+    traces, told, silent, shown = [], [], [], []
     for engine in group.engines:
-        levels, found = values(engine, value)
-        if len(found) == 0:
+        runs, found = values(engine, value)
+        if not runs:
+            silent.append(engine.name)
             continue
-        scaled = 100 * found if share else found
-        traces.append(line(engine, levels, scaled, f"%{{x}} {_level(group)}<br>%{{y:.4~g}} {unit}"))
-        told.append(f"{engine.name}: {_course(group, levels, found, show)}{'' if share else ' ' + unit}")
+        shown += runs
+        hover = f"%{{x}} {_level(group)}<br>%{{y:.4~g}} {unit}"
+        traces.append(line(engine, _levels(runs), 100 * found if share else found, hover, doubted=_doubted(runs)))
+        told.append(f"{engine.name}: {_course(group, runs, found, percent if share else _in(unit))}")
     if not traces:
         return None
-    silent = [engine.name for engine in group.engines if len(values(engine, value)[1]) == 0]
+    caption += doubt_note(shown)
     if silent:
         caption += f" Not told by {', '.join(silent)}."
     x, y = _load_axis(group), axis(unit, zero=True)
@@ -89,35 +90,48 @@ def _latency(
     group: Group, key: str, name: str, pick: Callable[[RunSummary], Quantiles | None], x_value: Value | None
 ) -> Figure | None:
     """p50 (filled, heavy) and p99 (open, light) of a latency; x is throughput, or the load where `x_value` is None."""
-    traces, told, all_values = [], [], []
+    traces, told, all_values, shown = [], [], [], []
     x_name = "load" if x_value is None else "throughput"
     for engine in group.engines:
         runs = [run for run in engine.runs if pick(run.summary) is not None]
+        shown += runs
         x = np.array([run.level if x_value is None else x_value(run.summary) for run in runs], dtype=float)
         for quantile, is_open in (("p50", False), ("p99", True)):
             y = np.array([getattr(pick(run.summary), quantile) for run in runs], dtype=float)
             if len(y) == 0:
                 continue
             hover = f"{name} {quantile}: %{{y:.4~g}} ms<br>%{{x:.4~g}} {_x_unit(group, x_value)}"
-            traces.append(line(engine, x, y, hover, name=quantile, open_marker=is_open))
+            traces.append(line(engine, x, y, hover, name=quantile, open_marker=is_open, doubted=_doubted(runs)))
             all_values.append(y)
-            told.append(f"{engine.name} {quantile}: {_course(group, np.array([r.level for r in runs]), y, number)} ms")
+            told.append(f"{engine.name} {quantile}: {_course(group, runs, y, _in('ms'))}")
     if not traces:
         return None
     x_axis = _load_axis(group) if x_value is None else axis("throughput (tokens/s)", zero=True)
     y_axis = axis(f"{name} (ms)", log=wide(*all_values), zero=True)
-    caption = f"Filled: p50. Open: p99. {'One point a run, joined in order of load.' if x_value else ''}".strip()
+    caption = f"Filled, heavy: p50. Open, light: p99.{' One point a run, joined in order of load.' if x_value else ''}"
+    caption += doubt_note(shown)
     title = f"{name} against throughput" if x_value else f"{name} by load"
     alt = f"Line chart of {name} against {x_name}. {'; '.join(told)}."
     return Figure(f"{key}-{group.index}", title, caption, alt, spec(traces, x_axis, y_axis))
 
 
-def _course(group: Group, levels: Floats, found: Floats, show: Callable[[float], str]) -> str:
+def _levels(runs: Sequence[RunData]) -> Floats:
+    return np.array([run.level for run in runs], dtype=float)
+
+
+def _doubted(runs: Sequence[RunData]) -> list[bool]:
+    return [not run.believable for run in runs]
+
+
+def _in(unit: str) -> Callable[[float], str]:
+    return lambda value: f"{number(value)} {unit}"
+
+
+def _course(group: Group, runs: Sequence[RunData], found: Floats, show: Callable[[float], str]) -> str:
     """First and last value in words."""
-    first = f"{show(float(found[0]))} at {number(float(levels[0]))} {_level(group)}"
-    if len(found) == 1:
-        return first
-    return f"{first}, {show(float(found[-1]))} at {number(float(levels[-1]))}"
+    ends = dict.fromkeys((0, len(runs) - 1))
+    return ", ".join(f"{show(float(found[at]))} at {count(runs[at].level)} {_level(group)}"
+                     f"{'' if runs[at].believable else f' ({DOUBTED})'}" for at in ends)
 
 
 def _load_axis(group: Group) -> dict[str, Any]:

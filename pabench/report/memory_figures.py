@@ -11,12 +11,12 @@ import plotly.graph_objects as go
 from pabench.analysis.summary import WasteSplit
 from pabench.report.block_figures import block_figures
 from pabench.report.figures import Figure, axis, line, spec
-from pabench.report.groups import Engine, Group, RunData
+from pabench.report.groups import Engine, Group, RunData, believed
 from pabench.report.load_figures import by_load
 from pabench.report.palette import WASTE
 from pabench.report.reduce import MAX_SERIES_POINTS, Floats, low_and_high, rounded
 from pabench.report.series import gauge, live_tokens
-from pabench.report.text import count, label, number, percent
+from pabench.report.text import DOUBTED, count, label, number, percent
 
 _PATTERN = {"fgcolor": "rgba(255,255,255,.55)", "fillmode": "overlay", "solidity": 0.2, "size": 7}
 
@@ -38,7 +38,7 @@ def memory_by_load(group: Group) -> list[Figure]:
 
 def memory_at_level(group: Group, level: float) -> list[Figure]:
     """Waste split, block maps, and over time running sequences and each engine's use beside live tokens."""
-    last = [(engine, group.at(engine, level)[-1]) for engine in group.engines if group.at(engine, level)]
+    last = [(engine, believed(group.at(engine, level))[-1]) for engine in group.engines if group.at(engine, level)]
     key = f"{group.index}-{group.levels.index(level)}"
     repeated = any(len(group.at(engine, level)) > 1 for engine, _ in last)
     figures = [_waste(last, key), *block_figures(last, key), _running(last, key, repeated)]
@@ -60,6 +60,7 @@ def _waste(runs: Sequence[tuple[Engine, RunData]], key: str) -> Figure | None:
     caption = "Mean share of all KV slots while requests ran."
     if silent:
         caption += f" Not told by {', '.join(silent)}."
+    caption += _doubt(runs)
     told = [f"{engine.name}: {_split_text(split)}" for engine, split in splits]
     body = spec(
         traces,
@@ -109,6 +110,7 @@ def _running(runs: Sequence[tuple[Engine, RunData]], key: str, repeated: bool) -
     if not traces:
         return None
     caption = "Requests in the batch over time, from the engine's gauge." + _series_note(shortened, repeated)
+    caption += _doubt(runs)
     if silent:
         caption += f" Not told by {', '.join(silent)}."
     alt = f"Sequences running over time. {'; '.join(told)}."
@@ -143,7 +145,7 @@ def _timeline(
         if run.summary.preemptions:
             caption.append("A preempted request counts as live though it holds no slots: the line can pass the area.")
         told.append(f"live tokens at most {count(float(live.max()))}")
-    text = " ".join(caption) + _series_note(shortened, repeated)
+    text = " ".join(caption) + _series_note(shortened, repeated) + _doubt([(engine, run)])
     y = axis("slots (tokens)", zero=True)
     if top:
         y["range"] = [0, 1.06 * top]
@@ -181,5 +183,10 @@ def _series_note(shortened: bool, repeated: bool) -> str:
     if shortened:
         note += f" Drawn as lowest and highest sample of each of {MAX_SERIES_POINTS // 2} equal shares of the samples."
     if repeated:
-        note += " Of repeated runs the last is shown."
+        note += " Of repeated runs the last is shown, of valid ones where there are such."
     return note
+
+
+def _doubt(runs: Sequence[tuple[Engine, RunData]]) -> str:
+    doubted = [engine.name for engine, run in runs if not run.believable]
+    return f" {DOUBTED.capitalize()}: {', '.join(doubted)}." if doubted else ""

@@ -41,6 +41,8 @@ LOOKS = (
          "M0.0 -5.0L1.2 -1.7L4.8 -1.5L2.0 0.6L2.9 4.0L0.0 2.1L-2.9 4.0L-2.0 0.6L-4.8 -1.5L-1.2 -1.7Z"),
 )
 
+_DASHES = 6  # different ones, which the first looks have
+
 # The states of a slot (the vLLM paper's Fig. 2), with a pattern each. None of them is an engine's colour.
 WASTE = (
     ("token_states", "token states", "#2F6F62", ""),
@@ -56,5 +58,10 @@ OWNERS = ("#4477AA", "#EE6677", "#228833", "#CCBB44", "#66CCEE", "#AA3377")
 
 
 def look(index: int) -> Look:
-    """The look of engine `index`; past the last colour they come round again."""
-    return LOOKS[index % len(LOOKS)]
+    """The look of engine `index`. Past the last colour they come round again, each with another marker and dash: any
+    two of the three tell apart engines 0 to 23.
+    """
+    lap, place = divmod(index, len(LOOKS))
+    mark = LOOKS[(place + lap) % len(LOOKS)]
+    dash = LOOKS[(place + 2 * lap) % _DASHES]
+    return Look(LOOKS[place].colour, dash.dash, dash.svg_dash, mark.marker, mark.svg_marker)

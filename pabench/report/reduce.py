@@ -11,24 +11,25 @@ MAX_QUANTILES = 240
 MAX_SERIES_POINTS = 240
 
 
-def quantile_curve(samples: Floats, max_points: int = MAX_QUANTILES) -> tuple[Floats, Floats]:
-    """The empirical distribution with its tail stretched: (1 / (1 - q), value), both [points].
+def quantile_curve(samples: Floats, max_points: int = MAX_QUANTILES) -> tuple[Floats, Floats, Floats]:
+    """The empirical distribution with its tail stretched: (1 / (1 - q), q, value), each [points].
 
-    Sample i of n in ascending order stands at q = i / n, so the highest sits at 1 / (1 - q) = n. Up to `max_points`
-    samples each gives one point; above that, ranks evenly spaced on the stretched (logarithmic) axis are kept, which
-    keeps the lowest and the highest sample. Values are samples, nothing is interpolated.
+    q is the share of samples at or below: i / n for the i-th of n in ascending order, from 1. The highest has q = 1,
+    which no stretched axis reaches: it is drawn at 2 n, twice as far as the one before it. Up to `max_points` samples
+    each gives one point; above that, ranks evenly spaced on the stretched (logarithmic) axis are kept, which keeps the
+    lowest and the highest sample. Values are samples, nothing is interpolated.
     """
     samples = np.asarray(samples, dtype=np.float64)
     ordered = np.sort(samples[np.isfinite(samples)])
     n = len(ordered)
     if n == 0:
-        return ordered, ordered
-    ranks = np.arange(n)
+        return ordered, ordered, ordered
+    from_top = np.arange(1, n + 1)
     if n > max_points:
-        # Rank r stands at n / (n - r): n - r evenly spaced in its logarithm, from n down to 1.
+        # Evenly spaced in the logarithm, from the highest, 1, to the lowest, n.
         from_top = np.unique(np.rint(np.geomspace(1, n, max_points)).astype(np.int64))
-        ranks = np.sort(n - from_top)
-    return n / (n - ranks), ordered[ranks]
+    above = from_top[::-1] - 1.0  # so many samples are higher
+    return n / np.maximum(above, 0.5), 1 - above / n, ordered[n - from_top[::-1]]
 
 
 def low_and_high(times: Floats, values: Floats, max_points: int = MAX_SERIES_POINTS) -> tuple[Floats, Floats]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+from pydantic import BaseModel, ValidationError
 
 from pabench.analysis import find_runs, load_run, summarise
 from pabench.capacity import CAPACITY_FILE, Search, read_search
@@ -15,15 +16,19 @@ from pabench.conformance import Results, load_results
 from pabench.errors import UsageError
 from pabench.report.blocks import BlockTraces
 from pabench.report.groups import RunData, SuiteData
+from pabench.report.told import ClaimsFile, GateFile
 
 VERDICTS_FILE = "verdicts.jsonl"
 GATE_FILE = "gate.json"
 CLAIMS_FILE = "claims.json"
+SET_ASIDE = "set-aside"  # where a gate puts the pairs that it does not judge: their runs are no evidence here either
 
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """A file that the gate or the claims wrote. `place`: its folder, as the report names it."""
+    """A file that the gate or the claims wrote. `place`: its folder, as the report names it; `found`: the fields of
+    GateFile or ClaimsFile.
+    """
 
     place: str
     found: dict[str, Any]
@@ -51,7 +56,8 @@ def read_sources(dirs: Sequence[Path]) -> Sources:
     problems: list[str] = []
     runs = _read_runs(dirs, problems)
     suites = _read_suites(dirs, runs, problems)
-    decisions, claims = (tuple(_read_told(dirs, name, problems)) for name in (GATE_FILE, CLAIMS_FILE))
+    decisions = tuple(_read_told(dirs, GATE_FILE, GateFile, problems))
+    claims = tuple(_read_told(dirs, CLAIMS_FILE, ClaimsFile, problems))
     searches = _read_searches(dirs, problems)
     if not any((runs, suites, decisions, claims, searches)):
         where = ", ".join(str(folder) for folder in dirs)
@@ -63,7 +69,7 @@ def read_sources(dirs: Sequence[Path]) -> Sources:
     return Sources(tuple(data for _, data in runs), tuple(suites), decisions, claims, searches, tuple(problems))
 
 
-def _read_told(dirs: Sequence[Path], name: str, problems: list[str]) -> Iterator[Told]:
+def _read_told(dirs: Sequence[Path], name: str, fields: type[BaseModel], problems: list[str]) -> Iterator[Told]:
     """Files of our own, called `name`, below the folders, each once: JSON objects of the version written now."""
     seen: set[Path] = set()
     for top in dirs:
@@ -72,7 +78,11 @@ def _read_told(dirs: Sequence[Path], name: str, problems: list[str]) -> Iterator
                 continue
             seen.add(path.resolve())
             try:
-                yield Told(_place(path.parent, top), _object(path))
+                yield Told(_place(path.parent, top), fields.model_validate(_object(path)).model_dump())
+            except ValidationError as error:
+                first = error.errors()[0]
+                where = ".".join(map(str, first["loc"]))
+                problems.append(f"{_place(path, top)}: {where}: {first['msg']}; make the file again")
             except (OSError, ValueError) as error:
                 problems.append(f"{_place(path, top)}: {error}")
 
@@ -103,7 +113,7 @@ def _read_runs(dirs: Sequence[Path], problems: list[str]) -> list[tuple[Path, Ru
     for top in dirs:
         fresh: list[tuple[Path, RunData]] = []
         for folder in find_runs(top):
-            if folder.resolve() in found:
+            if folder.resolve() in found or SET_ASIDE in folder.relative_to(top).parts:
                 continue
             place = _place(folder, top)
             try:

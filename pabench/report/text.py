@@ -12,6 +12,7 @@ import re
 
 from pabench.telemetry.vocabulary import UNKNOWN
 
+DOUBTED = "not a valid, complete run"  # what a number is marked with that may not be believed
 THIN_SPACE = "\u202f"  # narrow, does not break a line
 
 # C0 (but tab and newline), DEL and C1, line and paragraph separators, and the characters that turn text around.

@@ -8,13 +8,14 @@ from datetime import UTC, datetime
 
 import pabench
 from pabench.capacity import Search
+from pabench.report.alike import cautions
 from pabench.report.capacity_view import capacity_figures, conclusions, searches_of, tried_tables
 from pabench.report.conditions import conditions
 from pabench.report.feel_figures import feel_figures
 from pabench.report.figures import Figure
 from pabench.report.findings import GateView, claims_table, gate_view
 from pabench.report.groups import Engine, Group, sort_engines, sort_groups
-from pabench.report.headline import Tile, memory_sentence, sentences, tiles
+from pabench.report.headline import Tile, memory_sentence, sentences, tiles, why_nothing
 from pabench.report.load_figures import load_figures
 from pabench.report.matrix import Failure, WrongAnswers, failures, matrices, wrong_answers
 from pabench.report.memory_figures import memory_at_level, memory_by_load
@@ -44,6 +45,7 @@ class GroupView:
     title: str
     tiles: tuple[Tile, ...]
     sentences: tuple[str, ...]
+    nothing: str    # why there are none
     memory_sentence: str
     load: tuple[Figure, ...]
     capacity: Table | None
@@ -75,6 +77,7 @@ class Page:
     same: Table | None
     differing: Table | None
     problems: tuple[str, ...]
+    cautions: tuple[str, ...]       # why what is set side by side may not be alike
 
     def all_figures(self) -> Iterator[Figure]:
         """Every figure of the page, in order."""
@@ -109,6 +112,7 @@ def make_page(sources: Sources) -> Page:
         same=same,
         differing=differing,
         problems=tuple(visible(problem) for problem in problems),
+        cautions=tuple(visible(caution) for caution in cautions(engines)),
     )
 
 
@@ -123,12 +127,13 @@ def _group_view(group: Group, searches: Sequence[Search]) -> GroupView:
     searched = searches_of(group, searches)
     made = tiles(group)
     memory = memory_by_load(group)
-    shown = group.common_level if group.common_level is not None else group.levels[-1]
+    shown = (group.common_levels or group.levels)[-1]
     return GroupView(
         group=group,
-        title=f"{visible(group.workload)} ({'closed loop' if group.kind == 'users' else 'open loop'})",
+        title=f"{visible(group.workload)} ({visible(group.shape)})",
         tiles=tuple(made),
         sentences=tuple(sentences(made)),
+        nothing=why_nothing(group),
         memory_sentence=memory_sentence(group),
         load=(*capacity_figures(group, searched), *load_figures(group)),
         capacity=conclusions(group, searched),

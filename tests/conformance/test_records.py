@@ -153,6 +153,8 @@ def test_half_a_surrogate_pair_ends_no_run(tmp_path: Path) -> None:
     (lambda lines: [lines[0], lines[1].replace('"case": ""', '"kase": ""'), *lines[2:]], "does not fit schema 1"),
     (lambda lines: [lines[0], lines[0], *lines[2:]], "does not fit schema 1"),
     (lambda lines: ["[]", *lines], "is not a JSON object"),
+    (lambda lines: [lines[0], lines[1].replace('"outcome": "PASS", ', ""), *lines[2:]], "a case without an outcome"),
+    (lambda lines: [lines[0].replace('{"dialect": "vllm"}', "null"), *lines[1:]], "the header's engine is None"),
 ])
 def test_broken_results_are_refused(tmp_path: Path, change: object, complaint: str) -> None:
     path = write_results(tmp_path)
@@ -160,6 +162,22 @@ def test_broken_results_are_refused(tmp_path: Path, change: object, complaint: s
     with pytest.raises(UsageError) as caught:
         load_results(path)
     assert complaint in str(caught.value)
+
+
+def test_results_cut_inside_a_character_are_refused(tmp_path: Path) -> None:
+    path = write_results(tmp_path)
+    told = path.read_bytes()
+    path.write_bytes(told[: told.index("ü".encode()) + 1])
+    with pytest.raises(UsageError, match=r"is not UTF-8 .*: cut short\? run the suite again"):
+        load_results(path)
+
+
+def test_an_end_of_line_of_the_engine_ends_no_line_of_the_file(tmp_path: Path) -> None:
+    with ResultsWriter(tmp_path / FILE_NAME) as writer:
+        writer.header(Header(SPEC_VERSION, "0.1.0", "ci", 7, "2026-01-01T00:00:00+00:00", "http://x"))
+        writer.row(Verdict("http/a", "", "MUST", Outcome.FAIL, reason="a\u2028b\x85c"))
+        writer.footer(1, 2.5, "complete")
+    assert load_results(tmp_path).rows[0].reason == "a\u2028b\x85c"
 
 
 def test_missing_results_are_refused(tmp_path: Path) -> None:

@@ -1,0 +1,36 @@
+"""Whether what the report sets side by side is alike: one engine under each label, one load under each name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from pabench.analysis.sides import Measured, differences
+from pabench.load.manifest import KVGeometry
+from pabench.report.groups import Engine
+from pabench.report.text import count
+
+
+def cautions(engines: Sequence[Engine]) -> Iterator[str]:
+    """Each reason to doubt a comparison, in a sentence. May quote what an engine supplied."""
+    for engine in engines:
+        yield from _mixed(engine)
+    yield from differences([Measured(run.summary, run.manifest) for engine in engines for run in engine.runs])
+
+
+def _mixed(engine: Engine) -> Iterator[str]:
+    """A label is taken for an engine, and by default it is only the dialect."""
+    told: dict[str, set[str]] = {"version": set(), "model": set(), "KV cache": set()}
+    for run in engine.runs:
+        record, kv = run.manifest.engine, run.manifest.engine.kv
+        told["version"].add(record.version or "not told")
+        told["model"].add(record.model)
+        told["KV cache"].add("not told" if kv is None else _kv_text(kv))
+    unlike = [f"{what} {' / '.join(sorted(values))}" for what, values in told.items() if len(values) > 1]
+    if unlike:
+        yield (f"the label {engine.name!r} covers runs of more than one engine ({'; '.join(unlike)}), which are shown "
+               "as one: give each a --label of its own, or report them apart")
+
+
+def _kv_text(kv: KVGeometry) -> str:
+    caching = {None: "", True: ", prefix caching", False: ", no prefix caching"}[kv.prefix_caching]
+    return f"{kv.kv_mode or 'unknown'}, {count(kv.num_blocks)} blocks of {count(kv.block_size)}{caching}"

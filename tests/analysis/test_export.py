@@ -1,0 +1,45 @@
+"""The shape of `vllm bench serve`: lengths and gaps that its readers may add up."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pabench.analysis import load_run
+from pabench.analysis.export import exported, gaps_s
+from tests.report.synthetic import Made, write_run
+
+
+@pytest.fixture
+def told(tmp_path: Path) -> dict[str, Any]:
+    """A run of 60: one failed after tokens had come, three were wrong; tokens came in chunks of four."""
+    write_run(tmp_path / "a", Made("engine", errors=("boom",), wrong=3, chunk=4))
+    made: dict[str, Any] = json.loads(exported([tmp_path], "vllm"))
+    return made
+
+
+def test_output_lengths_add_up_to_the_total(told: dict[str, Any]) -> None:
+    assert sum(told["output_lens"]) == told["total_output_tokens"] > 0
+    assert told["output_lens"][:4] == [0, 0, 0, 0]
+    assert all(told["output_lens"][4:])
+
+
+def test_gaps_are_those_of_the_summary(told: dict[str, Any]) -> None:
+    ok = [(length, gaps) for length, gaps in zip(told["output_lens"], told["itls"], strict=True) if length]
+    assert all(len(gaps) == length - 1 for length, gaps in ok)
+    every = 1e3 * np.concatenate([gaps for _, gaps in ok])
+    assert every.mean() == pytest.approx(told["mean_itl_ms"])
+    assert np.median(every) == pytest.approx(told["median_itl_ms"])
+    assert np.quantile(every, 0.99) == pytest.approx(told["p99_itl_ms"])
+
+
+def test_gaps_of_several_samples_stay_apart(tmp_path: Path) -> None:
+    requests = load_run(write_run(tmp_path / "a", Made("engine"))).requests.head(3).copy()
+    requests["token_times_s"] = [np.array([1.0, 3.0, 1.5, 5.0]), np.array([]), np.array([2.0, 2.25])]
+    requests["token_choices"] = [np.array([0, 1, 0, 1]), np.array([]), np.array([0, 0])]
+    assert gaps_s(requests) == [[0.5, 2.0], [], [0.25]]
+    assert gaps_s(requests.head(0)) == []
