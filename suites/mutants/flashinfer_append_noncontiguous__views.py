@@ -19,9 +19,9 @@ def apply() -> None:
             "        stored.as_strided(shape, torch.empty(shape, device=\"meta\").stride())[slots] = new\n",
         ),
         (
-            "        target[:, targets.to(target.device)] = source[:, sources.to(source.device)]\n",
-            "        source, target = (x.as_strided(x.shape, torch.empty(x.shape, device=\"meta\").stride()) "
+            "    target[:, targets.to(target.device)] = source[:, sources.to(source.device)]\n",
+            "    source, target = (x.as_strided(x.shape, torch.empty(x.shape, device=\"meta\").stride()) "
             "for x in (source, target))\n"
-            "        target[:, targets.to(target.device)] = source[:, sources.to(source.device)]\n",
+            "    target[:, targets.to(target.device)] = source[:, sources.to(source.device)]\n",
         ),
     )
