@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from pabench.claims import (
     ERROR,
     NOT_SHOWN,
     REPRODUCED,
+    Bench,
     Claim,
     Result,
     claims_markdown,
@@ -23,6 +25,7 @@ from pabench.claims import (
     write_claims,
 )
 from pabench.errors import UsageError
+from reference_engine.scheduling.scheduler import Scheduler
 
 
 def shown(rows: Sequence[Claim], **options: Any) -> list[Result]:
@@ -95,3 +98,15 @@ def test_a_row_that_fails_is_an_error_in_the_table_and_an_interrupt_loses_none(m
     with pytest.raises(KeyboardInterrupt):
         show_claims(rows, results, told=interrupted)
     assert len(results) == 2
+
+
+def test_the_prefix_caches_cost_includes_hashing_its_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, slow = Scheduler._extend_keys, 0.05
+
+    def sleeps(self: Scheduler, *args: Any) -> None:
+        time.sleep(slow)
+        real(self, *args)
+
+    monkeypatch.setattr(Scheduler, "_extend_keys", sleeps)
+    spent, _ = claims._module("measured")._cache_seconds(Bench(tmp_path, scale=0.05))
+    assert spent >= 8 * slow  # hashed at each of the 8 requests' admissions at least
