@@ -119,9 +119,10 @@ def against_max(bench: Bench) -> Shown:
 def against_static(bench: Bench) -> Shown:
     """FasterTransformer: the maximum reserved, and batches that wait for their longest member."""
     times = _times(bench, simulated(bench, "ShareGPT", "contiguous", "max", law=StepLaw(), batching="static"))
-    return Shown(f"{times:.1f}x", times >= 5,
-                 "static batches of a contiguous cache, saturated. 22x is the paper's best case, at equal latency: a "
-                 "saturated queue shows less")
+    return Shown(f"{times:.1f}x", abs(times / 22 - 1) <= 0.3,
+                 "tokens/s of a saturated queue of static batches in a contiguous cache, under one step law for both, "
+                 "where the paper's 22x is its best case at equal latency, against another engine's kernels; within "
+                 "30 %")
 
 
 def block_sizes(bench: Bench) -> Shown:

@@ -58,6 +58,12 @@ def test_rows_that_take_longer_run_at_a_small_scale(name: str) -> None:
     assert result.ours != "–"
 
 
+def test_a_published_best_case_that_is_far_from_ours_differs() -> None:
+    (result,) = shown(load_claims(["throughput-static"]), scale=0.05)
+    assert result.verdict == DIFFERS
+    assert "best case" in result.why
+
+
 def test_a_trace_that_is_not_there_is_asked_for() -> None:
     (result,) = shown(load_claims(["mooncake-lru"]))
     assert (result.verdict, "--traces" in result.why) == (NOT_SHOWN, True)
