@@ -64,6 +64,13 @@ def test_a_published_best_case_that_is_far_from_ours_differs() -> None:
     assert "best case" in result.why
 
 
+def test_bits_that_depend_on_the_batch_are_not_texts_that_do() -> None:
+    (result,) = shown(load_claims(["one-text"]), scale=0.05)
+    assert result.verdict == NOT_SHOWN
+    assert "of 64 rows" in result.ours
+    assert "distinct texts in 8 runs: 1" in result.ours
+
+
 def test_a_trace_that_is_not_there_is_asked_for() -> None:
     (result,) = shown(load_claims(["mooncake-lru"]))
     assert (result.verdict, "--traces" in result.why) == (NOT_SHOWN, True)
