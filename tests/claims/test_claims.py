@@ -71,6 +71,12 @@ def test_bits_that_depend_on_the_batch_are_not_texts_that_do() -> None:
     assert "distinct texts in 8 runs: 1" in result.ours
 
 
+@pytest.mark.parametrize("name", ["fig2-vllm", "fig13-alpaca"])
+def test_a_pool_that_never_fills_shows_nothing(name: str) -> None:
+    (result,) = shown(load_claims([name]), scale=0.001)
+    assert (result.verdict, "--scale" in result.why) == (NOT_SHOWN, True)
+
+
 def test_a_trace_that_is_not_there_is_asked_for() -> None:
     (result,) = shown(load_claims(["mooncake-lru"]))
     assert (result.verdict, "--traces" in result.why) == (NOT_SHOWN, True)
