@@ -146,7 +146,7 @@ def claims_markdown(results: Sequence[Result], command: str) -> str:
         "# Published claims", "",
         f"Written by `{command}` on {host.cpu}, {host.cores} cores. *Exact* is arithmetic and our allocators, "
         "*simulated* the reference engine's scheduler under a virtual clock, *measured* this machine's CPU: no GPU was "
-        "used.", "",
+        "used. Where a GPU's figure is reproduced, it is by a ratio on a CPU, a simulation or arithmetic.", "",
         *_counted(results), "",
         "| claim | source | published | ours | verdict | how, and why |", "| --- | --- | --- | --- | --- | --- |",
     ]

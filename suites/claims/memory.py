@@ -17,6 +17,7 @@ _SLOTS = 15_728
 _ONE_STEP = StepLaw(1.0, 0.0, 0.0, 0.0, 0.0)
 _POINTS = 5.0    # percentage points
 _BATCH = 0.15
+_NEVER_WAITED = Shown("–", None, "the queue never waited: raise --scale")
 
 
 def simulated(
@@ -47,7 +48,7 @@ def run(simulator: Simulator) -> Outcome:
 def _fig2(bench: Bench, kv: str, reservation: str, published: tuple[float, float, float, float], batch: float) -> Shown:
     means = simulated(bench, "ShareGPT", kv, reservation).tally.means(only_waiting=True)
     if means is None:
-        return Shown("–", None, "the queue never waited: raise --scale")
+        return _NEVER_WAITED
     ours = (means["token_states"], means["reserved"], means["internal_waste"], means["free"])
     text = " / ".join(f"{value:.1f}" for value in ours) + f"; batch {means['batch']:.2f}"
     near = all(abs(a - b) <= _POINTS for a, b in zip(ours, published, strict=True))
@@ -73,7 +74,8 @@ def orca_oracle(bench: Bench) -> Shown:
 def vllm(bench: Bench) -> Shown:
     """Blocks of 16."""
     means = simulated(bench, "ShareGPT", "paged").tally.means(only_waiting=True)
-    assert means is not None, "ShareGPT fills the pool"
+    if means is None:
+        return _NEVER_WAITED
     return Shown(f"{means['token_states']:.1f}; batch {means['batch']:.2f}",
                  abs(means["token_states"] - 96.3) <= _POINTS and abs(means["batch"] / 30.42 - 1) <= _BATCH,
                  "vLLM's batch also depends on how long steps take")
@@ -86,7 +88,9 @@ def alpaca_batches(bench: Bench) -> Shown:
     ours = []
     for kv, reservation in asked:
         means = simulated(bench, "Alpaca", kv, reservation).tally.means(only_waiting=True)
-        ours.append(float("nan") if means is None else means["batch"])
+        if means is None:
+            return _NEVER_WAITED
+        ours.append(means["batch"])
     near = all(abs(a / b - 1) <= 2 * _BATCH for a, b in zip(ours, asked.values(), strict=True))
     return Shown(" / ".join(f"{value:.2f}" for value in ours), near,
                  "a saturated queue holds what memory allows; the paper's 30 req/s on Alpaca did not fill vLLM's "
@@ -119,9 +123,10 @@ def against_max(bench: Bench) -> Shown:
 def against_static(bench: Bench) -> Shown:
     """FasterTransformer: the maximum reserved, and batches that wait for their longest member."""
     times = _times(bench, simulated(bench, "ShareGPT", "contiguous", "max", law=StepLaw(), batching="static"))
-    return Shown(f"{times:.1f}x", times >= 5,
-                 "static batches of a contiguous cache, saturated. 22x is the paper's best case, at equal latency: a "
-                 "saturated queue shows less")
+    return Shown(f"{times:.1f}x", abs(times / 22 - 1) <= 0.3,
+                 "tokens/s of a saturated queue of static batches in a contiguous cache, under one step law for both, "
+                 "where the paper's 22x is its best case at equal latency, against another engine's kernels; within "
+                 "30 %")
 
 
 def block_sizes(bench: Bench) -> Shown:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from pabench.claims import (
     ERROR,
     NOT_SHOWN,
     REPRODUCED,
+    Bench,
     Claim,
     Result,
     claims_markdown,
@@ -23,6 +25,7 @@ from pabench.claims import (
     write_claims,
 )
 from pabench.errors import UsageError
+from reference_engine.scheduling.scheduler import Scheduler
 
 
 def shown(rows: Sequence[Claim], **options: Any) -> list[Result]:
@@ -53,6 +56,25 @@ def test_rows_that_take_longer_run_at_a_small_scale(name: str) -> None:
     (result,) = shown(load_claims([name]), scale=0.05)
     assert result.verdict in (REPRODUCED, DIFFERS)
     assert result.ours != "–"
+
+
+def test_a_published_best_case_that_is_far_from_ours_differs() -> None:
+    (result,) = shown(load_claims(["throughput-static"]), scale=0.05)
+    assert result.verdict == DIFFERS
+    assert "best case" in result.why
+
+
+def test_bits_that_depend_on_the_batch_are_not_texts_that_do() -> None:
+    (result,) = shown(load_claims(["one-text"]), scale=0.05)
+    assert result.verdict == NOT_SHOWN
+    assert "of 64 rows" in result.ours
+    assert "distinct texts in 8 runs: 1" in result.ours
+
+
+@pytest.mark.parametrize("name", ["fig2-vllm", "fig13-alpaca"])
+def test_a_pool_that_never_fills_shows_nothing(name: str) -> None:
+    (result,) = shown(load_claims([name]), scale=0.001)
+    assert (result.verdict, "--scale" in result.why) == (NOT_SHOWN, True)
 
 
 def test_a_trace_that_is_not_there_is_asked_for() -> None:
@@ -95,3 +117,15 @@ def test_a_row_that_fails_is_an_error_in_the_table_and_an_interrupt_loses_none(m
     with pytest.raises(KeyboardInterrupt):
         show_claims(rows, results, told=interrupted)
     assert len(results) == 2
+
+
+def test_the_prefix_caches_cost_includes_hashing_its_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, slow = Scheduler._extend_keys, 0.05
+
+    def sleeps(self: Scheduler, *args: Any) -> None:
+        time.sleep(slow)
+        real(self, *args)
+
+    monkeypatch.setattr(Scheduler, "_extend_keys", sleeps)
+    spent, _ = claims._module("measured")._cache_seconds(Bench(tmp_path, scale=0.05))
+    assert spent >= 8 * slow  # hashed at each of the 8 requests' admissions at least
