@@ -237,12 +237,12 @@ def _run_engine(
     with _reach(plan, folder / "load-engine.log", model) as url:
         probe = None if suite.model_command else model
         examination = run_loop(examine(url, dialect=plan.dialect, probe=probe))
-        for workload in suite.workloads():
+        for number, workload in enumerate(suite.workloads()):
             result.runs.append(folder / folder_name(workload.load_text))
             with narrator.load(workload, plan.label, result.runs[-1]) as progress:
                 manifest = run_loop(run_workload(
-                    examination, workload, result.runs[-1], url=url, label=plan.label, seed=suite.seed,
-                    progress=progress,
+                    examination, workload, result.runs[-1], url=url, label=plan.label,
+                    seed=suite.seed + number, progress=progress,  # no load finds the prompts of another cached
                 ))
             finish_run(result.runs[-1])
             result.flawless &= manifest.flawless

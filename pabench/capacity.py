@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from math import sqrt
+from math import inf, sqrt
 from pathlib import Path
 from statistics import NormalDist
 from typing import Literal
@@ -166,7 +166,8 @@ def too_slow(client: ClientHealth, requests: pd.DataFrame, slo: SLO) -> str | No
         bounds.append(slo.tpot_ms * float(answer_gaps(requests).median()))
     allowed = max(_CLIENT_SHARE * min(bounds), 1.0)
     lag_ms = client.loop_lag_p99_ms
-    gap_ms = float(((requests["last_s"] - requests["first_s"]) / answer_gaps(requests)).median()) * 1e3
+    spans_s = (requests["last_s"] - requests["first_s"])[lambda spans: spans > 0]
+    gap_ms = float((spans_s / answer_gaps(requests)).median()) * 1e3 if len(spans_s) else inf  # one token: no gap
     if lag_ms is not None and client.kernel_stamps and lag_ms < gap_ms:
         lag_ms = None  # it is in no arrival: no two tokens of a stream are read at once
     for name, late_ms in (("sends", client.lateness_p99_ms), ("sees answers", lag_ms)):

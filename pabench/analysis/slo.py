@@ -53,5 +53,6 @@ def in_time(requests: pd.DataFrame, slo: SLO) -> pd.Series:
 
 def answer_gaps(requests: pd.DataFrame) -> pd.Series:
     """Gaps between the tokens of each request's answer, of one of its n; 1 at least."""
-    gaps: pd.Series = (requests["stream_tokens"] / requests["n"] - 1).clip(lower=1)
+    tokens = requests["output_tokens"].fillna(requests["stream_tokens"])
+    gaps: pd.Series = (tokens / requests["n"] - 1).clip(lower=1)
     return gaps

@@ -71,9 +71,9 @@ def throughput_table(engines: Sequence[Sequence[RunSummary]]) -> Table:
 
 def knee(summaries: Sequence[RunSummary]) -> RunSummary | None:
     """The run of the highest power, throughput / mean latency (Kleinrock 1979): beyond it more load buys more waiting
-    than work. Tokens/s, verified ones where answers were verified, over E2E. None where no run has latencies.
+    than work. Tokens/s, verified ones where answers were verified, over E2E. None where no VALID run has latencies.
     """
-    known = [run for run in summaries if run.e2e_ms is not None and run.e2e_ms.mean > 0]
+    known = [run for run in summaries if run.validity.valid and run.e2e_ms is not None and run.e2e_ms.mean > 0]
     return max(known, key=_power, default=None)
 
 

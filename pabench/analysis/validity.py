@@ -14,6 +14,7 @@ _DRAWS = 200_000         # of lags: so many samples tell enough in one round
 _FLOOR_MS = 1.0
 MAX_CPU_SHARE = 0.9     # of one core: above, the loop has no time left to be on time
 _MAX_FAILED_SCRAPES = 0.2
+_BEYOND = 0.05           # of a window that was asked for, behind the last answer
 _PLANNED = {"planned", "duration"}
 
 
@@ -42,6 +43,7 @@ def _incomplete(manifest: Manifest, requests: pd.DataFrame) -> list[str]:
         reasons.append("no request succeeded")
     elif manifest.window_s is None:
         reasons.append("no steady window: too few requests for this load; the figures are over the whole run")
+    reasons += _misplaced(manifest)
     unsent = (requests["outcome"] == "unsent") & ~requests["error_kind"].isin(_PLANNED)
     if unsent.any():
         reasons.append(f"{int(unsent.sum())} of {len(requests)} requests were never sent")
@@ -50,6 +52,19 @@ def _incomplete(manifest: Manifest, requests: pd.DataFrame) -> list[str]:
         reasons.append(f"{int(own_fault)} requests failed on the client's machine (files, ports): raise its limits")
     if sum(manifest.outcomes.values()) != len(requests):
         reasons.append(f"the outcomes add up to {sum(manifest.outcomes.values())}, not to {len(requests)} requests")
+    return reasons
+
+
+def _misplaced(manifest: Manifest) -> list[str]:
+    """What is wrong with the window that was asked for: time in it without a load makes rates too low."""
+    asked, end_s = manifest.workload.window_s, manifest.duration_s or 0.0
+    if asked is None:
+        return []
+    reasons = []
+    if asked[1] > end_s + _BEYOND * (asked[1] - asked[0]):
+        reasons.append(f"the window ends at {asked[1]:.4g} s, the run at {end_s:.4g} s")
+    reasons += [f"the run was broken off at {one.at_s:.4g} s, in the window"
+                for one in manifest.resumed if asked[0] < one.at_s < asked[1]]
     return reasons
 
 

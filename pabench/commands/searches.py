@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from pathlib import Path
 from typing import Annotated
 
@@ -76,7 +77,8 @@ def sweep(
         for number, plan in enumerate(plans):
             where = folder / f"{number:02}-{folder_name(plan.load_text)}"
             with live_load(plan, name, where, quiet=silent, api_key=key) as progress:
-                manifest = run_loop(run_workload(examination, plan, where, url=url, label=name, seed=seed,
+                manifest = run_loop(run_workload(examination, plan, where, url=url, label=name,
+                                                 seed=seed + number,  # no load finds the prompts of another cached
                                                  progress=progress, api_key=key, placement=placement))
             summaries.append(finish_run(where)[1])
             flawless &= manifest.flawless
@@ -128,17 +130,21 @@ def capacity(
                          "this engine does not stream: use pabench sweep")
     name = label or examination.facts.dialect
     tried: list[Tried] = []
+    seeds = itertools.count(seed)  # no run finds the prompts of another cached
     finished = False
 
     def measure(rate: float, number: int) -> Attained:
         plan = load_workload(workload, rate_per_s=rate, duration_s=duration_s).model_copy(update={"num_requests": None})
         where = folder / f"{rate:.6g}-per-s-{number}"
         with live_load(plan, name, where, quiet=silent, api_key=key) as progress:
-            manifest = run_loop(run_workload(examination, plan, where, url=url, label=name, seed=seed + number,
+            manifest = run_loop(run_workload(examination, plan, where, url=url, label=name, seed=next(seeds),
                                              progress=progress, api_key=key, placement=placement))
         requests = finish_run(where)[0].requests
         if manifest.failure is not None:
             raise PabenchError(f"{manifest.failure}; the runs so far are in {folder}")
+        if manifest.cache is not None and manifest.cache.broken is not None:
+            raise PabenchError(f"the cache was not {manifest.cache.text}, as stated: {manifest.cache.broken}; the runs "
+                               f"so far are in {folder}")
         if (slow := too_slow(manifest.client, requests, slo)) is not None:
             raise PabenchError(f"at {rate:.3g} req/s the client itself is too slow to say more: {slow}; the runs so "
                                f"far are in {folder}")

@@ -50,7 +50,9 @@ def base_url(url: str) -> str:
         raise UsageError(f"not an engine's URL: got {told!r}, expected something like http://127.0.0.1:8000")
     if parts.username or parts.password:
         raise UsageError("the URL holds a user name or a password: take it out, keys go by --api-key-env")
-    return url.strip().split("?")[0].split("#")[0].rstrip("/").removesuffix("/v1").rstrip("/")
+    if parts.query:
+        raise UsageError("the URL has a query (?…): take it out, keys go by --api-key-env")
+    return url.strip().split("#")[0].rstrip("/").removesuffix("/v1").rstrip("/")
 
 
 def _reason(error: Exception) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
+from typing import Any
 
 from pabench.engines.base import Choice, Completion, Dialect
 from pabench.engines.cleaning import clean
@@ -118,13 +120,25 @@ def _take_tokens(record: RequestRecord, answer: Completion) -> None:
         order = sorted(range(len(times_s)), key=times_s.__getitem__)
         times_s, indexes = [times_s[at] for at in order], [indexes[at] for at in order]
         all_ids = [all_ids[at] for at in order] if aligned else []
-    record.token_times_s, record.token_choices, record.token_ids = times_s, indexes, all_ids if aligned else []
-    if times_s:
-        record.first_s, record.last_s = times_s[0], times_s[-1]
     if answer.usage is not None:
         record.usage_prompt_tokens = answer.usage.prompt_tokens
         record.output_tokens = answer.usage.completion_tokens
         record.cached_tokens = answer.usage.cached_tokens
+        if all(choice.token_ids is None and choice.logprobs is None for choice in answer.choices):
+            times_s, indexes = (_by_usage(each, record.output_tokens or 0) for each in (times_s, indexes))
+    record.token_times_s, record.token_choices, record.token_ids = times_s, indexes, all_ids if aligned else []
+    if times_s:
+        record.first_s, record.last_s = times_s[0], times_s[-1]
+
+
+def _by_usage(chunks: list[Any], total: int) -> list[Any]:
+    """An entry of a chunk for each of its tokens: text alone does not tell how many it holds, so they share evenly what
+    usage counts. As it is where usage counts no more than there are chunks.
+    """
+    if total <= len(chunks) or not chunks:
+        return chunks
+    ends = [total * at // len(chunks) for at in range(len(chunks) + 1)]
+    return [entry for entry, (begin, end) in zip(chunks, pairwise(ends), strict=True) for _ in range(begin, end)]
 
 
 def _judge(

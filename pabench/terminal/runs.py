@@ -60,8 +60,10 @@ def show_sweep(summaries: Sequence[RunSummary], folder: Path, *, as_json: bool) 
     show_summaries(summaries)
     best = knee(summaries)
     out = Console(highlight=False)
-    if best is not None and len(summaries) > 1:
-        out.print(f"knee (highest throughput / mean latency): {escape(clean(best.load))}")
+    if len(summaries) > 1:
+        found = ("no run is VALID" if best is None else best.load if best is not summaries[-1]
+                 else f"none up to {best.load}")
+        out.print(f"knee (highest throughput / mean latency): {escape(clean(found))}")
     out.print(f"runs: {escape(str(folder))}")
 
 

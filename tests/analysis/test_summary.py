@@ -15,11 +15,12 @@ from rich.console import Console
 
 from pabench.analysis import Run, RunSummary, WasteSplit, comparison_frame, comparison_table, find_runs, summarise
 from pabench.analysis.kv import live_tokens
+from pabench.analysis.summary import Validity
 from pabench.analysis.tables import knee
 from pabench.analysis.validity import _unmerged, moved_by_lag
 from pabench.engines.base import EngineFacts
 from pabench.errors import UsageError
-from pabench.load.manifest import ClientHealth, new_manifest
+from pabench.load.manifest import ClientHealth, Resumption, new_manifest
 from pabench.load.records import OUTCOMES, REQUEST_SCHEMA, TELEMETRY_SCHEMA, RequestRecord
 from pabench.load.window import steady_window
 from pabench.telemetry.vocabulary import KVFacts, KVSample
@@ -268,13 +269,31 @@ def test_runs_are_found_below_a_folder(tmp_path: Path) -> None:
         find_runs(tmp_path / "nowhere")
 
 
+@pytest.mark.parametrize(("window_s", "told"), [
+    ((0.0, 0.9), None), ((0.1, 0.92), None), ((0.0, 9.0), "the window ends at 9 s, the run at 0.9 s"),
+    ((10.0, 20.0), "the window ends at 20 s"),
+])
+def test_a_window_without_a_load_is_invalid(window_s: tuple[float, float], told: str | None) -> None:
+    run = made([A, B, C, D], window_s=window_s, workload=workload(num_requests=4, window_s=window_s))
+    reasons = [reason for reason in summarise(run).validity.reasons if "window ends" in reason]
+    assert [told in reason for reason in reasons] == [True] if told else reasons == []
+
+
+def test_a_window_over_a_break_is_invalid() -> None:
+    window_s = (0.0, 0.9)
+    run = made([A, B, C, D], window_s=window_s, workload=workload(num_requests=4, window_s=window_s),
+               resumed=[Resumption(at_s=0.5, shift_s=0.0)])
+    assert any("broken off at 0.5 s, in the window" in reason for reason in summarise(run).validity.reasons)
+
+
 def test_the_knee_is_where_throughput_over_latency_is_highest() -> None:
-    base = summarise(made([A, B]))
+    base = replace(summarise(made([A, B])), validity=Validity(True, ()))
     assert base.e2e_ms is not None
     runs = [replace(base, load=load, verified_tokens_per_s=rate, throughput_tokens_per_s=1000.0,
                     e2e_ms=replace(base.e2e_ms, mean=mean))
             for load, rate, mean in (("1 user", 10.0, 100.0), ("4 users", 36.0, 120.0), ("16 users", 40.0, 400.0))]
-    best = knee([*runs, replace(base, e2e_ms=None)])
+    beyond = replace(runs[1], load="5 users", verified_tokens_per_s=99.0, validity=Validity(False, ("the client",)))
+    best = knee([*runs, beyond, replace(base, e2e_ms=None)])
     assert best is not None
     assert best.load == "4 users"
     assert knee([replace(base, e2e_ms=None)]) is None

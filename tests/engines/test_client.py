@@ -249,10 +249,12 @@ def test_urls(given, expected):
     assert base_url(given) == expected
 
 
-@pytest.mark.parametrize("url", ["", "h:8000", "ftp://h", "http://", "http://user:pass@h:8000", "http://h:port"])
+@pytest.mark.parametrize("url", ["", "h:8000", "ftp://h", "http://", "http://user:pass@h:8000", "http://h:port",
+                                 "http://h:8000/?api_key=s3cret"])
 def test_bad_urls_are_refused_before_any_request(url):
-    with pytest.raises(UsageError, match="URL"):
+    with pytest.raises(UsageError, match="URL") as refused:
         base_url(url)
+    assert "s3cret" not in str(refused.value)
 
 
 def test_a_refusal_does_not_tell_a_password():

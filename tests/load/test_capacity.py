@@ -74,7 +74,7 @@ def test_wilsons_interval() -> None:
 def row(outcome: str = "ok", ttft_s: float = 0.1, tpot_s: float = 0.01, tokens: int = 10, kind: str | None = None
         ) -> dict[str, object]:
     return {"outcome": outcome, "error_kind": kind, "intended_s": 1.0, "first_s": 1.0 + ttft_s,
-            "last_s": 1.0 + ttft_s + (tokens - 1) * tpot_s, "stream_tokens": tokens, "n": 1}
+            "last_s": 1.0 + ttft_s + (tokens - 1) * tpot_s, "output_tokens": tokens, "stream_tokens": tokens, "n": 1}
 
 
 def test_what_is_wrong_late_or_unanswered_is_not_in_time() -> None:
@@ -106,6 +106,11 @@ def test_lag_below_the_gap_of_tokens_is_in_no_arrival_that_the_kernel_stamped() 
     assert "sees answers" in (too_slow(ClientHealth(loop_lag_p99_ms=8.0), rows, slo) or "")
     assert too_slow(ClientHealth(loop_lag_p99_ms=8.0, kernel_stamps=True), rows, slo) is None
     assert "sees answers" in (too_slow(ClientHealth(loop_lag_p99_ms=12.0, kernel_stamps=True), rows, slo) or "")
+
+
+def test_answers_of_one_token_have_no_gap_that_lag_could_outlast() -> None:
+    rows, lag = pd.DataFrame([row(tokens=1)]), ClientHealth(loop_lag_p99_ms=8.0, kernel_stamps=True)
+    assert too_slow(lag, rows, SLO(ttft_ms=100)) is None
 
 
 @pytest.mark.parametrize(("tokens", "allowed_ms"), [(2, 2.0), (10, 18.0), (1000, 25.0)])

@@ -44,6 +44,32 @@ def test_right_answers_are_ok_and_verified(tmp_path: Path) -> None:
     assert not list((tmp_path / "run").glob("journal*"))
 
 
+def test_text_alone_is_counted_by_usage(tmp_path: Path) -> None:
+    """Four tokens a chunk, and nothing in a chunk that says so: 16 tokens, 10 ms a chunk."""
+    async def answer(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        for number in range(4):
+            await asyncio.sleep(0.01)
+            choice = {"index": 0, "text": "four words in one ", "finish_reason": "length" if number == 3 else None}
+            await response.write(b"data: " + orjson.dumps({"choices": [choice]}) + b"\n\n")
+        usage = {"prompt_tokens": 12, "completion_tokens": 16, "total_tokens": 28}
+        await response.write(b"data: " + orjson.dumps({"choices": [], "usage": usage}) + b"\n\ndata: [DONE]\n\n")
+        return response
+
+    load = workload(prompt="text", num_requests=2, output_tokens={"law": "fixed", "tokens": 16})
+    run = against(tmp_path / "run", load, answer)
+    only(run, "ok")
+    for row in run.requests.itertuples():
+        assert len(row.token_times_s) == 16
+        assert [len(set(row.token_times_s[at:at + 4])) for at in (0, 4, 8, 12)] == [1, 1, 1, 1]
+        assert len(set(row.token_times_s)) == 4
+    tpot_ms, span_s = summarise(run).tpot_ms, (run.requests["last_s"] - run.requests["first_s"])
+    assert tpot_ms is not None
+    assert tpot_ms.mean == pytest.approx(float((span_s / 15).mean()) * 1e3)
+    assert any("usage counts other output tokens" in note for note in run.manifest.notes)
+
+
 def test_wrong_tokens_are_found_and_diagnosed(tmp_path: Path) -> None:
     run = against_stub(tmp_path / "run", workload(), wrong_every=4)
     only(run, "wrong")
