@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -101,18 +101,24 @@ def _engine(run: Measured) -> str:
     return clean(f"{run.manifest.label} {engine.version or ''}".strip() + f", model {engine.model}{kv}", WHOLE)
 
 
-def differences(runs: Sequence[Measured]) -> Iterator[str]:
-    """Why runs of one load should not be compared, each in a sentence."""
+def _digest(run: Measured) -> str:
+    return run.manifest.schedule_digest
+
+
+def differences(runs: Sequence[Measured], sent: Callable[[Measured], str | bytes] = _digest) -> Iterator[str]:
+    """Why runs of one load should not be compared, each in a sentence. `sent`: what two runs of one seed have in common
+    that sent the same requests; to the byte unless it is given.
+    """
     for load in sorted({run.load for run in runs}):
         if len({run.manifest.workload.model_dump_json() for run in runs if run.load == load}) > 1:
             yield f"the workload {load!r} is not the same in all runs: they differ in more than name"
-    digests: dict[tuple[str, int], set[str]] = {}
+    digests: dict[tuple[str, int], set[str | bytes]] = {}
     for run in runs:
-        digests.setdefault((run.load, run.manifest.seed), set()).add(run.manifest.schedule_digest)
-    for (load, seed), found in digests.items():
-        if len(found) > 1:
-            yield (f"runs of {load!r} with seed {seed} sent different requests (engines of different context or "
-                   "abilities?): they cannot be compared")
+        digests.setdefault((run.load, run.manifest.seed), set()).add(sent(run))
+    unlike = [f"{load!r} with seed {seed}" for (load, seed), found in digests.items() if len(found) > 1]
+    if unlike:
+        yield (f"runs of {', '.join(unlike)} sent different requests (engines of different context or abilities?): "
+               "they cannot be compared")
     hosts = {f"{run.manifest.host.cpu}, {run.manifest.host.cores} cores" for run in runs}
     if len(hosts) > 1:
         yield (f"the runs were measured from different machines ({'; '.join(sorted(hosts))}): measure both on one")

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from pabench.analysis.sides import Measured, differences
 from pabench.load.manifest import KVGeometry
-from pabench.report.groups import Engine
+from pabench.report.groups import Engine, RunData
 from pabench.report.text import count
 
 
@@ -14,7 +14,14 @@ def cautions(engines: Sequence[Engine]) -> Iterator[str]:
     """Each reason to doubt a comparison, in a sentence. May quote what an engine supplied."""
     for engine in engines:
         yield from _mixed(engine)
-    yield from differences([Measured(run.summary, run.manifest) for engine in engines for run in engine.runs])
+    runs = [run for engine in engines for run in engine.runs]
+    lengths = {run.summary.path: _lengths(run) for run in runs}  # an engine may be sent text where another takes ids
+    yield from differences([Measured(run.summary, run.manifest) for run in runs], lambda run: lengths[run.summary.path])
+
+
+def _lengths(run: RunData) -> bytes:
+    """Of prompts and answers, in the order of the schedule."""
+    return bytes(run.requests.sort_values("index")[["prompt_tokens", "max_tokens"]].to_numpy().tobytes())
 
 
 def _mixed(engine: Engine) -> Iterator[str]:

@@ -114,3 +114,15 @@ def test_a_hostile_version_is_escaped(tmp_path: Path) -> None:
     write_run(tmp_path / "b", Made("openai", version=HOSTILE))
     write_report([tmp_path], tmp_path / "report.html")
     assert "<img src=x" not in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_requests_that_differ_in_form_alone_are_alike_and_others_are_not(tmp_path: Path) -> None:
+    """An engine may be sent text where another takes token ids: another digest, the same lengths."""
+    write_run(tmp_path / "a", Made("a", digest="ids"))
+    write_run(tmp_path / "b", Made("b", digest="text"))
+    assert cautions(tmp_path) == ()
+    write_run(tmp_path / "c", Made("c", seed=8))
+    manifest = read_manifest(tmp_path / "c")
+    manifest.model_copy(update={"seed": 7}).write(tmp_path / "c")
+    (caution,) = cautions(tmp_path)
+    assert "with seed 7 sent different requests" in caution
