@@ -41,6 +41,9 @@ def _goodput(run: Run, window: tuple[float, float]) -> dict[str, Any]:
     if bounds is None:
         return {}
     slo = SLO(bounds.ttft_ms, bounds.tpot_ms)
+    answered = run.requests[run.requests["outcome"] == "ok"]
+    if len(answered) and answered["first_s"].isna().all():  # not streamed: nobody knows when its tokens came
+        return {"slo": slo.bounds_text}
     good = in_time(run.requests, slo)
     ended = run.requests.loc[good.index[good], "end_s"].between(*window)
     return {"slo": slo.bounds_text, "in_time_share": float(good.mean()) if len(good) else None,

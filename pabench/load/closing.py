@@ -34,11 +34,12 @@ Settled = Callable[[int], None]  # how many answers have been read
 
 def close_run(
     folder: Path, manifest: Manifest, requests: Sequence[ScheduledRequest], spec: ProbeSpec | None, end: End,
-    settled: Settled | None = None,
+    settled: Settled | None = None, api_key: str | None = None,
 ) -> None:
     """Parse, verify and write what the journals in `folder` and `end` hold of `requests`, then remove the journals.
 
-    Of a run that was resumed, what was over before stays as it was written then. Raises RecordsUnwritable.
+    `api_key`: an engine may quote it in an error, and no record does. Of a run that was resumed, what was over before
+    stays as it was written then. Raises RecordsUnwritable.
     """
     kv, journals = manifest.engine.kv, journals_in(folder)
     with Journaled(journals, end.left) as found:
@@ -47,6 +48,7 @@ def close_run(
         records = settle(requests, found.exchanges, whole=found.whole, dialect=find_dialect(manifest.engine.dialect),
                          spec=spec, block_size=None if kv is None else kv.block_size, unsent_kind=end.unsent_kind,
                          fixed_length="ignore_eos" in manifest.engine.capabilities)
+        records = _without(records, api_key)
         resumed_s = manifest.resumed[-1].at_s if manifest.resumed else math.inf
         _write(folder, manifest, _reported(_with_earlier(records, read_requests(folder), resumed_s), settled),
                found.samples, requests)
@@ -97,6 +99,13 @@ def _with_earlier(
         before = next(earlier, None)
         stays = before is not None and is_over(before) and (before.end_s is None or before.end_s <= resumed_s)
         yield before if before is not None and stays and record.outcome == "unsent" else record
+
+
+def _without(records: Iterable[RequestRecord], api_key: str | None) -> Iterator[RequestRecord]:
+    for record in records:
+        if api_key and record.error_text:
+            record.error_text = record.error_text.replace(api_key, "***")
+        yield record
 
 
 def _reported(records: Iterable[RequestRecord], settled: Settled | None) -> Iterator[RequestRecord]:

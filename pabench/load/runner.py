@@ -174,7 +174,7 @@ class _Run:
                                   "connection")
         if end.failure is not None:
             manifest.status, manifest.failure = "failed", end.failure
-        close_run(self.out, manifest, self.requests, self.spec, end, watch.settled)
+        close_run(self.out, manifest, self.requests, self.spec, end, watch.settled, self.job.api_key)
         if end.unwritable is not None:
             raise RecordsUnwritable(end.unwritable)
 

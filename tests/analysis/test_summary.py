@@ -279,6 +279,13 @@ def test_a_window_without_a_load_is_invalid(window_s: tuple[float, float], told:
     assert [told in reason for reason in reasons] == [True] if told else reasons == []
 
 
+def test_goodput_of_answers_without_token_times_is_not_known() -> None:
+    whole = [replace(one, first_s=None, last_s=None, token_times_s=[], token_choices=[]) for one in (A, B)]
+    load = workload(num_requests=2, slo={"ttft_ms": 500})
+    assert summarise(made(whole, workload=load)).goodput_per_s is None
+    assert summarise(made([A, B], workload=load)).goodput_per_s is not None
+
+
 def test_a_window_over_a_break_is_invalid() -> None:
     window_s = (0.0, 0.9)
     run = made([A, B, C, D], window_s=window_s, workload=workload(num_requests=4, window_s=window_s),

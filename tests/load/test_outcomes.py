@@ -44,6 +44,21 @@ def test_right_answers_are_ok_and_verified(tmp_path: Path) -> None:
     assert not list((tmp_path / "run").glob("journal*"))
 
 
+def test_a_key_that_the_engine_quotes_is_in_no_record(tmp_path: Path) -> None:
+    async def refuse(request: web.Request) -> web.Response:
+        key = request.headers["Authorization"].removeprefix("Bearer ")
+        return web.json_response({"error": {"message": f"Incorrect API key provided: {key}"}}, status=401)
+
+    async def go() -> Manifest:
+        async with serving(refuse) as url:
+            return await run_workload(Examined(), workload(), tmp_path / "run", url=url, label="x", api_key="sk-s3cret")
+
+    run = checked(tmp_path / "run", asyncio.run(go()))
+    only(run, "error", "http")
+    assert set(run.requests["error_text"]) == {"Incorrect API key provided: ***"}
+    assert not any(b"s3cret" in path.read_bytes() for path in (tmp_path / "run").iterdir())
+
+
 def test_text_alone_is_counted_by_usage(tmp_path: Path) -> None:
     """Four tokens a chunk, and nothing in a chunk that says so: 16 tokens, 10 ms a chunk."""
     async def answer(request: web.Request) -> web.StreamResponse:
