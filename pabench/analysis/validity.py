@@ -44,6 +44,9 @@ def _incomplete(manifest: Manifest, requests: pd.DataFrame) -> list[str]:
     elif manifest.window_s is None:
         reasons.append("no steady window: too few requests for this load; the figures are over the whole run")
     reasons += _misplaced(manifest)
+    users, busy = manifest.workload.users, requests["user"].nunique()
+    if users is not None and busy < users:
+        reasons.append(f"of {users} users {busy} had something to ask: give it more requests")
     unsent = (requests["outcome"] == "unsent") & ~requests["error_kind"].isin(_PLANNED)
     if unsent.any():
         reasons.append(f"{int(unsent.sum())} of {len(requests)} requests were never sent")

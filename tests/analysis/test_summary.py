@@ -286,6 +286,14 @@ def test_goodput_of_answers_without_token_times_is_not_known() -> None:
     assert summarise(made([A, B], workload=load)).goodput_per_s is not None
 
 
+def test_a_load_of_fewer_users_than_it_names_is_invalid() -> None:
+    asked = workload(num_requests=4, arrivals={"kind": "closed", "users": 3})
+    reasons = summarise(made([A, B, C, D], workload=asked)).validity.reasons
+    assert "of 3 users 2 had something to ask: give it more requests" in reasons
+    enough = workload(num_requests=4, arrivals={"kind": "closed", "users": 2})
+    assert not any("had something" in why for why in summarise(made([A, B, C, D], workload=enough)).validity.reasons)
+
+
 def test_a_window_over_a_break_is_invalid() -> None:
     window_s = (0.0, 0.9)
     run = made([A, B, C, D], window_s=window_s, workload=workload(num_requests=4, window_s=window_s),
