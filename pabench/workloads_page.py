@@ -8,12 +8,12 @@ A test holds the committed page to what this makes.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from pabench.load import Workload, known_workloads, load_workload
+from pabench.pages import table, write_page
 
 PAGE = Path("docs/workloads.md")
 _HEAD = """# Workloads
@@ -25,22 +25,19 @@ lengths come from.
 
 Prompts: *probe* is rings of the [KV probe](kv-probe.md), *fork* its forks, for several samples or beams: both need an
 engine that serves the probe, and every answer is verified. *text* is random words, for any model; nothing is verified.
-
-| workload | prompts | load | ends after | what |
-| --- | --- | --- | --- | --- |"""
+"""
 
 
 def workloads_page() -> str:
     """The page as Markdown."""
-    return "\n".join([_HEAD, *_rows()]) + "\n"
+    return "\n".join([_HEAD, *table(("workload", "prompts", "load", "ends after", "what"), _rows())]) + "\n"
 
 
-def _rows() -> Iterator[str]:
+def _rows() -> Iterator[tuple[str, ...]]:
     for name, path in known_workloads().items():
         workload = load_workload(name)
-        cells = (f"[{name}](../workloads/{path.name})", workload.prompt, workload.load_text, _end(workload),
-                 workload.description)
-        yield f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |"
+        yield (f"[{name}](../workloads/{path.name})", workload.prompt, workload.load_text, _end(workload),
+               workload.description)
 
 
 def _end(workload: Workload) -> str:
@@ -50,12 +47,7 @@ def _end(workload: Workload) -> str:
 
 def main(argv: list[str]) -> int:
     """Write the page."""
-    parser = argparse.ArgumentParser(prog="python -m pabench.workloads_page", description=main.__doc__)
-    parser.add_argument("file", nargs="?", type=Path, default=PAGE)
-    path = parser.parse_args(argv).file
-    path.write_text(workloads_page(), encoding="utf-8")
-    print(path)
-    return 0
+    return write_page("pabench.workloads_page", workloads_page, PAGE, argv)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,8 @@ from pabench.load.records import (
     TELEMETRY_SCHEMA,
 )
 
+SET_ASIDE = "set-aside"  # folder of the pairs that a gate does not judge: their runs are no evidence
+
 
 @dataclass(frozen=True)
 class Run:

@@ -95,9 +95,11 @@ def refuse_mixture(name: str, runs: Sequence[Measured]) -> None:
 
 
 def _engine(run: Measured) -> str:
-    """What ran, for a person and to tell it from another."""
+    """What ran, for a person and to tell it from another; not its number of blocks, which one engine finds anew at
+    each start.
+    """
     engine = run.manifest.engine
-    kv = "" if engine.kv is None else f", {engine.kv.num_blocks} blocks of {engine.kv.block_size} tokens"
+    kv = "" if engine.kv is None else f", blocks of {engine.kv.block_size} tokens"
     return clean(f"{run.manifest.label} {engine.version or ''}".strip() + f", model {engine.model}{kv}", WHOLE)
 
 
@@ -133,10 +135,8 @@ def samples_of(
     Raises UsageError when a figure of `needed` is missing on one side only, or in some runs.
     """
     found = []
-    common = {run.load for run in candidate}
-    for load in dict.fromkeys(run.load for run in baseline if run.load in common):
-        sides = [[run for run in side if run.load == load] for side in (baseline, candidate)]
-        sides, paired = _in_pairs(sides[0], sides[1])
+    for load, *runs in _by_load(baseline, candidate):
+        sides, paired = _in_pairs(*runs)
         for name in (*needed, *shown):
             values = [[measure(run.summary, name) for run in side] for side in sides]
             known = [[value for value in side if value is not None] for side in values]
@@ -167,20 +167,28 @@ class Zeros:
     def text(self) -> str:
         """For a person."""
         return (f"{self.metric} is 0 in {self.candidate[0]} of {self.candidate[1]} runs of {self.load!r}, and in "
-                f"{self.baseline[0]} of {self.baseline[1]} of the baseline: a ratio has none of them")
+                f"{self.baseline[0]} of {self.baseline[1]} of the baseline: there is no ratio")
 
 
 def zeros(baseline: Sequence[Measured], candidate: Sequence[Measured], names: Sequence[str]) -> list[Zeros]:
     """The figures that are 0 in some runs of a load that both sides carried, and not in all."""
     found = []
-    common = {run.load for run in candidate}
-    for load in dict.fromkeys(run.load for run in baseline if run.load in common):
+    for load, *sides in _by_load(baseline, candidate):
         for name in names:
-            sides = [[run for run in side if run.load == load] for side in (baseline, candidate)]
             counts = [(sum(measure(run.summary, name) == 0 for run in side), len(side)) for side in sides]
             if counts[0][0] + counts[1][0] not in (0, counts[0][1] + counts[1][1]):
                 found.append(Zeros(load, name, counts[0], counts[1]))
     return found
+
+
+def _by_load(
+    baseline: Sequence[Measured], candidate: Sequence[Measured]
+) -> Iterator[tuple[str, list[Measured], list[Measured]]]:
+    """Each load that both sides carried, and their runs of it."""
+    for load in dict.fromkeys(run.load for run in baseline):
+        sides = [[run for run in side if run.load == load] for side in (baseline, candidate)]
+        if sides[1]:
+            yield load, sides[0], sides[1]
 
 
 def _in_pairs(one: list[Measured], other: list[Measured]) -> tuple[list[list[Measured]], bool]:

@@ -53,6 +53,5 @@ def in_time(requests: pd.DataFrame, slo: SLO) -> pd.Series:
 
 def answer_gaps(requests: pd.DataFrame) -> pd.Series:
     """Gaps between the tokens of each request's answer, of one of its n; 1 at least."""
-    tokens = requests["output_tokens"].fillna(requests["stream_tokens"])
-    gaps: pd.Series = (tokens / requests["n"] - 1).clip(lower=1)
+    gaps: pd.Series = (requests["token_times_s"].map(len) / requests["n"] - 1).clip(lower=1)
     return gaps

@@ -77,6 +77,16 @@ def knee(summaries: Sequence[RunSummary]) -> RunSummary | None:
     return max(known, key=_power, default=None)
 
 
+def knee_text(summaries: Sequence[RunSummary]) -> str:
+    """Where the knee of a sweep lies, for a person; a highest load that is still the best shows none."""
+    valid = [run for run in summaries if run.validity.valid]
+    best = knee(summaries)
+    if best is None or len(valid) < 2:
+        return f"not told, {len(valid)} of {len(summaries)} runs are VALID"
+    highest = max(valid, key=lambda run: run.users or run.rate_per_s or 0)
+    return f"none up to {best.load}" if best is highest else best.load
+
+
 def _power(run: RunSummary) -> float:
     assert run.e2e_ms is not None, "it is known"
     return _rate(run) / run.e2e_ms.mean

@@ -8,15 +8,15 @@ A test holds the committed page to what this makes.
 
 from __future__ import annotations
 
-import argparse
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from pabench.conformance.bugs import Bug, load_bugs
 from pabench.conformance.levels import SUITE_LEVELS
 from pabench.conformance.mutants import Mutant, load_mutants
 from pabench.conformance.registry import LEVELS, Registry, Requirement, load_registry
+from pabench.pages import table, write_page
 
 PAGE = Path("docs/requirements.md")
 _TITLES = {
@@ -54,7 +54,7 @@ def _level(
     counts = {grade: sum(each.level == grade for each in requirements) for grade in LEVELS}
     told = ", ".join(f"{count} {grade}" for grade, count in counts.items() if count)
     yield f"## {_TITLES[level]}\n\n{told}.\n"
-    yield from _table(("requirement", "level", "asks"), (
+    yield from table(("requirement", "level", "asks"), (
         (_link(each.id), each.level, each.text) for each in requirements
     ))
     yield ""
@@ -100,29 +100,16 @@ def _catalogue(bugs: Mapping[str, Bug], mutants: Mapping[str, Mutant], registry:
     yield (f"{len(bugs)} bugs that engines and kernels really had; {len(modelled)} of them have mutants. Level: the "
            "cheapest at which the bug shows (engine: a whole engine in one process, which the suite asks over HTTP). "
            "HTTP: whether a client sees it with an ordinary model.\n")
-    yield from _table(("bug", "engine", "level", "HTTP", "asked by", "mutants"), (
+    yield from table(("bug", "engine", "level", "HTTP", "asked by", "mutants"), (
         (f"`{bug.id}`", f"{bug.engine}: {bug.reference}", bug.level, bug.http,
          ", ".join(_link(each) for each in registry if bug.id in registry[each].bugs) or "–",
          ", ".join(map(_mutant, modelled.get(bug.id, ()))) or f"none. {bug.no_mutant}") for bug in bugs.values()
     ))
 
 
-def _table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> Iterator[str]:
-    heads = list(heads)
-    yield f"| {' | '.join(heads)} |"
-    yield f"|{' --- |' * len(heads)}"
-    for row in rows:
-        yield f"| {' | '.join(cell.replace('|', '&#124;') for cell in row)} |"
-
-
 def main(argv: list[str]) -> int:
     """Write the page."""
-    parser = argparse.ArgumentParser(prog="python -m pabench.conformance.page", description=main.__doc__)
-    parser.add_argument("file", nargs="?", type=Path, default=PAGE)
-    path = parser.parse_args(argv).file
-    path.write_text(requirements_page(), encoding="utf-8")
-    print(path)
-    return 0
+    return write_page("pabench.conformance.page", requirements_page, PAGE, argv)
 
 
 if __name__ == "__main__":

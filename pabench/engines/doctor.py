@@ -73,7 +73,7 @@ async def examine(
         common = "tensorrt_llm" not in owners(models) and (dialect is None or spoken.metrics_path == _METRICS_PATH)
         metrics = await _metrics(client, without) if common else {}
         if dialect is None:
-            client.dialect = await _own(client, dialects.recognise(models, metrics, headers))
+            client.dialect = await _own(client, dialects.recognise(models, metrics, headers), trials.notes)
         if client.dialect.metrics_path not in (None, _METRICS_PATH):
             metrics = await _metrics(client, trials.notes, client.dialect.metrics_path)
         else:
@@ -99,8 +99,10 @@ async def examine(
     return Examination(facts, spec, metrics_found(client.dialect, metrics), tuple(trials.notes))
 
 
-async def _own(client: EngineClient, recognised: Dialect) -> Dialect:
-    """`recognised`, or plain OpenAI where the engine's own description (`/openapi.json`) lacks the dialect's route."""
+async def _own(client: EngineClient, recognised: Dialect, notes: list[str]) -> Dialect:
+    """`recognised`, or plain OpenAI, with a note, where the engine's own description (`/openapi.json`) lacks the route
+    that the dialect has alone.
+    """
     if recognised.own_route is None:
         return recognised
     _, _, body = await client.get("/openapi.json")
@@ -109,7 +111,11 @@ async def _own(client: EngineClient, recognised: Dialect) -> Dialect:
     except ValueError:
         described = None
     paths = described.get("paths") if isinstance(described, Mapping) else None
-    return recognised if isinstance(paths, Mapping) and recognised.own_route in paths else dialects.dialect("openai")
+    if isinstance(paths, Mapping) and recognised.own_route in paths:
+        return recognised
+    notes.append(f"it answers like {recognised.name}, but does not tell of a route {recognised.own_route}: taken for "
+                 f"plain OpenAI (--dialect {recognised.name} if it is one)")
+    return dialects.dialect("openai")
 
 
 async def _prefix_cache(trials: Trials, told: set[str]) -> set[str]:

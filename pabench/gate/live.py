@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 
 from pabench.analysis import finish_run
 from pabench.analysis.measures import measure
+from pabench.analysis.runs import SET_ASIDE
 from pabench.analysis.sides import Measured, refuse_unlike, samples_of
 from pabench.conformance.launched import DEFAULT_URL, parse_launch
 from pabench.conformance.runner import run_suite
@@ -34,7 +35,6 @@ from pabench.gate.policy import Policy
 from pabench.load import Workload, run_loop, run_workload
 
 BASELINE, CANDIDATE = "baseline", "candidate"
-SET_ASIDE = "set-aside"
 _MAX_INVALID = 0.5  # INVALID runs, of the pairs that are judged first; two in any case
 
 

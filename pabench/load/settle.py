@@ -74,7 +74,7 @@ def _settle_one(
     record = _blank(request, exchange.intended_s)
     record.sent_s, record.end_s, record.http_status = exchange.sent_s, exchange.end_s, exchange.status
     answer, protocol_error = _parse(request, exchange, dialect)
-    _take_tokens(record, answer)
+    _take_tokens(record, answer, most=request.request.n * request.request.max_tokens)
     verification = None
     if request.oracle is not None and exchange.status == 200:
         verify = verify_beams if request.request.beam_width else verify_choices
@@ -104,7 +104,8 @@ def _parse(
         return Completion(status=exchange.status), f"{type(error).__name__}: {error}"
 
 
-def _take_tokens(record: RequestRecord, answer: Completion) -> None:
+def _take_tokens(record: RequestRecord, answer: Completion, most: int) -> None:
+    """What came and when, into `record`. `most`: tokens that were asked for, over all samples."""
     times_s: list[float] = []
     indexes: list[int] = []
     all_ids: list[int] = []
@@ -127,7 +128,8 @@ def _take_tokens(record: RequestRecord, answer: Completion) -> None:
         record.output_tokens = answer.usage.completion_tokens
         record.cached_tokens = answer.usage.cached_tokens
         if all(choice.token_ids is None and choice.logprobs is None for choice in answer.choices):
-            times_s, indexes = (_by_usage(each, record.output_tokens or 0) for each in (times_s, indexes))
+            total = min(record.output_tokens or 0, most)  # usage may claim anything
+            times_s, indexes = (_by_usage(each, total) for each in (times_s, indexes))
     record.token_times_s, record.token_choices, record.token_ids = times_s, indexes, all_ids if aligned else []
     if times_s:
         record.first_s, record.last_s = times_s[0], times_s[-1]

@@ -9,6 +9,8 @@ from pabench.load.manifest import KVGeometry
 from pabench.report.groups import Engine, RunData
 from pabench.report.text import count
 
+_ALIKE = 1.1  # pools: one engine finds a few blocks more or less at each start
+
 
 def cautions(engines: Sequence[Engine]) -> Iterator[str]:
     """Each reason to doubt a comparison, in a sentence. May quote what an engine supplied."""
@@ -21,7 +23,7 @@ def cautions(engines: Sequence[Engine]) -> Iterator[str]:
 
 def _lengths(run: RunData) -> bytes:
     """Of prompts and answers, in the order of the schedule."""
-    return bytes(run.requests.sort_values("index")[["prompt_tokens", "max_tokens"]].to_numpy().tobytes())
+    return bytes(run.requests.sort_values("index")[["prompt_tokens", "max_tokens"]].to_numpy("int64").tobytes())
 
 
 def _mixed(engine: Engine) -> Iterator[str]:
@@ -33,6 +35,9 @@ def _mixed(engine: Engine) -> Iterator[str]:
         told["model"].add(record.model)
         told["KV cache"].add("not told" if kv is None else _kv_text(kv))
     unlike = [f"{what} {' / '.join(sorted(values))}" for what, values in told.items() if len(values) > 1]
+    pools = [run.capacity_tokens for run in engine.runs if run.capacity_tokens]
+    if pools and max(pools) > _ALIKE * min(pools):
+        unlike.append(f"pools of {count(min(pools))} to {count(max(pools))} tokens")
     if unlike:
         yield (f"the label {engine.name!r} covers runs of more than one engine ({'; '.join(unlike)}), which are shown "
                "as one: give each a --label of its own, or report them apart")
@@ -40,4 +45,4 @@ def _mixed(engine: Engine) -> Iterator[str]:
 
 def _kv_text(kv: KVGeometry) -> str:
     caching = {None: "", True: ", prefix caching", False: ", no prefix caching"}[kv.prefix_caching]
-    return f"{kv.kv_mode or 'unknown'}, {count(kv.num_blocks)} blocks of {count(kv.block_size)}{caching}"
+    return f"{kv.kv_mode or 'unknown'}, blocks of {count(kv.block_size)}{caching}"

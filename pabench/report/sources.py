@@ -11,6 +11,7 @@ import orjson
 from pydantic import BaseModel, ValidationError
 
 from pabench.analysis import find_runs, load_run, summarise
+from pabench.analysis.runs import SET_ASIDE
 from pabench.capacity import CAPACITY_FILE, Search, read_search
 from pabench.conformance import Results, load_results
 from pabench.errors import UsageError
@@ -21,7 +22,6 @@ from pabench.report.told import ClaimsFile, GateFile
 VERDICTS_FILE = "verdicts.jsonl"
 GATE_FILE = "gate.json"
 CLAIMS_FILE = "claims.json"
-SET_ASIDE = "set-aside"  # where a gate puts the pairs that it does not judge: their runs are no evidence here either
 
 
 @dataclass(frozen=True, slots=True)

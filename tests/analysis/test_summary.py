@@ -16,7 +16,7 @@ from rich.console import Console
 from pabench.analysis import Run, RunSummary, WasteSplit, comparison_frame, comparison_table, find_runs, summarise
 from pabench.analysis.kv import live_tokens
 from pabench.analysis.summary import Validity
-from pabench.analysis.tables import knee
+from pabench.analysis.tables import knee, knee_text
 from pabench.analysis.validity import _unmerged, moved_by_lag
 from pabench.engines.base import EngineFacts
 from pabench.errors import UsageError
@@ -312,6 +312,11 @@ def test_the_knee_is_where_throughput_over_latency_is_highest() -> None:
     assert best is not None
     assert best.load == "4 users"
     assert knee([replace(base, e2e_ms=None)]) is None
+    runs = [replace(run, users=int(run.load.split()[0]), rate_per_s=None) for run in runs]
+    assert knee_text(runs) == knee_text(runs[::-1]) == "4 users"
+    assert knee_text(runs[:2]) == knee_text(runs[1::-1]) == "none up to 4 users"
+    assert knee_text([*runs[:2], replace(runs[2], validity=beyond.validity)]) == "none up to 4 users"
+    assert knee_text([runs[0], beyond]) == "not told, 1 of 2 runs are VALID"
 
 
 def test_goodput_counts_what_was_in_time_and_right() -> None:

@@ -20,7 +20,8 @@ def test_a_sweep_runs_every_load_and_names_the_knee(pabench: Run, stub: EnginePr
     done = pabench("sweep", "--url", stub.url, "--workload", "smoke", "--users", "1,4", "--num-requests", "8",
                    "--out", "sweep", "--quiet")
     assert done.returncode == 0, done.stderr
-    assert re.search(r"knee \(highest throughput / mean latency\): (none up to 4 users|no run is VALID)", done.stdout)
+    # A stub takes any load: no knee, unless this machine kept the client from being on time.
+    assert re.search(r"knee \(highest .* latency\): (none up to 4 users|not told, [01] of 2 runs)", done.stdout)
     seeds = [json.loads(path.read_text())["seed"] for path in sorted(tmp_path.glob("sweep/*/manifest.json"))]
     assert seeds == [0, 1]  # one load's prompts are not the next one's
 

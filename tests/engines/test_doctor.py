@@ -144,6 +144,7 @@ def test_what_only_looks_like_transformers_serve_is_plain_openai(described):
     found = examined_routes({"GET /v1/models": one_model, "GET /openapi.json": described,
                              "POST /v1/completions": (400, "")})
     assert found.facts.dialect == "openai"
+    assert any("answers like transformers" in note for note in found.notes)
 
 
 def test_a_metric_that_needs_another_is_told_with_what_it_tells():

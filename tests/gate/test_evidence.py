@@ -18,6 +18,7 @@ from pabench.gate.evidence import more_lost, zeroed
 from pabench.gate.policy import MetricPolicy
 from pabench.gate.words import decision_junit
 from pabench.load import load_workload
+from pabench.load.manifest import read_manifest
 from tests.gate.test_stored import ENGINE, POLICY, sides, write_side
 from tests.report.synthetic import write_run, write_suite
 
@@ -115,6 +116,15 @@ def test_several_engines_are_no_side(tmp_path: Path, other: dict[str, str]) -> N
     write_run(base / "3", replace(ENGINE, seed=3, **other))
     with pytest.raises(UsageError, match="the baseline holds runs of several engines"):
         judge_folders(base, candidate, POLICY)
+
+
+def test_a_few_blocks_more_or_less_are_one_engine(tmp_path: Path) -> None:
+    base, candidate = sides(tmp_path, ENGINE)
+    manifest = read_manifest(base / "3")
+    assert manifest.engine.kv is not None
+    manifest.engine.kv.num_blocks = 250
+    manifest.write(base / "3")
+    assert judge_folders(base, candidate, POLICY).outcome == "PASS"
 
 
 def test_unlike_loads_are_refused_before_losses_are_judged(tmp_path: Path) -> None:

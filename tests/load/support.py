@@ -18,7 +18,9 @@ from pabench.engines.base import EngineFacts
 from pabench.load import OUTCOMES, Manifest, Progress, ProgressState, Workload, run_loop, run_workload
 from pabench.load.workload import parse_workload
 from pabench.probe import PRESETS, ProbeSpec
+from pabench.stub import StubOptions, StubServer
 
+_FAST = {"ttft_ms": 5.0, "itl_ms": 1.0}  # of a stub
 CAPABILITIES = frozenset({"token_ids", "n", "sampling", "stream", "usage", "ignore_eos"})
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -103,3 +105,11 @@ def stream(ids: list[int], finish: bool = True) -> bytes:
     if finish:
         events.append({"choices": [{"index": 0, "text": "", "finish_reason": "length"}]})
     return b"".join(b"data: " + orjson.dumps(event) + b"\n\n" for event in events) + b"data: [DONE]\n\n"
+
+
+def against_stub(folder: Path, load: Workload, **options: float) -> Run:
+    async def go() -> Manifest:
+        async with StubServer(StubOptions(**(_FAST | options))) as server:
+            return await run_workload(Examined(), load, folder, url=server.url, label="stub")
+
+    return checked(folder, asyncio.run(go()))

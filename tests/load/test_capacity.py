@@ -74,7 +74,7 @@ def test_wilsons_interval() -> None:
 def row(outcome: str = "ok", ttft_s: float = 0.1, tpot_s: float = 0.01, tokens: int = 10, kind: str | None = None
         ) -> dict[str, object]:
     return {"outcome": outcome, "error_kind": kind, "intended_s": 1.0, "first_s": 1.0 + ttft_s,
-            "last_s": 1.0 + ttft_s + (tokens - 1) * tpot_s, "output_tokens": tokens, "stream_tokens": tokens, "n": 1}
+            "last_s": 1.0 + ttft_s + (tokens - 1) * tpot_s, "token_times_s": [0.0] * tokens, "n": 1}
 
 
 def test_what_is_wrong_late_or_unanswered_is_not_in_time() -> None:

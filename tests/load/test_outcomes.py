@@ -12,23 +12,12 @@ import orjson
 import pytest
 from aiohttp import web
 
-from pabench.analysis import Run, summarise
+from pabench.analysis import summarise
 from pabench.engines.base import EngineFacts
-from pabench.errors import EngineUnreachable, UsageError
-from pabench.load import Manifest, Workload, run_workload
+from pabench.errors import EngineUnreachable
+from pabench.load import Manifest, run_workload
 from pabench.probe import Codec
-from pabench.stub import StubOptions, StubServer
-from tests.load.support import CAPABILITIES, Examined, against, checked, only, serving, stream, workload
-
-FAST = {"ttft_ms": 5.0, "itl_ms": 1.0}
-
-
-def against_stub(folder: Path, load: Workload, **options: float) -> Run:
-    async def go() -> Manifest:
-        async with StubServer(StubOptions(**(FAST | options))) as server:
-            return await run_workload(Examined(), load, folder, url=server.url, label="stub")
-
-    return checked(folder, asyncio.run(go()))
+from tests.load.support import CAPABILITIES, Examined, against, against_stub, checked, only, serving, stream, workload
 
 
 def test_right_answers_are_ok_and_verified(tmp_path: Path) -> None:
@@ -42,48 +31,6 @@ def test_right_answers_are_ok_and_verified(tmp_path: Path) -> None:
     assert (run.requests["sent_s"] >= run.requests["intended_s"]).all()
     assert (run.requests["first_s"] > run.requests["sent_s"]).all()
     assert not list((tmp_path / "run").glob("journal*"))
-
-
-@pytest.mark.parametrize("before", ["Incorrect API key provided: ", "x" * 294])  # the latter is cut inside the key
-def test_a_key_that_the_engine_quotes_is_in_no_record(before: str, tmp_path: Path) -> None:
-    async def refuse(request: web.Request) -> web.Response:
-        key = request.headers["Authorization"].removeprefix("Bearer ")
-        return web.json_response({"error": {"message": f"{before}{key}"}}, status=401)
-
-    async def go() -> Manifest:
-        async with serving(refuse) as url:
-            return await run_workload(Examined(), workload(), tmp_path / "run", url=url, label="x", api_key="sk-s3cret")
-
-    run = checked(tmp_path / "run", asyncio.run(go()))
-    only(run, "error", "http")
-    assert set(run.requests["error_text"]) == {f"{before}***"}
-    assert not any(b"sk-s" in path.read_bytes() for path in (tmp_path / "run").iterdir())
-
-
-def test_text_alone_is_counted_by_usage(tmp_path: Path) -> None:
-    """Four tokens a chunk, and nothing in a chunk that says so: 16 tokens, 10 ms a chunk."""
-    async def answer(request: web.Request) -> web.StreamResponse:
-        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
-        await response.prepare(request)
-        for number in range(4):
-            await asyncio.sleep(0.01)
-            choice = {"index": 0, "text": "four words in one ", "finish_reason": "length" if number == 3 else None}
-            await response.write(b"data: " + orjson.dumps({"choices": [choice]}) + b"\n\n")
-        usage = {"prompt_tokens": 12, "completion_tokens": 16, "total_tokens": 28}
-        await response.write(b"data: " + orjson.dumps({"choices": [], "usage": usage}) + b"\n\ndata: [DONE]\n\n")
-        return response
-
-    load = workload(prompt="text", num_requests=2, output_tokens={"law": "fixed", "tokens": 16})
-    run = against(tmp_path / "run", load, answer)
-    only(run, "ok")
-    for row in run.requests.itertuples():
-        assert len(row.token_times_s) == 16
-        assert [len(set(row.token_times_s[at:at + 4])) for at in (0, 4, 8, 12)] == [1, 1, 1, 1]
-        assert len(set(row.token_times_s)) == 4
-    tpot_ms, span_s = summarise(run).tpot_ms, (run.requests["last_s"] - run.requests["first_s"])
-    assert tpot_ms is not None
-    assert tpot_ms.mean == pytest.approx(float((span_s / 15).mean()) * 1e3)
-    assert any("usage counts other output tokens" in note for note in run.manifest.notes)
 
 
 def test_wrong_tokens_are_found_and_diagnosed(tmp_path: Path) -> None:
@@ -294,12 +241,6 @@ def test_nothing_listening_is_said_before_any_file_is_written(tmp_path: Path) ->
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_is_never_overwritten(tmp_path: Path) -> None:
-    against_stub(tmp_path / "run", workload(num_requests=2))
-    with pytest.raises(UsageError, match="already holds a run: give another folder"):
-        against_stub(tmp_path / "run", workload(num_requests=2))
-
-
 def test_connections_closed_between_requests_are_no_failures(tmp_path: Path) -> None:
     async def answer(request: web.Request) -> web.StreamResponse:
         ids = Codec.decode((await request.json())["prompt"])
@@ -308,47 +249,3 @@ def test_connections_closed_between_requests_are_no_failures(tmp_path: Path) -> 
     load = workload(num_requests=8, arrivals={"kind": "closed", "users": 2, "think_s": 0.15})
     run = against(tmp_path / "run", load, answer, keepalive_timeout=0.05)
     only(run, "ok")
-
-
-def test_keys_and_passwords_stay_out_of_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[str | None] = []
-
-    async def answer(request: web.Request) -> web.StreamResponse:
-        seen.append(request.headers.get("Authorization"))
-        ids = Codec.decode((await request.json())["prompt"])
-        return web.Response(body=stream(ids[3:11]))
-
-    async def go() -> Manifest:
-        async with serving(answer) as url:
-            launch = "serve --token s3cret --port {port}"
-            monkeypatch.setattr("sys.argv", ["/some/where/pabench", "run", "--api-key", "s3cret", "--url",
-                                             "http://me:pw@host/v1", "--header=s3cret", "--label", "it's mine", launch])
-            return await run_workload(Examined(), workload(num_requests=2), tmp_path / "run", url=f"{url}/v1",
-                                      label="x", api_key="s3cret")
-
-    manifest = asyncio.run(go())
-    assert seen == ["Bearer s3cret"] * 2
-    assert manifest.command == [
-        "pabench", "run", "--api-key", "***", "--url", "http://***@host/v1", "--header=***", "--label", "it's mine",
-        "serve --token '***' --port '{port}'"]
-    for path in (tmp_path / "run").iterdir():
-        assert b"s3cret" not in path.read_bytes()
-
-
-def test_warm_up_requests_are_sent_first_and_are_not_in_the_results(tmp_path: Path) -> None:
-    ids: list[str | None] = []
-
-    async def answer(request: web.Request) -> web.StreamResponse:
-        ids.append(request.headers.get("X-Request-Id"))
-        body = await request.json()
-        return web.Response(body=stream(Codec.decode(body["prompt"])[3:3 + body["max_tokens"]]))
-
-    run = against(tmp_path / "run", workload(num_requests=4, warmup_requests=3), answer)
-    assert ["warm" in str(name) for name in ids] == [True] * 3 + [False] * 4
-    assert len(run.requests) == 4
-    assert sorted(map(str, ids[3:])) == sorted(run.requests["request_id"])
-
-
-def test_a_window_that_was_given_takes_the_place_of_the_one_found(tmp_path: Path) -> None:
-    found = against_stub(tmp_path / "run", workload(window_s=(0.01, 0.05)), ttft_ms=5.0, itl_ms=2.0)
-    assert found.manifest.window_s == (0.01, 0.05)

@@ -93,7 +93,7 @@ def test_loads_of_one_name_that_differ_are_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("other", "what"), [
     (Made("openai", version="0.2.0"), "version 0.1.0 / 0.2.0"),
     (Made("openai", reserve_tokens=512),
-     "KV cache contiguous, 256 blocks of 16 / paged, 256 blocks of 16"),
+     "KV cache contiguous, blocks of 16 / paged, blocks of 16"),
 ])
 def test_a_label_that_covers_several_engines_is_told(tmp_path: Path, other: Made, what: str) -> None:
     write_run(tmp_path / "a", Made("openai"))
@@ -126,3 +126,16 @@ def test_requests_that_differ_in_form_alone_are_alike_and_others_are_not(tmp_pat
     manifest.model_copy(update={"seed": 7}).write(tmp_path / "c")
     (caution,) = cautions(tmp_path)
     assert "with seed 7 sent different requests" in caution
+
+
+@pytest.mark.parametrize(("blocks", "told"), [(250, ""), (160, "(pools of 2560 to 4096 tokens)")])
+def test_a_few_blocks_more_or_less_are_one_engine(tmp_path: Path, blocks: int, told: str) -> None:
+    """An engine that measures the memory that it finds has another number at each start."""
+    for name in ("a", "b"):
+        write_run(tmp_path / name, Made("openai"))
+    manifest = read_manifest(tmp_path / "b")
+    assert manifest.engine.kv is not None
+    manifest.engine.kv.num_blocks = blocks
+    manifest.write(tmp_path / "b")
+    found = " ".join(cautions(tmp_path)).replace("\N{NARROW NO-BREAK SPACE}", "").replace("\N{NO-BREAK SPACE}", "")
+    assert found == "" if not told else told in found

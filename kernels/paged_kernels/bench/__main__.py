@@ -47,10 +47,10 @@ def main(argv: list[str]) -> int:
                 print(f"{number}/{len(wanted)} {shape}", file=sys.stderr, flush=True)
                 record.rows += _measured(shape, subjects, where)
             record.write(options.out)
+        record.read_bandwidth_afterwards = read_bandwidth(where)
+        record.write(options.out)
     except KeyboardInterrupt:
         print("interrupted: what was measured is kept", file=sys.stderr)
-    record.read_bandwidth_afterwards = read_bandwidth(where)
-    record.write(options.out)
     print(record.table())
     print(f"\n{options.out}", file=sys.stderr)
     return 1 if any(row.failure for row in record.rows if row.subject == OURS) else 0
