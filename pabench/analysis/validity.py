@@ -23,7 +23,7 @@ def judge(
 ) -> Validity:
     """The verdict on a run, from its manifest, its requests and its raw latencies in ms (without NaN)."""
     reasons = [*_incomplete(manifest, requests), *_late(manifest, ttft, intended, itl),
-               *_miscalibrated(manifest, ttft, itl)]
+               *_miscalibrated(manifest, ttft, itl), *_miscounted(requests)]
     if manifest.cache is not None and manifest.cache.broken is not None:
         reasons.append(f"the cache was not {manifest.cache.text}, as stated: {manifest.cache.broken}")
     client = manifest.client
@@ -69,6 +69,16 @@ def _misplaced(manifest: Manifest) -> list[str]:
     reasons += [f"the run was broken off at {one.at_s:.4g} s, in the window"
                 for one in manifest.resumed if asked[0] < one.at_s < asked[1]]
     return reasons
+
+
+def _miscounted(requests: pd.DataFrame) -> list[str]:
+    """Whether usage and the ids in the streams tell the same number of tokens, over the run."""
+    both = requests[requests["outcome"].isin(["ok", "wrong"]) & requests["output_tokens"].notna()
+                    & (requests["token_ids"].map(len) > 0)]
+    told, came = float(both["output_tokens"].sum()), float(both["stream_tokens"].sum())
+    if abs(told - came) <= _SHARE * came:
+        return []
+    return [f"the engine's usage tells {told:.0f} output tokens, its streams hold {came:.0f}"]
 
 
 def _late(manifest: Manifest, ttft: Samples, intended: Samples, itl: Samples) -> list[str]:

@@ -207,6 +207,14 @@ def test_a_run_is_invalid_for_a_reason(fields: dict[str, object], reason: str) -
     assert any(re.search(reason, found) for found in validity.reasons)
 
 
+@pytest.mark.parametrize(("usage", "told"), [(None, False), (100, False), (105, False), (106, True), (25, True)])
+def test_usage_that_differs_from_the_ids_is_a_reason(usage: int | None, told: bool) -> None:
+    one = replace(A, output_tokens=usage, stream_tokens=100, token_times_s=[0.1] * 100, token_choices=[0] * 100)
+    for ids, expected in (([1] * 100, told), ([], False)):
+        reasons = summarise(made([replace(one, token_ids=ids)])).validity.reasons
+        assert any("usage tells" in reason for reason in reasons) == expected
+
+
 def test_an_engine_without_kv_metrics_has_no_scrapes_to_miss() -> None:
     run = made([replace(A, sent_s=0.0), replace(B, sent_s=0.0)])
     bare = run.manifest.engine.model_copy(update={"capabilities": []})
