@@ -24,6 +24,11 @@ def clean(text: str, max_chars: int = 300) -> str:
     return line if len(line) <= max_chars else line[: max_chars - 1] + "…"
 
 
+def without_key(text: str, api_key: str | None) -> str:
+    """`text` with the key, which an engine may quote, as `***`."""
+    return text.replace(api_key, "***") if api_key else text
+
+
 def markdown(text: str) -> str:
     """`text` as one line of Markdown that is nothing but text, in a table's cell too: no link, picture, tag or code."""
     return _MARKDOWN.sub(r"\\\1", html.escape(clean(text, WHOLE), quote=False))

@@ -47,8 +47,7 @@ def close_run(
         _note_health(manifest, end, late)
         records = settle(requests, found.exchanges, whole=found.whole, dialect=find_dialect(manifest.engine.dialect),
                          spec=spec, block_size=None if kv is None else kv.block_size, unsent_kind=end.unsent_kind,
-                         fixed_length="ignore_eos" in manifest.engine.capabilities)
-        records = _without(records, api_key)
+                         fixed_length="ignore_eos" in manifest.engine.capabilities, api_key=api_key)
         resumed_s = manifest.resumed[-1].at_s if manifest.resumed else math.inf
         _write(folder, manifest, _reported(_with_earlier(records, read_requests(folder), resumed_s), settled),
                found.samples, requests)
@@ -56,7 +55,7 @@ def close_run(
         journal.unlink(missing_ok=True)
 
 
-def recover_run(folder: Path) -> Manifest:
+def recover_run(folder: Path, api_key: str | None = None) -> Manifest:
     """Write the tables of a run that was killed, from its journals; its manifest when there is nothing to recover.
 
     What had been answered is kept; what was in flight counts as unsent. Raises UsageError while the run goes on.
@@ -67,11 +66,11 @@ def recover_run(folder: Path) -> Manifest:
     with held(folder):
         manifest = read_manifest(folder)  # it may have ended just now
         if journals_in(folder) or manifest.status == "running":
-            _recover(folder, manifest)
+            _recover(folder, manifest, api_key)
     return manifest
 
 
-def _recover(folder: Path, manifest: Manifest) -> None:
+def _recover(folder: Path, manifest: Manifest, api_key: str | None) -> None:
     schedule, spec = replan(folder, manifest)
     requests: Sequence[ScheduledRequest] = schedule.requests
     if manifest.resumed:
@@ -79,7 +78,7 @@ def _recover(folder: Path, manifest: Manifest) -> None:
     if manifest.status == "running":
         manifest.status = "interrupted"
         manifest.notes.append("the client was killed: recovered from its journals, what was in flight counts as unsent")
-    close_run(folder, manifest, requests, spec, End(unsent_kind="interrupt"))
+    close_run(folder, manifest, requests, spec, End(unsent_kind="interrupt"), api_key=api_key)
 
 
 def _note_health(manifest: Manifest, end: End, late_s: Sequence[float]) -> None:
@@ -99,13 +98,6 @@ def _with_earlier(
         before = next(earlier, None)
         stays = before is not None and is_over(before) and (before.end_s is None or before.end_s <= resumed_s)
         yield before if before is not None and stays and record.outcome == "unsent" else record
-
-
-def _without(records: Iterable[RequestRecord], api_key: str | None) -> Iterator[RequestRecord]:
-    for record in records:
-        if api_key and record.error_text:
-            record.error_text = record.error_text.replace(api_key, "***")
-        yield record
 
 
 def _reported(records: Iterable[RequestRecord], settled: Settled | None) -> Iterator[RequestRecord]:

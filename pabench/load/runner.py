@@ -85,7 +85,7 @@ async def resume_run(
     the engine is another one.
     """
     url = base_url(url)
-    manifest = recover_run(folder)
+    manifest = recover_run(folder, api_key)
     if manifest.status == "complete":
         raise UsageError(f"the run in {folder} is complete: there is nothing to resume")
     _refuse_another(examination, manifest)

@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 from pabench.engines.base import Choice, Completion, Dialect
-from pabench.engines.cleaning import clean
+from pabench.engines.cleaning import clean, without_key
 from pabench.errors import EngineProtocol
 from pabench.load.connection import Exchange
 from pabench.load.records import OUTCOMES, RequestRecord
@@ -23,12 +23,13 @@ Verdict = tuple[str, str | None, str | None]  # outcome, error kind, error text
 def settle(
     scheduled: Sequence[ScheduledRequest], exchanges: Mapping[int, Exchange], *, whole: Whole,
     dialect: Dialect, spec: ProbeSpec | None, block_size: int | None, unsent_kind: str | None, fixed_length: bool,
+    api_key: str | None = None,
 ) -> Iterator[RequestRecord]:
     """A record for each scheduled request, in order. `exchanges` by index; those without one were never sent.
 
     Their times count from the run's start. `whole`: brings back what the journal has of one.
     `unsent_kind`: why requests were not sent. `fixed_length`: the engine has "ignore_eos", so that an answer of
-    another length than asked for is an error.
+    another length than asked for is an error. `api_key`: an engine may quote it in an error, and no record does.
     """
     for request in scheduled:
         exchange = exchanges.get(request.index)
@@ -36,6 +37,8 @@ def settle(
             yield _unsent(request, unsent_kind)
             continue
         record, wrong_choice = _settle_one(request, whole(exchange), dialect, fixed_length)
+        if record.error_text is not None:  # the key first: what is cut to its length could end inside it
+            record.error_text = clean(without_key(record.error_text, api_key))
         if wrong_choice is not None and spec is not None:
             record.diagnosis = diagnose_wrong(request.index, wrong_choice.token_ids or (), scheduled, exchanges, spec,
                                               block_size)
@@ -78,8 +81,7 @@ def _settle_one(
         verification = verify(request.oracle, answer.choices)
         record.verified_tokens, record.wrong_tokens = verification.verified, verification.wrong
     outcome, kind, text = _judge(request, record, exchange, answer, protocol_error, verification, fixed_length)
-    record.outcome, record.error_kind = outcome, kind
-    record.error_text = None if text is None else clean(text)
+    record.outcome, record.error_kind, record.error_text = outcome, kind, text
     return record, None if verification is None else verification.wrong_choice
 
 

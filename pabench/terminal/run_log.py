@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pabench.engines.cleaning import WHOLE, clean
+from pabench.engines.cleaning import WHOLE, clean, without_key
 from pabench.load import Progress, ProgressState
 from pabench.load.manifest import read_manifest
 from pabench.load.records import MANIFEST_FILE, unwritable
@@ -48,8 +48,7 @@ def run_log(
     due_s = 0.0
 
     def note(text: str) -> None:
-        kept = text.replace(secret, "***") if secret else text
-        waiting.append(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {clean(kept, WHOLE)}\n")
+        waiting.append(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {clean(without_key(text, secret), WHOLE)}\n")
 
     def write() -> None:
         try:

@@ -44,10 +44,11 @@ def test_right_answers_are_ok_and_verified(tmp_path: Path) -> None:
     assert not list((tmp_path / "run").glob("journal*"))
 
 
-def test_a_key_that_the_engine_quotes_is_in_no_record(tmp_path: Path) -> None:
+@pytest.mark.parametrize("before", ["Incorrect API key provided: ", "x" * 294])  # the latter is cut inside the key
+def test_a_key_that_the_engine_quotes_is_in_no_record(before: str, tmp_path: Path) -> None:
     async def refuse(request: web.Request) -> web.Response:
         key = request.headers["Authorization"].removeprefix("Bearer ")
-        return web.json_response({"error": {"message": f"Incorrect API key provided: {key}"}}, status=401)
+        return web.json_response({"error": {"message": f"{before}{key}"}}, status=401)
 
     async def go() -> Manifest:
         async with serving(refuse) as url:
@@ -55,8 +56,8 @@ def test_a_key_that_the_engine_quotes_is_in_no_record(tmp_path: Path) -> None:
 
     run = checked(tmp_path / "run", asyncio.run(go()))
     only(run, "error", "http")
-    assert set(run.requests["error_text"]) == {"Incorrect API key provided: ***"}
-    assert not any(b"s3cret" in path.read_bytes() for path in (tmp_path / "run").iterdir())
+    assert set(run.requests["error_text"]) == {f"{before}***"}
+    assert not any(b"sk-s" in path.read_bytes() for path in (tmp_path / "run").iterdir())
 
 
 def test_text_alone_is_counted_by_usage(tmp_path: Path) -> None:
