@@ -26,6 +26,9 @@ def judge(
                *_miscalibrated(manifest, ttft, itl), *_miscounted(requests)]
     if manifest.cache is not None and manifest.cache.broken is not None:
         reasons.append(f"the cache was not {manifest.cache.text}, as stated: {manifest.cache.broken}")
+    if manifest.window_s is not None and any(since < manifest.window_s[1] and manifest.window_s[0] < until
+                                             for since, until in manifest.unwatched_spans):
+        reasons.append("the client was killed: nothing is known of its lag in a part of the window")
     client = manifest.client
     if client.cpu_share is not None and client.cpu_share > MAX_CPU_SHARE:
         reasons.append(f"the client used {client.cpu_share:.0%} of a core: spread the load over several clients")

@@ -78,14 +78,21 @@ def _recover(folder: Path, manifest: Manifest, api_key: str | None) -> None:
     if manifest.status == "running":
         manifest.status = "interrupted"
         manifest.notes.append("the client was killed: recovered from its journals, what was in flight counts as unsent")
+        manifest.unwatched.append(len(manifest.resumed))
     close_run(folder, manifest, requests, spec, End(unsent_kind="interrupt"), api_key=api_key)
 
 
 def _note_health(manifest: Manifest, end: End, late_s: Sequence[float]) -> None:
-    """How the client kept up: in what was measured now and, where a resumed run tells of it, before."""
-    parts = [end.health, *([manifest.client] if manifest.client.cpu_share is not None else [])]
+    """How the client kept up: in what was measured now and, where a resumed run tells of it, before.
+
+    Of a part that was recovered after a kill only the lateness is known: it has no vote on the stamps.
+    """
+    before = manifest.client
+    known = before.cpu_share is not None or before.lateness_max_ms is not None
+    parts = [end.health, *([before] if known else [])]
     end.health.lateness_p50_ms, end.health.lateness_p99_ms, end.health.lateness_max_ms = quantiles_ms(late_s)
     manifest.client = worst(parts)
+    manifest.client.kernel_stamps = worst([one for one in parts if one.cpu_share is not None]).kernel_stamps
 
 
 def _with_earlier(
@@ -125,8 +132,7 @@ def _write(
     write_requests(folder, keeping())
     manifest.outcomes = count_outcomes(records)
     manifest.duration_s = max((r.end_s for r in records if r.end_s is not None), default=0.0)
-    manifest.window_s = manifest.workload.window_s or steady_window(
-        records, [one.at_s for one in manifest.resumed], {one.index for one in requests if one.turn})
+    manifest.window_s = manifest.workload.window_s or _steady_window(manifest, records, requests)
     manifest.notes = [note for note in manifest.notes if not note.startswith(_USAGE)] + _usage_notes(records)
     if manifest.workload.cache is not None:
         size = None if manifest.engine.kv is None else manifest.engine.kv.block_size
@@ -138,6 +144,17 @@ def _write(
     begin_s = min((sample.time_s for sample in samples), default=math.inf)
     write_telemetry(folder, [*(one for one in read_telemetry(folder) if one.time_s < begin_s), *samples])
     manifest.write(folder)
+
+
+def _steady_window(
+    manifest: Manifest, records: Sequence[RequestRecord], requests: Sequence[ScheduledRequest]
+) -> tuple[float, float] | None:
+    """Where the client was watched, if there is one there."""
+    breaks_s, later_turns = [one.at_s for one in manifest.resumed], {one.index for one in requests if one.turn}
+    spans = manifest.unwatched_spans
+    watched = [one for one in records
+               if one.sent_s is not None and not any(since <= one.sent_s < until for since, until in spans)]
+    return steady_window(watched, breaks_s, later_turns) or steady_window(records, breaks_s, later_turns)
 
 
 def _usage_notes(records: Sequence[RequestRecord]) -> list[str]:

@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 from pabench.errors import PabenchError
 from pabench.telemetry.vocabulary import KVSample
 
-SCHEMA_VERSION = 2  # of manifest.json; earlier ones are read too (`upgrade.py`)
+SCHEMA_VERSION = 3  # of manifest.json; earlier ones are read too (`upgrade.py`)
 MANIFEST_FILE = "manifest.json"
 REQUESTS_FILE = "requests.parquet"
 TELEMETRY_FILE = "telemetry.parquet"

@@ -309,6 +309,16 @@ def test_a_window_over_a_break_is_invalid() -> None:
     assert any("broken off at 0.5 s, in the window" in reason for reason in summarise(run).validity.reasons)
 
 
+@pytest.mark.parametrize(("unwatched", "window_s", "told"), [
+    ([0], (0.1, 0.4), True), ([0], (0.5, 0.8), False), ([1], (0.5, 0.8), True), ([], (0.1, 0.4), False),
+])
+def test_a_window_in_which_the_client_was_killed_is_invalid(
+    unwatched: list[int], window_s: tuple[float, float], told: bool
+) -> None:
+    run = made([A, B, C, D], window_s=window_s, unwatched=unwatched, resumed=[Resumption(at_s=0.5, shift_s=0.0)])
+    assert any("the client was killed" in reason for reason in summarise(run).validity.reasons) == told
+
+
 def test_the_knee_is_where_throughput_over_latency_is_highest() -> None:
     base = replace(summarise(made([A, B])), validity=Validity(True, ()))
     assert base.e2e_ms is not None
