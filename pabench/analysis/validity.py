@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from pabench.analysis.latency import Samples
+from pabench.analysis.latency import Samples, e2e_ms, lateness_ms, ok_requests
 from pabench.analysis.summary import Validity
 from pabench.load.manifest import Manifest
 
@@ -22,7 +22,7 @@ def judge(
     manifest: Manifest, requests: pd.DataFrame, *, ttft: Samples, intended: Samples, itl: Samples
 ) -> Validity:
     """The verdict on a run, from its manifest, its requests and its raw latencies in ms (without NaN)."""
-    reasons = [*_incomplete(manifest, requests), *_late(manifest, ttft, intended, itl),
+    reasons = [*_incomplete(manifest, requests), *_late(manifest, requests, ttft, intended, itl),
                *_miscalibrated(manifest, ttft, itl), *_miscounted(requests)]
     if manifest.cache is not None and manifest.cache.broken is not None:
         reasons.append(f"the cache was not {manifest.cache.text}, as stated: {manifest.cache.broken}")
@@ -84,19 +84,25 @@ def _miscounted(requests: pd.DataFrame) -> list[str]:
     return [f"the engine's usage tells {told:.0f} output tokens, its streams hold {came:.0f}"]
 
 
-def _late(manifest: Manifest, ttft: Samples, intended: Samples, itl: Samples) -> list[str]:
+def _late(
+    manifest: Manifest, requests: pd.DataFrame, ttft: Samples, intended: Samples, itl: Samples
+) -> list[str]:
     """Quantiles that the client's lag or lateness moves by more than it may."""
     reasons = []
     lag = np.asarray(manifest.client.loop_lag_percentiles_ms, dtype=np.float64)
-    if manifest.client.kernel_stamps:
+    name = "TTFT"
+    if len(ttft) == 0:  # answers that came whole: their ends are the event loop's
+        ok = ok_requests(requests)
+        name, ttft, intended = "E2E", e2e_ms(ok), e2e_ms(ok) + lateness_ms(ok)
+    elif manifest.client.kernel_stamps:
         lag = _unmerged(lag, itl)
     for quantile in (0.5, 0.99):
         if len(lag):
-            reasons += _unless_small("loop lag", "TTFT", ttft, quantile, moved_by_lag(ttft, lag, quantile, ends=1))
+            reasons += _unless_small("loop lag", name, ttft, quantile, moved_by_lag(ttft, lag, quantile, ends=1))
             reasons += _unless_small("loop lag", "ITL", itl, quantile, moved_by_lag(itl, lag, quantile, ends=2))
         if len(intended):
             late = abs(np.quantile(intended, quantile) - np.quantile(ttft, quantile))
-            reasons += _unless_small("late sending", "TTFT from the intended start", intended, quantile, float(late))
+            reasons += _unless_small("late sending", f"{name} from the intended start", intended, quantile, float(late))
     return reasons
 
 

@@ -229,6 +229,17 @@ def test_lateness_beyond_its_share_is_invalid() -> None:
     assert any("late sending" in reason for reason in summary.validity.reasons)
 
 
+def test_lag_and_lateness_of_answers_that_came_whole_are_judged_by_their_ends() -> None:
+    whole = [replace(one, first_s=None, last_s=None, token_times_s=[], token_choices=[]) for one in (A, B)]
+    client = ClientHealth(loop_lag_percentiles_ms=[50.0] * 101, kernel_stamps=True)
+    on_time = [replace(one, intended_s=one.sent_s or 0.0) for one in whole]  # 410 and 400 ms long
+    assert summarise(made(on_time, window_s=(0.0, 0.8))).validity.valid
+    lagging = summarise(made(on_time, window_s=(0.0, 0.8), client=client)).validity.reasons
+    assert any("loop lag of the client moves the E2E p50" in reason for reason in lagging)
+    late = summarise(made([replace(one, intended_s=-0.1) for one in whole], window_s=(0.0, 0.8))).validity.reasons
+    assert any("late sending of the client moves the E2E from the intended start p50" in reason for reason in late)
+
+
 def test_unsent_work_is_invalid_unless_the_workload_planned_it() -> None:
     def with_unsent(kind: str) -> tuple[str, ...]:
         unsent = RequestRecord("u", 2, 0, intended_s=float("nan"), error_kind=kind)
