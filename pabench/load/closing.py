@@ -29,6 +29,7 @@ from pabench.telemetry.vocabulary import KVSample
 
 _REPORT_RECORDS = 1000
 _USAGE = "usage counts"
+_SHORT = "shorter than asked for"
 Settled = Callable[[int], None]  # how many answers have been read
 
 
@@ -133,7 +134,8 @@ def _write(
     manifest.outcomes = count_outcomes(records)
     manifest.duration_s = max((r.end_s for r in records if r.end_s is not None), default=0.0)
     manifest.window_s = manifest.workload.window_s or _steady_window(manifest, records, requests)
-    manifest.notes = [note for note in manifest.notes if not note.startswith(_USAGE)] + _usage_notes(records)
+    manifest.notes = [note for note in manifest.notes if not note.startswith((_USAGE, _SHORT))]
+    manifest.notes += _usage_notes(records) + _short_notes(records)
     if manifest.workload.cache is not None:
         size = None if manifest.engine.kv is None else manifest.engine.kv.block_size
         until_s = min((one.at_s for one in manifest.resumed), default=math.inf)
@@ -144,6 +146,14 @@ def _write(
     begin_s = min((sample.time_s for sample in samples), default=math.inf)
     write_telemetry(folder, [*(one for one in read_telemetry(folder) if one.time_s < begin_s), *samples])
     manifest.write(folder)
+
+
+def _short_notes(records: Sequence[RequestRecord]) -> list[str]:
+    """Of an engine that cannot be asked to go on; of any other a short answer is an error."""
+    answered = [record for record in records if record.outcome == "ok"]
+    short = sum(record.output_tokens < record.n * record.max_tokens if record.output_tokens is not None
+                else any(reason != "length" for reason in record.finish_reasons) for record in answered)
+    return [f"{_SHORT}: {short} of {len(answered)} answers, which ended of their own accord"] if short else []
 
 
 def _steady_window(

@@ -185,6 +185,9 @@ def _judge_content(
     if len(answer.choices) != n:
         return "error", "length", f"asked for {n} samples, got {len(answer.choices)}"
     got = _lengths(answer)
+    early = [choice.finish_reason for choice in answer.choices if choice.finish_reason not in (None, "length")]
+    if fixed_length and got is None and early:
+        return "error", "length", f"asked for {n} x {length} tokens, the answer ended before, by {early[0]!r}"
     if (request.oracle is not None or fixed_length) and got is not None and got not in ([length] * n, [n * length]):
         return "error", "length", f"asked for {n} x {length} tokens, got {' + '.join(map(str, got))}"
     return "ok", None, None
