@@ -90,10 +90,10 @@ def _late(
     """Quantiles that the client's lag or lateness moves by more than it may."""
     reasons = []
     lag = np.asarray(manifest.client.loop_lag_percentiles_ms, dtype=np.float64)
-    name = "TTFT"
+    ok = ok_requests(requests)
+    name, own = "TTFT", lateness_ms(ok[ok["first_s"].notna()])
     if len(ttft) == 0:  # answers that came whole: their ends are the event loop's
-        ok = ok_requests(requests)
-        name, ttft, intended = "E2E", e2e_ms(ok), e2e_ms(ok) + lateness_ms(ok)
+        name, ttft, intended, own = "E2E", e2e_ms(ok), e2e_ms(ok, intended=True), lateness_ms(ok)
     elif manifest.client.kernel_stamps:
         lag = _unmerged(lag, itl)
     for quantile in (0.5, 0.99):
@@ -101,7 +101,7 @@ def _late(
             reasons += _unless_small("loop lag", name, ttft, quantile, moved_by_lag(ttft, lag, quantile, ends=1))
             reasons += _unless_small("loop lag", "ITL", itl, quantile, moved_by_lag(itl, lag, quantile, ends=2))
         if len(intended):
-            late = abs(np.quantile(intended, quantile) - np.quantile(ttft, quantile))
+            late = abs(np.quantile(intended, quantile) - np.quantile(intended - own, quantile))
             reasons += _unless_small("late sending", f"{name} from the intended start", intended, quantile, float(late))
     return reasons
 

@@ -44,7 +44,7 @@ def close_run(
     """
     kv, journals = manifest.engine.kv, journals_in(folder)
     with Journaled(journals, end.left) as found:
-        late = [one.sent_s - one.intended_s for one in found.exchanges.values() if one.sent_s is not None]
+        late = [one.asked_s - one.intended_s for one in found.exchanges.values() if one.asked_s is not None]
         _note_health(manifest, end, late)
         records = settle(requests, found.exchanges, whole=found.whole, dialect=find_dialect(manifest.engine.dialect),
                          spec=spec, block_size=None if kv is None else kv.block_size, unsent_kind=end.unsent_kind,

@@ -74,7 +74,7 @@ class ClientHealth(_Part):
     loop_lag_p99_ms: float | None = None
     loop_lag_max_ms: float | None = None
     loop_lag_percentiles_ms: list[float] = Field(default_factory=list)  # 0 to 100, 101 of them, or none
-    lateness_p50_ms: float | None = None   # sent - intended
+    lateness_p50_ms: float | None = None   # asked - intended
     lateness_p99_ms: float | None = None
     lateness_max_ms: float | None = None
     kernel_stamps: bool = False            # arrivals are the kernel's, not the event loop's

@@ -72,7 +72,8 @@ def _settle_one(
     request: ScheduledRequest, exchange: Exchange, dialect: Dialect, fixed_length: bool
 ) -> tuple[RequestRecord, Choice | None]:
     record = _blank(request, exchange.intended_s)
-    record.sent_s, record.end_s, record.http_status = exchange.sent_s, exchange.end_s, exchange.status
+    record.asked_s, record.sent_s, record.end_s = exchange.asked_s, exchange.sent_s, exchange.end_s
+    record.http_status = exchange.status
     answer, protocol_error = _parse(request, exchange, dialect)
     _take_tokens(record, answer)
     verification = None

@@ -17,6 +17,7 @@ from pabench.analysis import Run, load_run, summarise
 from pabench.analysis.latency import e2e_ms, ttft_ms
 from pabench.load import Manifest, run_workload
 from pabench.load.client import PreparedRequest, prepare
+from pabench.load.connection import Connection
 from pabench.probe import Codec
 from pabench.stub import StubOptions, StubServer
 from tests.load.support import Examined, serving, workload
@@ -111,6 +112,27 @@ def test_a_late_start_counts_from_the_schedule_and_not_from_the_send(tmp_path: P
     assert not summary.validity.valid
     assert any("late sending" in reason for reason in summary.validity.reasons)
     assert any("loop lag" in reason for reason in summary.validity.reasons)
+
+
+def test_the_opening_of_a_connection_is_not_the_clients_lateness(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    genuine = Connection.connect
+
+    async def slow(*arguments: Any) -> None:
+        await asyncio.sleep(0.1)
+        await genuine(*arguments)
+
+    monkeypatch.setattr(Connection, "connect", slow)
+    run = measured(tmp_path / "run", {"num_requests": 4}, ttft_ms=20.0, itl_ms=1.0)
+    first = run.requests["user"].drop_duplicates().index  # the second takes the connection that was kept
+    assert (run.requests["sent_s"] - run.requests["asked_s"]).loc[first].min() > 0.09
+    summary = summarise(run)
+    assert summary.lateness_ms is not None
+    assert summary.ttft_intended_ms is not None
+    assert summary.lateness_ms.max < 50
+    assert summary.ttft_intended_ms.max > 115
+    assert not any("late sending" in reason for reason in summary.validity.reasons)
 
 
 def test_a_request_is_made_before_it_is_due(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
