@@ -201,3 +201,5 @@ def test_a_long_last_answer_dilutes_neither_lag_nor_cpu_share(arrivals: dict[str
     client = asyncio.run(go()).client
     assert client.loop_lag_p50_ms is not None
     assert client.loop_lag_p50_ms > 5
+    assert client.cpu_share is not None
+    assert client.cpu_share > 0.5
