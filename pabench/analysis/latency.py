@@ -20,14 +20,17 @@ def ttft_ms(requests: pd.DataFrame, *, intended: bool = False) -> Samples:
     return _ms(streamed["first_s"] - streamed["intended_s" if intended else "sent_s"])
 
 
-def e2e_ms(requests: pd.DataFrame) -> Samples:
-    """Last token, or the end of an answer without token times, from the bytes' leaving."""
-    return _ms(requests["last_s"].fillna(requests["end_s"]) - requests["sent_s"])
+def e2e_ms(requests: pd.DataFrame, *, intended: bool = False) -> Samples:
+    """Last token, or the end of an answer without token times, from the bytes' leaving or the `intended` start."""
+    return _ms(requests["last_s"].fillna(requests["end_s"]) - requests["intended_s" if intended else "sent_s"])
 
 
 def lateness_ms(requests: pd.DataFrame) -> Samples:
-    """What the client added before the bytes left: sent - intended."""
-    return _ms(requests["sent_s"] - requests["intended_s"])
+    """What the client added: asked - intended. What it takes to connect, before the bytes leave, is the engine's.
+
+    Older records do not tell when it was asked: sent - intended.
+    """
+    return _ms(requests["asked_s"].fillna(requests["sent_s"]) - requests["intended_s"])
 
 
 def tpot_ms(requests: pd.DataFrame) -> Samples:

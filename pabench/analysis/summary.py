@@ -60,7 +60,7 @@ class RunSummary:
     tpot_ms: Quantiles | None
     itl_ms: Quantiles | None
     e2e_ms: Quantiles | None
-    lateness_ms: Quantiles | None         # sent - intended
+    lateness_ms: Quantiles | None         # asked - intended: what the client added
     normalised_latency_ms: Quantiles | None
     output_tokens: int
     verified_tokens: int | None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from pabench.analysis.latency import Samples
+from pabench.analysis.latency import Samples, e2e_ms, lateness_ms, ok_requests
 from pabench.analysis.summary import Validity
 from pabench.load.manifest import Manifest
 
@@ -22,10 +22,13 @@ def judge(
     manifest: Manifest, requests: pd.DataFrame, *, ttft: Samples, intended: Samples, itl: Samples
 ) -> Validity:
     """The verdict on a run, from its manifest, its requests and its raw latencies in ms (without NaN)."""
-    reasons = [*_incomplete(manifest, requests), *_late(manifest, ttft, intended, itl),
-               *_miscalibrated(manifest, ttft, itl)]
+    reasons = [*_incomplete(manifest, requests), *_late(manifest, requests, ttft, intended, itl),
+               *_miscalibrated(manifest, ttft, itl), *_miscounted(requests)]
     if manifest.cache is not None and manifest.cache.broken is not None:
         reasons.append(f"the cache was not {manifest.cache.text}, as stated: {manifest.cache.broken}")
+    if manifest.window_s is not None and any(since < manifest.window_s[1] and manifest.window_s[0] < until
+                                             for since, until in manifest.unwatched_spans):
+        reasons.append("the client was killed: nothing is known of its lag in a part of the window")
     client = manifest.client
     if client.cpu_share is not None and client.cpu_share > MAX_CPU_SHARE:
         reasons.append(f"the client used {client.cpu_share:.0%} of a core: spread the load over several clients")
@@ -71,19 +74,35 @@ def _misplaced(manifest: Manifest) -> list[str]:
     return reasons
 
 
-def _late(manifest: Manifest, ttft: Samples, intended: Samples, itl: Samples) -> list[str]:
+def _miscounted(requests: pd.DataFrame) -> list[str]:
+    """Whether usage and the ids in the streams tell the same number of tokens, over the run."""
+    both = requests[requests["outcome"].isin(["ok", "wrong"]) & requests["output_tokens"].notna()
+                    & (requests["token_ids"].map(len) > 0)]
+    told, came = float(both["output_tokens"].sum()), float(both["stream_tokens"].sum())
+    if abs(told - came) <= _SHARE * came:
+        return []
+    return [f"the engine's usage tells {told:.0f} output tokens, its streams hold {came:.0f}"]
+
+
+def _late(
+    manifest: Manifest, requests: pd.DataFrame, ttft: Samples, intended: Samples, itl: Samples
+) -> list[str]:
     """Quantiles that the client's lag or lateness moves by more than it may."""
     reasons = []
     lag = np.asarray(manifest.client.loop_lag_percentiles_ms, dtype=np.float64)
-    if manifest.client.kernel_stamps:
+    ok = ok_requests(requests)
+    name, own = "TTFT", lateness_ms(ok[ok["first_s"].notna()])
+    if len(ttft) == 0:  # answers that came whole: their ends are the event loop's
+        name, ttft, intended, own = "E2E", e2e_ms(ok), e2e_ms(ok, intended=True), lateness_ms(ok)
+    elif manifest.client.kernel_stamps:
         lag = _unmerged(lag, itl)
     for quantile in (0.5, 0.99):
         if len(lag):
-            reasons += _unless_small("loop lag", "TTFT", ttft, quantile, moved_by_lag(ttft, lag, quantile, ends=1))
+            reasons += _unless_small("loop lag", name, ttft, quantile, moved_by_lag(ttft, lag, quantile, ends=1))
             reasons += _unless_small("loop lag", "ITL", itl, quantile, moved_by_lag(itl, lag, quantile, ends=2))
         if len(intended):
-            late = abs(np.quantile(intended, quantile) - np.quantile(ttft, quantile))
-            reasons += _unless_small("late sending", "TTFT from the intended start", intended, quantile, float(late))
+            late = abs(np.quantile(intended, quantile) - np.quantile(intended - own, quantile))
+            reasons += _unless_small("late sending", f"{name} from the intended start", intended, quantile, float(late))
     return reasons
 
 

@@ -102,6 +102,7 @@ class LoadClient:
     async def carry(self, request: PreparedRequest, exchange: Exchange) -> None:
         """`send` into an exchange of the caller's, who keeps it when this is cancelled."""
         self.in_flight += 1
+        exchange.asked_s = clock()
         try:
             async with asyncio.timeout(self._timeout_s):
                 await self._read_once(request, exchange)

@@ -29,6 +29,7 @@ from pabench.telemetry.vocabulary import KVSample
 
 _REPORT_RECORDS = 1000
 _USAGE = "usage counts"
+_SHORT = "shorter than asked for"
 Settled = Callable[[int], None]  # how many answers have been read
 
 
@@ -43,7 +44,7 @@ def close_run(
     """
     kv, journals = manifest.engine.kv, journals_in(folder)
     with Journaled(journals, end.left) as found:
-        late = [one.sent_s - one.intended_s for one in found.exchanges.values() if one.sent_s is not None]
+        late = [one.asked_s - one.intended_s for one in found.exchanges.values() if one.asked_s is not None]
         _note_health(manifest, end, late)
         records = settle(requests, found.exchanges, whole=found.whole, dialect=find_dialect(manifest.engine.dialect),
                          spec=spec, block_size=None if kv is None else kv.block_size, unsent_kind=end.unsent_kind,
@@ -78,14 +79,21 @@ def _recover(folder: Path, manifest: Manifest, api_key: str | None) -> None:
     if manifest.status == "running":
         manifest.status = "interrupted"
         manifest.notes.append("the client was killed: recovered from its journals, what was in flight counts as unsent")
+        manifest.unwatched.append(len(manifest.resumed))
     close_run(folder, manifest, requests, spec, End(unsent_kind="interrupt"), api_key=api_key)
 
 
 def _note_health(manifest: Manifest, end: End, late_s: Sequence[float]) -> None:
-    """How the client kept up: in what was measured now and, where a resumed run tells of it, before."""
-    parts = [end.health, *([manifest.client] if manifest.client.cpu_share is not None else [])]
+    """How the client kept up: in what was measured now and, where a resumed run tells of it, before.
+
+    Of a part that was recovered after a kill only the lateness is known: it has no vote on the stamps.
+    """
+    before = manifest.client
+    known = before.cpu_share is not None or before.lateness_max_ms is not None
+    parts = [end.health, *([before] if known else [])]
     end.health.lateness_p50_ms, end.health.lateness_p99_ms, end.health.lateness_max_ms = quantiles_ms(late_s)
     manifest.client = worst(parts)
+    manifest.client.kernel_stamps = worst([one for one in parts if one.cpu_share is not None]).kernel_stamps
 
 
 def _with_earlier(
@@ -125,9 +133,9 @@ def _write(
     write_requests(folder, keeping())
     manifest.outcomes = count_outcomes(records)
     manifest.duration_s = max((r.end_s for r in records if r.end_s is not None), default=0.0)
-    manifest.window_s = manifest.workload.window_s or steady_window(
-        records, [one.at_s for one in manifest.resumed], {one.index for one in requests if one.turn})
-    manifest.notes = [note for note in manifest.notes if not note.startswith(_USAGE)] + _usage_notes(records)
+    manifest.window_s = manifest.workload.window_s or _steady_window(manifest, records, requests)
+    manifest.notes = [note for note in manifest.notes if not note.startswith((_USAGE, _SHORT))]
+    manifest.notes += _usage_notes(records) + _short_notes(records)
     if manifest.workload.cache is not None:
         size = None if manifest.engine.kv is None else manifest.engine.kv.block_size
         until_s = min((one.at_s for one in manifest.resumed), default=math.inf)
@@ -138,6 +146,25 @@ def _write(
     begin_s = min((sample.time_s for sample in samples), default=math.inf)
     write_telemetry(folder, [*(one for one in read_telemetry(folder) if one.time_s < begin_s), *samples])
     manifest.write(folder)
+
+
+def _short_notes(records: Sequence[RequestRecord]) -> list[str]:
+    """Of an engine that cannot be asked to go on; of any other a short answer is an error."""
+    answered = [record for record in records if record.outcome == "ok"]
+    short = sum(record.output_tokens < record.n * record.max_tokens if record.output_tokens is not None
+                else any(reason != "length" for reason in record.finish_reasons) for record in answered)
+    return [f"{_SHORT}: {short} of {len(answered)} answers, which ended of their own accord"] if short else []
+
+
+def _steady_window(
+    manifest: Manifest, records: Sequence[RequestRecord], requests: Sequence[ScheduledRequest]
+) -> tuple[float, float] | None:
+    """Where the client was watched, if there is one there."""
+    breaks_s, later_turns = [one.at_s for one in manifest.resumed], {one.index for one in requests if one.turn}
+    spans = manifest.unwatched_spans
+    watched = [one for one in records
+               if one.sent_s is not None and not any(since <= one.sent_s < until for since, until in spans)]
+    return steady_window(watched, breaks_s, later_turns) or steady_window(records, breaks_s, later_turns)
 
 
 def _usage_notes(records: Sequence[RequestRecord]) -> list[str]:

@@ -37,6 +37,7 @@ class Exchange:
 
     index: int
     intended_s: float
+    asked_s: float | None = None    # when the client turned to it, a connection being yet to open perhaps
     sent_s: float | None = None     # when the request's bytes went out, a connection being there
     status: int | None = None
     times_s: array[float] = field(default_factory=lambda: array("d"))

@@ -190,7 +190,8 @@ def _encode(entry: Exchange | KVSample, start_s: float) -> bytes:
     times_s = np.asarray(entry.times_s, dtype=_TIME) - start_s
     sizes = np.fromiter(map(len, entry.pieces), dtype=_SIZE, count=len(entry.pieces))
     head = {
-        "index": entry.index, "intended_s": entry.intended_s - start_s, "sent_s": _since(entry.sent_s, start_s),
+        "index": entry.index, "intended_s": entry.intended_s - start_s,
+        "asked_s": _since(entry.asked_s, start_s), "sent_s": _since(entry.sent_s, start_s),
         "status": entry.status, "end_s": _since(entry.end_s, start_s), "fault": entry.fault,
         "fault_text": entry.fault_text, "num_events": entry.num_events, "reused": entry.reused,
     }
@@ -200,8 +201,9 @@ def _encode(entry: Exchange | KVSample, start_s: float) -> bytes:
 
 def _from_start(entry: Exchange, start_s: float) -> Exchange:
     """With times from the run's zero, as those have that come back from a journal."""
-    return replace(entry, intended_s=entry.intended_s - start_s, sent_s=_since(entry.sent_s, start_s),
-                   end_s=_since(entry.end_s, start_s), times_s=array("d", [t - start_s for t in entry.times_s]))
+    return replace(entry, intended_s=entry.intended_s - start_s, asked_s=_since(entry.asked_s, start_s),
+                   sent_s=_since(entry.sent_s, start_s), end_s=_since(entry.end_s, start_s),
+                   times_s=array("d", [t - start_s for t in entry.times_s]))
 
 
 def _since(time_s: float | None, start_s: float) -> float | None:

@@ -24,14 +24,15 @@ _INTERVAL_S = 0.01
 class LoopLag:
     """Samples, while `watch` runs, how late a timer is seen; and the CPU time spent meanwhile.
 
-    Every tick counts, those that a stall swallowed too: each is late by its own distance to the stall's end.
+    Every tick counts, those that a stall swallowed too: each is late by its own distance to the stall's end. What is
+    due after the last `loaded` does not: a last long answer would dilute what the load did to the client.
     """
 
     def __init__(self) -> None:
-        self.lags_s: list[float] = []
+        self._ticks: list[tuple[float, float]] = []  # when due, and how late
         self._started_s = clock()
         self._cpu_s = time.process_time()
-        self._cpu_share: float | None = None
+        self._until: tuple[float, float] | None = None  # the time and the CPU time then
 
     async def watch(self) -> None:
         """Sample until cancelled."""
@@ -52,7 +53,8 @@ class LoopLag:
             nonlocal num_seen
             now_s = clock()
             num_ticks = timer.read()
-            self.lags_s += [max(0.0, now_s - first_s - (num_seen + i) * _INTERVAL_S) for i in range(num_ticks)]
+            due_s = [first_s + (num_seen + i) * _INTERVAL_S for i in range(num_ticks)]
+            self._ticks += [(at_s, max(0.0, now_s - at_s)) for at_s in due_s]
             num_seen += num_ticks
 
         loop.add_reader(timer.file, note)
@@ -67,20 +69,36 @@ class LoopLag:
         while True:
             due_s = clock() + _INTERVAL_S
             await asyncio.sleep(_INTERVAL_S)
-            self.lags_s.append(max(0.0, clock() - due_s))
+            self._ticks.append((due_s, max(0.0, clock() - due_s)))
+
+    def loaded(self) -> None:
+        """The load is on until now, at least."""
+        self._until = (clock(), time.process_time())
 
     def stop(self) -> None:
-        """Take the CPU share: what comes after is not measurement."""
-        wall_s = clock() - self._started_s
-        self._cpu_share = (time.process_time() - self._cpu_s) / wall_s if wall_s > 0 else None
+        """What comes after is not measurement."""
+        if self._until is None:
+            self.loaded()
+
+    @property
+    def lags_s(self) -> list[float]:
+        """How late each tick was, under the load; all of them where it lasted for none."""
+        until_s = clock() if self._until is None else self._until[0]
+        return [late_s for due_s, late_s in self._ticks if due_s <= until_s] or [late_s for _, late_s in self._ticks]
+
+    def _cpu_share(self) -> float | None:
+        if self._until is None or self._until[0] <= self._started_s:
+            return None
+        return (self._until[1] - self._cpu_s) / (self._until[0] - self._started_s)
 
     def health(self) -> ClientHealth:
         """Lag and CPU share, for the manifest."""
-        p50, p99, most = quantiles_ms(self.lags_s)
-        percentiles = np.percentile(self.lags_s, np.arange(101)) if self.lags_s else np.empty(0)
+        lags_s = self.lags_s
+        p50, p99, most = quantiles_ms(lags_s)
+        percentiles = np.percentile(lags_s, np.arange(101)) if lags_s else np.empty(0)
         return ClientHealth(
             loop_lag_percentiles_ms=[round(float(value) * 1e3, 4) for value in percentiles],
-            loop_lag_p50_ms=p50, loop_lag_p99_ms=p99, loop_lag_max_ms=most, cpu_share=self._cpu_share,
+            loop_lag_p50_ms=p50, loop_lag_p99_ms=p99, loop_lag_max_ms=most, cpu_share=self._cpu_share(),
         )
 
 

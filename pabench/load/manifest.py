@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import math
 import os
 import platform
 import subprocess
@@ -73,7 +74,7 @@ class ClientHealth(_Part):
     loop_lag_p99_ms: float | None = None
     loop_lag_max_ms: float | None = None
     loop_lag_percentiles_ms: list[float] = Field(default_factory=list)  # 0 to 100, 101 of them, or none
-    lateness_p50_ms: float | None = None   # sent - intended
+    lateness_p50_ms: float | None = None   # asked - intended
     lateness_p99_ms: float | None = None
     lateness_max_ms: float | None = None
     kernel_stamps: bool = False            # arrivals are the kernel's, not the event loop's
@@ -123,7 +124,7 @@ class RunValidity(_Part):
 class Manifest(_Part):
     """See the module. `status`: "running" is a run that is going on, or that was killed."""
 
-    schema_version: Literal[2] = 2          # records.SCHEMA_VERSION
+    schema_version: Literal[3] = 3          # records.SCHEMA_VERSION
     status: Literal["running", "complete", "interrupted", "failed"]
     failure: str | None = None             # why, when status is "failed"; may hold engine-supplied text
     command: list[str]                     # keys and passwords taken out
@@ -144,6 +145,7 @@ class Manifest(_Part):
     window_s: tuple[float, float] | None = None  # the steady window, seconds from the start
     workers: int = 1                       # processes that carried the load
     resumed: list[Resumption] = Field(default_factory=list)
+    unwatched: list[int] = Field(default_factory=list)  # parts, between resumptions, whose client was killed
     client: ClientHealth = Field(default_factory=ClientHealth)  # with several workers the worst of each figure
     calibration: Calibration | None = None  # None: the client was not calibrated for this run
     cache: CacheCheck | None = None         # None: no state was stated
@@ -154,6 +156,12 @@ class Manifest(_Part):
     def request_prefix(self) -> str:
         """What every request id of this run starts with: its start to the microsecond."""
         return "pb" + "".join(char for char in self.started_at.partition("+")[0] if char.isdigit())
+
+    @property
+    def unwatched_spans(self) -> list[tuple[float, float]]:
+        """From, to, seconds: where nothing is known of the client's lag and CPU share, for it was killed then."""
+        edges = [0.0, *(one.at_s for one in self.resumed), math.inf]
+        return [(edges[part], edges[part + 1]) for part in self.unwatched]
 
     @property
     def flawless(self) -> bool:

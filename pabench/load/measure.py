@@ -19,11 +19,13 @@ from pabench.load.journal import Journal
 from pabench.load.lag import LoopLag
 from pabench.load.line import clock
 from pabench.load.schedule import Lane, ScheduledRequest
+from pabench.load.window import BUSY_SHARE
 from pabench.load.workload import Workload
 
 _PROGRESS_S = 0.25
 _CONNECT_TIMEOUT_S = 5.0
 _RECENT = 32          # requests that live figures are of
+_AHEAD_S = 0.05       # before a request is due its bytes are made: for a long prompt that takes milliseconds
 _STRIKES = 3          # refused connections in a row after which the engine is taken for dead
 
 
@@ -75,6 +77,7 @@ class Measurement:
         self._strikes = 0
         self._done = 0
         self._errors = 0
+        self._lanes_busy = len(lanes)
         self._broken = False                          # some connection was
         self._recent: deque[tuple[float, float]] = deque(maxlen=_RECENT)  # TTFT, ITL
         self._tasks: set[asyncio.Task[None]] = set()  # that go on
@@ -107,12 +110,13 @@ class Measurement:
         )
 
     async def _run_lanes(self) -> None:
-        """Start each lane when its first request is due."""
+        """Start each lane a little before its first request is due."""
         for lane in self._lanes:
             intended_s = self._start_s + lane.first_s
-            if await self._alarm.until(intended_s):
+            if await self._alarm.until(intended_s - _AHEAD_S):
                 break
             self._spawn(self._run_turns(lane.requests, intended_s))
+            await asyncio.sleep(0)  # one at a time: what is due meanwhile is sent between them
         await self._finish_tasks()
 
     async def _run_turns(self, requests: Sequence[ScheduledRequest], intended_s: float) -> None:
@@ -132,6 +136,7 @@ class Measurement:
             request = self._written(scheduled)  # before it is due: only those in flight are kept as bytes
             if await self._alarm.until(intended_s):
                 return
+            self.lag.loaded()  # a request is sent
             before_s = await self._send(request, intended_s)
 
     async def _send(self, request: PreparedRequest, intended_s: float) -> float:
@@ -170,6 +175,7 @@ class Measurement:
 
     async def _tick(self, progress: Progress | None) -> None:
         while True:
+            self._note_load()
             if self._journal.error is not None:
                 self._give_up(str(self._journal.error), "interrupt")
                 await self._cancel(self._tasks)
@@ -177,12 +183,21 @@ class Measurement:
                 progress(self._state())
             await asyncio.sleep(_PROGRESS_S)
 
+    def _note_load(self) -> None:
+        """Tell the watch of lag that the load is still on: in the steady window, as `window.py` finds it."""
+        window_s = self._workload.window_s
+        asked = window_s is not None and clock() - self._start_s < window_s[1]
+        if asked or (self._workload.users is not None and self._lanes_busy >= BUSY_SHARE * len(self._lanes)):
+            self.lag.loaded()
+
     def _spawn(self, sending: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(sending)
         self._tasks.add(task)
         task.add_done_callback(self._ended)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
+        self._note_load()
+        self._lanes_busy -= 1
         self._tasks.discard(task)
         if not task.cancelled():
             self._error = self._error or task.exception()

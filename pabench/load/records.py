@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 from pabench.errors import PabenchError
 from pabench.telemetry.vocabulary import KVSample
 
-SCHEMA_VERSION = 2  # of manifest.json; earlier ones are read too (`upgrade.py`)
+SCHEMA_VERSION = 3  # of manifest.json; earlier ones are read too (`upgrade.py`)
 MANIFEST_FILE = "manifest.json"
 REQUESTS_FILE = "requests.parquet"
 TELEMETRY_FILE = "telemetry.parquet"
@@ -85,6 +85,7 @@ class RequestRecord:
     token_ids: list[int] = field(default_factory=list)         # id of each, empty where the engine gives none
     priority: int | None = None         # as asked for, lower first; None: the workload has none
     diagnosis: str | None = None        # JSON of probe.diagnosis.Diagnosis when outcome is "wrong"
+    asked_s: float | None = None        # when the client turned to it: a connection is opened between this and sent_s
 
     def without_tokens(self) -> RequestRecord:
         """A copy that leaves out what is kept per token: that of a long run does not fit into memory."""
@@ -101,9 +102,9 @@ REQUEST_SCHEMA = pa.schema([
     ("cached_tokens", pa.int64()), ("verified_tokens", pa.int64()), ("wrong_tokens", pa.int64()),
     ("finish_reasons", pa.list_(pa.string())), ("token_times_s", pa.list_(pa.float64())),
     ("token_choices", pa.list_(pa.int64())), ("token_ids", pa.list_(pa.int64())), ("diagnosis", pa.string()),
-    ("priority", pa.int64()),
+    ("priority", pa.int64()), ("asked_s", pa.float64()),
 ])
-ADDED_COLUMNS = frozenset({"priority"})  # that older folders lack: nothing was known of them
+ADDED_COLUMNS = frozenset({"priority", "asked_s"})  # that older folders lack: nothing was known of them
 
 
 TELEMETRY_SCHEMA = pa.schema([(column.name, pa.float64()) for column in fields(KVSample)])

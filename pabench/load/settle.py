@@ -72,7 +72,8 @@ def _settle_one(
     request: ScheduledRequest, exchange: Exchange, dialect: Dialect, fixed_length: bool
 ) -> tuple[RequestRecord, Choice | None]:
     record = _blank(request, exchange.intended_s)
-    record.sent_s, record.end_s, record.http_status = exchange.sent_s, exchange.end_s, exchange.status
+    record.asked_s, record.sent_s, record.end_s = exchange.asked_s, exchange.sent_s, exchange.end_s
+    record.http_status = exchange.status
     answer, protocol_error = _parse(request, exchange, dialect)
     _take_tokens(record, answer, most=request.request.n * request.request.max_tokens)
     verification = None
@@ -187,6 +188,9 @@ def _judge_content(
     if len(answer.choices) != n:
         return "error", "length", f"asked for {n} samples, got {len(answer.choices)}"
     got = _lengths(answer)
+    early = [choice.finish_reason for choice in answer.choices if choice.finish_reason not in (None, "length")]
+    if fixed_length and got is None and early:
+        return "error", "length", f"asked for {n} x {length} tokens, the answer ended before, by {early[0]!r}"
     if (request.oracle is not None or fixed_length) and got is not None and got not in ([length] * n, [n * length]):
         return "error", "length", f"asked for {n} x {length} tokens, got {' + '.join(map(str, got))}"
     return "ok", None, None

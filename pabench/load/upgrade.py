@@ -34,4 +34,9 @@ def _from_1(raw: Raw) -> Raw:
     return {**raw, "validity": None}
 
 
-_STEPS: dict[int, Callable[[Raw], Raw]] = {1: _from_1}
+def _from_2(raw: Raw) -> Raw:
+    """Version 3 tells in which parts of a run a killed client left no word of itself; those before did not."""
+    return {**raw, "unwatched": []}
+
+
+_STEPS: dict[int, Callable[[Raw], Raw]] = {1: _from_1, 2: _from_2}

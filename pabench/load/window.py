@@ -10,7 +10,7 @@ import numpy as np
 
 from pabench.load.records import RequestRecord
 
-_BUSY_SHARE = 0.9  # of the users
+BUSY_SHARE = 0.9  # of the users
 
 
 def steady_window(
@@ -53,7 +53,7 @@ def _closed(sent: Sequence[RequestRecord], first_token_s: float) -> tuple[float,
         end_s = record.end_s if record.end_s is not None else record.sent_s
         last_end[record.user] = max(last_end.get(record.user, 0.0), end_s)
     ends = sorted(last_end.values())
-    may_be_done = len(ends) - math.ceil(_BUSY_SHARE * len(ends))
+    may_be_done = len(ends) - math.ceil(BUSY_SHARE * len(ends))
     return max(first_token_s, *first_sent.values()), ends[may_be_done]
 
 

@@ -22,11 +22,14 @@ from pabench.errors import UsageError
 from tests.report.synthetic import HOSTILE, Made, write_run
 
 
-def test_a_folder_of_before_there_were_priorities_is_read(tmp_path: Path) -> None:
+def test_a_folder_of_before_columns_were_added_is_read(tmp_path: Path) -> None:
     path = write_run(tmp_path / "old", Made("one")) / "requests.parquet"
-    pq.write_table(pq.read_table(path).drop_columns(["priority"]), path)
+    pq.write_table(pq.read_table(path).drop_columns(["priority", "asked_s"]), path)
     run = load_run(path.parent)
     assert run.requests["priority"].isna().all()
+    lateness = summarise(run).lateness_ms  # from when the bytes left, which is all that it tells
+    assert lateness is not None
+    assert lateness.max == pytest.approx((run.requests["sent_s"] - run.requests["intended_s"]).max() * 1e3)
     assert summarise(run).ttft_ms_by_priority == {}
     pq.write_table(pq.read_table(path).drop_columns(["n"]), path)
     with pytest.raises(UsageError, match="has the columns"):

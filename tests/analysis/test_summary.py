@@ -207,6 +207,14 @@ def test_a_run_is_invalid_for_a_reason(fields: dict[str, object], reason: str) -
     assert any(re.search(reason, found) for found in validity.reasons)
 
 
+@pytest.mark.parametrize(("usage", "told"), [(None, False), (100, False), (105, False), (106, True), (25, True)])
+def test_usage_that_differs_from_the_ids_is_a_reason(usage: int | None, told: bool) -> None:
+    one = replace(A, output_tokens=usage, stream_tokens=100, token_times_s=[0.1] * 100, token_choices=[0] * 100)
+    for ids, expected in (([1] * 100, told), ([], False)):
+        reasons = summarise(made([replace(one, token_ids=ids)])).validity.reasons
+        assert any("usage tells" in reason for reason in reasons) == expected
+
+
 def test_an_engine_without_kv_metrics_has_no_scrapes_to_miss() -> None:
     run = made([replace(A, sent_s=0.0), replace(B, sent_s=0.0)])
     bare = run.manifest.engine.model_copy(update={"capabilities": []})
@@ -219,6 +227,17 @@ def test_an_engine_without_kv_metrics_has_no_scrapes_to_miss() -> None:
 def test_lateness_beyond_its_share_is_invalid() -> None:
     summary = summarise(made([A, B]))  # 10 and 20 ms late on TTFTs of 110 and 220 ms
     assert any("late sending" in reason for reason in summary.validity.reasons)
+
+
+def test_lag_and_lateness_of_answers_that_came_whole_are_judged_by_their_ends() -> None:
+    whole = [replace(one, first_s=None, last_s=None, token_times_s=[], token_choices=[]) for one in (A, B)]
+    client = ClientHealth(loop_lag_percentiles_ms=[50.0] * 101, kernel_stamps=True)
+    on_time = [replace(one, intended_s=one.sent_s or 0.0) for one in whole]  # 410 and 400 ms long
+    assert summarise(made(on_time, window_s=(0.0, 0.8))).validity.valid
+    lagging = summarise(made(on_time, window_s=(0.0, 0.8), client=client)).validity.reasons
+    assert any("loop lag of the client moves the E2E p50" in reason for reason in lagging)
+    late = summarise(made([replace(one, intended_s=-0.1) for one in whole], window_s=(0.0, 0.8))).validity.reasons
+    assert any("late sending of the client moves the E2E from the intended start p50" in reason for reason in late)
 
 
 def test_unsent_work_is_invalid_unless_the_workload_planned_it() -> None:
@@ -299,6 +318,16 @@ def test_a_window_over_a_break_is_invalid() -> None:
     run = made([A, B, C, D], window_s=window_s, workload=workload(num_requests=4, window_s=window_s),
                resumed=[Resumption(at_s=0.5, shift_s=0.0)])
     assert any("broken off at 0.5 s, in the window" in reason for reason in summarise(run).validity.reasons)
+
+
+@pytest.mark.parametrize(("unwatched", "window_s", "told"), [
+    ([0], (0.1, 0.4), True), ([0], (0.5, 0.8), False), ([1], (0.5, 0.8), True), ([], (0.1, 0.4), False),
+])
+def test_a_window_in_which_the_client_was_killed_is_invalid(
+    unwatched: list[int], window_s: tuple[float, float], told: bool
+) -> None:
+    run = made([A, B, C, D], window_s=window_s, unwatched=unwatched, resumed=[Resumption(at_s=0.5, shift_s=0.0)])
+    assert any("the client was killed" in reason for reason in summarise(run).validity.reasons) == told
 
 
 def test_the_knee_is_where_throughput_over_latency_is_highest() -> None:

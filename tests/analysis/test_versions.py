@@ -18,7 +18,8 @@ from pabench.load.records import SCHEMA_VERSION
 from pabench.report import write_report
 from tests.report.synthetic import Made, write_run
 
-OLD = {1: Path(__file__).with_name("version_1")}  # four requests to the stub, as the pabench of that version wrote them
+# Four requests to the stub, as the pabench of that version wrote them.
+OLD = {version: Path(__file__).with_name(f"version_{version}") for version in (1, 2)}
 PUBLISHED = Path(__file__).resolve().parents[2] / "results" / "published"
 
 
@@ -33,7 +34,7 @@ def test_an_old_folder_is_read_compared_and_reported(version: int, tmp_path: Pat
     before = (folder / "manifest.json").read_bytes()
     assert json.loads(before)["schema_version"] == version
     run = load_run(folder)
-    assert (run.manifest.schema_version, run.manifest.validity) == (SCHEMA_VERSION, None)
+    assert (run.manifest.schema_version, run.manifest.validity is None) == (SCHEMA_VERSION, version == 1)
     assert summarise(run).verified_tokens == 76
     new = shutil.copytree(folder, tmp_path / "new")
     finish_run(new)
@@ -41,8 +42,8 @@ def test_an_old_folder_is_read_compared_and_reported(version: int, tmp_path: Pat
     (row,) = compare([folder, new], ["tpot_p50_ms"])
     assert row.ratio == 1.0
     write_report([folder], tmp_path / "report.html")
-    assert "stub, version 1" in (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert json.loads(exported([folder], "json"))[0]["label"] == "stub, version 1"
+    assert f"stub, version {version}" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert json.loads(exported([folder], "json"))[0]["label"] == f"stub, version {version}"
     assert (folder / "manifest.json").read_bytes() == before
 
 
@@ -64,7 +65,7 @@ def test_the_verdict_is_kept_with_its_reasons(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("manifest", "told"), [
-    ({"schema_version": 3}, "it is of schema version 3, and pabench 0.1.0 reads versions up to 2"),
+    ({"schema_version": 4}, "it is of schema version 4, and pabench 0.1.0 reads versions up to 3"),
     ({"schema_version": "1"}, "no schema_version"), ({"schema_version": 0}, "no schema_version"),
     ({}, "no schema_version"), ([1], "no schema_version"), ({"schema_version": 1}, "validation errors"),
 ])

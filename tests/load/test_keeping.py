@@ -283,5 +283,5 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"is no run folder: it holds no manifest.json"):
         load_run(tmp_path)
     (tmp_path / "manifest.json").write_text('{"schema_version": 99}')
-    with pytest.raises(UsageError, match=r"manifest.json cannot be read as a manifest: .*version 99, .* up to 2"):
+    with pytest.raises(UsageError, match=r"manifest.json cannot be read as a manifest: .*version 99, .* up to 3"):
         load_run(tmp_path)

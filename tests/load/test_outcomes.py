@@ -181,7 +181,8 @@ def told(tokens: int, samples: int, usage: bool) -> bytes:
     (8, 2, True, True, "ok"),
     (3, 2, True, True, "error"),    # asked to go on, it stopped
     (3, 2, True, False, "ok"),      # it cannot be asked to go on
-    (3, 2, False, True, "ok"),      # a chunk of text may hold several tokens: nobody can tell
+    (3, 2, False, True, "error"),   # nobody can count them, but it says that it stopped
+    (3, 2, False, False, "ok"),
     (8, 1, True, False, "error"),   # the samples can always be counted
     (16, 1, True, True, "error"),
 ])
@@ -199,7 +200,11 @@ def test_unverified_answers_are_held_to_what_was_asked(
             load = workload(prompt="text", num_requests=2, n=2)
             return await run_workload(examined, load, tmp_path / "run", url=url, label="x")
 
-    only(checked(tmp_path / "run", asyncio.run(go())), outcome, None if outcome == "ok" else "length")
+    run = checked(tmp_path / "run", asyncio.run(go()))
+    only(run, outcome, None if outcome == "ok" else "length")
+    notes = [note for note in run.manifest.notes if "shorter" in note]
+    short = "shorter than asked for: 2 of 2 answers, which ended of their own accord"
+    assert notes == ([short] if outcome == "ok" and tokens < 8 else [])
 
 
 def test_planned_cuts_are_aborted_and_what_came_is_verified(tmp_path: Path) -> None:

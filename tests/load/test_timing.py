@@ -6,6 +6,7 @@ import asyncio
 import gc
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import orjson
@@ -15,6 +16,8 @@ from aiohttp import web
 from pabench.analysis import Run, load_run, summarise
 from pabench.analysis.latency import e2e_ms, ttft_ms
 from pabench.load import Manifest, run_workload
+from pabench.load.client import PreparedRequest, prepare
+from pabench.load.connection import Connection
 from pabench.probe import Codec
 from pabench.stub import StubOptions, StubServer
 from tests.load.support import Examined, serving, workload
@@ -111,6 +114,39 @@ def test_a_late_start_counts_from_the_schedule_and_not_from_the_send(tmp_path: P
     assert any("loop lag" in reason for reason in summary.validity.reasons)
 
 
+def test_the_opening_of_a_connection_is_not_the_clients_lateness(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    genuine = Connection.connect
+
+    async def slow(*arguments: Any) -> None:
+        await asyncio.sleep(0.1)
+        await genuine(*arguments)
+
+    monkeypatch.setattr(Connection, "connect", slow)
+    run = measured(tmp_path / "run", {"num_requests": 4}, ttft_ms=20.0, itl_ms=1.0)
+    first = run.requests["user"].drop_duplicates().index  # the second takes the connection that was kept
+    assert (run.requests["sent_s"] - run.requests["asked_s"]).loc[first].min() > 0.09
+    summary = summarise(run)
+    assert summary.lateness_ms is not None
+    assert summary.ttft_intended_ms is not None
+    assert summary.lateness_ms.max < 50
+    assert summary.ttft_intended_ms.max > 115
+    assert not any("late sending" in reason for reason in summary.validity.reasons)
+
+
+def test_a_request_is_made_before_it_is_due(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(*arguments: Any) -> PreparedRequest:
+        time.sleep(0.02)
+        return prepare(*arguments)
+
+    monkeypatch.setattr("pabench.load.worker.prepare", slow)
+    run = measured(tmp_path / "run", {"num_requests": 8, "arrivals": {"kind": "constant", "rate_per_s": 10}},
+                   ttft_ms=5.0, itl_ms=1.0)
+    late_s = run.requests["sent_s"] - run.requests["intended_s"]
+    assert late_s[1:].median() < 0.01  # the first is due at once
+
+
 def test_the_first_requests_do_not_wait_for_the_collection_of_garbage(tmp_path: Path) -> None:
     ballast = [[number] for number in range(3_000_000)]
     begin = time.monotonic()
@@ -134,3 +170,36 @@ def test_throughput_is_of_the_steady_window_and_agrees_with_the_servers_rate(tmp
     assert summary.live_tokens_mean == pytest.approx(4 * (12 + 15.5) * (29 * 5) / (20 + 29 * 5), rel=0.2)
     assert 0 < summary.window_s[0] < summary.window_s[1] <= summary.duration_s
     assert np.isfinite(summary.request_rate_per_s)
+
+
+@pytest.mark.parametrize("arrivals", [{"kind": "constant", "rate_per_s": 40}, {"kind": "closed", "users": 2}])
+def test_a_long_last_answer_dilutes_neither_lag_nor_cpu_share(arrivals: dict[str, object], tmp_path: Path) -> None:
+    """A client that is busy for as long as the load is on, and idle behind it."""
+    begin_s, asked = time.monotonic(), 0
+
+    async def answer(_: web.Request) -> web.Response:
+        nonlocal asked
+        asked += 1
+        if asked == 16:
+            await asyncio.sleep(1.5)
+        return web.Response(body=b"data: [DONE]\n\n")
+
+    async def busy() -> None:
+        while asked < 16 and time.monotonic() < begin_s + 5:
+            until_s = time.monotonic() + 0.03
+            while time.monotonic() < until_s:
+                pass
+            await asyncio.sleep(0)
+
+    async def go() -> Manifest:
+        async with serving(answer) as url:
+            load = workload(num_requests=16, arrivals=arrivals)
+            running, _ = await asyncio.gather(
+                run_workload(Examined(), load, tmp_path / "run", url=url, label="x"), busy())
+            return running
+
+    client = asyncio.run(go()).client
+    assert client.loop_lag_p50_ms is not None
+    assert client.loop_lag_p50_ms > 5
+    assert client.cpu_share is not None
+    assert client.cpu_share > 0.5

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -98,6 +99,7 @@ def test_a_killed_client_goes_on_twice(tmp_path: Path) -> None:
     """SIGKILL, then a resumption that is interrupted, then one to the end."""
     folder = tmp_path / "run"
     assert signalled(folder, signal.SIGKILL) == -signal.SIGKILL
+    late_ms = load_run(folder).manifest.client.lateness_max_ms
 
     async def go() -> Manifest:
         async with StubServer(StubOptions(ttft_ms=20, itl_ms=2)) as server:
@@ -107,6 +109,15 @@ def test_a_killed_client_goes_on_twice(tmp_path: Path) -> None:
     run = checked(folder, run_loop(go()))
     whole(run, 40)
     assert len(run.manifest.resumed) == 2
+    # Of the part before the kill the lateness is known, and nothing else: the window lies behind it.
+    client, window_s = run.manifest.client, run.manifest.window_s
+    assert run.manifest.unwatched == [0]
+    assert window_s is not None
+    assert window_s[0] >= run.manifest.resumed[0].at_s
+    assert late_ms is not None
+    assert client.lateness_max_ms is not None
+    assert client.lateness_max_ms >= late_ms
+    assert client.kernel_stamps == (sys.platform == "linux")
     assert run.requests["end_s"].max() == run.manifest.duration_s
 
 
