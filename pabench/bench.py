@@ -89,6 +89,7 @@ class LoadPlan(_Strict):
 class BenchSuite(_Strict):
     """A comparison: see the module. `profile` "none" leaves conformance out.
 
+    Load k of each engine is drawn from `seed` + k.
     `model_command` writes another model than the probe into the folder {model}. Its answers cannot be verified.
     """
 
@@ -237,11 +238,12 @@ def _run_engine(
     with _reach(plan, folder / "load-engine.log", model) as url:
         probe = None if suite.model_command else model
         examination = run_loop(examine(url, dialect=plan.dialect, probe=probe))
-        for workload in suite.workloads():
+        # Loads of one process: equal seeds would let later loads find the prompts of earlier ones in the prefix cache.
+        for seed, workload in enumerate(suite.workloads(), start=suite.seed):
             result.runs.append(folder / folder_name(workload.load_text))
             with narrator.load(workload, plan.label, result.runs[-1]) as progress:
                 manifest = run_loop(run_workload(
-                    examination, workload, result.runs[-1], url=url, label=plan.label, seed=suite.seed,
+                    examination, workload, result.runs[-1], url=url, label=plan.label, seed=seed,
                     progress=progress,
                 ))
             finish_run(result.runs[-1])

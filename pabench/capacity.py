@@ -1,6 +1,7 @@
 """Capacity: the highest rate of arrivals at which nearly all requests are answered in time, found by a search.
 
-A rate is tried by runs of its own, each on another seed. It is inside when the share of requests in time is surely
+A rate is tried by runs of its own; no two runs of a search have one seed, else later rates would find the prompts of
+earlier ones in the prefix cache. It is inside when the share of requests in time is surely
 high enough (the whole of Wilson's interval is), outside when it surely is not. What is neither is tried again, and
 counted together. The search doubles the rate until one is outside, then halves the gap between the two, on a
 logarithmic scale, until it is small.
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 from math import sqrt
 from pathlib import Path
 from statistics import NormalDist
@@ -30,7 +32,7 @@ CONFIDENCE = 0.95
 _WORDS = ("conclusion", "in_time")  # in the file for who reads it alone
 _CLIENT_SHARE = 0.05  # of the SLO's bound, that the client may be late
 
-Measure = Callable[[float, int], "Attained"]  # rate in requests/s, number of the try -> what came of it
+Measure = Callable[[float, int], "Attained"]  # rate in requests/s, runs so far -> what came of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +105,9 @@ def search_capacity(
         raise UsageError(f"a search needs 0 < from_rate < to_rate, a precision inside 0..1 and a try: got "
                          f"{from_rate:g} to {to_rate:g} req/s, precision {precision:g}, {tries} tries")
     found: list[Tried] = []
+    numbers = count()
     for rate in _rates(found, from_rate, to_rate, precision):
-        found.append(_try(measure, rate, slo, tries, confidence))
+        found.append(_try(lambda at: measure(at, next(numbers)), rate, slo, tries, confidence))
         progress(found[-1])
     return conclusion(found)
 
@@ -136,12 +139,12 @@ def _rates(found: list[Tried], low: float, high: float, precision: float) -> Ite
             above = found[-1].rate_per_s
 
 
-def _try(measure: Measure, rate: float, slo: SLO, tries: int, confidence: float) -> Tried:
+def _try(measure: Callable[[float], Attained], rate: float, slo: SLO, tries: int, confidence: float) -> Tried:
     attained = Attained(0, 0)
     low, high = 0.0, 1.0
     verdict: Literal["inside", "outside", "undecided"] = "undecided"
-    for number in range(tries):
-        attained += measure(rate, number)
+    for _ in range(tries):
+        attained += measure(rate)
         low, high = attained.interval(confidence)
         verdict = "inside" if low >= slo.share else "outside" if high < slo.share else "undecided"
         if verdict != "undecided":

@@ -76,7 +76,7 @@ def sweep(
         for number, plan in enumerate(plans):
             where = folder / f"{number:02}-{folder_name(plan.load_text)}"
             with live_load(plan, name, where, quiet=silent, api_key=key) as progress:
-                manifest = run_loop(run_workload(examination, plan, where, url=url, label=name, seed=seed,
+                manifest = run_loop(run_workload(examination, plan, where, url=url, label=name, seed=seed + number,
                                                  progress=progress, api_key=key, placement=placement))
             summaries.append(finish_run(where)[1])
             flawless &= manifest.flawless
@@ -132,7 +132,7 @@ def capacity(
 
     def measure(rate: float, number: int) -> Attained:
         plan = load_workload(workload, rate_per_s=rate, duration_s=duration_s).model_copy(update={"num_requests": None})
-        where = folder / f"{rate:.6g}-per-s-{number}"
+        where = folder / f"{number:02}-{rate:.6g}-per-s"
         with live_load(plan, name, where, quiet=silent, api_key=key) as progress:
             manifest = run_loop(run_workload(examination, plan, where, url=url, label=name, seed=seed + number,
                                              progress=progress, api_key=key, placement=placement))

@@ -47,6 +47,7 @@ def test_two_engines_at_two_loads(tmp_path: Path) -> None:
     assert [run.manifest.outcomes["ok"] for run in runs] == [4, 4, 4, 4]
     digests = [run.manifest.schedule_digest for run in runs]
     assert digests[:2] == digests[2:], "both engines are asked the same"
+    assert [run.manifest.seed for run in runs] == [0, 1, 0, 1], "no load finds another's prompts in the cache"
     assert (tmp_path / "out" / "report.html").exists()
     assert "report.html" in result.stdout
 

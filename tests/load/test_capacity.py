@@ -60,7 +60,7 @@ def test_what_is_undecided_is_tried_again_and_counted_together() -> None:
         return Attained(9, 10)
 
     found = search_capacity(measure, SLO_90, from_rate=1, to_rate=1.5)
-    assert asked[:3] == [0, 1, 2]
+    assert asked == list(range(len(asked))), "no two runs of a search have one seed"
     assert found.tried[0].attained == Attained(27, 30)
     assert found.tried[0].verdict == "undecided"
     assert found.text.startswith("undecided")
