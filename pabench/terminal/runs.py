@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from pabench.analysis import RunSummary, comparison_table, load_run, summarise, throughput_table
-from pabench.analysis.tables import knee
+from pabench.analysis.tables import knee_text
 from pabench.bench import EngineResult
 from pabench.capacity import Search, Tried
 from pabench.engines.cleaning import WHOLE, clean
@@ -58,10 +58,9 @@ def show_sweep(summaries: Sequence[RunSummary], folder: Path, *, as_json: bool) 
     if not summaries:
         return
     show_summaries(summaries)
-    best = knee(summaries)
     out = Console(highlight=False)
-    if best is not None and len(summaries) > 1:
-        out.print(f"knee (highest throughput / mean latency): {escape(clean(best.load))}")
+    if len(summaries) > 1:
+        out.print(escape(clean(knee_text(summaries))))
     out.print(f"runs: {escape(str(folder))}")
 
 

@@ -15,7 +15,8 @@ from rich.console import Console
 
 from pabench.analysis import Run, RunSummary, WasteSplit, comparison_frame, comparison_table, find_runs, summarise
 from pabench.analysis.kv import live_tokens
-from pabench.analysis.tables import knee
+from pabench.analysis.summary import Validity
+from pabench.analysis.tables import knee, knee_text
 from pabench.analysis.validity import _unmerged, moved_by_lag
 from pabench.engines.base import EngineFacts
 from pabench.errors import UsageError
@@ -271,13 +272,20 @@ def test_runs_are_found_below_a_folder(tmp_path: Path) -> None:
 def test_the_knee_is_where_throughput_over_latency_is_highest() -> None:
     base = summarise(made([A, B]))
     assert base.e2e_ms is not None
-    runs = [replace(base, load=load, verified_tokens_per_s=rate, throughput_tokens_per_s=1000.0,
-                    e2e_ms=replace(base.e2e_ms, mean=mean))
-            for load, rate, mean in (("1 user", 10.0, 100.0), ("4 users", 36.0, 120.0), ("16 users", 40.0, 400.0))]
+    runs = [replace(base, load=load, users=users, verified_tokens_per_s=rate, throughput_tokens_per_s=1000.0,
+                    e2e_ms=replace(base.e2e_ms, mean=mean), validity=Validity(True))
+            for load, users, rate, mean in (("1 user", 1, 10.0, 100.0), ("16 users", 16, 40.0, 400.0),
+                                            ("4 users", 4, 36.0, 120.0), ("8 users", 8, 38.0, 130.0))]
     best = knee([*runs, replace(base, e2e_ms=None)])
     assert best is not None
     assert best.load == "4 users"
+    assert knee_text(runs).endswith("mean latency): 4 users")
+    # What is INVALID is no knee, and the highest load is none either: beyond it nothing was tried.
+    assert knee_text([*runs[:2], replace(runs[2], validity=Validity(False)), runs[3]]).endswith("): 8 users")
+    assert knee([runs[0], runs[2]]) is None
+    assert knee_text([runs[2], runs[0]]).startswith("no knee up to 4 users")
     assert knee([replace(base, e2e_ms=None)]) is None
+    assert knee_text([runs[0], replace(runs[1], validity=Validity(False))]).startswith("no knee: 1 of 2 runs VALID")
 
 
 def test_goodput_counts_what_was_in_time_and_right() -> None:
