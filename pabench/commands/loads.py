@@ -53,7 +53,7 @@ def run(
     ttft_ms: TtftBound = None, tpot_ms: TpotBound = None,
     window: Annotated[str | None, typer.Option(help="Take throughput from these seconds, e.g. 5,25, and not from the "
                                                     "steady window that is found.")] = None,
-    seed: LoadSeed = 0,
+    seed: LoadSeed = None,
     cache: Annotated[str | None, typer.Option(help="State of the prefix cache at the start, brought about and checked: "
                                                    "cold, warm, or a share of the prompts, e.g. 0.5.")] = None,
     calibrate: Annotated[bool, typer.Option(
@@ -83,7 +83,7 @@ def run(
                "slo": bounds(ttft_ms, tpot_ms), "window_s": _window(window), "cache": _cache(cache)}
     show = _Show(as_json=as_json, quiet=quiet, calibrate=calibrate, placement=placement, api_key=key)
     if resume is not None:
-        _refuse_changes(workload=workload, out=out, label=label, seed=seed or None, **changes)
+        _refuse_changes(workload=workload, out=out, label=label, seed=seed, **changes)
         before, examination = read_manifest(resume), examined(url, dialect, probe, api_key_env, model=model)
         show.carry(before.workload, before.label, resume, lambda progress: resume_run(
             examination, resume, url=url, progress=progress, api_key=key, placement=placement))
