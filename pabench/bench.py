@@ -89,6 +89,7 @@ class LoadPlan(_Strict):
 class BenchSuite(_Strict):
     """A comparison: see the module. `profile` "none" leaves conformance out.
 
+    Load k of each engine is drawn from `seed` + k.
     `model_command` writes another model than the probe into the folder {model}. Its answers cannot be verified.
     """
 
@@ -98,7 +99,7 @@ class BenchSuite(_Strict):
     model_command: tuple[str, ...] = ()
     profile: Literal["none", "smoke", "ci", "full"] = "smoke"
     workload: str
-    seed: int = Field(default=0, ge=0)
+    seed: int | None = Field(default=None, ge=0)  # None: the workload's own
     loads: tuple[LoadPlan, ...] = Field(alias="load", min_length=1)
     engines: tuple[EnginePlan, ...] = Field(alias="engine", min_length=1)
 
@@ -119,6 +120,11 @@ class BenchSuite(_Strict):
     def workloads(self) -> list[Workload]:
         """The workload at each load."""
         return [load_workload(self.workload, **load.model_dump()) for load in self.loads]
+
+    @property
+    def first_seed(self) -> int:
+        """Of conformance and the first load."""
+        return self.workloads()[0].seed if self.seed is None else self.seed
 
 
 @dataclass(slots=True)
@@ -237,12 +243,13 @@ def _run_engine(
     with _reach(plan, folder / "load-engine.log", model) as url:
         probe = None if suite.model_command else model
         examination = run_loop(examine(url, dialect=plan.dialect, probe=probe))
-        for number, workload in enumerate(suite.workloads()):
+        # Loads of one process: equal seeds would let later loads find the prompts of earlier ones in the prefix cache.
+        for seed, workload in enumerate(suite.workloads(), start=suite.first_seed):
             result.runs.append(folder / folder_name(workload.load_text))
             with narrator.load(workload, plan.label, result.runs[-1]) as progress:
                 manifest = run_loop(run_workload(
-                    examination, workload, result.runs[-1], url=url, label=plan.label,
-                    seed=suite.seed + number, progress=progress,  # no load finds the prompts of another cached
+                    examination, workload, result.runs[-1], url=url, label=plan.label, seed=seed,
+                    progress=progress,
                 ))
             finish_run(result.runs[-1])
             result.flawless &= manifest.flawless
@@ -259,7 +266,7 @@ def _conform(
         launch = shlex.join([*(["env", *(f"{name}={value}" for name, value in env.items())] if env else []), *command])
     result.conformance = run_suite(
         plan.url, launch=launch, ready_timeout_s=plan.ready_timeout_s, out=out, profile=suite.profile,
-        dialect=plan.dialect, probe=model, seed=suite.seed, quiet=narrator.quiet)
+        dialect=plan.dialect, probe=model, seed=suite.first_seed, quiet=narrator.quiet)
     if result.conformance == EXIT_INTERRUPTED:
         raise KeyboardInterrupt
 

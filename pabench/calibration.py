@@ -18,18 +18,18 @@ from pabench.load.pool import ONE_PROCESS, Placement
 
 _DURATION_S = 4.0
 _SHORTEST_ITL_MS = 1.0
+_DEFAULT_ITL_MS = 10.0  # where no answer has a second token
 
 
 def calibrate_run(folder: Path, placement: Placement = ONE_PROCESS) -> ClientError:
-    """Measure, by `hands` as the run was, and note. Raises UsageError when no request of it came back with a second
-    token.
-    """
+    """Measure, by `hands` as the run was, and note. Raises UsageError when no request of it came back with a token."""
     run = load_run(folder)
     gaps = itl_ms(run.requests)
-    if len(gaps) == 0:
-        raise UsageError(f"{folder} has no gap between tokens to calibrate for: no answer was streamed")
-    found = calibrate(peak_streams(run.requests), itl_ms=max(_SHORTEST_ITL_MS, float(np.median(gaps))),
-                      duration_s=_DURATION_S, placement=placement)
+    if run.requests["first_s"].isna().all():
+        raise UsageError(f"{folder} has no token to calibrate for: no answer was streamed")
+    gap_ms = float(np.median(gaps)) if len(gaps) else _DEFAULT_ITL_MS
+    found = calibrate(peak_streams(run.requests), itl_ms=max(_SHORTEST_ITL_MS, gap_ms), duration_s=_DURATION_S,
+                      placement=placement)
     run.manifest.calibration = Calibration(
         streams=found.streams, itl_ms=found.itl_ms, arrival_p50_ms=found.arrival_p50_ms,
         arrival_p99_ms=found.arrival_p99_ms, gap_p99_ms=found.gap_p99_ms)

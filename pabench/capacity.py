@@ -1,6 +1,7 @@
 """Capacity: the highest rate of arrivals at which nearly all requests are answered in time, found by a search.
 
-A rate is tried by runs of its own, each on another seed. It is inside when the share of requests in time is surely
+A rate is tried by runs of its own; no two runs of a search have one seed, else later rates would find the prompts of
+earlier ones in the prefix cache. It is inside when the share of requests in time is surely
 high enough (the whole of Wilson's interval is), outside when it surely is not. What is neither is tried again, and
 counted together. The search doubles the rate until one is outside, then halves the gap between the two, on a
 logarithmic scale, until it is small.
@@ -10,7 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from math import inf, sqrt
+from itertools import count
+from math import ceil, inf, sqrt
 from pathlib import Path
 from statistics import NormalDist
 from typing import Literal
@@ -20,6 +22,7 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict
 
 from pabench.analysis.slo import SLO, answer_gaps, in_time
+from pabench.analysis.summary import Validity
 from pabench.analysis.validity import MAX_CPU_SHARE
 from pabench.errors import UsageError
 from pabench.load.manifest import ClientHealth
@@ -29,8 +32,11 @@ CAPACITY_FILE = "capacity.json"
 CONFIDENCE = 0.95
 _WORDS = ("conclusion", "in_time")  # in the file for who reads it alone
 _CLIENT_SHARE = 0.05  # of the SLO's bound, that the client may be late
+# Reasons of a run's validity that do not end a search: a window is for throughput and scrapes are for the cache, no
+# success is a share of 0, and the client's lateness is held against the SLO's bounds by `too_slow`.
+_NO_MATTER = ("no steady window", "no request succeeded", "scrapes failed", "of the client moves the")
 
-Measure = Callable[[float, int], "Attained"]  # rate in requests/s, number of the try -> what came of it
+Measure = Callable[[float, int], "Attained"]  # rate in requests/s, runs so far -> what came of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,19 +85,23 @@ class Capacity:
     inside: float | None    # the highest rate that is surely inside
     outside: float | None   # the lowest above it that is surely outside
     tried: tuple[Tried, ...]
+    unit: str = "req/s"     # of the rates: sessions/s where a workload has sessions
 
     @property
     def text(self) -> str:
         """In words."""
         if self.inside is None and self.outside is None:
             return "undecided at every rate that was tried: raise --duration-s or --tries"
+        unit = self.unit
         if self.inside is None:
-            return f"below {self.outside:.3g} req/s, and surely inside at no rate that was tried: lower --from-rate"
+            undecided = any(each.rate_per_s < (self.outside or 0.0) for each in self.tried)
+            remedy = "undecided below it: raise --duration-s or --tries" if undecided else "lower --from-rate"
+            return f"below {self.outside:.3g} {unit}, and surely inside at no rate that was tried: {remedy}"
         if self.outside is None and self.inside < max(each.rate_per_s for each in self.tried):
-            return f"at least {self.inside:.3g} req/s; undecided above it: raise --duration-s or --tries"
+            return f"at least {self.inside:.3g} {unit}; undecided above it: raise --duration-s or --tries"
         if self.outside is None:
-            return f"above {self.inside:.3g} req/s, the highest rate that was tried: raise --to-rate"
-        return f"{self.inside:.3g} req/s; {self.outside:.3g} req/s is too much"
+            return f"above {self.inside:.3g} {unit}, the highest rate that was tried: raise --to-rate"
+        return f"{self.inside:.3g} {unit}; {self.outside:.3g} {unit} is too much"
 
 
 def search_capacity(
@@ -103,18 +113,31 @@ def search_capacity(
         raise UsageError(f"a search needs 0 < from_rate < to_rate, a precision inside 0..1 and a try: got "
                          f"{from_rate:g} to {to_rate:g} req/s, precision {precision:g}, {tries} tries")
     found: list[Tried] = []
+    numbers = count()
     for rate in _rates(found, from_rate, to_rate, precision):
-        found.append(_try(measure, rate, slo, tries, confidence))
+        found.append(_try(lambda at: measure(at, next(numbers)), rate, slo, tries, confidence))
         progress(found[-1])
     return conclusion(found)
 
 
-def conclusion(found: Sequence[Tried]) -> Capacity:
+def require_enough(
+    slo: SLO, *, from_rate: float, duration_s: float, tries: int, confidence: float = CONFIDENCE
+) -> None:
+    """Raise UsageError where all tries of the lowest rate bring too few requests to find it inside, all in time."""
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    needed = ceil(z * z * slo.share / (1 - slo.share))  # Wilson's lower end of n of n is n / (n + z^2)
+    if from_rate * duration_s * tries < needed:
+        raise UsageError(f"{tries} tries of {duration_s:g} s at {from_rate:g} req/s bring about "
+                         f"{from_rate * duration_s * tries:.0f} requests, and fewer than {needed} can never be surely "
+                         f"inside {slo.share:.0%}: raise --duration-s or --tries (or --from-rate)")
+
+
+def conclusion(found: Sequence[Tried], unit: str = "req/s") -> Capacity:
     """What the rates that were tried so far tell."""
     outside = min((each.rate_per_s for each in found if each.verdict == "outside"), default=None)
     inside = max((each.rate_per_s for each in found if each.verdict == "inside"
                   and (outside is None or each.rate_per_s < outside)), default=None)
-    return Capacity(inside, outside, tuple(found))
+    return Capacity(inside, outside, tuple(found), unit)
 
 
 def _rates(found: list[Tried], low: float, high: float, precision: float) -> Iterator[float]:
@@ -136,17 +159,18 @@ def _rates(found: list[Tried], low: float, high: float, precision: float) -> Ite
             above = found[-1].rate_per_s
 
 
-def _try(measure: Measure, rate: float, slo: SLO, tries: int, confidence: float) -> Tried:
+def _try(measure: Callable[[float], Attained], rate: float, slo: SLO, tries: int, confidence: float) -> Tried:
     attained = Attained(0, 0)
     low, high = 0.0, 1.0
     verdict: Literal["inside", "outside", "undecided"] = "undecided"
-    for number in range(tries):
-        attained += measure(rate, number)
+    for _ in range(tries):
+        attained += measure(rate)
         low, high = attained.interval(confidence)
         verdict = "inside" if low >= slo.share else "outside" if high < slo.share else "undecided"
         if verdict != "undecided":
             break
-    return Tried(rate, attained, verdict, low, high, attained.share >= slo.share)
+    enough = attained.total == 0 or attained.share >= slo.share  # nothing came: nothing speaks against more
+    return Tried(rate, attained, verdict, low, high, enough)
 
 
 def attained_in(requests: pd.DataFrame, slo: SLO) -> Attained:
@@ -176,6 +200,12 @@ def too_slow(client: ClientHealth, requests: pd.DataFrame, slo: SLO) -> str | No
     if client.cpu_share is not None and client.cpu_share > MAX_CPU_SHARE:
         return f"it used {client.cpu_share:.0%} of a core"
     return None
+
+
+def unusable(validity: Validity) -> str | None:
+    """Why a run says nothing of what was asked, though the client was quick enough; None: it does."""
+    reasons = [reason for reason in validity.reasons if not any(words in reason for words in _NO_MATTER)]
+    return "; ".join(reasons) or None
 
 
 class Search(BaseModel):

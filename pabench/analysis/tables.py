@@ -71,20 +71,30 @@ def throughput_table(engines: Sequence[Sequence[RunSummary]]) -> Table:
 
 def knee(summaries: Sequence[RunSummary]) -> RunSummary | None:
     """The run of the highest power, throughput / mean latency (Kleinrock 1979): beyond it more load buys more waiting
-    than work. Tokens/s, verified ones where answers were verified, over E2E. None where no VALID run has latencies.
+    than work. Tokens/s, verified ones where answers were verified, over E2E. None where it was not found: of the runs
+    that are valid and have latencies there are no two, or the one of the highest load is the best of them.
     """
-    known = [run for run in summaries if run.validity.valid and run.e2e_ms is not None and run.e2e_ms.mean > 0]
-    return max(known, key=_power, default=None)
+    known = _known(summaries)
+    best = max(known, key=_power, default=None)
+    return None if len(known) < 2 or best is max(known, key=_load) else best
 
 
 def knee_text(summaries: Sequence[RunSummary]) -> str:
-    """Where the knee of a sweep lies, for a person; a highest load that is still the best shows none."""
-    valid = [run for run in summaries if run.validity.valid]
-    best = knee(summaries)
-    if best is None or len(valid) < 2:
-        return f"not told, {len(valid)} of {len(summaries)} runs are VALID"
-    highest = max(valid, key=lambda run: run.users or run.rate_per_s or 0)
-    return f"none up to {best.load}" if best is highest else best.load
+    """The knee in words, or why there is none. Texts may be hostile."""
+    known, best = _known(summaries), knee(summaries)
+    if best is not None:
+        return f"knee (highest throughput / mean latency): {best.load}"
+    if len(known) < 2:
+        return f"no knee: {len(known)} of {len(summaries)} runs VALID and with latencies, at least 2 are needed"
+    return f"no knee up to {max(known, key=_load).load}: the highest load has the highest throughput / mean latency"
+
+
+def _known(summaries: Sequence[RunSummary]) -> list[RunSummary]:
+    return [run for run in summaries if run.validity.valid and run.e2e_ms is not None and run.e2e_ms.mean > 0]
+
+
+def _load(run: RunSummary) -> float:
+    return run.users or run.rate_per_s or 0.0
 
 
 def _power(run: RunSummary) -> float:

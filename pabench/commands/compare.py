@@ -103,7 +103,7 @@ def gate_run(
     policy: PolicyFile = None,
     max_pairs: Annotated[int | None, typer.Option(help="Budget: pairs of runs, at most.")] = None,
     out: Annotated[Path | None, typer.Option(help="New folder (results/<time>-gate by default).")] = None,
-    seed: LoadSeed = 0,
+    seed: LoadSeed = None,
     dialect: DialectName = None, probe: ProbeName = None, api_key_env: KeyVariable = None,
     ready_timeout_s: ReadyTimeout = 600.0, as_json: AsJson = False, quiet: Quiet = False,
 ) -> None:
@@ -128,7 +128,8 @@ def gate_run(
     folder = out or new_folder("gate")
     require_new(folder)
     silent = quiet or as_json
-    work = GateRun((sides[0], sides[1]), plan, rules, folder, seed, profile, _teller(silent), silent)
+    first = plan.seed if seed is None else seed
+    work = GateRun((sides[0], sides[1]), plan, rules, folder, first, profile, _teller(silent), silent)
     _finish(work.run(), folder, as_json)
 
 

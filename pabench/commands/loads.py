@@ -33,6 +33,7 @@ from pabench.commands.options import (
 from pabench.errors import EXIT_NOT_CONFORMING, EXIT_OK, PabenchError, UsageError
 
 if TYPE_CHECKING:  # each command imports what it needs, so that `--help` is quick
+    from pabench.engines.doctor import Examination
     from pabench.load import Manifest, Placement, Progress, Workload
 
 app = typer.Typer()
@@ -53,7 +54,7 @@ def run(
     ttft_ms: TtftBound = None, tpot_ms: TpotBound = None,
     window: Annotated[str | None, typer.Option(help="Take throughput from these seconds, e.g. 5,25, and not from the "
                                                     "steady window that is found.")] = None,
-    seed: LoadSeed = 0,
+    seed: LoadSeed = None,
     cache: Annotated[str | None, typer.Option(help="State of the prefix cache at the start, brought about and checked: "
                                                    "cold, warm, or a share of the prompts, e.g. 0.5.")] = None,
     calibrate: Annotated[bool, typer.Option(
@@ -83,8 +84,9 @@ def run(
                "slo": bounds(ttft_ms, tpot_ms), "window_s": _window(window), "cache": _cache(cache)}
     show = _Show(as_json=as_json, quiet=quiet, calibrate=calibrate, placement=placement, api_key=key)
     if resume is not None:
-        _refuse_changes(workload=workload, out=out, label=label, seed=seed or None, **changes)
+        _refuse_changes(workload=workload, out=out, label=label, seed=seed, **changes)
         before, examination = read_manifest(resume), examined(url, dialect, probe, api_key_env, model=model)
+        _refuse_whole(before.workload, examination, calibrate=calibrate)
         show.carry(before.workload, before.label, resume, lambda progress: resume_run(
             examination, resume, url=url, progress=progress, api_key=key, placement=placement))
     if workload is None:
@@ -93,9 +95,17 @@ def run(
     folder = out or new_folder(plan.name)
     require_new(folder)
     examination = examined(url, dialect, probe, api_key_env, model=model)
+    _refuse_whole(plan, examination, calibrate=calibrate)
     name = label or examination.facts.dialect
     show.carry(plan, name, folder, lambda progress: run_workload(
         examination, plan, folder, url=url, label=name, seed=seed, progress=progress, api_key=key, placement=placement))
+
+
+def _refuse_whole(load: Workload, examination: Examination, *, calibrate: bool) -> None:
+    """Before a run is carried whose answers have no times that a calibration could be for."""
+    if calibrate and (load.beam_width is not None or "stream" not in examination.facts.capabilities):
+        raise UsageError("--calibrate measures the client's error of the times of tokens, and the answers of this run "
+                         "come whole: leave it out")
 
 
 @dataclass(frozen=True, slots=True)

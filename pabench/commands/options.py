@@ -57,7 +57,10 @@ RayAddress = Annotated[
 ]
 TtftBound = Annotated[float | None, typer.Option("--ttft-ms", help="In time: first token, from the intended start.")]
 TpotBound = Annotated[float | None, typer.Option("--tpot-ms", help="In time: mean gap between an answer's tokens.")]
-LoadSeed = Annotated[int, typer.Option("--seed", min=0, help="Same seed, same prompts and schedule.")]
+LoadSeed = Annotated[
+    int | None,
+    typer.Option("--seed", min=0, help="Same seed, same prompts and schedule (by default the workload's own)."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No live view.")]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 from pathlib import Path
 from typing import Annotated
 
@@ -47,7 +46,7 @@ def sweep(
     ttft_ms: TtftBound = None, tpot_ms: TpotBound = None,
     out: Annotated[Path | None, typer.Option(help="New folder (results/<time>-sweep by default).")] = None,
     label: Label = None,
-    seed: LoadSeed = 0,
+    seed: LoadSeed = None,
     workers: Workers = 1, ray: RayAddress = None,
     dialect: DialectName = None, model: ModelName = None, probe: ProbeName = None, api_key_env: KeyVariable = None,
     as_json: AsJson = False, quiet: Quiet = False,
@@ -61,6 +60,7 @@ def sweep(
     from pabench.analysis import finish_run
     from pabench.bench import folder_name
     from pabench.load import Placement, load_workload, run_loop, run_workload, sweep_loads
+    from pabench.load.planning import plan as plan_load
     from pabench.terminal.live import live_load
     from pabench.terminal.runs import show_sweep
 
@@ -72,13 +72,15 @@ def sweep(
     require_new(folder)
     examination = examined(url, dialect, probe, api_key_env, model=model)
     name = label or examination.facts.dialect
+    first = plans[0].seed if seed is None else seed
+    for number, load in enumerate(plans):  # what a later load cannot have is said before the first is run
+        plan_load(load, first + number, examination.facts, examination.probe, "")
     summaries, flawless = [], True
     try:
         for number, plan in enumerate(plans):
             where = folder / f"{number:02}-{folder_name(plan.load_text)}"
             with live_load(plan, name, where, quiet=silent, api_key=key) as progress:
-                manifest = run_loop(run_workload(examination, plan, where, url=url, label=name,
-                                                 seed=seed + number,  # no load finds the prompts of another cached
+                manifest = run_loop(run_workload(examination, plan, where, url=url, label=name, seed=first + number,
                                                  progress=progress, api_key=key, placement=placement))
             summaries.append(finish_run(where)[1])
             flawless &= manifest.flawless
@@ -95,14 +97,14 @@ def capacity(
     workload: WorkloadName,
     ttft_ms: TtftBound = None, tpot_ms: TpotBound = None,
     share: Annotated[float, typer.Option(help="So many of the requests have to be in time.")] = 0.9,
-    from_rate: Annotated[float, typer.Option(help="Lowest rate to try, requests a second.")] = 0.5,
+    from_rate: Annotated[float, typer.Option(help="Lowest rate to try, requests (or sessions) a second.")] = 0.5,
     to_rate: Annotated[float, typer.Option(help="Highest rate to try.")] = 1024.0,
-    duration_s: Annotated[float, typer.Option(help="Length of each run, seconds.")] = 20.0,
+    duration_s: Annotated[float, typer.Option(help="Length of each run, seconds.")] = 30.0,
     precision: Annotated[float, typer.Option(help="Relative gap between what is enough and too much.")] = 0.1,
     tries: Annotated[int, typer.Option(help="Runs of one rate, at most.")] = 3,
     out: Annotated[Path | None, typer.Option(help="New folder (results/<time>-capacity by default).")] = None,
     label: Label = None,
-    seed: LoadSeed = 0,
+    seed: LoadSeed = None,
     workers: Workers = 1, ray: RayAddress = None,
     dialect: DialectName = None, model: ModelName = None, probe: ProbeName = None, api_key_env: KeyVariable = None,
     as_json: AsJson = False, quiet: Quiet = False,
@@ -115,13 +117,30 @@ def capacity(
     """
     from pabench.analysis import finish_run
     from pabench.analysis.slo import SLO
-    from pabench.capacity import CONFIDENCE, Attained, Search, Tried, attained_in, conclusion, search_capacity, too_slow
+    from pabench.capacity import (
+        CONFIDENCE,
+        Attained,
+        Search,
+        Tried,
+        attained_in,
+        conclusion,
+        require_enough,
+        search_capacity,
+        too_slow,
+        unusable,
+    )
     from pabench.load import Placement, load_workload, run_loop, run_workload
+    from pabench.load.draws import NoArrivals
     from pabench.terminal.live import console, live_load
     from pabench.terminal.runs import show_capacity, tried_text
 
     slo, placement = SLO(ttft_ms, tpot_ms, share), Placement(workers, ray)
     asked = load_workload(workload, rate_per_s=from_rate, duration_s=duration_s)
+    if asked.beam_width is not None:
+        raise UsageError(f"a capacity is told by the times of tokens, and the beams of workload {asked.name!r} come "
+                         "whole: use pabench sweep")
+    if asked.session is None:  # a session brings several requests, nobody knows how many
+        require_enough(slo, from_rate=from_rate, duration_s=duration_s, tries=tries)
     key, folder, silent = api_key_in(api_key_env), out or new_folder("capacity"), quiet or as_json
     require_new(folder)
     examination = examined(url, dialect, probe, api_key_env, model=model)
@@ -130,29 +149,31 @@ def capacity(
                          "this engine does not stream: use pabench sweep")
     name = label or examination.facts.dialect
     tried: list[Tried] = []
-    seeds = itertools.count(seed)  # no run finds the prompts of another cached
-    finished = False
+    finished, first = False, asked.seed if seed is None else seed
 
     def measure(rate: float, number: int) -> Attained:
         plan = load_workload(workload, rate_per_s=rate, duration_s=duration_s).model_copy(update={"num_requests": None})
-        where = folder / f"{rate:.6g}-per-s-{number}"
-        with live_load(plan, name, where, quiet=silent, api_key=key) as progress:
-            manifest = run_loop(run_workload(examination, plan, where, url=url, label=name, seed=next(seeds),
-                                             progress=progress, api_key=key, placement=placement))
-        requests = finish_run(where)[0].requests
+        where = folder / f"{number:02}-{rate:.6g}-per-s"
+        try:
+            with live_load(plan, name, where, quiet=silent, api_key=key) as progress:
+                manifest = run_loop(run_workload(examination, plan, where, url=url, label=name, seed=first + number,
+                                                 progress=progress, api_key=key, placement=placement))
+        except NoArrivals:
+            return Attained(0, 0)
+        run, summary = finish_run(where)
         if manifest.failure is not None:
             raise PabenchError(f"{manifest.failure}; the runs so far are in {folder}")
-        if manifest.cache is not None and manifest.cache.broken is not None:
-            raise PabenchError(f"the cache was not {manifest.cache.text}, as stated: {manifest.cache.broken}; the runs "
-                               f"so far are in {folder}")
-        if (slow := too_slow(manifest.client, requests, slo)) is not None:
-            raise PabenchError(f"at {rate:.3g} req/s the client itself is too slow to say more: {slow}; the runs so "
-                               f"far are in {folder}")
-        return attained_in(requests, slo)
+        if (slow := too_slow(manifest.client, run.requests, slo)) is not None:
+            raise PabenchError(f"at {rate:.3g} {asked.rate_unit} the client itself is too slow to say more: {slow}; "
+                               f"the runs so far are in {folder}")
+        if (why := unusable(summary.validity)) is not None:
+            raise PabenchError(f"the run at {rate:.3g} {asked.rate_unit} is INVALID: {why}; the runs so far are in "
+                               f"{folder}")
+        return attained_in(run.requests, slo)
 
     def note(one: Tried) -> None:
         tried.append(one)
-        console(quiet=silent).print(tried_text(one))
+        console(quiet=silent).print(tried_text(one, asked.rate_unit))
 
     try:
         search_capacity(measure, slo, from_rate=from_rate, to_rate=to_rate, precision=precision, tries=tries,
@@ -161,7 +182,7 @@ def capacity(
     finally:
         if tried:  # a search that was broken off has found something too
             search = Search(label=name, workload=asked.name, slo=slo, confidence=CONFIDENCE, finished=finished,
-                            capacity=conclusion(tried))
+                            capacity=conclusion(tried, asked.rate_unit))
             search.write(folder)
             show_capacity(search, folder, as_json=as_json)
 
@@ -174,7 +195,7 @@ def working_set(
     max_seconds: Annotated[float, typer.Option(help="Longest the whole may take.")] = 600.0,
     precision: Annotated[float, typer.Option(help="Relative gap between what fits and what does not.")] = 0.05,
     out: Annotated[Path | None, typer.Option(help="New folder (results/<time>-working-set by default).")] = None,
-    seed: LoadSeed = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Same seed, same prompts.")] = 0,
     dialect: DialectName = None, model: ModelName = None, probe: ProbeName = None, api_key_env: KeyVariable = None,
     as_json: AsJson = False, quiet: Quiet = False,
 ) -> None:

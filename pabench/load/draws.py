@@ -15,6 +15,10 @@ from pabench.load.workload import Workload
 from pabench.traces import Trace
 
 
+class NoArrivals(UsageError):
+    """By chance no request comes in the time that there is."""
+
+
 def draw_arrivals(
     workload: Workload, rng: np.random.Generator, trace: Trace | None = None
 ) -> list[float] | list[None]:
@@ -27,6 +31,9 @@ def draw_arrivals(
         if len(trace) > 1 and not trace.arrival_s.any():
             raise UsageError(f"the trace {workload.trace} has no times: take its lengths, and arrivals of another "
                              "kind")
+        if (workload.num_requests or 0) > len(trace):
+            raise UsageError(f"num_requests is {workload.num_requests}, and the trace {workload.trace} has only "
+                             f"{len(trace)} requests that come: lower it to that, or leave it out for all of them")
         starts = trace.head(workload.num_requests or len(trace)).arrival_s / arrivals.speed
         return [float(start) for start in starts if workload.duration_s is None or start < workload.duration_s]
     ends = [end for end in (workload.duration_s, arrivals.end_s) if end is not None]
@@ -36,8 +43,8 @@ def draw_arrivals(
     starts = arrivals.starts(rng, limit)
     starts = starts[starts < min(ends, default=np.inf)]
     if len(starts) == 0:
-        raise UsageError(f"workload {workload.name!r}: no request falls into {min(ends, default=np.inf):g} s of "
-                         f"{arrivals.text}: raise duration_s or the rate")
+        raise NoArrivals(f"workload {workload.name!r}: no request falls into {min(ends, default=np.inf):g} s of "
+                         f"{workload.load_text}: raise duration_s or the rate")
     return [float(start) for start in starts]
 
 
@@ -113,11 +120,16 @@ def share_out(arrivals: Arrivals, output_tokens: Sequence[int], turns: Sequence[
     """User of each session, by the output tokens of its first turn and its number of turns; None for open arrivals.
 
     Each goes to the user with the least work so far (tokens, plus the mean for each wait), which is the order in which
-    a common queue would be emptied: all users stay busy to the end, and the steady window is long.
+    a common queue would be emptied: all users stay busy to the end, and the steady window is long. Raises UsageError
+    where a user would have nothing to send: the load would be smaller than its name.
     """
     if not isinstance(arrivals, ClosedArrivals):
         return None
-    work = np.zeros(min(arrivals.users, len(output_tokens)))
+    if arrivals.users > len(turns):
+        what = "requests" if sum(turns) == len(turns) else f"sessions ({sum(turns)} requests)"
+        raise UsageError(f"{arrivals.text}, and only {len(turns)} {what} for them: raise num_requests "
+                         "(--num-requests), or lower the users")
+    work = np.zeros(arrivals.users)
     mean = float(np.mean(output_tokens))
     users = []
     for tokens, count in zip(output_tokens, turns, strict=True):

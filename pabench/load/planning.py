@@ -67,7 +67,18 @@ def plan(workload: Workload, seed: int, facts: EngineFacts, spec: ProbeSpec | No
         for i, turn in enumerate(all_turns)
     )
     warmups = _plan_warmups(workload, facts, spec, warming, seed, prefix, trace)
-    return Schedule(requests, warmups, isolation, num_clipped, num_left_out)
+    return Schedule(requests, warmups, isolation, num_clipped, num_left_out,
+                    () if trace is None else _trace_notes(trace, len(firsts)))
+
+
+def _trace_notes(trace: Trace, num_used: int) -> tuple[str, ...]:
+    """What of a trace's file is not in the run."""
+    notes = [] if not trace.dropped else [
+        f"{trace.num_dropped} of {trace.num_dropped + len(trace)} rows of the trace left out, which make no sense: "
+        + "; ".join(f"{reason} ({count})" for reason, count in trace.dropped.items())]
+    if num_used < len(trace):
+        notes.append(f"the first {num_used} of the trace's {len(trace)} requests are used")
+    return tuple(notes)
 
 
 def check_able(workload: Workload, facts: EngineFacts, spec: ProbeSpec | None) -> None:

@@ -236,7 +236,7 @@ def _refuse_another(examination: Examined, manifest: Manifest) -> None:
 
 
 def _planning_notes(schedule: Schedule) -> list[str]:
-    notes = []
+    notes = list(schedule.notes)
     if schedule.num_clipped:
         notes.append(f"{schedule.num_clipped} of {len(schedule.requests)} requests made shorter by the engine's "
                      "context")

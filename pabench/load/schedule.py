@@ -57,6 +57,7 @@ class Schedule:
     isolation: Isolation    # how a foreign token is told from the request's own
     num_clipped: int        # requests made shorter than the workload says by the engine's context
     num_left_out: int = 0   # turns of sessions whose prompts would have outgrown the context
+    notes: tuple[str, ...] = ()  # what a reader of the run must know besides
 
     def lanes(self) -> list[Lane]:
         """All requests, those together that follow one another: of a user, of a session, or one each; by `first_s`."""

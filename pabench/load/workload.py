@@ -181,8 +181,13 @@ class Workload(_Strict):
 
     @property
     def load_text(self) -> str:
-        """The load in words, e.g. "8 users" or "4 req/s Poisson"."""
-        return self.arrivals.text
+        """The load in words, e.g. "8 users" or "4 req/s Poisson"; of sessions "4 sessions/s Poisson"."""
+        return self.arrivals.text.replace("req/s", self.rate_unit)
+
+    @property
+    def rate_unit(self) -> str:
+        """What arrives at a rate: requests, or sessions, whose later turns follow when they follow."""
+        return "req/s" if self.session is None else "sessions/s"
 
 
 def known_workloads() -> dict[str, Path]:

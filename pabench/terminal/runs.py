@@ -60,13 +60,13 @@ def show_sweep(summaries: Sequence[RunSummary], folder: Path, *, as_json: bool) 
     show_summaries(summaries)
     out = Console(highlight=False)
     if len(summaries) > 1:
-        out.print(f"knee (highest throughput / mean latency): {escape(clean(knee_text(summaries)))}")
+        out.print(escape(clean(knee_text(summaries))))
     out.print(f"runs: {escape(str(folder))}")
 
 
-def tried_text(tried: Tried) -> str:
+def tried_text(tried: Tried, unit: str = "req/s") -> str:
     """One rate of a search, and what came of it."""
-    return (f"{tried.rate_per_s:.3g} req/s: {tried.verdict}, {tried.attained.share:.0%} of {tried.attained.total} in "
+    return (f"{tried.rate_per_s:.3g} {unit}: {tried.verdict}, {tried.attained.share:.0%} of {tried.attained.total} in "
             f"time ({tried.low:.0%} to {tried.high:.0%})")
 
 
@@ -78,7 +78,7 @@ def show_capacity(search: Search, folder: Path, *, as_json: bool) -> None:
         return
     out = Console(highlight=False)
     table = Table(title=f"In time: {search.slo.text}", title_justify="left")
-    for name in ("requests/s", "in time", "of", f"{100 * search.confidence:g} % interval", "verdict"):
+    for name in (found.unit, "in time", "of", f"{100 * search.confidence:g} % interval", "verdict"):
         table.add_column(name, justify="right")
     for each in sorted(found.tried, key=lambda tried: tried.rate_per_s):
         table.add_row(f"{each.rate_per_s:.3g}", f"{each.attained.share:.1%}", str(each.attained.total),

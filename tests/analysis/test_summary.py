@@ -333,19 +333,20 @@ def test_a_window_in_which_the_client_was_killed_is_invalid(
 def test_the_knee_is_where_throughput_over_latency_is_highest() -> None:
     base = replace(summarise(made([A, B])), validity=Validity(True, ()))
     assert base.e2e_ms is not None
-    runs = [replace(base, load=load, verified_tokens_per_s=rate, throughput_tokens_per_s=1000.0,
-                    e2e_ms=replace(base.e2e_ms, mean=mean))
-            for load, rate, mean in (("1 user", 10.0, 100.0), ("4 users", 36.0, 120.0), ("16 users", 40.0, 400.0))]
-    beyond = replace(runs[1], load="5 users", verified_tokens_per_s=99.0, validity=Validity(False, ("the client",)))
-    best = knee([*runs, beyond, replace(base, e2e_ms=None)])
+    runs = [replace(base, load=load, users=users, verified_tokens_per_s=rate, throughput_tokens_per_s=1000.0,
+                    e2e_ms=replace(base.e2e_ms, mean=mean), validity=Validity(True))
+            for load, users, rate, mean in (("1 user", 1, 10.0, 100.0), ("16 users", 16, 40.0, 400.0),
+                                            ("4 users", 4, 36.0, 120.0), ("8 users", 8, 38.0, 130.0))]
+    best = knee([*runs, replace(base, e2e_ms=None)])
     assert best is not None
     assert best.load == "4 users"
+    assert knee_text(runs).endswith("mean latency): 4 users")
+    # What is INVALID is no knee, and the highest load is none either: beyond it nothing was tried.
+    assert knee_text([*runs[:2], replace(runs[2], validity=Validity(False)), runs[3]]).endswith("): 8 users")
+    assert knee([runs[0], runs[2]]) is None
+    assert knee_text([runs[2], runs[0]]).startswith("no knee up to 4 users")
     assert knee([replace(base, e2e_ms=None)]) is None
-    runs = [replace(run, users=int(run.load.split()[0]), rate_per_s=None) for run in runs]
-    assert knee_text(runs) == knee_text(runs[::-1]) == "4 users"
-    assert knee_text(runs[:2]) == knee_text(runs[1::-1]) == "none up to 4 users"
-    assert knee_text([*runs[:2], replace(runs[2], validity=beyond.validity)]) == "none up to 4 users"
-    assert knee_text([runs[0], beyond]) == "not told, 1 of 2 runs are VALID"
+    assert knee_text([runs[0], replace(runs[1], validity=Validity(False))]).startswith("no knee: 1 of 2 runs VALID")
 
 
 def test_goodput_counts_what_was_in_time_and_right() -> None:

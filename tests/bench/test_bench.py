@@ -11,6 +11,7 @@ import pytest
 from pabench.analysis import load_run
 from pabench.bench import EngineResult, known_suites, load_suite
 from pabench.errors import UsageError
+from pabench.resources import data_dir
 
 STUB = '["{python}", "-m", "pabench", "stub", "--ttft-ms", "5", "--itl-ms", "1", "--port", "{port}"%s]'
 SUITE = """
@@ -47,6 +48,7 @@ def test_two_engines_at_two_loads(tmp_path: Path) -> None:
     assert [run.manifest.outcomes["ok"] for run in runs] == [4, 4, 4, 4]
     digests = [run.manifest.schedule_digest for run in runs]
     assert digests[:2] == digests[2:], "both engines are asked the same"
+    assert [run.manifest.seed for run in runs] == [0, 1, 0, 1], "no load finds another's prompts in the cache"
     assert (tmp_path / "out" / "report.html").exists()
     assert "report.html" in result.stdout
 
@@ -126,6 +128,16 @@ def test_a_bad_suite_is_refused_before_any_work(tmp_path: Path, change: tuple[st
 def test_the_suites_that_ship_are_sound() -> None:
     for name in known_suites():
         assert load_suite(name).engines
+
+
+def test_a_suite_without_a_seed_takes_its_workloads(tmp_path: Path) -> None:
+    text = (Path(str(data_dir("workloads"))) / "smoke.toml").read_text()
+    (tmp_path / "own.toml").write_text("seed = 7\n" + text)
+    path = tmp_path / "suite.toml"
+    own = SUITE.replace('"smoke"\n\n', f'"{tmp_path / "own.toml"}"\n\n') + engine("a")
+    for more, seed in (("", 7), ("seed = 3\n", 3)):
+        path.write_text(more + own)
+        assert load_suite(str(path)).first_seed == seed
 
 
 def test_an_engine_that_was_interrupted_has_no_good_verdict() -> None:

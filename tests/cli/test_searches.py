@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import signal
 import subprocess
 import sys
@@ -13,17 +12,19 @@ from pathlib import Path
 import pytest
 
 from pabench.engines.launch import EngineProcess
+from pabench.load.workload import known_workloads
 from tests.cli.conftest import Run
 
 
-def test_a_sweep_runs_every_load_and_names_the_knee(pabench: Run, stub: EngineProcess, tmp_path: Path) -> None:
-    done = pabench("sweep", "--url", stub.url, "--workload", "smoke", "--users", "1,4", "--num-requests", "8",
+def test_a_sweep_runs_every_load_and_calls_no_edge_a_knee(pabench: Run, stub: EngineProcess, tmp_path: Path) -> None:
+    (tmp_path / "own.toml").write_text("seed = 5\n" + known_workloads()["smoke"].read_text())
+    done = pabench("sweep", "--url", stub.url, "--workload", "own.toml", "--users", "1,4", "--num-requests", "8",
                    "--out", "sweep", "--quiet")
     assert done.returncode == 0, done.stderr
-    # A stub takes any load: no knee, unless this machine kept the client from being on time.
-    assert re.search(r"knee \(highest .* latency\): (none up to 4 users|not told, [01] of 2 runs)", done.stdout)
-    seeds = [json.loads(path.read_text())["seed"] for path in sorted(tmp_path.glob("sweep/*/manifest.json"))]
-    assert seeds == [0, 1]  # one load's prompts are not the next one's
+    assert "\nno knee" in done.stdout, "the highest load is none: beyond it nothing was tried"
+    seeds = [json.loads((tmp_path / "sweep" / name / "manifest.json").read_text())["seed"]
+             for name in ("00-1-user", "01-4-users")]
+    assert seeds == [5, 6], "no load finds another's prompts in the cache"
 
 
 @pytest.fixture
@@ -37,7 +38,7 @@ def slow_stub(tmp_path: Path) -> Iterator[EngineProcess]:
 def test_a_search_says_on_which_side_the_capacity_lies(
     pabench: Run, slow_stub: EngineProcess, tmp_path: Path
 ) -> None:
-    search = ("capacity", "--url", slow_stub.url, "--workload", "smoke", "--duration-s", "1", "--from-rate", "30")
+    search = ("capacity", "--url", slow_stub.url, "--workload", "smoke", "--duration-s", "1", "--from-rate", "40")
     refused = pabench(*search)
     assert refused.returncode == 2
     assert "--ttft-ms" in refused.stderr
@@ -45,18 +46,33 @@ def test_a_search_says_on_which_side_the_capacity_lies(
                    "--out", "found")
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
-    assert (told["inside"], told["outside"], len(told["tried"])) == (None, 30.0, 1)
+    assert (told["inside"], told["outside"], len(told["tried"])) == (None, 40.0, 1)
     # It is kept, and shown again.
     kept = json.loads((tmp_path / "found" / "capacity.json").read_text())
     assert (kept["label"], kept["finished"], kept["capacity"]["tried"]) == ("slow", True, told["tried"])
-    assert kept["conclusion"].startswith("below 30 req/s")
+    assert kept["conclusion"].startswith("below 40 req/s")
     shown = pabench("results", "show", "found")
     assert shown.returncode == 0, shown.stderr
-    assert "capacity: below 30 req/s" in shown.stdout
+    assert "capacity: below 40 req/s" in shown.stdout
     listed = pabench("results", "list", "found", "--json")
     assert [row["label"] for row in json.loads(listed.stdout)] == ["slow"]
     assert pabench("report", "found").returncode == 0
     assert "Every rate that was tried" in (tmp_path / "report.html").read_text()
+
+
+def test_what_a_search_cannot_find_is_refused_before_it_runs(
+    pabench: Run, quick_stub: EngineProcess, tmp_path: Path
+) -> None:
+    for command, says in (
+        (("capacity", "--workload", "beams", "--ttft-ms", "9"), "beams of workload 'beams' come whole"),
+        (("capacity", "--workload", "smoke", "--ttft-ms", "9", "--duration-s", "1"), "fewer than 35 can never be"),
+        (("run", "--workload", "beams", "--calibrate"), "come whole: leave it out"),
+        (("sweep", "--workload", "smoke", "--users", "1,64"), "64 users, and only 12 requests for them"),
+    ):
+        refused = pabench(*command, "--url", quick_stub.url, "--out", "found", "--quiet")
+        assert refused.returncode == 2
+        assert says in " ".join(refused.stderr.split())
+        assert not (tmp_path / "found").exists(), "no run was begun"
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 from pabench.engines.base import EngineFacts
 from pabench.errors import UsageError
 from pabench.load.arrivals import ConstantArrivals, GammaArrivals, PoissonArrivals, RampArrivals, StepArrivals
-from pabench.load.draws import draw_arrivals
+from pabench.load.draws import NoArrivals, draw_arrivals
 from pabench.load.planning import plan
 from pabench.load.workload import load_workload, parse_workload
 from pabench.probe import PRESETS
@@ -111,7 +111,7 @@ def test_bad_laws_are_said(arrivals: dict[str, object], complaint: str) -> None:
 
 def test_no_request_at_all_is_said() -> None:
     steps = {"kind": "steps", "rates_per_s": [0.0], "step_s": 5.0}
-    with pytest.raises(UsageError, match="no request falls into 5 s of 0 req/s, 5 s each"):
+    with pytest.raises(NoArrivals, match="no request falls into 5 s of 0 req/s, 5 s each"):
         draw_arrivals(parse_workload({**FIELDS, "arrivals": steps}, "here"), rng())
 
 

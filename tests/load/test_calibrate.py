@@ -52,6 +52,17 @@ def test_a_run_that_is_calibrated_says_so_and_is_judged_by_it(tmp_path: Path) ->
     assert sum("against the stub" in reason for reason in reasons) == 2
 
 
+def test_answers_of_one_token_are_calibrated_at_a_gap_of_the_stubs_own(tmp_path: Path) -> None:
+    async def go() -> None:
+        async with StubServer(StubOptions(ttft_ms=5.0)) as server:
+            await run_workload(Examined(), workload(output_tokens={"law": "fixed", "tokens": 1}), tmp_path / "run",
+                               url=server.url, label="stub")
+
+    asyncio.run(go())
+    assert calibrate_run(tmp_path / "run").itl_ms == 10.0
+    assert read_manifest(tmp_path / "run").calibration is not None
+
+
 def test_streams_at_once_are_counted(tmp_path: Path) -> None:
     async def go() -> None:
         async with StubServer(StubOptions(ttft_ms=5.0, itl_ms=1.0)) as server:

@@ -7,7 +7,17 @@ import pandas as pd
 import pytest
 
 from pabench.analysis.slo import SLO
-from pabench.capacity import Attained, Capacity, attained_in, search_capacity, too_slow
+from pabench.analysis.summary import Validity
+from pabench.capacity import (
+    Attained,
+    Capacity,
+    attained_in,
+    conclusion,
+    require_enough,
+    search_capacity,
+    too_slow,
+    unusable,
+)
 from pabench.errors import UsageError
 from pabench.load.manifest import ClientHealth
 
@@ -49,6 +59,7 @@ def test_an_engine_that_is_fast_or_slow_enough_has_no_other_side() -> None:
     assert slow.inside is None
     assert slow.outside == 0.5
     assert "below 0.5 req/s" in slow.text
+    assert conclusion(slow.tried, "sessions/s").text.startswith("below 0.5 sessions/s")
     assert len(slow.tried) == 1
 
 
@@ -60,7 +71,7 @@ def test_what_is_undecided_is_tried_again_and_counted_together() -> None:
         return Attained(9, 10)
 
     found = search_capacity(measure, SLO_90, from_rate=1, to_rate=1.5)
-    assert asked[:3] == [0, 1, 2]
+    assert asked == list(range(len(asked))), "no two runs of a search have one seed"
     assert found.tried[0].attained == Attained(27, 30)
     assert found.tried[0].verdict == "undecided"
     assert found.text.startswith("undecided")
@@ -108,16 +119,52 @@ def test_lag_below_the_gap_of_tokens_is_in_no_arrival_that_the_kernel_stamped() 
     assert "sees answers" in (too_slow(ClientHealth(loop_lag_p99_ms=12.0, kernel_stamps=True), rows, slo) or "")
 
 
-def test_answers_of_one_token_have_no_gap_that_lag_could_outlast() -> None:
-    rows, lag = pd.DataFrame([row(tokens=1)]), ClientHealth(loop_lag_p99_ms=8.0, kernel_stamps=True)
-    assert too_slow(lag, rows, SLO(ttft_ms=100)) is None
-
-
 @pytest.mark.parametrize(("tokens", "allowed_ms"), [(2, 2.0), (10, 18.0), (1000, 25.0)])
 def test_lag_counts_by_the_gaps_that_share_it(tokens: int, allowed_ms: float) -> None:
     rows, slo = pd.DataFrame([row(tokens=tokens)]), SLO(ttft_ms=500, tpot_ms=40)
     assert too_slow(ClientHealth(loop_lag_p99_ms=allowed_ms - 0.1), rows, slo) is None
     assert "sees answers" in (too_slow(ClientHealth(loop_lag_p99_ms=allowed_ms + 0.1), rows, slo) or "")
+
+
+def test_answers_of_one_token_are_in_no_gap_to_be_late_in() -> None:
+    rows, slo = pd.DataFrame([row(tokens=1)]), SLO(ttft_ms=100)
+    assert too_slow(ClientHealth(loop_lag_p99_ms=40.0, kernel_stamps=True), rows, slo) is None
+    assert "sees answers" in (too_slow(ClientHealth(loop_lag_p99_ms=40.0), rows, slo) or "")
+
+
+def test_runs_that_tell_nothing_end_a_search_and_short_ones_do_not() -> None:
+    passed = ("no steady window: too few requests for this load; the figures are over the whole run",
+              "no request succeeded", "9 of 10 scrapes failed or were left out: the KV figures have gaps",
+              "loop lag of the client moves the TTFT p50 of 2.0 ms by 1.5 ms, more than the 1.0 ms allowed")
+    assert unusable(Validity(False, passed)) is None
+    broken = "the cache was not cold, as stated: 3 answers hit what they could not"
+    assert unusable(Validity(False, (*passed, broken))) == broken
+
+
+def test_too_few_requests_to_be_sure_of_any_share_are_refused() -> None:
+    require_enough(SLO_90, from_rate=0.5, duration_s=30, tries=3)  # the defaults
+    assert Attained(35, 35).interval(0.95)[0] >= 0.9 > Attained(34, 34).interval(0.95)[0]
+    require_enough(SLO_90, from_rate=1, duration_s=35, tries=1)
+    with pytest.raises(UsageError, match=r"fewer than 35 can never be .*raise --duration-s or --tries"):
+        require_enough(SLO_90, from_rate=1, duration_s=34, tries=1)
+
+
+def test_what_is_undecided_below_the_first_rate_outside_needs_longer_runs() -> None:
+    def measure(rate: float, number: int) -> Attained:
+        return Attained(20, 20) if rate < 2 else Attained(0, 20)
+
+    found = search_capacity(measure, SLO_90, from_rate=1, to_rate=4, tries=1)
+    assert found.inside is None
+    assert found.outside == pytest.approx(2, rel=0.1)
+    assert found.text.endswith("undecided below it: raise --duration-s or --tries")
+
+
+def test_a_run_in_which_nothing_came_is_run_again_and_says_nothing() -> None:
+    def measure(rate: float, number: int) -> Attained:
+        return Attained(0, 0) if number < 3 else Attained(100, 100)
+
+    found = search_capacity(measure, SLO_90, from_rate=1, to_rate=2, tries=3)
+    assert [each.verdict for each in found.tried] == ["undecided", "inside"]
 
 
 def test_what_is_undecided_above_the_highest_rate_inside_is_no_limit_found() -> None:

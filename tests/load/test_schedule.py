@@ -14,7 +14,7 @@ from pabench.load.draws import draw_arrivals
 from pabench.load.planning import plan
 from pabench.load.runner import digest
 from pabench.load.schedule import Schedule
-from pabench.load.workload import Workload
+from pabench.load.workload import Workload, known_workloads, load_workload
 from pabench.probe import PRESETS, SEP, Fork, Ring
 from tests.load.support import CAPABILITIES, workload
 
@@ -163,6 +163,26 @@ def test_forks_draw_n_samples_with_seeds_of_their_own() -> None:
     schedule = planned(workload(prompt="fork", temperature=1.0, n=4, prompt_tokens={"law": "fixed", "tokens": 31}))
     assert all(isinstance(one.oracle, Fork) and one.prompt_tokens == 31 for one in schedule.requests)
     assert len({one.request.seed for one in schedule.requests}) == 6
+
+
+@pytest.mark.parametrize(("fields", "says"), [
+    ({"num_requests": 12}, r"64 users, and only 12 requests for them: raise num_requests \(--num-requests\)"),
+    ({"num_requests": 160, "session": {"turns": {"law": "fixed", "tokens": 4},
+                                       "turn_tokens": {"law": "fixed", "tokens": 8}}},
+     r"64 users, and only 40 sessions \(160 requests\)"),
+])
+def test_users_without_anything_to_send_are_refused(fields: dict[str, object], says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        planned(workload(**fields, arrivals={"kind": "closed", "users": 64}))
+
+
+@pytest.mark.parametrize("name", list(known_workloads()))
+def test_the_workloads_that_ship_have_work_for_every_user(name: str) -> None:
+    load = load_workload(name)
+    facts = EngineFacts("vllm", "probe", 4096, capabilities=CAPABILITIES | {"beam", "priority", "cached_tokens"})
+    for seed in range(3):
+        schedule = plan(load, seed, facts, PRESETS["long"], "p")
+        assert load.users is None or len({request.user for request in schedule.requests}) == load.users
 
 
 def test_queues_hold_every_request_once_and_users_get_like_work() -> None:

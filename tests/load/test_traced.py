@@ -80,8 +80,28 @@ def test_answers_behind_shared_blocks_are_verified(trace: Path, tmp_path: Path) 
     assert requests["verified_tokens"].sum() == 5 * 6
 
 
+def test_rows_that_are_left_out_are_told_and_counted(trace: Path, tmp_path: Path) -> None:
+    with trace.open("a") as file:
+        for length, output in ((0, 9), (0, 9), (520, -1)):
+            file.write(json.dumps({"timestamp": 0, "input_length": length, "output_length": output, "hash_ids": []})
+                       + "\n")
+
+    async def go() -> list[str]:
+        async with StubServer(StubOptions(ttft_ms=1.0, itl_ms=0.5)) as server:
+            return (await run_workload(Examined(), traced(trace, num_requests=4), tmp_path / "run", url=server.url,
+                                       label="stub")).notes
+
+    notes = asyncio.run(go())
+    assert notes[:2] == [
+        "3 of 8 rows of the trace left out, which make no sense: the prompt's length is no whole number of tokens from "
+        "1 up (2); the output's length is no whole number of tokens from 1 up (1)",
+        "the first 4 of the trace's 5 requests are used"]
+
+
 def test_what_cannot_be_is_said(trace: Path) -> None:
     with pytest.raises(UsageError, match=r"leaves nothing of the 512 tokens a block"):
         planned(traced(trace, scale=0.0005))
+    with pytest.raises(UsageError, match=r"num_requests is 6, and the trace .* has only 5 requests"):
+        planned(traced(trace, num_requests=6))
     with pytest.raises(UsageError, match="says itself what they share"):
         traced(trace, shared_prefix={"tokens": 8})

@@ -72,6 +72,7 @@ def test_overrides_change_the_arrivals_and_none_leaves_them() -> None:
 
 def test_warm_up_has_as_many_streams_as_the_run() -> None:
     assert load_workload("smoke", users=9).warmups == 9
+    assert load_workload("chat", rate_per_s=2.0).load_text == "2 sessions/s Poisson"
     assert load_workload("smoke", warmup_requests=0).warmups == 0
 
 
