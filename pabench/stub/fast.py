@@ -26,7 +26,7 @@ import uvloop
 from pabench.errors import UsageError
 from pabench.stub.options import StubOptions
 
-FAST_OPTIONS = ("host", "port", "model", "ttft_ms", "itl_ms", "max_model_len")
+FAST_OPTIONS = ("host", "port", "model", "ttft_ms", "itl_ms", "tokens_per_chunk", "max_model_len")
 _SPIN_NS = 1_000_000
 _CHUNKED = (b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no-cache\r\n"
             b"Transfer-Encoding: chunked\r\n\r\n")
@@ -36,13 +36,13 @@ _TAIL = b"}\n\n\r\n"
 
 @dataclass(slots=True)
 class _Stream:
-    """One answer being said: `said` of `tokens` so far, the next at `due_ns`."""
+    """One answer being said: `said` of `chunks` so far, the next at `due_ns`."""
 
     transport: asyncio.Transport
     head: bytes
     last_head: bytes
     end: bytes
-    tokens: int
+    chunks: int
     due_ns: int
     said: int = 0
 
@@ -73,7 +73,7 @@ class FastStub:
         return {"chunks": len(late), "late_p50_ms": p50, "late_p99_ms": p99, "late_max_ms": most}
 
     def _pump(self) -> None:
-        due, itl_ns = self._due, int(self.options.itl_ms * 1e6)
+        due, gap_ns = self._due, int(self.options.itl_ms * self.options.tokens_per_chunk * 1e6)
         until_ns = time.monotonic_ns() + _SPIN_NS  # then the loop reads what has come
         while due and (now_ns := time.monotonic_ns()) < until_ns and due[0][0] <= now_ns:
             due_ns, number, stream = due[0]
@@ -82,7 +82,7 @@ class FastStub:
                 continue
             self.late_ns.append(now_ns - due_ns)
             if self._say(stream, now_ns):
-                heapq.heapreplace(due, (due_ns + itl_ns, number, stream))
+                heapq.heapreplace(due, (due_ns + gap_ns, number, stream))
             else:
                 heapq.heappop(due)
         loop = asyncio.get_running_loop()
@@ -97,7 +97,7 @@ class FastStub:
     def _say(stream: _Stream, now_ns: int) -> bool:
         """Write one chunk; whether there are more."""
         stream.said += 1
-        more = stream.said < stream.tokens
+        more = stream.said < stream.chunks
         head, end = (stream.head, b"") if more else (stream.last_head, stream.end)
         stream.transport.write(b"%b%*d%b%b" % (head, _STAMP_BYTES, now_ns, _TAIL, end))
         return more
@@ -157,7 +157,8 @@ class _Line(asyncio.Protocol):
         self._transport.write(_CHUNKED)
         self._stub.arrived_ns.append(now_ns)
         due_ns = now_ns + int(self._stub.options.ttft_ms * 1e6)
-        self._stub.add(_Stream(self._transport, *_layout(self._stub.options.model, tokens, chat), tokens, due_ns))
+        model, size = self._stub.options.model, self._stub.options.tokens_per_chunk
+        self._stub.add(_Stream(self._transport, *_layout(model, tokens, size, chat), due_ns))
 
     def _tell(self, content: object, status: bytes = b"200 OK") -> None:
         body = orjson.dumps(content)
@@ -166,20 +167,25 @@ class _Line(asyncio.Protocol):
 
 
 @lru_cache(maxsize=256)
-def _layout(model: str, tokens: int, chat: bool) -> tuple[bytes, bytes, bytes]:
-    """What comes before the stamp, in a chunk and in the last one; and the end of the stream."""
-    said = {"delta": {"content": " word"}} if chat else {"text": " word"}
+def _layout(model: str, tokens: int, size: int, chat: bool) -> tuple[bytes, bytes, bytes, int]:
+    """Of an answer in chunks of `size` tokens: what comes before the stamp in a chunk, and in the last one, the end of
+    the stream, and how many chunks there are.
+    """
     frame: dict[str, object] = {"id": "fast", "object": "chat.completion.chunk" if chat else "text_completion",
                                 "created": 0, "model": model}
+    chunks = -(-tokens // size)
 
-    def head(finish: str | None) -> bytes:
+    def head(words: int, finish: str | None) -> bytes:
+        text = " word" * words
+        said = {"delta": {"content": text}} if chat else {"text": text}
         choice = {"index": 0, "logprobs": None, "finish_reason": finish, **said}
         event = b"data: " + orjson.dumps(frame | {"choices": [choice]})[:-1] + b',"pabench_sent_ns":'
         return b"%x\r\n%b" % (len(event) + _STAMP_BYTES + len(_TAIL) - 2, event)
 
     usage = {"prompt_tokens": 1, "completion_tokens": tokens, "total_tokens": tokens + 1}
     event = b"data: " + orjson.dumps(frame | {"choices": [], "usage": usage}) + b"\n\ndata: [DONE]\n\n"
-    return head(None), head("length"), b"%x\r\n%b\r\n0\r\n\r\n" % (len(event), event)
+    end = b"%x\r\n%b\r\n0\r\n\r\n" % (len(event), event)
+    return head(size, None), head(tokens - (chunks - 1) * size, "length"), end, chunks
 
 
 def serve_fast(options: StubOptions) -> None:

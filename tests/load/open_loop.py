@@ -1,6 +1,6 @@
 """How well an open loop keeps its schedule, and what a long run costs in memory. A benchmark.
 
-    python -m tests.load.open_loop [--rate 2000] [--requests 20000] [--tokens 8]
+    python -m tests.load.open_loop [--rate 2000] [--requests 20000] [--tokens 8] [--tokens-per-chunk 1]
 
 Poisson arrivals against the fast stub, each on a core of its own. The index of dispersion of counts (variance over
 mean, 1 for a Poisson process) is told for windows of three lengths, of the schedule and of what was sent.
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from pabench.analysis import load_run, summarise
 from pabench.engines.doctor import examine
+from pabench.engines.launch import EngineProcess
 from pabench.load import load_workload, run_loop, run_workload
 from pabench.load.calibrate import fast_stub
 from tests.load.generators import on_core, write_workload
@@ -33,19 +34,24 @@ def dispersion(times_s: NDArray[np.float64], window_s: float) -> float:
     return float(counts.var() / counts.mean())
 
 
+def _stub(folder: Path, tokens_per_chunk: int) -> EngineProcess:
+    return fast_stub(folder, ttft_ms=20.0, itl_ms=10.0, tokens_per_chunk=tokens_per_chunk)
+
+
 def main() -> None:
     """Run and tell."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rate", type=float, default=2000.0)
     parser.add_argument("--requests", type=int, default=20_000)
     parser.add_argument("--tokens", type=int, default=8)
+    parser.add_argument("--tokens-per-chunk", type=int, default=1)
     given = parser.parse_args()
     stub_core, own_core = sorted(os.sched_getaffinity(0))[:2]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         workload = write_workload(folder, requests=given.requests, tokens=given.tokens,
                                   arrivals=f'kind = "poisson", rate_per_s = {given.rate}')
-        with on_core(stub_core), fast_stub(folder, ttft_ms=20.0, itl_ms=10.0) as stub, on_core(own_core):
+        with on_core(stub_core), _stub(folder, given.tokens_per_chunk) as stub, on_core(own_core):
             start_s = time.monotonic()
             manifest = run_loop(run_workload(run_loop(examine(stub.url)), load_workload(workload),
                                              folder / "run", url=stub.url, label="stub"))

@@ -8,6 +8,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,13 +18,18 @@ from pabench.errors import UsageError
 from pabench.stub import main
 
 
+@contextmanager
+def started(folder: Path, *options: str) -> Iterator[str]:
+    command = [sys.executable, "-m", "pabench", "stub", "--fast", "--ttft-ms", "20", "--itl-ms", "5", "--port",
+               "{port}", *options]
+    with EngineProcess(command, url="http://127.0.0.1:{port}", log=folder / "log") as process:
+        yield process.url
+
+
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    log = Path(tmp_path_factory.mktemp("stub")) / "log"
-    command = [sys.executable, "-m", "pabench", "stub", "--fast", "--ttft-ms", "20", "--itl-ms", "5", "--port",
-               "{port}"]
-    with EngineProcess(command, url="http://127.0.0.1:{port}", log=log) as process:
-        yield process.url
+    with started(tmp_path_factory.mktemp("stub")) as where:
+        yield where
 
 
 def post(url: str, body: dict[str, object]) -> list[dict[str, object]]:
@@ -47,6 +53,17 @@ def test_a_stream_is_whole_on_time_and_stamped(url: str, path: str, length: str)
     assert usage["usage"] == {"prompt_tokens": 1, "completion_tokens": 5, "total_tokens": 6}
     stamps = [event["pabench_sent_ns"] for event in chunks]
     assert (stamps[4] - stamps[0]) / 1e6 == pytest.approx(20, abs=5)  # type: ignore[operator]
+
+
+def test_a_chunk_of_several_tokens_takes_their_time(tmp_path: Path) -> None:
+    with started(tmp_path, "--tokens-per-chunk", "4") as where:
+        *chunks, usage = post(f"{where}/v1/completions", {"stream": True, "max_tokens": 10})
+    choices = [event["choices"][0] for event in chunks]  # type: ignore[index]
+    assert [choice["text"].count("word") for choice in choices] == [4, 4, 2]
+    assert [choice["finish_reason"] for choice in choices] == [None, None, "length"]
+    assert usage["usage"]["completion_tokens"] == 10  # type: ignore[index]
+    stamps = [event["pabench_sent_ns"] for event in chunks]
+    assert (stamps[2] - stamps[0]) / 1e6 == pytest.approx(40, abs=5)  # type: ignore[operator]
 
 
 def test_it_tells_how_late_it_was(url: str) -> None:
