@@ -2,7 +2,7 @@
 
     python -m tests.real.matrix [--profile ci] [--out results/published/conformance] [--llama-server PATH] [NAME ...]
 
-Needs the environments of `make install-real`; llama.cpp's column needs its server, and is left out without one. A NAME
+Needs the environments of `make install-real`; llama.cpp is asked only where its server is. A NAME
 (a folder below --out) is asked anew; without any, all whose results are not there. Then matrix.md and matrix.html.
 """
 
@@ -47,11 +47,12 @@ class Subject:
     env: dict[str, str] = field(default_factory=dict)
 
 
+LLAMA_VERSION = "0c1e570"  # its commit: the server does not tell it over HTTP
 SUBJECTS = (
     Subject("vllm", "vLLM 0.32", VLLM, env=VLLM_ENV),
     Subject("vllm-160", "vLLM 0.32, 160 blocks", VLLM_160, env=VLLM_ENV),
     Subject("transformers", "transformers 5.23", TRANSFORMERS, env=TRANSFORMERS_ENV),
-    Subject("llamacpp", "llama.cpp {llama_version}", LLAMA_CPP),
+    Subject("llamacpp", f"llama.cpp {LLAMA_VERSION}", LLAMA_CPP),
     Subject("reference-paged", "reference, paged", _REFERENCE),
     Subject("reference-contiguous", "reference, contiguous", (*_REFERENCE, "--kv", "contiguous")),
     Subject("alloc-vllm", "vLLM 0.32", impl="vllm-blocks",
@@ -104,6 +105,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "results/published/conformance")
     parser.add_argument("--llama-server", default=shutil.which("llama-server"))
     args = parser.parse_args()
+    if args.llama_server and (found := _version(args.llama_server)) != LLAMA_VERSION:
+        parser.error(f"{args.llama_server} is of commit {found}, the column of {LLAMA_VERSION}: set LLAMA_VERSION")
     if unknown := set(args.names) - {subject.name for subject in SUBJECTS}:
         parser.error(f"got {', '.join(sorted(unknown))}, expected some of {', '.join(s.name for s in SUBJECTS)}")
     with tempfile.TemporaryDirectory() as folder:
@@ -111,13 +114,13 @@ def main() -> None:
         build_checkpoint(preset("gqa"), Path(words["model"]))
         if args.llama_server:
             build_gguf(preset("gqa"), Path(words["gguf"]))
-            words |= {"llama_server": args.llama_server, "llama_version": _version(args.llama_server)}
-        wanted = [subject for subject in SUBJECTS if args.llama_server or subject.name != "llamacpp"]
-        for subject in wanted:
+            words["llama_server"] = args.llama_server
+        for subject in SUBJECTS:
             there = (args.out / subject.name / "verdicts.jsonl").exists()
-            if subject.name in args.names or not (args.names or there):
+            can = args.llama_server or subject.name != "llamacpp"
+            if can and (subject.name in args.names or not (args.names or there)):
                 ask(subject, words, args.profile, args.out)
-    columns = [f"{subject.column.format(**words)}={args.out / subject.name}" for subject in wanted
+    columns = [f"{subject.column}={args.out / subject.name}" for subject in SUBJECTS
                if (args.out / subject.name).exists()]
     subprocess.run([*PABENCH, "matrix", *columns, "--out", str(args.out / "matrix.html"), "--markdown",
                     str(args.out / "matrix.md")], cwd=ROOT, check=True)
