@@ -27,7 +27,6 @@ from typing import Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from pabench.analysis import finish_run
 from pabench.conformance.runner import run_suite
 from pabench.engines import EngineProcess, dialect
 from pabench.engines.doctor import examine
@@ -41,9 +40,10 @@ from pabench.errors import (
     UsageError,
 )
 from pabench.files import read_model
-from pabench.load import Progress, Workload, load_workload, run_loop, run_workload
+from pabench.load import Progress, Workload, load_workload, run_loop
 from pabench.probe import build_checkpoint, preset
 from pabench.resources import data_dir
+from pabench.series import Series
 from pabench.telemetry.block_trace import TRACE_SUFFIX
 
 PROBE_FOLDER = "probe"
@@ -243,15 +243,10 @@ def _run_engine(
     with _reach(plan, folder / "load-engine.log", model) as url:
         probe = None if suite.model_command else model
         examination = run_loop(examine(url, dialect=plan.dialect, probe=probe))
-        # Loads of one process: equal seeds would let later loads find the prompts of earlier ones in the prefix cache.
-        for seed, workload in enumerate(suite.workloads(), start=suite.first_seed):
+        series = Series(examination, url, plan.label, suite.first_seed, narrator.load)
+        for number, workload in enumerate(suite.workloads()):
             result.runs.append(folder / folder_name(workload.load_text))
-            with narrator.load(workload, plan.label, result.runs[-1]) as progress:
-                manifest = run_loop(run_workload(
-                    examination, workload, result.runs[-1], url=url, label=plan.label, seed=seed,
-                    progress=progress,
-                ))
-            finish_run(result.runs[-1])
+            manifest = series.run(number, workload, result.runs[-1])[0].manifest
             result.flawless &= manifest.flawless
             if manifest.failure is not None:
                 raise EngineDied(manifest.failure)

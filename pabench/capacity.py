@@ -1,10 +1,9 @@
 """Capacity: the highest rate of arrivals at which nearly all requests are answered in time, found by a search.
 
 A rate is tried by runs of its own; no two runs of a search have one seed, else later rates would find the prompts of
-earlier ones in the prefix cache. It is inside when the share of requests in time is surely
-high enough (the whole of Wilson's interval is), outside when it surely is not. What is neither is tried again, and
-counted together. The search doubles the rate until one is outside, then halves the gap between the two, on a
-logarithmic scale, until it is small.
+earlier ones in the prefix cache. It is inside when the share of requests in time is surely high enough (the whole of
+Wilson's interval is), outside when it surely is not. What is neither is tried again, and counted together. The search
+doubles the rate until one is outside, then halves the gap between the two, on a logarithmic scale, until it is small.
 """
 
 from __future__ import annotations
@@ -12,29 +11,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
-from math import ceil, inf, sqrt
+from math import ceil, sqrt
 from pathlib import Path
 from statistics import NormalDist
 from typing import Literal
 
 import orjson
-import pandas as pd
 from pydantic import BaseModel, ConfigDict
 
-from pabench.analysis.slo import SLO, answer_gaps, in_time
-from pabench.analysis.summary import Validity
-from pabench.analysis.validity import MAX_CPU_SHARE
+from pabench.analysis.slo import SLO
 from pabench.errors import UsageError
-from pabench.load.manifest import ClientHealth
 from pabench.load.records import write_atomic
 
 CAPACITY_FILE = "capacity.json"
 CONFIDENCE = 0.95
 _WORDS = ("conclusion", "in_time")  # in the file for who reads it alone
-_CLIENT_SHARE = 0.05  # of the SLO's bound, that the client may be late
-# Reasons of a run's validity that do not end a search: a window is for throughput and scrapes are for the cache, no
-# success is a share of 0, and the client's lateness is held against the SLO's bounds by `too_slow`.
-_NO_MATTER = ("no steady window", "no request succeeded", "scrapes failed", "of the client moves the")
 
 Measure = Callable[[float, int], "Attained"]  # rate in requests/s, runs so far -> what came of it
 
@@ -171,41 +162,6 @@ def _try(measure: Callable[[float], Attained], rate: float, slo: SLO, tries: int
             break
     enough = attained.total == 0 or attained.share >= slo.share  # nothing came: nothing speaks against more
     return Tried(rate, attained, verdict, low, high, enough)
-
-
-def attained_in(requests: pd.DataFrame, slo: SLO) -> Attained:
-    """Requests of a run (columns of REQUEST_SCHEMA) that were in time; see `in_time`."""
-    found = in_time(requests, slo)
-    return Attained(int(found.sum()), len(found))
-
-
-def too_slow(client: ClientHealth, requests: pd.DataFrame, slo: SLO) -> str | None:
-    """Why the client's own error is too large beside the SLO's bounds; None: it is not.
-
-    It may move TTFT and TPOT by 5 % of their bounds, or by 1 ms. Its lag moves the last token of an answer, and so its
-    TPOT by a share of that: one over the gaps between the answer's tokens.
-    """
-    bounds = [] if slo.ttft_ms is None else [slo.ttft_ms]
-    if slo.tpot_ms is not None:
-        bounds.append(slo.tpot_ms * float(answer_gaps(requests).median()))
-    allowed = max(_CLIENT_SHARE * min(bounds), 1.0)
-    lag_ms = client.loop_lag_p99_ms
-    spans_s = (requests["last_s"] - requests["first_s"])[lambda spans: spans > 0]
-    gap_ms = float((spans_s / answer_gaps(requests)).median()) * 1e3 if len(spans_s) else inf  # one token: no gap
-    if lag_ms is not None and client.kernel_stamps and lag_ms < gap_ms:
-        lag_ms = None  # it is in no arrival: no two tokens of a stream are read at once
-    for name, late_ms in (("sends", client.lateness_p99_ms), ("sees answers", lag_ms)):
-        if late_ms is not None and late_ms > allowed:
-            return f"it {name} up to {late_ms:.1f} ms late (p99), more than the {allowed:.1f} ms allowed"
-    if client.cpu_share is not None and client.cpu_share > MAX_CPU_SHARE:
-        return f"it used {client.cpu_share:.0%} of a core"
-    return None
-
-
-def unusable(validity: Validity) -> str | None:
-    """Why a run says nothing of what was asked, though the client was quick enough; None: it does."""
-    reasons = [reason for reason in validity.reasons if not any(words in reason for words in _NO_MATTER)]
-    return "; ".join(reasons) or None
 
 
 class Search(BaseModel):

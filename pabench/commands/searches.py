@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -30,7 +31,7 @@ from pabench.commands.options import (
     new_folder,
     require_new,
 )
-from pabench.errors import EXIT_NOT_CONFORMING, EXIT_OK, PabenchError, UsageError
+from pabench.errors import EXIT_NOT_CONFORMING, EXIT_OK, PabenchError
 
 app = typer.Typer()
 
@@ -57,10 +58,10 @@ def sweep(
 
     Example: pabench sweep --url http://127.0.0.1:8000 --workload sharegpt-mini --users 1,4,16,64
     """
-    from pabench.analysis import finish_run
     from pabench.bench import folder_name
-    from pabench.load import Placement, load_workload, run_loop, run_workload, sweep_loads
+    from pabench.load import Placement, load_workload, sweep_loads
     from pabench.load.planning import plan as plan_load
+    from pabench.series import Series
     from pabench.terminal.live import live_load
     from pabench.terminal.runs import show_sweep
 
@@ -71,21 +72,18 @@ def sweep(
     key, folder, silent = api_key_in(api_key_env), out or new_folder("sweep"), quiet or as_json
     require_new(folder)
     examination = examined(url, dialect, probe, api_key_env, model=model)
-    name = label or examination.facts.dialect
-    first = plans[0].seed if seed is None else seed
-    for number, load in enumerate(plans):  # what a later load cannot have is said before the first is run
-        plan_load(load, first + number, examination.facts, examination.probe, "")
+    series = Series(examination, url, label or examination.facts.dialect, plans[0].seed if seed is None else seed,
+                    partial(live_load, quiet=silent, api_key=key), key, placement)
+    for number, plan in enumerate(plans):  # what a later load cannot have is said before the first is run
+        plan_load(plan, series.seed + number, examination.facts, examination.probe, "")
     summaries, flawless = [], True
     try:
         for number, plan in enumerate(plans):
-            where = folder / f"{number:02}-{folder_name(plan.load_text)}"
-            with live_load(plan, name, where, quiet=silent, api_key=key) as progress:
-                manifest = run_loop(run_workload(examination, plan, where, url=url, label=name, seed=first + number,
-                                                 progress=progress, api_key=key, placement=placement))
-            summaries.append(finish_run(where)[1])
-            flawless &= manifest.flawless
-            if manifest.failure is not None:
-                raise PabenchError(manifest.failure)
+            run, summary = series.run(number, plan, folder / f"{number:02}-{folder_name(plan.load_text)}")
+            summaries.append(summary)
+            flawless &= run.manifest.flawless
+            if run.manifest.failure is not None:
+                raise PabenchError(run.manifest.failure)
     finally:
         show_sweep(summaries, folder, as_json=as_json)
     raise SystemExit(EXIT_OK if flawless else EXIT_NOT_CONFORMING)
@@ -115,73 +113,38 @@ def capacity(
 
     Example: pabench capacity --url http://127.0.0.1:8000 --workload poisson --ttft-ms 500 --tpot-ms 50
     """
-    from pabench.analysis import finish_run
     from pabench.analysis.slo import SLO
-    from pabench.capacity import (
-        CONFIDENCE,
-        Attained,
-        Search,
-        Tried,
-        attained_in,
-        conclusion,
-        require_enough,
-        search_capacity,
-        too_slow,
-        unusable,
-    )
-    from pabench.load import Placement, load_workload, run_loop, run_workload
-    from pabench.load.draws import NoArrivals
+    from pabench.capacity import CONFIDENCE, Search, Tried, conclusion, require_enough, search_capacity
+    from pabench.capacity_runs import CapacityRuns, require_searchable
+    from pabench.load import Placement, load_workload
+    from pabench.series import Series
     from pabench.terminal.live import console, live_load
     from pabench.terminal.runs import show_capacity, tried_text
 
     slo, placement = SLO(ttft_ms, tpot_ms, share), Placement(workers, ray)
     asked = load_workload(workload, rate_per_s=from_rate, duration_s=duration_s)
-    if asked.beam_width is not None:
-        raise UsageError(f"a capacity is told by the times of tokens, and the beams of workload {asked.name!r} come "
-                         "whole: use pabench sweep")
     if asked.session is None:  # a session brings several requests, nobody knows how many
         require_enough(slo, from_rate=from_rate, duration_s=duration_s, tries=tries)
     key, folder, silent = api_key_in(api_key_env), out or new_folder("capacity"), quiet or as_json
     require_new(folder)
     examination = examined(url, dialect, probe, api_key_env, model=model)
-    if "stream" not in examination.facts.capabilities:
-        raise UsageError(f"a capacity is told by the times of tokens, and dialect {examination.facts.dialect!r} of "
-                         "this engine does not stream: use pabench sweep")
-    name = label or examination.facts.dialect
+    require_searchable(asked, examination.facts)
+    series = Series(examination, url, label or examination.facts.dialect, asked.seed if seed is None else seed,
+                    partial(live_load, quiet=silent, api_key=key), key, placement)
     tried: list[Tried] = []
-    finished, first = False, asked.seed if seed is None else seed
-
-    def measure(rate: float, number: int) -> Attained:
-        plan = load_workload(workload, rate_per_s=rate, duration_s=duration_s).model_copy(update={"num_requests": None})
-        where = folder / f"{number:02}-{rate:.6g}-per-s"
-        try:
-            with live_load(plan, name, where, quiet=silent, api_key=key) as progress:
-                manifest = run_loop(run_workload(examination, plan, where, url=url, label=name, seed=first + number,
-                                                 progress=progress, api_key=key, placement=placement))
-        except NoArrivals:
-            return Attained(0, 0)
-        run, summary = finish_run(where)
-        if manifest.failure is not None:
-            raise PabenchError(f"{manifest.failure}; the runs so far are in {folder}")
-        if (slow := too_slow(manifest.client, run.requests, slo)) is not None:
-            raise PabenchError(f"at {rate:.3g} {asked.rate_unit} the client itself is too slow to say more: {slow}; "
-                               f"the runs so far are in {folder}")
-        if (why := unusable(summary.validity)) is not None:
-            raise PabenchError(f"the run at {rate:.3g} {asked.rate_unit} is INVALID: {why}; the runs so far are in "
-                               f"{folder}")
-        return attained_in(run.requests, slo)
+    finished = False
 
     def note(one: Tried) -> None:
         tried.append(one)
         console(quiet=silent).print(tried_text(one, asked.rate_unit))
 
     try:
-        search_capacity(measure, slo, from_rate=from_rate, to_rate=to_rate, precision=precision, tries=tries,
-                        confidence=CONFIDENCE, progress=note)
+        search_capacity(CapacityRuns(series, asked, slo, folder), slo, from_rate=from_rate, to_rate=to_rate,
+                        precision=precision, tries=tries, confidence=CONFIDENCE, progress=note)
         finished = True
     finally:
         if tried:  # a search that was broken off has found something too
-            search = Search(label=name, workload=asked.name, slo=slo, confidence=CONFIDENCE, finished=finished,
+            search = Search(label=series.label, workload=asked.name, slo=slo, confidence=CONFIDENCE, finished=finished,
                             capacity=conclusion(tried, asked.rate_unit))
             search.write(folder)
             show_capacity(search, folder, as_json=as_json)

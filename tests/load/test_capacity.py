@@ -8,16 +8,8 @@ import pytest
 
 from pabench.analysis.slo import SLO
 from pabench.analysis.summary import Validity
-from pabench.capacity import (
-    Attained,
-    Capacity,
-    attained_in,
-    conclusion,
-    require_enough,
-    search_capacity,
-    too_slow,
-    unusable,
-)
+from pabench.capacity import Attained, Capacity, conclusion, require_enough, search_capacity
+from pabench.capacity_runs import attained_in, too_slow, unusable
 from pabench.errors import UsageError
 from pabench.load.manifest import ClientHealth
 
