@@ -1,70 +1,23 @@
-"""An implementation in process as what a run asks: found by its name, told apart by its protocol, bounded in time.
-
-    pabench conform --impl vllm-blocks                 an adapter that ships: suites/adapters
-    pabench conform --impl acme.testing:allocator      a factory in a module
-    pabench conform --impl acme/adapter.py:allocator   a factory in a file
-
-A factory takes nothing and returns an adapter: an object with the methods of its level's protocol (levels.py), and
-
-    capabilities                 what it has beyond the least, from the vocabulary of its level
-    describe() -> str            what really runs: names, versions
-    unsupported(case) -> list    reasons why a case cannot be asked of it; none: it can
-    close()                      if it has one: at the end of the run
-"""
+"""An implementation in process as what a run asks: told apart by its protocol, bounded in time."""
 
 from __future__ import annotations
 
 import contextlib
-import importlib
-import importlib.util
-import signal
-import sys
-import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from types import FrameType, ModuleType
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
+from pabench.conformance.adapters import make_adapter
 from pabench.conformance.failure import CaseFailed, Failure
 from pabench.conformance.levels import IN_PROCESS, capabilities, level_of, package
 from pabench.conformance.profiles import Profile
 from pabench.conformance.registry import Requirement
 from pabench.conformance.targets import Subject, unsupported
+from pabench.conformance.time_limits import case_limited
 from pabench.engines.cleaning import clean
-from pabench.errors import EngineError, EngineTimeout, RequirementFailed, UsageError
-from pabench.resources import data_dir
-
-# Name -> factory. Files lie in suites/adapters: pabench itself imports no engine.
-SHIPPED = {
-    "reference-paged": "reference.py:paged",
-    "reference-contiguous": "reference.py:contiguous",
-    "vllm-blocks": "elsewhere.py:vllm",
-    "transformers-blocks": "elsewhere.py:transformers",
-    "paged-torch": "paged.py:in_torch",
-    "paged-triton": "paged.py:in_triton",
-    "paged-numba": "paged.py:in_numba",
-    "flex-attention": "flex.py:eager",
-    "flashinfer": "flashinfer.py:paged",
-    "flash-attention": "flash_attention.py:paged",
-}
-_ALARM_AGAIN_S = 1.0
-
-
-class Adapter(Protocol):
-    """What adapters of all levels have."""
-
-    capabilities: frozenset[str]
-
-    def describe(self) -> str:
-        """What really runs."""
-        ...
-
-    def unsupported(self, case: Any) -> list[str]:
-        """Why `case` cannot be asked of it."""
-        ...
+from pabench.errors import EngineError, RequirementFailed, UsageError
 
 
 class ImplementationUnderTest:
@@ -132,29 +85,6 @@ def blamed(what: str) -> Iterator[None]:
                                       "beforehand")) from error
 
 
-@contextlib.contextmanager
-def ended_within(limit_s: float, what: str, meanwhile: Callable[[], str]) -> Iterator[None]:
-    """Around a call of an adapter that may loop for ever: its failure, long before the case's time is up.
-
-    Rests on the alarm of the case, and does nothing where there is none or it strikes before. `meanwhile` says what
-    waits for the call.
-    """
-    start, left_s = time.monotonic(), signal.getitimer(signal.ITIMER_REAL)[0] if hasattr(signal, "setitimer") else 0.0
-    if left_s <= limit_s:
-        yield
-        return
-    before = signal.signal(signal.SIGALRM, _call_out_of_time)
-    _alarm_in(limit_s)
-    try:
-        yield
-    except _CallOutOfTime:
-        raise CaseFailed(Failure(f"{what} ends within {limit_s:g} s", f"it did not, while {meanwhile()}",
-                                 hint="an endless loop: what it tries again and again never makes progress")) from None
-    finally:
-        signal.signal(signal.SIGALRM, before)
-        _alarm_in(max(left_s - (time.monotonic() - start), 0.001))
-
-
 def _place(error: BaseException) -> str:
     """File and line where it was raised."""
     trace = error.__traceback__
@@ -220,23 +150,9 @@ class ImplementationTarget:
         under_test: Subject = package(self.level).UnderTest(self.adapter, self.profile, rng, drawn)
         return under_test
 
-    @contextlib.contextmanager
-    def limited(self) -> Iterator[None]:
-        """By an alarm, where there is one to be had: an endless loop in process cannot be left otherwise."""
-        main = threading.current_thread() is threading.main_thread()
-        if not main or not hasattr(signal, "setitimer") or signal.getitimer(signal.ITIMER_REAL)[0]:
-            yield
-            return
-        before = signal.signal(signal.SIGALRM, _out_of_time)
-        _alarm_in(self.profile.case_timeout_s)
-        try:
-            yield
-        except _OutOfTime:
-            # Not `from` it: struck between two lines, its traceback has no line number, which pytest cannot show.
-            raise EngineTimeout(f"no end within the {self.profile.case_timeout_s:g} s of a case") from None
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, before)
+    def limited(self) -> contextlib.AbstractContextManager[None]:
+        """See Target. An endless loop in process can be left by an alarm alone."""
+        return case_limited(self.profile.case_timeout_s)
 
     def still_lives(self) -> bool:
         """See Target."""
@@ -253,68 +169,7 @@ class ImplementationTarget:
             self.adapter.close()
 
 
-def _alarm_in(seconds: float) -> None:
-    """And again from then on: what is raised in a finaliser, or in a callback of the garbage collector, is lost."""
-    signal.setitimer(signal.ITIMER_REAL, seconds, _ALARM_AGAIN_S)
-
-
-class _OutOfTime(BaseException):
-    """Not an Exception: neither an adapter nor Hypothesis may take it for one of theirs."""
-
-
-def _out_of_time(_number: int, _frame: FrameType | None) -> None:
-    raise _OutOfTime
-
-
-class _CallOutOfTime(BaseException):
-    """As _OutOfTime, of one call."""
-
-
-def _call_out_of_time(_number: int, _frame: FrameType | None) -> None:
-    raise _CallOutOfTime
-
-
 def _methods(protocol: type) -> list[str]:
     return sorted(name for name in dir(protocol) if not name.startswith("_") and callable(getattr(protocol, name)))
 
 
-def check_name(named: str) -> None:
-    """Raise UsageError unless `named` is a name that ships or looks like a factory. Imports nothing."""
-    where, colon, factory = SHIPPED.get(named, named).rpartition(":")
-    if not colon or not where or not factory.isidentifier():
-        raise UsageError(f"--impl is {named!r}, expected one of {', '.join(SHIPPED)}, or package.module:factory, or "
-                         "path/to/file.py:factory")
-    if named not in SHIPPED and where.endswith(".py") and not Path(where).is_file():
-        raise UsageError(f"--impl is {named!r}, but there is no file {where}")
-
-
-def make_adapter(named: str) -> Any:
-    """The adapter that `named` makes. Raises UsageError when there is none to be had."""
-    check_name(named)
-    where, _, factory_name = SHIPPED.get(named, named).rpartition(":")
-    try:
-        module = _module(data_dir("suites") / "adapters" / where if named in SHIPPED else where)
-        factory: Callable[[], Any] = getattr(module, factory_name)
-        return factory()
-    except Exception as error:
-        if isinstance(error, UsageError):
-            raise
-        raise UsageError(f"--impl {named} makes no adapter: {type(error).__name__}: {clean(str(error))}") from error
-
-
-def _module(where: str | Path) -> ModuleType:
-    path = Path(where)
-    if path.suffix != ".py":
-        sys.path.insert(0, "")  # pytest, unlike `python -m`, does not look here
-        try:
-            return importlib.import_module(str(where))
-        finally:
-            sys.path.remove("")
-    # A name of its own: vllm.py must not stand in the way of vllm.
-    spec = importlib.util.spec_from_file_location(f"pabench_adapter_{path.stem}", path)
-    assert spec is not None, "a file that ends in .py has a spec"
-    assert spec.loader is not None, "and a loader"
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module

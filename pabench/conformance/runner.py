@@ -14,10 +14,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from pabench.conformance.adapters import check_name
 from pabench.conformance.cases import load_case
 from pabench.conformance.engine_target import API_KEY_VARIABLE
 from pabench.conformance.expectations import load_expectations
-from pabench.conformance.implementation import check_name
 from pabench.conformance.launched import DEFAULT_URL, MAX_STARTS, READY_TIMEOUT_S, parse_launch
 from pabench.conformance.profiles import load_profile
 from pabench.conformance.registry import load_registry

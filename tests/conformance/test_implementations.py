@@ -13,10 +13,11 @@ from xml.etree import ElementTree
 import pytest
 
 from pabench.conformance import Outcome, load_results
+from pabench.conformance.adapters import make_adapter
 from pabench.conformance.alloc import Pool
 from pabench.conformance.alloc import schedule as schedules
 from pabench.conformance.failure import CaseFailed
-from pabench.conformance.implementation import ImplementationTarget, make_adapter
+from pabench.conformance.implementation import ImplementationTarget
 from pabench.conformance.profiles import PROFILES
 from pabench.conformance.runner import replay_case, run_suite
 from pabench.errors import UsageError

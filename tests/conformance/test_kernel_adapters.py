@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from pabench.conformance import Outcome, load_results
+from pabench.conformance.adapters import _module, make_adapter
 from pabench.conformance.failure import CaseFailed
-from pabench.conformance.implementation import _module, make_adapter
 from pabench.conformance.kernel import layouts, under_test
 from pabench.conformance.kernel.cases import MergeCase
 from pabench.conformance.runner import replay_case, run_suite

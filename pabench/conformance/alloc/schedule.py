@@ -18,7 +18,8 @@ from typing import Any, Protocol
 
 from pabench.conformance.alloc.adapter import Pool
 from pabench.conformance.alloc.model import Held, Memory, Prefixes
-from pabench.conformance.implementation import blamed, ended_within
+from pabench.conformance.implementation import blamed
+from pabench.conformance.time_limits import ended_within
 
 _IDLE_STEPS = 2  # in a row, that a scheduler may need to sort itself out after a preemption
 _STEP_S = 5.0    # that choosing a step of a tiny pool may take: more is an endless loop
