@@ -94,6 +94,13 @@ class Capacity:
             return f"above {self.inside:.3g} {unit}, the highest rate that was tried: raise --to-rate"
         return f"{self.inside:.3g} {unit}; {self.outside:.3g} {unit} is too much"
 
+    @property
+    def bounds(self) -> str:
+        """Of a search that did not come to its end: what it has shown, and no advice."""
+        shown = [f"at least {self.inside:.3g} {self.unit}"] if self.inside is not None else []
+        shown += [f"below {self.outside:.3g} {self.unit}"] if self.outside is not None else []
+        return ", ".join(shown) or "nothing decided"
+
 
 def search_capacity(
     measure: Measure, slo: SLO, *, from_rate: float, to_rate: float, precision: float = 0.1, tries: int = 3,
@@ -175,12 +182,15 @@ class Search(BaseModel):
     slo: SLO
     confidence: float      # of the intervals
     finished: bool         # not broken off by Ctrl-C or an error
+    ended_by: str = ""     # what broke it off
     capacity: Capacity
 
     @property
     def text(self) -> str:
         """The conclusion in words."""
-        return self.capacity.text if self.finished else f"broken off, so far: {self.capacity.text}"
+        if self.finished:
+            return self.capacity.text
+        return f"broken off{f' ({self.ended_by})' if self.ended_by else ''}, so far: {self.capacity.bounds}"
 
     def write(self, folder: Path) -> None:
         """Write `capacity.json`. Raises RecordsUnwritable."""

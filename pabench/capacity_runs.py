@@ -43,8 +43,7 @@ class CapacityRuns:
         except NoArrivals:
             return Attained(0, 0)
         if (why := self._says_nothing(run.manifest.failure, run.manifest.client, run.requests, summary.validity)):
-            raise PabenchError(f"the run at {rate:.3g} {self.workload.rate_unit} {why}; the runs so far are in "
-                               f"{self.folder}")
+            raise PabenchError(f"the run at {rate:.3g} {self.workload.rate_unit} {why}")
         return attained_in(run.requests, self.slo)
 
     def _says_nothing(

@@ -49,7 +49,7 @@ def conform(
     raise SystemExit(run_suite(
         url, launch=launch, ready_timeout_s=ready_timeout_s, impl=impl, out=out or new_folder("conform"),
         profile=profile, dialect=dialect, model=model, probe=probe, ids=requirement or (), expect=expect, seed=seed,
-        api_key=api_key_in(api_key_env), quiet=quiet,
+        api_key=api_key_in(api_key_env), live=not quiet,
     ))
 
 
@@ -85,7 +85,7 @@ def mutants(
 
     Interrupted, it goes on where it was when it is given the same --out. Needs the extra `engine`.
 
-    Example: pabench mutants --profile smoke --out results/mutants
+    Example: pabench mutants --level alloc --out results/mutants
     """
     need_engine()
     from pabench.conformance.kills import exit_code, kills_page, questions, run_mutants

@@ -122,23 +122,33 @@ class _Show:
         self, plan: Workload, name: str, folder: Path, run: Callable[[Progress], Coroutine[Any, Any, Manifest]]
     ) -> NoReturn:
         """Do `run`, show it however it ends, and exit."""
-        from pabench.analysis import finish_run
         from pabench.calibration import calibrate_run
         from pabench.load import run_loop
         from pabench.terminal.live import live_load
-        from pabench.terminal.runs import show_run
 
         try:
             with live_load(plan, name, folder, quiet=self.quiet or self.as_json, api_key=self.api_key) as progress:
                 manifest = run_loop(run(progress))
+        except UsageError:
+            raise  # refused, before anything was sent
+        except BaseException:
+            self._tell(folder)  # an interrupted run has results too
+            raise
+        try:
             if self.calibrate and manifest.failure is None:
                 calibrate_run(folder, self.placement)
         finally:
-            if (folder / "requests.parquet").exists():  # an interrupted run has results too
-                show_run(finish_run(folder)[1], as_json=self.as_json)
+            self._tell(folder)
         if manifest.failure is not None:
             raise PabenchError(manifest.failure)
         raise SystemExit(EXIT_OK if manifest.flawless else EXIT_NOT_CONFORMING)
+
+    def _tell(self, folder: Path) -> None:
+        from pabench.analysis import finish_run
+        from pabench.terminal.runs import show_run
+
+        if (folder / "requests.parquet").exists():
+            show_run(finish_run(folder)[1], as_json=self.as_json)
 
 
 def _refuse_changes(**given: object) -> None:

@@ -53,7 +53,7 @@ Workers = Annotated[
 RayAddress = Annotated[
     str | None,
     typer.Option("--ray", help="Spread the workers over the machines of this Ray cluster, e.g. auto or HOST:PORT "
-                               "(needs pabench[ray])."),
+                               "(needs pabench\\[ray])."),
 ]
 TtftBound = Annotated[float | None, typer.Option("--ttft-ms", help="In time: first token, from the intended start.")]
 TpotBound = Annotated[float | None, typer.Option("--tpot-ms", help="In time: mean gap between an answer's tokens.")]

@@ -132,7 +132,7 @@ def capacity(
     series = Series(examination, url, label or examination.facts.dialect, asked.seed if seed is None else seed,
                     partial(live_load, quiet=silent, api_key=key), key, placement)
     tried: list[Tried] = []
-    finished = False
+    ended_by = "interrupted"
 
     def note(one: Tried) -> None:
         tried.append(one)
@@ -141,11 +141,14 @@ def capacity(
     try:
         search_capacity(CapacityRuns(series, asked, slo, folder), slo, from_rate=from_rate, to_rate=to_rate,
                         precision=precision, tries=tries, confidence=CONFIDENCE, progress=note)
-        finished = True
+        ended_by = ""
+    except PabenchError as error:
+        ended_by = str(error)
+        raise
     finally:
         if tried:  # a search that was broken off has found something too
-            search = Search(label=series.label, workload=asked.name, slo=slo, confidence=CONFIDENCE, finished=finished,
-                            capacity=conclusion(tried, asked.rate_unit))
+            search = Search(label=series.label, workload=asked.name, slo=slo, confidence=CONFIDENCE,
+                            finished=not ended_by, ended_by=ended_by, capacity=conclusion(tried, asked.rate_unit))
             search.write(folder)
             show_capacity(search, folder, as_json=as_json)
 

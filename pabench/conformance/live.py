@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pabench.conformance.plugin import SUITE_RUN
-from pabench.conformance.running import SuiteRun
+from pabench.conformance.running import SuiteRun, from_here
 from pabench.conformance.verdicts import Outcome, Verdict, by_requirement, exit_code
 from pabench.errors import EXIT_NOT_CONFORMING, EXIT_OK
 
@@ -25,21 +25,28 @@ _OTHER = "bold red"
 _PIPE_WIDTH = 140
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """What `pabench conform --quiet` asks for."""
+    parser.addoption("--pabench-at-end", action="store_true", help="show nothing before the run has ended")
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_configure(config: pytest.Config) -> None:
     """Show the run, if there is one; a termination stops the engine too, as an interrupt does."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     run = config.pluginmanager.get_plugin(SUITE_RUN)
     if run is not None:
-        config.pluginmanager.register(Live(run, _console()), "pabench-live")
+        view = Live(run, _console(), at_end=config.getoption("--pabench-at-end"))
+        config.pluginmanager.register(view, "pabench-live")
 
 
 class Live:
-    """Shows one run on one console."""
+    """Shows one run on one console; `at_end`: nothing of it before."""
 
-    def __init__(self, run: SuiteRun, console: Console) -> None:
+    def __init__(self, run: SuiteRun, console: Console, *, at_end: bool) -> None:
         self._run = run
         self._console = console
+        self._at_end = at_end
         self._shown = 0
         run.news = self._tell
         self._progress = Progress(SpinnerColumn(), TextColumn("{task.completed}/{task.total} {task.description}"),
@@ -52,19 +59,22 @@ class Live:
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         """Name what runs now."""
-        if self._console.is_terminal:
+        if self._console.is_terminal and not self._at_end:
             self._progress.start()
         self._progress.update(self._task, description=nodeid.rpartition("::")[2])
 
     def pytest_runtest_logfinish(self) -> None:
         """Show the verdicts that have fallen."""
+        if self._at_end:
+            return
         for verdict in self._run.verdicts[self._shown:]:
             self._console.print(_line(verdict), soft_wrap=True)
         self._shown = len(self._run.verdicts)
         self._progress.advance(self._task)
 
     def _tell(self, text: str) -> None:
-        self._console.print(Text(text, style="dim"), soft_wrap=True)
+        if not self._at_end:
+            self._console.print(Text(text, style="dim"), soft_wrap=True)
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         """A test file that cannot be read."""
@@ -93,7 +103,7 @@ class Live:
                 self._console.print()
                 self._console.print(Text(verdict.text), soft_wrap=True)
         self._console.print()
-        self._console.print(_table(self._run.verdicts))
+        self._show_requirements()
         if self._run.smoke != "ok":
             self._console.print(Text(f"The harness check failed before all else, so read the failures with it in mind: "
                                      f"{self._run.smoke}", style=_OTHER))
@@ -103,6 +113,26 @@ class Live:
             done = f"{len(self._run.verdicts)} of {len(session.items)} cases"
             conclusion = Text(f"{what} after {done}", style=_OTHER)
         self._console.print(conclusion, soft_wrap=True)
+        if self._run.out is not None:
+            self._console.print(Text(f"results: {from_here(self._run.out)}"), soft_wrap=True)
+
+    def _show_requirements(self) -> None:
+        """A row each, with its note beside it, or on a line of its own where there is no room beside."""
+        rows = by_requirement(self._run.verdicts)
+        beside = self._console.width >= _PIPE_WIDTH
+        table = Table(box=None, pad_edge=False)
+        for heading in ("requirement", "level", "verdict", "passed/asked/all"):
+            table.add_column(heading, no_wrap=True)
+        if beside:
+            table.add_column("note", overflow="fold")
+        for row in rows:
+            notes = [Text(row.reason, style="dim")] if beside else []
+            table.add_row(Text(row.requirement), row.level, Text(row.outcome, style=_STYLES.get(row.outcome, _OTHER)),
+                          f"{row.passed}/{row.asked}/{row.total}", *notes)
+        self._console.print(table)
+        for row in [] if beside else rows:
+            if row.reason:
+                self._console.print(Text(f"{row.requirement}: {row.reason}", style="dim"), soft_wrap=True)
 
     def _stop(self) -> None:
         if self._console.is_terminal:
@@ -123,19 +153,6 @@ def _line(verdict: Verdict) -> Text:
     return line
 
 
-def _table(verdicts: list[Verdict]) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for heading in ("requirement", "level", "verdict", "passed/asked/cases"):
-        table.add_column(heading, no_wrap=True)
-    table.add_column("note", overflow="fold")
-    for row in by_requirement(verdicts):
-        table.add_row(
-            Text(row.requirement), row.level, Text(row.outcome, style=_STYLES.get(row.outcome, _OTHER)),
-            f"{row.passed}/{row.claimed}/{row.total}", Text(row.reason, style="dim"),
-        )
-    return table
-
-
 def _conclusion(run: SuiteRun) -> Text:
     rows = by_requirement(run.verdicts)
     counts = ", ".join(f"{sum(row.outcome is outcome for row in rows)} {outcome}" for outcome in Outcome
@@ -143,4 +160,5 @@ def _conclusion(run: SuiteRun) -> Text:
     code = exit_code(run.verdicts)
     word, style = {EXIT_OK: ("conforming", "bold green"), EXIT_NOT_CONFORMING: ("not conforming", _OTHER)}.get(
         code, ("could not decide", _OTHER))
-    return Text(f"{word}: {run.target.impl}, {len(rows)} requirements: {counts}", style=style)
+    noun = "requirement" if len(rows) == 1 else "requirements"
+    return Text(f"{word}: {run.target.impl}, {len(rows)} {noun}: {counts}", style=style)

@@ -1,7 +1,7 @@
 """The pytest plugin: requirements as tests, against an engine at a URL or an implementation in process.
 
     pytest --pabench-url http://127.0.0.1:8000 --pabench-profile smoke --pabench-out results/x  my_tests/
-    pytest --pabench-impl acme.testing:allocator --pyargs pabench.suites.alloc
+    pytest --pabench-impl acme.testing:allocator --pyargs pabench.suites.alloc   # in a checkout: suites/alloc
 
 Without `--pabench-url`, `--pabench-launch` or `--pabench-impl` it does nothing but skip what needs one. This file is
 imported by every pytest run of an environment that has pabench installed, so it imports nothing heavy.

@@ -55,6 +55,7 @@ def run_suite(
     expect: Path | None = None,
     seed: int = 0,
     api_key: str | None = None,
+    live: bool = True,
     quiet: bool = False,
 ) -> int:
     """Ask the engine at `url`, or the implementation in process `impl`, all requirements of its level, or those in
@@ -63,7 +64,8 @@ def run_suite(
     `impl` is a name that ships, package.module:factory or path/to/file.py:factory. `launch` is a command line that
     starts the engine, with {port} for its port; it is started again when it has died. `url` is then where it listens,
     by default that port of 127.0.0.1, and `ready_timeout_s` the longest wait for each start. `probe` is a folder with a
-    probe.json, or a preset's name. `quiet` shows nothing but why a run could not be done.
+    probe.json, or a preset's name. Without `live` nothing is shown before the run has ended; `quiet` shows nothing but
+    why a run could not be done.
 
     Returns 0 conforming, 1 not, 2 could not run, 130 interrupted. Raises UsageError for bad input, before anything
     is asked of the engine.
@@ -82,6 +84,8 @@ def run_suite(
     options += [word for requirement_id in ids for word in ("--pabench-id", requirement_id)]
     if expect is not None:
         options += ["--pabench-expect", str(expect.resolve())]
+    if not live:
+        options.append("--pabench-at-end")
     code = _pytest(options, _run_timeout_s(profile, launch, ready_timeout_s), api_key, quiet)
     return believed(code, out)
 

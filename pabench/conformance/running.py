@@ -278,7 +278,7 @@ class SuiteRun:
             return text(""), ""
         name = write_case(self.out, case, impl=impl, text=text(""), evidence=subject.evidence(),
                           circumstances=self.target.told())
-        return text(f"pabench replay {shlex.quote(str(_from_here(self.out / name)))} {self.target.locator}"), name
+        return text(f"pabench replay {shlex.quote(str(from_here(self.out / name)))} {self.target.locator}"), name
 
     def _circumstances(self) -> dict[str, str | None]:
         return {"profile": self.profile.name, **self.target.circumstances()}
@@ -302,7 +302,7 @@ def _target(config: pytest.Config) -> Target:
         folder=Path(option("--pabench-out")) if option("--pabench-out") else None)
 
 
-def _from_here(path: Path) -> Path:
+def from_here(path: Path) -> Path:
     """`path` as somebody would type it who runs this."""
     here = Path.cwd()
     return path.relative_to(here) if path.is_relative_to(here) else path

@@ -39,7 +39,7 @@ class Outcome(StrEnum):
 # The engine was asked and did not do it.
 NOT_CONFORMING = frozenset({Outcome.CRASH, Outcome.TIMEOUT, Outcome.FAIL})
 # The engine was really asked, whatever came of it.
-CLAIMED = NOT_CONFORMING | {Outcome.PASS, Outcome.XFAIL, Outcome.XPASS}
+ASKED = NOT_CONFORMING | {Outcome.PASS, Outcome.XFAIL, Outcome.XPASS}
 _SEVERITY = {outcome: rank for rank, outcome in enumerate(Outcome)}
 
 
@@ -67,13 +67,13 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class RequirementVerdict:
-    """All cases of one requirement: the worst outcome, and the cell passed/claimed/total of the matrix."""
+    """All cases of one requirement: the worst outcome, and the cell passed/asked/all of the matrix."""
 
     requirement: str
     level: str
     outcome: Outcome
     passed: int                 # cases that held
-    claimed: int                # cases that the engine was really asked
+    asked: int                  # cases that the engine was really asked
     total: int
     reason: str
 
@@ -98,7 +98,7 @@ def _summarise(requirement: str, rows: list[Verdict]) -> RequirementVerdict:
         level=rows[0].level,
         outcome=outcome,
         passed=sum(row.outcome is Outcome.PASS for row in rows),
-        claimed=sum(row.outcome in CLAIMED for row in rows),
+        asked=sum(row.outcome in ASKED for row in rows),
         total=len(rows),
         reason=next(row.reason for row in rows if row.outcome is outcome),
     )
@@ -123,6 +123,6 @@ def exit_code(rows: Iterable[Verdict]) -> int:
         return EXIT_NOT_CONFORMING
     if any(row.outcome in (Outcome.ERROR, Outcome.NOTRUN) for row in musts):
         return EXIT_COULD_NOT_RUN
-    if not any(row.outcome in CLAIMED for row in rows):
+    if not any(row.outcome in ASKED for row in rows):
         return EXIT_COULD_NOT_RUN
     return EXIT_OK

@@ -29,7 +29,7 @@ def conditions(engines: Sequence[Engine]) -> tuple[Table | None, Table | None]:
 
 
 def _common(keys: Sequence[str], told: Mapping[str, str]) -> Table | None:
-    rows = [[words(_title(key)), _cell(told[key])] for key in keys]
+    rows = [[words(_title(key)), _cell(told.get(key, ""))] for key in keys]
     columns = [Column("what", "What", numeric=False), Column("value", "Value", numeric=False)]
     return table("same", "The same for every run", columns, rows) if rows else None
 

@@ -52,7 +52,7 @@ class WrongAnswers:
 
 def matrices(engines: Sequence[Engine]) -> list[Table]:
     """A table a level of the suite: requirements as rows, engines that were asked any of them as columns, "outcome
-    passed/claimed/total" in a cell that leads to its first failure.
+    passed/asked/all" in a cell that leads to its first failure.
     """
     checked = [engine for engine in engines if engine.suites]
     cells = {engine.index: {v.requirement: v for v in _verdicts(engine)} for engine in checked}
@@ -72,7 +72,7 @@ def matrices(engines: Sequence[Engine]) -> list[Table]:
         if rows:
             columns = [Column("requirement", "Requirement", numeric=False), Column("level", "Level", numeric=False)]
             columns += [Column(visible(engine.name), visible(engine.name), numeric=False) for engine in shown]
-            caption = f"Level {visible(level)}: outcome and cases passed / claimed / total"
+            caption = f"Level {visible(level)}: outcome and cases passed / asked / all"
             made.append(table(f"matrix-{len(made)}", caption, columns, rows))
     return made
 
@@ -121,7 +121,7 @@ def _places(told: Sequence[Failure]) -> dict[tuple[int, str], str]:
 def _cell(verdict: RequirementVerdict | None, place: str) -> Cell:
     if verdict is None:
         return Cell(UNKNOWN, None, "muted", "not in this engine's profile")
-    counts = f"{count(verdict.passed)}/{count(verdict.claimed)}/{count(verdict.total)}"
+    counts = f"{count(verdict.passed)}/{count(verdict.asked)}/{count(verdict.total)}"
     tone = "good" if verdict.outcome is Outcome.PASS else "bad" if verdict.outcome in _BAD else "muted"
     text = f"{verdict.outcome} {counts}"
     return Cell(text, text, tone, visible(verdict.reason), href=f"#{place}" if place else "")

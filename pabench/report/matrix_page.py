@@ -11,7 +11,7 @@ from pathlib import Path
 import pabench
 from pabench.conformance import load_results
 from pabench.conformance.results import SPEC_VERSION
-from pabench.conformance.verdicts import CLAIMED
+from pabench.conformance.verdicts import ASKED
 from pabench.engines.cleaning import markdown
 from pabench.errors import UsageError
 from pabench.report.build import check_out, render_template, write_atomic
@@ -124,7 +124,7 @@ def _not_asked(engines: Sequence[Engine]) -> Table | None:
         ("case", "Case"), ("implementation", "Implementation"), ("outcome", "Outcome"), ("reason", "Reason"))]
     rows = [[words(row.name), words(engine.name, engine=engine.index), words(row.outcome), words(row.reason)]
             for engine in engines for suite in engine.suites for row in suite.results.rows
-            if row.outcome not in CLAIMED]
+            if row.outcome not in ASKED]
     return table("not-asked", "Cases not asked, or not judged", columns, rows) if rows else None
 
 
@@ -134,7 +134,7 @@ def _not_asked(engines: Sequence[Engine]) -> Table | None:
 def matrix_markdown(page: MatrixPage) -> str:
     """The page as Markdown, for docs. What an engine supplied is escaped: it forms no markup."""
     lines = [f"Version {page.spec_version} of the specification, by pabench {page.version}. A cell: outcome, cases "
-             "passed / claimed / total.\n"]
+             "passed / asked / all.\n"]
     lines += [f"- **{_md(engine.name)}**: {answer.word}, {_md(answer.text)}" for engine, answer in page.conforming]
     for matrix in page.matrices:
         lines += [f"\n### {_md(matrix.caption.partition(':')[0])}\n", *_md_table(matrix)]

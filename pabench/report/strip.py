@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from pabench.conformance.verdicts import CLAIMED, NOT_CONFORMING, Outcome
+from pabench.conformance.verdicts import ASKED, NOT_CONFORMING, Outcome
 from pabench.errors import EXIT_NOT_CONFORMING, EXIT_OK
 from pabench.report.groups import Engine
 from pabench.report.text import count
@@ -97,13 +97,13 @@ def conforming(engine: Engine) -> Answer:
     rows = [row for suite in engine.suites for row in suite.results.rows]
     codes = {suite.results.footer.exit_code for suite in engine.suites}
     passed = sum(row.outcome is Outcome.PASS for row in rows)
-    claimed = sum(row.outcome in CLAIMED for row in rows)
+    asked = sum(row.outcome in ASKED for row in rows)
     profiles = ", ".join(dict.fromkeys(suite.results.header.profile for suite in engine.suites))
-    text = f"{count(passed)} of {count(claimed)} cases (profile {profiles})"
-    left_out = len(rows) - claimed
+    text = f"{count(passed)} of {count(asked)} cases (profile {profiles})"
+    left_out = len(rows) - asked
     reasons = [f"{row.name}: {row.outcome}" for row in rows if row.outcome in NOT_CONFORMING | {Outcome.XPASS}]
     if left_out:
-        reasons.append(f"{count(left_out)} cases not claimed: they say nothing about the engine")
+        reasons.append(f"{count(left_out)} cases not asked: they say nothing about the engine")
     if any(suite.results.footer.status != "complete" for suite in engine.suites):
         reasons.insert(0, "the suite was interrupted")
     if EXIT_NOT_CONFORMING in codes:

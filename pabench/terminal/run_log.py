@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from pabench.engines.cleaning import WHOLE, clean, without_key
+from pabench.errors import UsageError
 from pabench.load import Progress, ProgressState
 from pabench.load.manifest import read_manifest
 from pabench.load.records import MANIFEST_FILE, unwritable
@@ -67,14 +68,15 @@ def run_log(
             write()
 
     note(f"{head}: planning, warming up")
-    ending = "ended"
+    ending, refused = "ended", False
     try:
         yield show
     except BaseException as error:
-        ending = f"broken off by {type(error).__name__}"
+        ending = "interrupted" if isinstance(error, KeyboardInterrupt) else f"broken off ({error!r})"
+        refused = isinstance(error, UsageError) and not due_s  # what the folder may hold is of another run
         raise
     finally:
-        if (folder / MANIFEST_FILE).exists():
+        if not refused and (folder / MANIFEST_FILE).exists():
             for line in _told(folder, ending):
                 note(line)
             write()

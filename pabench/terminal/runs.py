@@ -84,7 +84,7 @@ def show_capacity(search: Search, folder: Path, *, as_json: bool) -> None:
         table.add_row(f"{each.rate_per_s:.3g}", f"{each.attained.share:.1%}", str(each.attained.total),
                       f"{each.low:.1%} – {each.high:.1%}", each.verdict)
     out.print(table)
-    out.print(f"capacity: {search.text}")
+    out.print(f"capacity: {escape(clean(search.text, WHOLE))}")
     out.print(f"runs: {escape(str(folder))}")
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from pabench.engines import EngineProcess
+from pabench.errors import UsageError
 from pabench.load import ProgressState
 from pabench.terminal import run_log
 from tests.cli.conftest import Run
@@ -41,10 +42,17 @@ def test_no_key_and_no_control_character_is_in_it(tmp_path: Path) -> None:
     assert not {"\x1b", "\u202e"} & set(text)
     assert "sk-secret" not in text
     assert [line.partition("Z ")[2] for line in text.splitlines()[1:]] == [
-        "1 of 9, 2 in flight, 15 tok/s, 1 errors", "broken off by KeyboardInterrupt: complete; 16 ok"]
+        "1 of 9, 2 in flight, 15 tok/s, 1 errors", "interrupted: complete; 16 ok"]
 
 
 def test_where_nothing_ran_there_is_no_log(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no engine"), run_log.run_log(tmp_path / "run", "head", lambda state: None):
         raise ValueError("no engine")
     assert not (tmp_path / "run").exists()
+
+
+def test_what_was_refused_leaves_the_log_of_the_run_that_is_there(tmp_path: Path) -> None:
+    write_run(tmp_path, Made("engine", requests=4))
+    with pytest.raises(UsageError), run_log.run_log(tmp_path, "head", lambda state: None):
+        raise UsageError("it is complete")
+    assert not (tmp_path / "run.log").exists()

@@ -22,8 +22,12 @@ def test_every_mutant_is_failed_by_what_it_names(name: str, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(("impl", "passed"), [("reference-paged", 21), ("reference-contiguous", 11)])
-def test_ours_conform(impl: str, passed: int, tmp_path: Path) -> None:
-    assert run_suite(impl=impl, out=tmp_path / "out", profile="smoke", quiet=True) == 0
+def test_ours_conform(impl: str, passed: int, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run_suite(impl=impl, out=tmp_path / "out", profile="smoke", live=False) == 0
+    shown = capfd.readouterr().out.splitlines()
+    assert shown[1].startswith("requirement ")  # nothing before the table
+    assert shown[-2].startswith("conforming: ")
+    assert shown[-1] == f"results: {tmp_path / 'out'}"
     rows = load_results(tmp_path / "out").by_requirement()
     assert sum(row.outcome is Outcome.PASS for row in rows) == passed
     assert {row.outcome for row in rows} <= {Outcome.PASS, Outcome.UNSUPPORTED}

@@ -109,7 +109,7 @@ def test_a_replayed_case_that_fails_fails_at_any_level() -> None:
 def test_cases_become_one_verdict() -> None:
     rows = [row(Outcome.PASS, case="a"), row(Outcome.UNSUPPORTED, case="b"), row(Outcome.FAIL, case="c")]
     (verdict,) = by_requirement(rows)
-    assert (verdict.outcome, verdict.passed, verdict.claimed, verdict.total) == (Outcome.FAIL, 1, 2, 3)
+    assert (verdict.outcome, verdict.passed, verdict.asked, verdict.total) == (Outcome.FAIL, 1, 2, 3)
     assert worst([Outcome.UNSUPPORTED, Outcome.PASS]) is Outcome.PASS
 
 

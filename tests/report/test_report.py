@@ -115,7 +115,7 @@ def test_verdicts_say_why(results: Path) -> None:
     assert any("interrupted" in reason for reason in silent.reasons)
 
 
-def test_the_matrix_counts_passed_claimed_and_total(results: Path) -> None:
+def test_the_matrix_counts_passed_asked_and_all(results: Path) -> None:
     page = make_page(read_sources([results / "paged", results / "contiguous"]))
     (matrix,) = page.matrices
     cells = {row[0].text: [cell.text for cell in row[2:]] for row in matrix.rows}
