@@ -148,11 +148,11 @@ def claims_markdown(results: Sequence[Result], command: str) -> str:
         "*simulated* the reference engine's scheduler under a virtual clock, *measured* this machine's CPU: no GPU was "
         "used. Where a GPU's figure is reproduced, it is by a ratio on a CPU, a simulation or arithmetic.", "",
         *_counted(results), "",
-        "| claim | source | published | ours | verdict | how, and why |", "| --- | --- | --- | --- | --- | --- |",
+        "| id | claim | source | published | ours | verdict | how, and why |", f"|{' --- |' * 7}",
     ]
     for one in results:
         how = "" if one.claim.how == "none" else one.claim.how
-        cells = (one.claim.claim, one.claim.source, one.claim.published, one.ours, one.verdict,
+        cells = (one.claim.id, one.claim.claim, one.claim.source, one.claim.published, one.ours, one.verdict,
                  ". ".join(filter(None, (how, one.why))))
         lines.append(f"| {' | '.join(map(markdown, cells))} |")
     return "\n".join(lines) + "\n"

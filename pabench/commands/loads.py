@@ -171,6 +171,7 @@ def calibrate(
     Example: pabench calibrate --streams 1,64,512 --itl-ms 20
     """
     from pabench.load import Placement
+    from pabench.load.calibrate import ClientError
     from pabench.load.calibrate import calibrate as measure
     from pabench.terminal.runs import show_calibration
 
@@ -178,8 +179,13 @@ def calibrate(
     tried = [number.strip() for number in streams.split(",")]
     if not all(number.isdigit() and int(number) for number in tried):
         raise UsageError(f"--streams is {streams!r}, expected whole numbers above 0 with commas between them")
-    show_calibration([measure(int(number), itl_ms=itl_ms, duration_s=duration_s, placement=placement)
-                      for number in tried], as_json=as_json)
+    found: list[ClientError] = []
+    try:
+        for number in tried:
+            found.append(measure(int(number), itl_ms=itl_ms, duration_s=duration_s, placement=placement))
+    finally:
+        if found:  # an interrupted one has results too
+            show_calibration(found, as_json=as_json)
 
 
 @app.command()

@@ -188,10 +188,13 @@ def _entry(models: Mapping[str, Any], wanted: str | None, notes: list[str]) -> M
     """What `/v1/models` says of the model to examine: `wanted`, else the first; empty where it says nothing."""
     data = models.get("data")
     entries = [entry for entry in data if isinstance(entry, Mapping)] if isinstance(data, list) else []
+    names = ", ".join(clean(str(entry.get("id")), 80) for entry in entries[:8])
     if wanted is not None:
-        return next((entry for entry in entries if entry.get("id") == wanted), {})
+        found = next((entry for entry in entries if entry.get("id") == wanted), None)
+        if entries and found is None:
+            notes.append(f"the model {clean(wanted, 80)!r} is none of those that the engine names ({names})")
+        return found or {}
     if len(entries) > 1:
-        names = ", ".join(clean(str(entry.get("id")), 80) for entry in entries[:8])
         notes.append(f"{len(entries)} models are served ({names}): the first was taken; name one with --model")
     return entries[0] if entries else {}
 

@@ -181,7 +181,9 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         return Manifest.model_validate_json(orjson.dumps(upgrade(orjson.loads(path.read_bytes()))))
     except FileNotFoundError:
-        raise UsageError(f"{folder} is no run folder: it holds no {MANIFEST_FILE}") from None
+        below = any(folder.glob(f"*/**/{MANIFEST_FILE}"))
+        hint = f"; `pabench results list {folder}` names the runs below it" if below else ""
+        raise UsageError(f"{folder} is no run folder: it holds no {MANIFEST_FILE}{hint}") from None
     except (OSError, orjson.JSONDecodeError, ValidationError, UsageError) as error:
         raise UsageError(f"{path} cannot be read as a manifest: {str(error).splitlines()[0]}") from None
 

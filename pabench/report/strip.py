@@ -61,11 +61,10 @@ def _valid(engine: Engine) -> Answer:
     if not runs:
         return Answer(question, OPEN, "not measured", "no run of this engine")
     good = sum(run.believable for run in runs)
-    text = f"{count(good)} of {count(len(runs))} runs"
     if good == len(runs):
-        return Answer(question, YES, "valid", text)
+        return Answer(question, YES, "valid", f"{count(good)} of {count(good)} runs")
     reasons = tuple(f"{run.summary.load}: {reason}" for run in runs for reason in run.summary.validity.reasons)
-    return Answer(question, NO, "not valid", text, reasons)
+    return Answer(question, NO, "not valid", f"{count(len(runs) - good)} of {count(len(runs))} runs", reasons)
 
 
 def _verified(engine: Engine) -> Answer:

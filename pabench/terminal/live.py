@@ -16,6 +16,8 @@ from pabench.load import Progress as ProgressCallback
 from pabench.load import ProgressState, Workload
 from pabench.terminal.run_log import run_log, state_text
 
+_ROOM_FOR_A_BAR = 110  # columns
+
 
 def console(*, quiet: bool = False) -> Console:
     """Where live views go: stderr, so that stdout stays a script's."""
@@ -28,8 +30,9 @@ def live_load(
 ) -> Iterator[ProgressCallback]:
     """A live line for one load on stderr, and `run.log` in its folder; the context is the callback that moves them."""
     out = console(quiet=quiet)
+    drawn = [BarColumn(bar_width=24)] if out.width >= _ROOM_FOR_A_BAR else []  # the count says it too
     bar = Progress(
-        TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn(),
+        TextColumn("{task.description}"), *drawn, MofNCompleteColumn(), TimeElapsedColumn(),
         TextColumn("{task.fields[now]}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
         console=out, disable=quiet, expand=True,  # on a narrow terminal the figures give way, and not the count
     )

@@ -27,6 +27,8 @@ from pabench.load.manifest import Manifest
 from pabench.telemetry.vocabulary import UNKNOWN
 from pabench.terminal.live import console
 
+_ROOM_FOR_FOLDERS = 120  # columns
+
 
 def show_compared(found: Sequence[Compared], first_name: str, *, as_json: bool, markdown: bool) -> None:
     """Sets of runs side by side, on stdout."""
@@ -61,11 +63,13 @@ def show_runs(runs: Sequence[Measured], problems: Sequence[str], *, as_json: boo
     if as_json:
         print(orjson.dumps([flat_row(run) for run in runs]).decode())
         return
+    out = Console(highlight=False)
+    beside = out.width >= _ROOM_FOR_FOLDERS  # else numbered, and told below: a name in pieces cannot be copied
     table = Table()
-    for name in ("UTC", "engine, load", "ok", "tokens/s", "TPOT\np50, ms", "verdict", "folder"):
+    for name in ("UTC", "engine, load", "ok", "tokens/s", "TPOT\np50, ms", "verdict", "folder" if beside else "#"):
         numbers = name in ("ok", "tokens/s", "TPOT\np50, ms")
         table.add_column(name, overflow="fold", justify="right" if numbers else "left", no_wrap=numbers)
-    for run in runs:
+    for number, run in enumerate(runs, 1):
         one = run.summary
         tpot = measure(one, "tpot_p50_ms")
         table.add_row(
@@ -73,10 +77,11 @@ def show_runs(runs: Sequence[Measured], problems: Sequence[str], *, as_json: boo
             f"{one.outcomes.get('ok', 0)}/{sum(one.outcomes.values())}",
             f"{one.throughput_tokens_per_s:,.0f}", UNKNOWN if tpot is None else f"{tpot:.1f}",
             Text("VALID", "green") if one.validity.valid else Text(f"INVALID\n{one.status}", "yellow"),
-            Text(str(one.path)),
+            Text(str(one.path)) if beside else str(number),
         )
-    out = Console(highlight=False)
     out.print(table)
+    for number, run in enumerate([] if beside else runs, 1):
+        out.print(f"{number:3} {escape(str(run.summary.path))}", soft_wrap=True)
     for problem in problems:
         out.print(escape(f"not read: {clean(problem, WHOLE)}"), style="yellow")
 
@@ -85,7 +90,7 @@ def show_manifest(manifest: Manifest) -> None:
     """How a run was measured, on stdout."""
     host, engine, kv = manifest.host, manifest.engine, manifest.engine.kv
     rows = {
-        "engine": f"{manifest.label}: {engine.dialect} {engine.version or ''}, {engine.model}",
+        "engine": f"{manifest.label}: {' '.join(filter(None, (engine.dialect, engine.version)))}, {engine.model}",
         "KV": UNKNOWN if kv is None or kv.block_size is None else f"{kv.num_blocks} blocks of {kv.block_size}",
         "started": f"{manifest.started_at} ({manifest.status})",
         "command": shlex.join(manifest.command),
@@ -106,14 +111,18 @@ def show_histories(found: Sequence[History], problems: Sequence[str], *, as_json
         print(orjson.dumps([asdict(each) for each in found]).decode())
         return
     out = Console(highlight=False)
-    for each in found:
+    told = [each for each in found if each.steps or len(each.points) >= 2 * MIN_RUNS]
+    for each in told:
         name = f"{each.label}, {each.load}: {each.metric}, {len(each.points)} runs"
         out.print(escape(clean(name)), style="bold")
-        too_few = f"too few runs to tell: {2 * MIN_RUNS} are needed"
         for step in each.steps:
             out.print(f"  {escape(clean(step.text, WHOLE))}", style="red" if step.worse else "green")
         if not each.steps:
-            out.print(f"  {'no step' if len(each.points) >= 2 * MIN_RUNS else too_few}")
+            out.print("  no step")
+    if len(told) < len(found):
+        most = max(len(each.points) for each in found if each not in told)
+        out.print(f"too few runs to tell of {len(found) - len(told)} of {len(found)} figures (of an engine under a "
+                  f"load): {2 * MIN_RUNS} are needed, {most} at most are there")
     for problem in problems:
         out.print(escape(f"not read: {clean(problem, WHOLE)}"), style="yellow")
 
@@ -130,7 +139,7 @@ def show_claims(results: Sequence[Result]) -> None:
         table.add_column(name, overflow="fold")
     for one in results:
         why = f"\n{one.why}" if one.why and one.verdict != REPRODUCED else ""
-        table.add_row(escape(f"{one.claim.claim}\n({one.claim.source})"), escape(one.claim.published),
+        table.add_row(escape(f"{one.claim.id}: {one.claim.claim}\n({one.claim.source})"), escape(one.claim.published),
                       escape(one.ours), f"[{_VERDICT[one.verdict]}]{one.verdict}[/]{escape(why)}")
     Console(highlight=False).print(table)
 

@@ -23,12 +23,15 @@ def show_working_set(found: WorkingSet, folder: Path, *, as_json: bool) -> None:
     out = Console(highlight=False)
     table = Table(title=f"Measured from outside: {escape(clean(f'{facts.dialect} {facts.version or str()}'))}",
                   title_justify="left")
-    for name in ("figure", "measured", "between", "stated", "ratio", "how, or why not"):
-        table.add_column(name, justify="left" if name in ("figure", "how, or why not") else "right", overflow="fold")
+    for name in ("figure", "measured", "between", "stated", "ratio"):
+        table.add_column(name, justify="left" if name == "figure" else "right", overflow="fold")
     for each in found.figures:
         table.add_row(f"{each.name}, {each.unit}", _measured(each), _between(each), _number(each.stated),
-                      UNKNOWN if each.ratio is None else f"{each.ratio:.3f}", escape(clean(each.how, WHOLE)))
+                      UNKNOWN if each.ratio is None else f"{each.ratio:.3f}")
     out.print(table)
+    for each in found.figures:  # how, or why not
+        if each.how:
+            out.print(f"{each.name}: {escape(clean(each.how, WHOLE))}", style="dim")
     curve = sorted(found.curve, key=lambda each: each.tokens)
     if curve:
         out.print("hit curve: " + ", ".join(f"{each.tokens:,} tokens {each.hit_share:.0%}" for each in curve))

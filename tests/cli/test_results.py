@@ -15,6 +15,13 @@ def test_results_are_listed_shown_compared_and_exported(pabench: Run, tmp_path: 
             write_run(tmp_path / name / str(seed), Made(name, requests=16, seed=seed, slower=slower))
     listed = pabench("results", "list", "one", "two", "--json")
     assert [row["label"] for row in json.loads(listed.stdout)] == ["one"] * 3 + ["two"] * 3
+    narrow = pabench("results", "list", "one").stdout.splitlines()
+    assert [line.split() for line in narrow[-3:]] == [[str(seed + 1), f"one/{seed}"] for seed in range(3)]
+    refused = pabench("results", "show", "one")
+    assert "`pabench results list one` names the runs below it" in refused.stderr
+    followed = pabench("history", "one", "two")
+    assert followed.stdout.startswith("too few runs to tell of ")
+    assert len(followed.stdout.splitlines()) <= 2  # at 80 columns
     shown = pabench("results", "show", "one/0")
     assert shown.returncode == 0, shown.stderr
     assert "Example CPU" in shown.stdout

@@ -52,7 +52,7 @@ def test_where_nothing_ran_there_is_no_log(tmp_path: Path) -> None:
 
 
 def test_what_was_refused_leaves_the_log_of_the_run_that_is_there(tmp_path: Path) -> None:
-    write_run(tmp_path, Made("engine", requests=4))
-    with pytest.raises(UsageError), run_log.run_log(tmp_path, "head", lambda state: None):
+    write_run(tmp_path / "run", Made("engine", requests=4))
+    with pytest.raises(UsageError), run_log.run_log(tmp_path / "run", "head", lambda state: None):
         raise UsageError("it is complete")
-    assert not (tmp_path / "run.log").exists()
+    assert not (tmp_path / "run" / "run.log").exists()

@@ -223,6 +223,8 @@ def test_several_models_are_told_and_one_can_be_named():
     assert found.facts.model == "a"
     assert any("2 models are served (a, b)" in note for note in found.notes)
     assert examined_routes(routes, model="b").facts.max_context_tokens == 7
+    unknown = examined_routes(routes, model="c").notes
+    assert any("the model 'c' is none of those that the engine names (a, b)" in note for note in unknown)
 
 
 @pytest.mark.parametrize(("routes", "said"), [

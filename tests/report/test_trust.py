@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from pabench.load.manifest import CacheCheck, read_manifest
+from pabench.report.conditions import conditions
 from pabench.report.feel_figures import feel_figures
 from pabench.report.figures import Figure
 from pabench.report.groups import Group, sort_engines, sort_groups
@@ -101,3 +103,16 @@ def test_what_a_gate_set_aside_is_left_out(tmp_path: Path) -> None:
     aside = write_run(tmp_path / "set-aside" / "baseline" / "2", Made("one", status="interrupted"))
     assert [run.summary.status for run in read_sources([tmp_path]).runs] == ["complete"]
     assert len(read_sources([aside.parent]).runs) == 1
+
+
+@pytest.mark.parametrize("stated", [0, 1])
+def test_runs_with_and_without_a_stated_cache_are_told_together(tmp_path: Path, stated: int) -> None:
+    for number in range(2):
+        folder = write_run(tmp_path / str(number), Made("one", requests=8, seed=number))
+        if number == stated:
+            check = CacheCheck(stated="cold", checked=8, broken=None)
+            read_manifest(folder).model_copy(update={"cache": check}).write(folder)
+    same, differing = conditions(sort_engines(read_sources([tmp_path]).runs, []))
+    assert same is not None
+    assert differing is not None
+    assert "cache · stated" in [column.title for column in differing.columns]
