@@ -36,6 +36,7 @@ def test_frequencies_follow_the_probabilities():
     ({"top_p": 0.001}, [0.5, 0, 0, 0]),
     ({"top_k": 3, "top_p": 0.8}, [0.5, 0.25, 0, 0]),  # 0.8 of what top_k left
     ({"top_k": 99}, PROBS),
+    ({"top_k": 2**64 - 1}, PROBS),  # what JSON can say and a tensor cannot hold
     ({"min_p": 0.4}, [0.5, 0.25, 0, 0]),  # 0.4 of the likeliest
     ({"min_p": 0.25}, [0.5, 0.25, 0.15, 0]),
     ({"min_p": 1.0}, [0.5, 0, 0, 0]),
