@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as HFTokenizer
 from tokenizers import decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from pabench.errors import UsageError
 from reference_engine.serving.tokenizer import TextStream, Tokenizer
@@ -83,8 +84,21 @@ def test_chat_template(tmp_path):
     assert tokenizer.chat_text([{"role": "user", "content": "hé"}]) == "<s>[user] hé>"
 
 
+def test_templates_have_what_transformers_gives_them(tmp_path):
+    template = (
+        "{% for m in messages %}{% if m.role == 'system' %}{% continue %}{% endif %}"
+        "{% generation %}{% set said = m.content %}{{ said }}{% endgeneration %}{% break %}{% endfor %}"
+        "{{ strftime_now('%Y') | length }}{{ tools is none }}{{ documents is none }}{{ eos_token is defined }}")
+    messages = [{"role": role, "content": role[:1]} for role in ("system", "user", "assistant")]
+    ours = write(tmp_path, template).chat_text(messages)
+    theirs = PreTrainedTokenizerFast(tokenizer_object=HF, bos_token="<s>").apply_chat_template(
+        messages, chat_template=template, tokenize=False, add_generation_prompt=True)
+    assert ours == theirs == "u4TrueTrueFalse"
+
+
 @pytest.mark.parametrize("template", [
     "{{ messages.__class__.__mro__ }}", "{{ raise_exception('only users') }}", "{{ messages[0].x.y.z }}", "{% if %}",
+    "{{ 1 / 0 }}", "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "{{ '{0}'.format() }}",
 ])
 def test_templates_that_fail_or_break_out_are_refused(tmp_path, template):
     tokenizer = write(tmp_path, template)
