@@ -7,6 +7,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Encoding
 from tokenizers import Tokenizer as HFTokenizer
 from tokenizers.decoders import DecodeStream
 
@@ -14,6 +15,7 @@ from pabench.errors import UsageError
 from reference_engine.model.config import read_json
 from reference_engine.serving.chat_template import render
 
+_LONG_TEXT = 10_000  # characters
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
@@ -38,13 +40,18 @@ class Tokenizer:
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> tuple[int, ...]:
         """Ids of a text."""
-        return tuple(self._hf.encode(text, add_special_tokens=add_special_tokens).ids)
+        return tuple(self._encoding(text, add_special_tokens).ids)
 
     def encode_with_offsets(self, text: str, *, add_special_tokens: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Ids of a text, and at which character each begins; an added token has the place of the one before it."""
-        encoding = self._hf.encode(text, add_special_tokens=add_special_tokens)
+        encoding = self._encoding(text, add_special_tokens)
         starts = accumulate((start for start, _ in encoding.offsets), max)
         return tuple(encoding.ids), tuple(starts)
+
+    def _encoding(self, text: str, add_special_tokens: bool) -> Encoding:
+        if len(text) > _LONG_TEXT:  # encode() keeps all other threads waiting, encode_batch() does not
+            return self._hf.encode_batch([text], add_special_tokens=add_special_tokens)[0]
+        return self._hf.encode(text, add_special_tokens=add_special_tokens)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of ids, special tokens included."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 
 import pytest
 from hypothesis import given
@@ -116,6 +118,18 @@ def test_offsets_say_where_each_token_begins(tmp_path):
     assert [len(s) for s in tokenizer.token_strings(ids)] == [1] * 5
     assert tokenizer.encode_with_offsets("", add_special_tokens=True) == ((), ())
     assert tokenizer.decode_with_offsets([]) == ("", ())
+
+
+def test_a_long_text_is_tokenised_while_other_threads_go_on(tmp_path):
+    tokenizer, text, others = write(tmp_path, None), "ab c " * 30_000, 0
+    thread = threading.Thread(target=tokenizer.encode, args=(text,))
+    thread.start()
+    while thread.is_alive():
+        others += 1
+        time.sleep(0.001)
+    assert others > 10  # with encode() it is 2, however long it takes
+    assert tokenizer.encode(text) == tokenizer.encode("ab c ") * 30_000
+    assert tokenizer.encode_with_offsets(text, add_special_tokens=True)[1] == tuple(range(len(text)))
 
 
 def test_no_template_and_no_tokenizer(tmp_path):
