@@ -102,6 +102,13 @@ class GenerationBody(Body):
             raise ValueError(f"{len(stop)} stop strings, expected at most {MAX_STOPS}")
         return stop
 
+    @field_validator("request_id")
+    @classmethod
+    def _printable_id(cls, request_id: str | None) -> str | None:
+        if request_id is not None and not request_id.isprintable():
+            raise ValueError("the request id is no printable text")
+        return request_id
+
     @field_validator("logit_bias")
     @classmethod
     def _token_ids_as_keys(cls, biases: dict[str, float]) -> dict[str, float]:
