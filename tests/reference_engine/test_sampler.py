@@ -49,6 +49,15 @@ def test_cuts_keep_the_likeliest_only(params, kept):
     np.testing.assert_allclose(draw(SamplingParams(1, temperature=1.0, **params), 5000), kept, atol=0.03)
 
 
+def test_long_lists_of_token_ids_become_tensors_once_a_request():
+    seq = sequence(SamplingParams(1, logit_bias=((1, 2.0), (2, -1.0), (1, 0.5), (9, 3.0)), allowed_token_ids={1, 2, 9}))
+    sampler, logits = Sampler(frozenset()), torch.zeros(1, 4)
+    assert sampler._adjust(logits, [seq], None).tolist() == [[-torch.inf, 2.5, -1.0, -torch.inf]]
+    made = seq.request.steering
+    assert sampler._adjust(logits, [seq], None).tolist() == [[-torch.inf, 2.5, -1.0, -torch.inf]]
+    assert seq.request.steering is made is not None
+
+
 def test_temperature_sharpens():
     expected = np.array(PROBS) ** 2 / sum(p**2 for p in PROBS)
     np.testing.assert_allclose(draw(SamplingParams(1, temperature=0.5), 10_000), expected, atol=0.02)
