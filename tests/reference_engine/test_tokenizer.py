@@ -14,6 +14,8 @@ from tokenizers import decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from pabench.errors import UsageError
+from reference_engine.scheduling.sequence import TokenLogprobs
+from reference_engine.serving.logprobs import Told, completion_logprobs
 from reference_engine.serving.tokenizer import TextStream, Tokenizer
 
 
@@ -138,6 +140,15 @@ def test_no_template_and_no_tokenizer(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(UsageError, match="cannot be read as a tokenizer"):
         Tokenizer(tmp_path)
+
+
+def test_tokens_of_one_text_do_not_hide_one_another(tmp_path):
+    tokenizer = write(tmp_path, None)
+    a, b, lone, other = *tokenizer.encode("ab"), *tokenizer.encode("é")  # half a character each: both are "\ufffd"
+    top = ((lone, -0.5), (a, -1.0), (other, -2.0), (b, -3.0))
+    told = [Told(other, TokenLogprobs(-2.0, top), 0), Told(a, TokenLogprobs(-1.0, top), 1)]
+    assert completion_logprobs(tokenizer, told)["top_logprobs"] == [
+        {"\ufffd": -2.0, "a": -1.0, "b": -3.0}, {"\ufffd": -0.5, "a": -1.0, "b": -3.0}]
 
 
 def byte_fallback():
