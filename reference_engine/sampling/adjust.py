@@ -16,17 +16,17 @@ def adjust(row: torch.Tensor, seq: Sequence, drafts: list[int], eos_token_ids: f
     drafts: the draft tokens between the sequence's last one and this row.
     """
     params = seq.request.params
-    _steering(seq.request, row.device).apply(row)
-    if seq.num_output_tokens + len(drafts) < params.min_tokens:
-        ends = params.stop_token_ids | (frozenset() if params.ignore_eos else eos_token_ids)
-        row[[token for token in ends if token < len(row)]] = -torch.inf
+    may_end = seq.num_output_tokens + len(drafts) >= params.min_tokens
+    _steering(seq.request, row, eos_token_ids).apply(row, may_end=may_end)
     if params.penalises:
         _penalise(row, seq.tokens + drafts, seq.num_prompt_tokens, params)
 
 
-def _steering(request: Request, device: torch.device) -> Steering:
+def _steering(request: Request, row: torch.Tensor, eos_token_ids: frozenset[int]) -> Steering:
     if request.steering is None:
-        request.steering = Steering.of(request.params.allowed_token_ids, request.params.logit_bias, device)
+        params = request.params
+        ends = params.stop_token_ids | (frozenset() if params.ignore_eos else eos_token_ids)
+        request.steering = Steering.of(params.allowed_token_ids, params.logit_bias, ends, row)
     return request.steering
 
 

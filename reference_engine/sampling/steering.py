@@ -2,35 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
 
 
 class Steering(NamedTuple):
-    """What a request asks of every row of its logits. Token ids beyond a row are nothing."""
+    """What a request asks of every row of its logits, and of those before min_tokens."""
 
-    allowed: torch.Tensor | None  # [n] int64; None: all
-    biased: torch.Tensor          # [m] int64
-    biases: torch.Tensor          # [m] float32
+    forbidden: torch.Tensor | None  # [vocab_size] bool; None: nothing is
+    biased: torch.Tensor            # [n] int64
+    biases: torch.Tensor            # [n] float32
+    ends: torch.Tensor              # [m] int64, which may not come before min_tokens
 
     @classmethod
     def of(
-        cls, allowed: Iterable[int] | None, logit_bias: tuple[tuple[int, float], ...], device: torch.device
+        cls, allowed: Iterable[int] | None, logit_bias: Sequence[tuple[int, float]], ends: Iterable[int],
+        row: torch.Tensor,
     ) -> Steering:
-        """From the fields of SamplingParams."""
-        return cls(
-            None if allowed is None else torch.tensor(sorted(allowed), dtype=torch.int64, device=device),
-            torch.tensor([token for token, _ in logit_bias], dtype=torch.int64, device=device),
-            torch.tensor([bias for _, bias in logit_bias], dtype=torch.float32, device=device))
+        """For rows like `row` [vocab_size]. Token ids beyond it are nothing."""
+        size, device = len(row), row.device
 
-    def apply(self, row: torch.Tensor) -> None:
-        """Change `row` [vocab_size] in place."""
-        if self.allowed is not None:
-            forbidden = torch.ones(len(row), dtype=torch.bool, device=row.device)
-            forbidden[self.allowed[self.allowed < len(row)]] = False
-            row[forbidden] = -torch.inf
-        if len(self.biased):
-            within = self.biased < len(row)
-            row.index_add_(0, self.biased[within], self.biases[within].to(row.dtype))
+        def ids(token_ids: Iterable[int]) -> torch.Tensor:
+            return torch.tensor([token for token in token_ids if token < size], dtype=torch.int64, device=device)
+
+        forbidden = None
+        if allowed is not None:
+            forbidden = torch.ones(size, dtype=torch.bool, device=device)
+            forbidden[ids(allowed)] = False
+        biases = [bias for token, bias in logit_bias if token < size]
+        return cls(forbidden, ids(token for token, _ in logit_bias),
+                   torch.tensor(biases, dtype=torch.float32, device=device), ids(ends))
+
+    def apply(self, row: torch.Tensor, *, may_end: bool) -> None:
+        """Change `row` in place."""
+        if self.forbidden is not None:
+            row[self.forbidden] = -torch.inf
+        if not may_end:
+            row[self.ends] = -torch.inf
+        row.index_add_(0, self.biased, self.biases)

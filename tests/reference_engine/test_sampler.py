@@ -50,11 +50,14 @@ def test_cuts_keep_the_likeliest_only(params, kept):
 
 
 def test_long_lists_of_token_ids_become_tensors_once_a_request():
-    seq = sequence(SamplingParams(1, logit_bias=((1, 2.0), (2, -1.0), (1, 0.5), (9, 3.0)), allowed_token_ids={1, 2, 9}))
+    seq = sequence(SamplingParams(
+        9, min_tokens=3, stop_token_ids=frozenset({3, 2**63}), logit_bias=((1, 2.0), (2, -1.0), (1, 0.5), (9, 3.0)),
+        allowed_token_ids=frozenset({1, 2, 3, 9})))  # two tokens of its output are there already
     sampler, logits = Sampler(frozenset()), torch.zeros(1, 4)
     assert sampler._adjust(logits, [seq], None).tolist() == [[-torch.inf, 2.5, -1.0, -torch.inf]]
     made = seq.request.steering
-    assert sampler._adjust(logits, [seq], None).tolist() == [[-torch.inf, 2.5, -1.0, -torch.inf]]
+    seq.append(1)
+    assert sampler._adjust(logits, [seq], None).tolist() == [[-torch.inf, 2.5, -1.0, 0]]
     assert seq.request.steering is made is not None
 
 
