@@ -98,10 +98,10 @@ class Engine:
         """Check a request without queueing it. Touches no state of the engine, so any thread may call it."""
         if not prompt:
             raise UsageError("the prompt has no tokens, expected at least one")
+        if reason := self.scheduler.reason_never_to_fit(len(prompt), params.max_tokens, params.num_branches):
+            raise UsageError(reason)  # first: so the ids looked through below are never millions
         if (bad := next((t for t in prompt if not 0 <= t < self.vocab_size), None)) is not None:
             raise UsageError(f"the prompt holds token id {bad}, this model has ids 0 to {self.vocab_size - 1}")
-        if reason := self.scheduler.reason_never_to_fit(len(prompt), params.max_tokens, params.num_branches):
-            raise UsageError(reason)
         if reason := reason_not_to_search(params, self.vocab_size, self.sampler.eos_token_ids):
             raise UsageError(reason)
         return Request(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import ceil
@@ -48,16 +48,24 @@ async def measure_preemption(
     asker: Asker, prompts: Prompts, *, block_size: int, longest: int, max_tokens: int, found: list[Level],
 ) -> None:
     """Append levels to `found` until one shows a sign, or `max_tokens` live at once."""
-    tokens = float(_FIRST_TOKENS)
-    while tokens <= max_tokens:
-        level = await _grown(asker, prompts, round(tokens), block_size, longest)
+    for tokens in levels_up_to(max_tokens):
+        level = await _grown(asker, prompts, tokens, block_size, longest)
         if level.sign in ("stood still", "waited"):
-            level = await _grown(asker, prompts, round(tokens), block_size, longest)
+            level = await _grown(asker, prompts, tokens, block_size, longest)
         found.append(level)
         asker.progress(f"{level.sequences} sequences that grow together: {_sign_text(level)}")
         if level.sign != "none":
             return
+
+
+def levels_up_to(max_tokens: int) -> Iterator[int]:
+    """Live tokens of level after level, the last of which is `max_tokens` itself; none below the first one."""
+    tokens = float(_FIRST_TOKENS)
+    while tokens < max_tokens:
+        yield round(tokens)
         tokens *= _STEP
+    if max_tokens >= _FIRST_TOKENS:
+        yield max_tokens
 
 
 async def _grown(asker: Asker, prompts: Prompts, tokens: int, block_size: int, longest: int) -> Level:

@@ -6,7 +6,8 @@ from collections.abc import Sequence as SequenceOf
 
 import torch
 
-from reference_engine.scheduling.sequence import SamplingParams, Sequence
+from reference_engine.sampling.steering import Steering
+from reference_engine.scheduling.sequence import Request, SamplingParams, Sequence
 
 
 def adjust(row: torch.Tensor, seq: Sequence, drafts: list[int], eos_token_ids: frozenset[int]) -> None:
@@ -15,17 +16,18 @@ def adjust(row: torch.Tensor, seq: Sequence, drafts: list[int], eos_token_ids: f
     drafts: the draft tokens between the sequence's last one and this row.
     """
     params = seq.request.params
-    if params.allowed_token_ids is not None:
-        forbidden = torch.ones(len(row), dtype=torch.bool, device=row.device)
-        forbidden[_within(row, params.allowed_token_ids)] = False
-        row[forbidden] = -torch.inf
-    if seq.num_output_tokens + len(drafts) < params.min_tokens:
-        ends = params.stop_token_ids | (frozenset() if params.ignore_eos else eos_token_ids)
-        row[_within(row, ends)] = -torch.inf
-    for token, bias in params.logit_bias:
-        row[token] += bias
+    may_end = seq.num_output_tokens + len(drafts) >= params.min_tokens
+    _steering(seq.request, row, eos_token_ids).apply(row, may_end=may_end)
     if params.penalises:
         _penalise(row, seq.tokens + drafts, seq.num_prompt_tokens, params)
+
+
+def _steering(request: Request, row: torch.Tensor, eos_token_ids: frozenset[int]) -> Steering:
+    if request.steering is None:
+        params = request.params
+        ends = params.stop_token_ids | (frozenset() if params.ignore_eos else eos_token_ids)
+        request.steering = Steering.of(params.allowed_token_ids, params.logit_bias, ends, row)
+    return request.steering
 
 
 def _penalise(row: torch.Tensor, tokens: SequenceOf[int], num_prompt_tokens: int, params: SamplingParams) -> None:
@@ -37,7 +39,3 @@ def _penalise(row: torch.Tensor, tokens: SequenceOf[int], num_prompt_tokens: int
         row[ids] = torch.where(logits > 0, logits / params.repetition_penalty, logits * params.repetition_penalty)
     counts = torch.bincount(seen[num_prompt_tokens:], minlength=len(row))
     row -= params.frequency_penalty * counts + params.presence_penalty * (counts > 0)
-
-
-def _within(row: torch.Tensor, token_ids: frozenset[int]) -> list[int]:
-    return [token for token in token_ids if token < len(row)]

@@ -131,7 +131,8 @@ def _cut(probs: torch.Tensor, top_k: list[int], top_p: list[float]) -> torch.Ten
     """Zero all but the top_k likeliest (0: all), then all but the fewest likeliest that reach top_p. [n, vocab]."""
     ranked, ids = probs.sort(dim=-1, descending=True)
     vocab = probs.shape[1]
-    k = torch.tensor([k if k > 0 else vocab for k in top_k], device=probs.device)[:, None]
+    # More than the vocabulary is all of it: a client may send any number, and a tensor holds those below 2**63.
+    k = torch.tensor([min(k, vocab) if k > 0 else vocab for k in top_k], device=probs.device)[:, None]
     ranked = ranked * (torch.arange(vocab, device=probs.device) < k)
     p = torch.tensor(top_p, dtype=probs.dtype, device=probs.device)[:, None] * ranked.sum(-1, keepdim=True)
     before = ranked.cumsum(-1) - ranked  # mass of the likelier ones; the likeliest is always kept

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from reference_engine.sampling.ngram import NgramIndex
+from reference_engine.sampling.steering import Steering
 from reference_engine.serving.tokenizer import TextStream
 
 TokenIds = tuple[int, ...] | range  # a simulation knows only how many there are
@@ -113,6 +114,7 @@ class Request:
     is_admitted: bool = False     # it has been let in once
     num_cached_tokens: int = 0    # of the prompt, found in the prefix cache when it was first admitted
     prompt_logprobs: list[TokenLogprobs | None] = field(default_factory=list)  # entry 0 is None: nothing comes before
+    steering: Steering | None = None  # of its lists of token ids, once logits were changed by them
     hypotheses: list[Hypothesis] = field(default_factory=list)  # beams that have ended, best first
 
     @property

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+from reprlib import Repr
 from typing import Annotated, Any, ClassVar, TypeVar
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from reference_engine.sampling.beam import MAX_LENGTH_PENALTY, WIDTHS
 from reference_engine.serving.errors import ApiError
 
 MAX_LOGPROBS = 20
+MAX_STOPS = 16  # each is looked for at every token. OpenAI has 4
 
 Logprobs = Annotated[int, Field(ge=0, le=MAX_LOGPROBS)]
 TokenId = Annotated[int, Field(ge=0)]
 _Kind = TypeVar("_Kind", bound="Body")
+
+_SHORT = Repr()  # JSON may be nested deeper than repr() can go
+_SHORT.maxstring = 80
+
+# What a template is given beside the messages.
+_OF_CHATS: dict[str, tuple[Any, ...]] = {
+    "chat_template": (), "chat_template_kwargs": ({},), "continue_final_message": (False,), "documents": ([],),
+    "tools": ([],),
+}
 
 
 class Body(BaseModel):
@@ -33,6 +44,11 @@ class StreamOptions(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore")
     include_usage: bool = False
     continuous_usage_stats: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, fields: Any) -> Any:
+        return without_nulls(fields) if isinstance(fields, dict) else fields
 
 
 class GenerationBody(Body):
@@ -70,16 +86,28 @@ class GenerationBody(Body):
     add_special_tokens: bool | None = None
 
     unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "suffix": ("",), "tools": ([],), "response_format": ({"type": "text"},), "structured_outputs": ({},),
-        "bad_words": ([],), "prompt_embeds": (),
+        "suffix": ("",), "bad_words": ([],), "prompt_embeds": (), "truncate_prompt_tokens": (),
+        "skip_special_tokens": (True,), "logits_processors": ([],),
+        "response_format": ({"type": "text"},), "structured_outputs": ({},), "guided_json": (), "guided_regex": ("",),
+        "guided_choice": ([],), "guided_grammar": ("",),
+        "tools": ([],), "tool_choice": ("none", "auto"), "functions": ([],), "function_call": ("none", "auto"),
     }
 
     @field_validator("stop")
     @classmethod
-    def _no_empty_stop(cls, stop: str | list[str]) -> str | list[str]:
+    def _few_stops_none_empty(cls, stop: str | list[str]) -> str | list[str]:
         if "" in ([stop] if isinstance(stop, str) else stop):
             raise ValueError("a stop string is empty")
+        if isinstance(stop, list) and len(stop) > MAX_STOPS:
+            raise ValueError(f"{len(stop)} stop strings, expected at most {MAX_STOPS}")
         return stop
+
+    @field_validator("request_id")
+    @classmethod
+    def _printable_id(cls, request_id: str | None) -> str | None:
+        if request_id is not None and not request_id.isprintable():
+            raise ValueError("the request id is no printable text")
+        return request_id
 
     @field_validator("logit_bias")
     @classmethod
@@ -122,7 +150,7 @@ class ChatBody(GenerationBody):
     top_logprobs: Logprobs | None = None
     add_generation_prompt: bool = True
 
-    unsupported: ClassVar[dict[str, tuple[Any, ...]]] = GenerationBody.unsupported | {"echo": (False,)}
+    unsupported: ClassVar[dict[str, tuple[Any, ...]]] = GenerationBody.unsupported | _OF_CHATS | {"echo": (False,)}
 
 
 class TokenizeBody(Body):
@@ -134,11 +162,18 @@ class TokenizeBody(Body):
     add_generation_prompt: bool = True
     return_token_strs: bool = False
 
+    unsupported: ClassVar[dict[str, tuple[Any, ...]]] = _OF_CHATS
+
 
 class DetokenizeBody(Body):
     """Body of /detokenize."""
 
     tokens: list[TokenId]
+
+
+def without_nulls(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields that say something: null is as good as absent."""
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def read_body(kind: type[_Kind], raw: bytes, served_model: str) -> _Kind:
@@ -149,7 +184,7 @@ def read_body(kind: type[_Kind], raw: bytes, served_model: str) -> _Kind:
         raise ApiError(400, f"the body is no valid JSON: {error}") from error
     if not isinstance(fields, dict):
         raise ApiError(400, f"the body is a JSON {type(fields).__name__}, expected an object")
-    fields = {name: value for name, value in fields.items() if value is not None}
+    fields = without_nulls(fields)
     try:
         body = kind.model_validate(fields)
     except ValidationError as error:
@@ -166,7 +201,7 @@ def read_body(kind: type[_Kind], raw: bytes, served_model: str) -> _Kind:
 def _first_complaint(error: ValidationError) -> ApiError:
     first = error.errors(include_url=False)[0]
     where = ".".join(str(part) for part in first["loc"])
-    got = repr(first.get("input"))
+    got = _SHORT.repr(first.get("input"))
     param = str(first["loc"][0]) if first["loc"] else None
     if param == "prompt":  # a union: pydantic complains about each of its members
         where, first["msg"] = "prompt", "expected a string, a list of strings, a list of token ids or a list of those"

@@ -18,7 +18,10 @@ class Told(NamedTuple):
 
 
 def completion_logprobs(tokenizer: Tokenizer, told: Sequence[Told]) -> dict[str, Any]:
-    """OpenAI's for completions: four lists. The chosen token is among the top ones, likely or not."""
+    """OpenAI's for completions: four lists. The chosen token is among the top ones, likely or not.
+
+    Several tokens may have one text: it shows the likeliest of them, or the chosen one.
+    """
     piece = tokenizer.piece
     lists: dict[str, Any] = {"text_offset": [], "token_logprobs": [], "tokens": [], "top_logprobs": []}
     for token_id, logprobs, offset in told:
@@ -31,7 +34,10 @@ def completion_logprobs(tokenizer: Tokenizer, told: Sequence[Told]) -> dict[str,
         else:
             chosen = _finite(logprobs.chosen)
             lists["token_logprobs"].append(chosen)
-            lists["top_logprobs"].append({name: chosen, **{piece(t): _finite(lp) for t, lp in logprobs.top}})
+            top = {name: chosen}
+            for token, logprob in logprobs.top:  # likeliest first
+                top.setdefault(piece(token), _finite(logprob))
+            lists["top_logprobs"].append(top)
     return lists
 
 

@@ -91,8 +91,11 @@ class EngineStats:
             self.e2e_latency.observe(now_s - request.arrival_s)
 
     def count_abort(self, request: Request) -> None:
-        """Choices that are cut off, about to leave their request."""
-        self.finished["abort"] += sum(seq.width for seq in request.sequences)
+        """Choices that are cut off, about to leave their request. A beam is none: n of them would have answered."""
+        if request.params.beam_width and request.sequences:
+            self.finished["abort"] += request.params.n
+        else:
+            self.finished["abort"] += sum(seq.width for seq in request.sequences)
 
     def count_token(self, seq: Sequence, now_s: float) -> None:
         """One generated token; a request's first one counts its prompt too."""

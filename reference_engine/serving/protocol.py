@@ -225,7 +225,8 @@ def _refuse(body: GenerationBody, harmless: dict[str, tuple[Any, ...]], why: str
 
 def _sampling(body: GenerationBody, max_tokens: int, logprobs: int | None, *, echo: bool) -> SamplingParams:
     """Sampling parameters of each prompt. An answer is ranked, and a prompt echoed, by log-probabilities."""
-    made = body.n if body.use_beam_search else body.best_of or body.n
+    unranked = body.use_beam_search or max_tokens == 0  # beams come ranked, and of no tokens none are best
+    made = body.n if unranked else body.best_of or body.n
     ranked = logprobs is None and made > body.n
     told = (body.prompt_logprobs, logprobs if echo else None)
     return SamplingParams(

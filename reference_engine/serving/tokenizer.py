@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError
-from jinja2.exceptions import SecurityError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from tokenizers import Encoding
 from tokenizers import Tokenizer as HFTokenizer
 from tokenizers.decoders import DecodeStream
 
 from pabench.errors import UsageError
 from reference_engine.model.config import read_json
+from reference_engine.serving.chat_template import render
+
+_LONG_TEXT = 10_000  # characters
+_SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
 class Tokenizer:
@@ -33,19 +34,24 @@ class Tokenizer:
         self._hf.no_padding()
         config_path = folder / "tokenizer_config.json"
         config = read_json(config_path, "the tokenizer's config cannot be read") if config_path.is_file() else {}
-        self._special = {k: _content(config[k]) for k in ("bos_token", "eos_token") if config.get(k)}
+        self._special = {k: _content(config[k]) for k in _SPECIAL if config.get(k)}
         self._template = _chat_template(folder, config)
         self._pieces: dict[int, str] = {}
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> tuple[int, ...]:
         """Ids of a text."""
-        return tuple(self._hf.encode(text, add_special_tokens=add_special_tokens).ids)
+        return tuple(self._encoding(text, add_special_tokens).ids)
 
     def encode_with_offsets(self, text: str, *, add_special_tokens: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Ids of a text, and at which character each begins; an added token has the place of the one before it."""
-        encoding = self._hf.encode(text, add_special_tokens=add_special_tokens)
+        encoding = self._encoding(text, add_special_tokens)
         starts = accumulate((start for start, _ in encoding.offsets), max)
         return tuple(encoding.ids), tuple(starts)
+
+    def _encoding(self, text: str, add_special_tokens: bool) -> Encoding:
+        if len(text) > _LONG_TEXT:  # encode() keeps all other threads waiting, encode_batch() does not
+            return self._hf.encode_batch([text], add_special_tokens=add_special_tokens)[0]
+        return self._hf.encode(text, add_special_tokens=add_special_tokens)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of ids, special tokens included."""
@@ -75,15 +81,7 @@ class Tokenizer:
         """A conversation as the model's template writes it. Raises UsageError where it cannot."""
         if self._template is None:
             raise UsageError("the model has no chat template, use /v1/completions")
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-        environment.globals["raise_exception"] = _raise_template_error
-        environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
-        try:
-            return environment.from_string(self._template).render(
-                messages=messages, add_generation_prompt=add_generation_prompt, **self._special
-            )
-        except (TemplateError, SecurityError, TypeError, ValueError, KeyError) as error:
-            raise UsageError(f"the model's chat template refuses these messages: {error}") from error
+        return render(self._template, messages, self._special, add_generation_prompt=add_generation_prompt)
 
 
 def _content(token: str | dict[str, Any]) -> str:
@@ -98,10 +96,6 @@ def _chat_template(folder: Path, config: dict[str, Any]) -> str | None:
     if isinstance(template, list):  # named templates: the default one
         template = next((entry["template"] for entry in template if entry.get("name") == "default"), None)
     return template
-
-
-def _raise_template_error(message: str) -> None:
-    raise TemplateError(message)
 
 
 class TextStream:

@@ -94,18 +94,32 @@ def build(args: argparse.Namespace) -> Simulator:
     return Simulator(config, workload, law)
 
 
-def read_workload(args: argparse.Namespace) -> tuple[Workload, int]:
-    """The requests, and the default of max_model_len."""
+def check_workload(args: argparse.Namespace) -> None:
+    """Raise UsageError for options that contradict each other, or that nothing would heed."""
     if args.synthetic:
         if args.limit is None:
             raise UsageError("--synthetic needs --limit: how many requests")
-        if args.saturated and args.rate is not None:
-            raise UsageError("--saturated and --rate contradict each other: give one")
+        if args.format != "auto":
+            raise UsageError("--format is of --trace: --synthetic reads no file")
+        if args.rate_scale != 1:
+            raise UsageError("--rate-scale is of --trace: give --synthetic its --rate")
+    else:
+        if args.rate is not None:
+            raise UsageError("--rate is of --synthetic: a trace has its own arrivals, --rate-scale makes them faster")
+        if args.seed != 0:
+            raise UsageError("--seed is of --synthetic: nothing of a trace is drawn")
+    name, speed = ("--rate", args.rate is not None) if args.synthetic else ("--rate-scale", args.rate_scale != 1)
+    if args.saturated and speed:
+        raise UsageError(f"--saturated and {name} contradict each other: give one")
+
+
+def read_workload(args: argparse.Namespace) -> tuple[Workload, int]:
+    """The requests, and the default of max_model_len."""
+    check_workload(args)
+    if args.synthetic:
         longest = SYNTHETIC_MODEL_LEN if args.max_model_len is None else args.max_model_len
         prompt, output = args.synthetic
         return synthetic(prompt, output, args.limit, longest, seed=args.seed, rate=args.rate), longest
-    if args.rate is not None:
-        raise UsageError("--rate is of --synthetic: a trace has its own arrivals, --rate-scale makes them faster")
     trace = read_trace(args.trace, args.format)
     workload = from_trace(trace, rate_scale=args.rate_scale, saturated=args.saturated, limit=args.limit)
     return workload, int((workload.prompt_tokens + workload.output_tokens).max())

@@ -15,6 +15,7 @@ from pabench.traces.trace import Prefixes
 from reference_engine.scheduling.sequence import Request, SamplingParams, Sequence
 
 LARGEST_DRAW = 2**31 - 1
+LATEST_ARRIVAL_S = 1e12  # beyond it, the clock could not tell steps of a millisecond apart
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +69,9 @@ def from_trace(trace: Trace, *, rate_scale: float = 1.0, saturated: bool = False
     if limit is not None and limit < 1:
         raise UsageError(f"the limit is {limit}, expected at least 1 request")
     trace = trace if limit is None else trace.head(limit)
-    arrival = np.zeros(len(trace)) if saturated else trace.arrival_s / rate_scale
+    with np.errstate(over="ignore"):  # told below
+        arrival = np.zeros(len(trace)) if saturated else trace.arrival_s / rate_scale
+    _check_arrivals(arrival, f"the rate scale is {rate_scale}")
     return Workload(trace.format, arrival, trace.prompt_tokens, trace.output_tokens, trace.prefixes,
                     dict(trace.dropped))
 
@@ -87,13 +90,21 @@ def synthetic(
         raise UsageError(f"max_model_len is {max_model_len}, expected at least 2: one token in, one token out")
     if rate is not None and not rate > 0:
         raise UsageError(f"the rate is {rate} requests a second, expected a number above 0")
+    if seed < 0:
+        raise UsageError(f"the seed is {seed}, expected a whole number from 0 up")
     rng = np.random.default_rng(seed)
     prompts = np.clip(_draw(prompt, num_requests, rng), 1, max_model_len - 1)
     outputs = np.minimum(np.clip(_draw(output, num_requests, rng), 1, None), max_model_len - prompts)
     arrival = np.zeros(num_requests)
     if rate is not None:
         arrival[1:] = np.cumsum(rng.exponential(1 / rate, num_requests - 1))
+        _check_arrivals(arrival, f"the rate is {rate} requests a second")
     return Workload(f"prompts {prompt}, outputs {output}", arrival, prompts.astype(np.int32), outputs.astype(np.int32))
+
+
+def _check_arrivals(arrival_s: npt.NDArray[np.float64], cause: str) -> None:
+    if not arrival_s.max() <= LATEST_ARRIVAL_S:
+        raise UsageError(f"{cause}: the last request would come after {LATEST_ARRIVAL_S:g} s, which no clock can hold")
 
 
 def _draw(text: str, n: int, rng: np.random.Generator) -> npt.NDArray[np.float64]:

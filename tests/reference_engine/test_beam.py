@@ -239,12 +239,13 @@ def test_beams_share_all_that_they_can_at_every_step(serve, width, block_size, c
 def test_abort_frees_all_and_harms_nobody(serve):
     for steps in (0, 1, 2, 5, 11):
         engine = serve(max_num_batched_tokens=8, max_num_seqs=8, num_blocks=40, preemption="swap")
-        doomed = engine.add(prompt_of(30, 1), beams(30, 4))
+        doomed = engine.add(prompt_of(30, 1), beams(30, 4, n=2))
         kept = engine.add(prompt_of(20, 2), beams(10, 3, ignore_eos=True))
         for _ in range(steps):
             assert engine.step() == []
         engine.abort(doomed)
         engine.abort(doomed)
+        assert engine.stats.finished["abort"] == doomed.params.n
         made = drain(engine)
         assert list(made) == [kept.id]
         assert {len(outputs) for outputs in made[kept.id].values()} == {10}

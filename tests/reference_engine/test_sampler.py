@@ -36,6 +36,7 @@ def test_frequencies_follow_the_probabilities():
     ({"top_p": 0.001}, [0.5, 0, 0, 0]),
     ({"top_k": 3, "top_p": 0.8}, [0.5, 0.25, 0, 0]),  # 0.8 of what top_k left
     ({"top_k": 99}, PROBS),
+    ({"top_k": 2**64 - 1}, PROBS),  # what JSON can say and a tensor cannot hold
     ({"min_p": 0.4}, [0.5, 0.25, 0, 0]),  # 0.4 of the likeliest
     ({"min_p": 0.25}, [0.5, 0.25, 0.15, 0]),
     ({"min_p": 1.0}, [0.5, 0, 0, 0]),
@@ -46,6 +47,18 @@ def test_frequencies_follow_the_probabilities():
 def test_cuts_keep_the_likeliest_only(params, kept):
     kept = np.array(kept) / sum(kept)
     np.testing.assert_allclose(draw(SamplingParams(1, temperature=1.0, **params), 5000), kept, atol=0.03)
+
+
+def test_long_lists_of_token_ids_become_tensors_once_a_request():
+    seq = sequence(SamplingParams(
+        9, min_tokens=3, stop_token_ids=frozenset({3, 2**63}), logit_bias=((1, 2.0), (2, -1.0), (1, 0.5), (9, 3.0)),
+        allowed_token_ids=frozenset({1, 2, 3, 9})))  # two tokens of its output are there already
+    sampler, logits = Sampler(frozenset()), torch.zeros(1, 4)
+    assert sampler._adjust(logits, [seq], None).tolist() == [[-torch.inf, 2.5, -1.0, -torch.inf]]
+    made = seq.request.steering
+    seq.append(1)
+    assert sampler._adjust(logits, [seq], None).tolist() == [[-torch.inf, 2.5, -1.0, 0]]
+    assert seq.request.steering is made is not None
 
 
 def test_temperature_sharpens():

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import math
+import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from pabench.probe import check_answer, draw_fork
+from reference_engine.serving.server import parsed
 from tests.reference_engine.helpers import SPEC, assert_exact, rings
 from tests.reference_engine.http import exact
 
@@ -157,6 +160,7 @@ BAD = [  # body, what the message says, the parameter that is named
     ({"prompt": [1], "priority": 0.5}, "priority", "priority"),
     ({"prompt": [1], "cache_salt": ""}, "cache_salt", "cache_salt"),
     ({"prompt": [1], "request_id": 7}, "request_id", "request_id"),
+    ({"prompt": [1], "request_id": "a\nb"}, "no printable text", "request_id"),
     ({"prompt": [1], "use_beam_search": True}, "one beam", "beam_width"),
     ({"prompt": [1], "use_beam_search": True, "beam_width": 9}, "beam_width", "beam_width"),
     ({"prompt": [1], "use_beam_search": True, "n": 3, "beam_width": 2}, "beam_width", "n"),
@@ -191,6 +195,8 @@ def test_bad_input_is_named_and_leaves_the_server_healthy(with_server):
             body = {"messages": [{"role": "user", "content": "t16 t300"}], **extra}
             status, answer = await client.post(body, "/v1/chat/completions")
             assert (status, answer["error"]["param"]) == (400, param)
+        status, answer = await client.post({"prompt": [1]}, headers={"Content-Encoding": "gzip"})
+        assert (status, "Content-Encoding is 'gzip'" in answer["error"]["message"]) == (400, True)
         for path, expected in (("/v1/nothing", 404), ("/v1/models", 405)):
             status, answer = await client.post({}, path)
             assert (status, answer["error"]["code"]) == (expected, expected)
@@ -200,6 +206,20 @@ def test_bad_input_is_named_and_leaves_the_server_healthy(with_server):
         await client.wait_idle()
 
     with_server(scenario)
+
+
+def test_a_long_body_is_parsed_beside_the_event_loop():
+    async def scenario(size):
+        went_on = threading.Event()
+
+        async def read():
+            asyncio.get_running_loop().call_soon(went_on.set)
+            return b"x" * size
+
+        return await parsed(SimpleNamespace(read=read), lambda raw: went_on.wait(0.2))
+
+    assert asyncio.run(scenario(1 << 20))
+    assert not asyncio.run(scenario(100))
 
 
 def test_two_requests_under_one_id_both_work(with_server):

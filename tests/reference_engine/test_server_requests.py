@@ -132,6 +132,8 @@ def test_scoring_alone_generates_nothing(llama, make):
         (chunk,) = await client.stream(body(echo=True, logprobs=0, max_tokens=0))
         assert chunk["choices"][0]["logprobs"] == whole["choices"][0]["logprobs"]
         assert (chunk["choices"][0]["text"], chunk["choices"][0]["token_ids"]) == (whole["choices"][0]["text"], [])
+        _, best = await client.post(body(echo=True, max_tokens=0, best_of=2))
+        assert [c["text"] for c in best["choices"]] == [chunk["choices"][0]["text"]]
 
     serve(make(), scenario)
 

@@ -290,7 +290,7 @@ def test_a_trace_may_be_cut_hastened_and_saturated():
     trace = Trace("plain", np.array([0.0, 4.0, 6.0]), np.array([1, 2, 3], np.int32), np.array([4, 5, 6], np.int32))
     assert from_trace(trace, rate_scale=2, limit=2).arrival_s.tolist() == [0, 2]
     assert from_trace(trace, saturated=True).arrival_s.tolist() == [0, 0, 0]
-    for options in ({"rate_scale": 0}, {"rate_scale": float("nan")}, {"limit": 0}):
+    for options in ({"rate_scale": 0}, {"rate_scale": float("nan")}, {"rate_scale": 1e-320}, {"limit": 0}):
         with pytest.raises(UsageError):
             from_trace(trace, **options)
 
@@ -322,6 +322,14 @@ def test_the_command_prints_tables_and_writes_json(trace_file, tmp_path):
     (["--trace", "none.csv"], "cannot read the trace"),
     (["--synthetic", "exp:3", "exp:3"], "needs --limit"),
     (["--synthetic", "exp:3", "exp:3", "--limit", "3", "--rate", "0"], "expected a number above 0"),
+    (["--synthetic", "exp:3", "exp:3", "--limit", "3", "--rate", "1e-320"], "the last request would come after"),
+    (["--synthetic", "exp:3", "exp:3", "--limit", "3", "--rate", "1", "--saturated"], "--saturated and --rate contra"),
+    (["--synthetic", "exp:3", "exp:3", "--limit", "3", "--seed", "-1"], "the seed is -1"),
+    (["--synthetic", "exp:3", "exp:3", "--limit", "3", "--rate-scale", "10"], "--rate-scale is of --trace"),
+    (["--synthetic", "exp:3", "exp:3", "--limit", "3", "--format", "azure"], "--format is of --trace"),
+    (["--trace", "x.csv", "--rate", "1"], "--rate is of --synthetic"),
+    (["--trace", "x.csv", "--seed", "1"], "--seed is of --synthetic"),
+    (["--trace", "x.csv", "--rate-scale", "2", "--saturated"], "--saturated and --rate-scale contradict"),
     (["--synthetic", "exp:3", "exp:3", "--limit", "3", "--num-slots", "100"], "multiple of --block-size"),
     (["--synthetic", "exp:3", "exp:3", "--limit", "3", "--step-law", "x=1"], "no term of a step law"),
     (["--synthetic", "exp:3", "exp:3", "--limit", "3", "--out", "no/such/folder"], "in no folder that exists"),

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as HFTokenizer
 from tokenizers import decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from pabench.errors import UsageError
+from reference_engine.scheduling.sequence import TokenLogprobs
+from reference_engine.serving.logprobs import Told, completion_logprobs
 from reference_engine.serving.tokenizer import TextStream, Tokenizer
 
 
@@ -83,8 +88,21 @@ def test_chat_template(tmp_path):
     assert tokenizer.chat_text([{"role": "user", "content": "hé"}]) == "<s>[user] hé>"
 
 
+def test_templates_have_what_transformers_gives_them(tmp_path):
+    template = (
+        "{% for m in messages %}{% if m.role == 'system' %}{% continue %}{% endif %}"
+        "{% generation %}{% set said = m.content %}{{ said }}{% endgeneration %}{% break %}{% endfor %}"
+        "{{ strftime_now('%Y') | length }}{{ tools is none }}{{ documents is none }}{{ eos_token is defined }}")
+    messages = [{"role": role, "content": role[:1]} for role in ("system", "user", "assistant")]
+    ours = write(tmp_path, template).chat_text(messages)
+    theirs = PreTrainedTokenizerFast(tokenizer_object=HF, bos_token="<s>").apply_chat_template(
+        messages, chat_template=template, tokenize=False, add_generation_prompt=True)
+    assert ours == theirs == "u4TrueTrueFalse"
+
+
 @pytest.mark.parametrize("template", [
     "{{ messages.__class__.__mro__ }}", "{{ raise_exception('only users') }}", "{{ messages[0].x.y.z }}", "{% if %}",
+    "{{ 1 / 0 }}", "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "{{ '{0}'.format() }}",
 ])
 def test_templates_that_fail_or_break_out_are_refused(tmp_path, template):
     tokenizer = write(tmp_path, template)
@@ -104,12 +122,33 @@ def test_offsets_say_where_each_token_begins(tmp_path):
     assert tokenizer.decode_with_offsets([]) == ("", ())
 
 
+def test_a_long_text_is_tokenised_while_other_threads_go_on(tmp_path):
+    tokenizer, text, others = write(tmp_path, None), "ab c " * 30_000, 0
+    thread = threading.Thread(target=tokenizer.encode, args=(text,))
+    thread.start()
+    while thread.is_alive():
+        others += 1
+        time.sleep(0.001)
+    assert others > 10  # with encode() it is 2, however long it takes
+    assert tokenizer.encode(text) == tokenizer.encode("ab c ") * 30_000
+    assert tokenizer.encode_with_offsets(text, add_special_tokens=True)[1] == tuple(range(len(text)))
+
+
 def test_no_template_and_no_tokenizer(tmp_path):
     with pytest.raises(UsageError, match="no chat template"):
         write(tmp_path, None).chat_text([{"role": "user", "content": "x"}])
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(UsageError, match="cannot be read as a tokenizer"):
         Tokenizer(tmp_path)
+
+
+def test_tokens_of_one_text_do_not_hide_one_another(tmp_path):
+    tokenizer = write(tmp_path, None)
+    a, b, lone, other = *tokenizer.encode("ab"), *tokenizer.encode("é")  # half a character each: both are "\ufffd"
+    top = ((lone, -0.5), (a, -1.0), (other, -2.0), (b, -3.0))
+    told = [Told(other, TokenLogprobs(-2.0, top), 0), Told(a, TokenLogprobs(-1.0, top), 1)]
+    assert completion_logprobs(tokenizer, told)["top_logprobs"] == [
+        {"\ufffd": -2.0, "a": -1.0, "b": -3.0}, {"\ufffd": -0.5, "a": -1.0, "b": -3.0}]
 
 
 def byte_fallback():

@@ -10,6 +10,7 @@ import sys
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,7 @@ from pabench.workingset.asking import Asker, Visit
 from pabench.workingset.block_size import block_size_figure, block_size_of, measure_block_size
 from pabench.workingset.eviction import CurvePoint, Limits, eviction_figure, measure_eviction, share_by_time, share_out
 from pabench.workingset.figure import Ended
-from pabench.workingset.preemption import Level, first_stall, first_wait, level_of, preemption_figure
+from pabench.workingset.preemption import Level, first_stall, first_wait, level_of, levels_up_to, preemption_figure
 from pabench.workingset.prompts import Prompt, Prompts
 from pabench.workingset.recompute import Pair, recompute_figure, warm_share
 from tests.load.support import serving, stream
@@ -167,6 +168,13 @@ def test_a_stream_that_begins_only_behind_an_end_has_waited() -> None:
     assert first_wait(waiting) == 0.5
     level = level_of(waiting, preempted=0.0, block_size=1)
     assert (level.sign, level.live_tokens) == ("waited", 100 + 100)
+
+
+@given(most=st.integers(1, 200_000))
+def test_levels_end_at_the_most_that_is_tried(most: int) -> None:
+    levels = list(levels_up_to(most))
+    assert levels[-1:] == [most] * (most >= 256)
+    assert all(low < high <= low * 4 / 3 + 1 for low, high in pairwise(levels))
 
 
 def test_levels_without_a_sign_give_a_lower_bound() -> None:
