@@ -28,7 +28,7 @@ test: setup check
 
 # The conformance suite against every mutant: does it fail what is broken?
 test-mutants: setup
-	$(BIN)/pytest tests/conformance -m mutants -n 2 --dist worksteal
+	$(BIN)/pytest tests/conformance -m mutants -n 3 --dist worksteal
 
 # Each attention kernel on a thousand cases, in Triton's interpreter.
 test-kernels: setup

@@ -25,6 +25,14 @@ settings.register_profile("full", max_examples=1000, deadline=None)
 settings.load_profile(os.environ.get("PABENCH_HYPOTHESIS", "ci"))
 
 
+_FIRST = ("test_wheel.py", "test_browser.py")  # long chains: one that begins last keeps one worker, and no other
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that cannot be shared out well come first."""
+    items.sort(key=lambda item: item.path.name not in _FIRST)
+
+
 @pytest.fixture(scope="session")
 def tiny_probe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of the `tiny` probe in float32."""
