@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 
 from pabench.probe.prompts import ProbePrompt
 from pabench.probe.spec import SEP, ProbeSpec
@@ -112,19 +113,20 @@ def _misreads(spec: ProbeSpec, prompt: ProbePrompt, ids: Sequence[int]) -> Itera
     """Each bad read. A token that was read rightly before has a second slot by now, where it was generated: the first
     slot has proved good, so the generated one is blamed.
     """
-    generated: dict[tuple[int, int], int] = {}  # (token before, token) -> cache position of its latest copy
+    # What is read is the token behind the one before: it alone may stand in several places, as a ring's first one does.
+    places: dict[tuple[int, int], int] = {}  # (token before, token) -> first position in the prompt, or latest copy
+    for position, pair in enumerate(pairwise(prompt.prompt), 1):
+        places.setdefault(pair, position)
     current, start = prompt.prompt[-1], len(prompt.prompt)
     for index, token in enumerate(ids):
         allowed = prompt.successors(current)
         if allowed and token not in allowed:
             expected = min(allowed, key=lambda wanted: (wanted ^ token).bit_count())
-            position = generated.get((current, expected), prompt.owner(expected))
-            assert position is not None, "a successor stands in its own prompt"
             wrong = expected ^ token
             heads = tuple(spec.head_of(bit) for bit in range(spec.bits) if wrong >> bit & 1)
-            yield Misread(index, expected, token, position, heads)
+            yield Misread(index, expected, token, places[current, expected], heads)
         elif allowed:
-            generated[current, token] = start + index
+            places[current, token] = start + index
         current = token
 
 
@@ -152,9 +154,13 @@ def _hint(
     heads = {head for _, head in kv_heads}
     slots = {position % block_size for position in positions} if block_size else set()
     blocks = {position // block_size for position in positions} if block_size else set()
+    edges = len(blocks) > 1 and block_size != 1
     patterns = (
         (kind == "foreign",
          "another request's data was read: block table, a block reused too early, or a write into a shared block"),
+        (min(positions) >= prompt_len and kind == "not found",
+         "nothing was found where two slots hold it, the prompt's and the generated one: both are lost, or the prompt's "
+         "first block is, with the salt that every key depends on"),
         (min(positions) >= prompt_len,
          "the prompt's slots are right, generated ones are not: a shared block written without a copy, or positions "
          "and slots of decode"),
@@ -164,9 +170,8 @@ def _hint(
          f"only KV head {min(heads, default=0)}: check the head stride, the group map and the head's scale"),
         (len(kv_heads) == 1 and len(positions) == 1,
          "one slot of one KV head: damaged, or overwritten in part, after it was written"),
-        (len(blocks) > 1 and slots == {(block_size or 0) - 1},
-         "only the last slot of blocks: an off-by-one at the block edge"),
-        (len(blocks) > 1 and slots == {0}, "only the first slot of blocks: an off-by-one at the block edge"),
+        (edges and slots == {(block_size or 0) - 1}, "only the last slot of blocks: an off-by-one at the block edge"),
+        (edges and slots == {0}, "only the first slot of blocks: an off-by-one at the block edge"),
         (len(blocks) == 1 and len(slots) > 1,
          f"only block {min(blocks, default=0)}: overwritten, never written, or its table entry is wrong"),
         (kind == "not found",

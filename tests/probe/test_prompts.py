@@ -104,6 +104,34 @@ def test_a_slot_that_was_read_rightly_before_is_not_blamed() -> None:
     assert found.position == len(ring.prompt) + 2
     assert (found.block, found.slot) == (3, 3)
     assert "generated ones are not" in found.hint
+    ids[12] = SEP  # both copies would have to be lost
+    lost = diagnose(SPEC, ring, ids, block_size=4)
+    assert lost is not None
+    assert lost.hint.startswith("nothing was found where two slots hold it")
+
+
+def test_what_closes_a_ring_is_read_where_it_stands_behind_the_last() -> None:
+    """A ring's first token stands in the prompt twice."""
+    ring = Ring(tuple(range(300, 340)), 16)
+    ids = ring.expected(40)
+    ids[39] ^= 1
+    found = diagnose(SPEC, ring, ids, block_size=16)
+    assert found is not None
+    assert (found.expected, found.position) == (300, 42)
+    fork = draw_fork(SPEC, np.random.default_rng(4), 5)
+    found = diagnose(SPEC, fork, [*fork.branches[1], fork.fork ^ 1], block_size=16)
+    assert found is not None
+    assert found.position == len(fork.prompt) - 1
+
+
+def test_a_block_of_one_token_has_no_edge() -> None:
+    ring = draw_rings(SPEC, np.random.default_rng(4), [50])[0]
+    ids = ring.expected(40)
+    for output in (6, 10):
+        ids[output] ^= 1 << SPEC.bit_of(1, 0) | 1 << SPEC.bit_of(3, 2)
+    found = diagnose(SPEC, ring, ids, block_size=1)
+    assert found is not None
+    assert "slot of blocks" not in found.hint
 
 
 @pytest.mark.parametrize(("outputs", "bits", "says"), [
