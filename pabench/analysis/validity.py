@@ -14,6 +14,7 @@ _DRAWS = 200_000         # of lags: so many samples tell enough in one round
 _FLOOR_MS = 1.0
 MAX_CPU_SHARE = 0.9     # of one core: above, the loop has no time left to be on time
 _MAX_FAILED_SCRAPES = 0.2
+_UNSEEN_SHARE = 0.1      # of the answers
 _BEYOND = 0.05           # of a window that was asked for, behind the last answer
 _PLANNED = {"planned", "duration"}
 
@@ -26,9 +27,7 @@ def judge(
                *_miscalibrated(manifest, ttft, itl), *_miscounted(requests)]
     if manifest.cache is not None and manifest.cache.broken is not None:
         reasons.append(f"the cache was not {manifest.cache.text}, as stated: {manifest.cache.broken}")
-    if manifest.window_s is not None and any(since < manifest.window_s[1] and manifest.window_s[0] < until
-                                             for since, until in manifest.unwatched_spans):
-        reasons.append("the client was killed: nothing is known of its lag in a part of the window")
+    reasons += _unwatched(manifest, requests)
     client = manifest.client
     if client.cpu_share is not None and client.cpu_share > MAX_CPU_SHARE:
         reasons.append(f"the client used {client.cpu_share:.0%} of a core: spread the load over several clients")
@@ -72,6 +71,18 @@ def _misplaced(manifest: Manifest) -> list[str]:
     reasons += [f"the run was broken off at {one.at_s:.4g} s, in the window"
                 for one in manifest.resumed if asked[0] < one.at_s < asked[1]]
     return reasons
+
+
+def _unwatched(manifest: Manifest, requests: pd.DataFrame) -> list[str]:
+    """Where the client was killed nothing is known of its lag: not in the window, nor in what latencies are of."""
+    sent_s = ok_requests(requests)["sent_s"]
+    unseen = sum(((sent_s >= since) & (sent_s < until)).sum() for since, until in manifest.unwatched_spans)
+    if manifest.window_s is not None and any(since < manifest.window_s[1] and manifest.window_s[0] < until
+                                             for since, until in manifest.unwatched_spans):
+        return ["the client was killed: nothing is known of its lag in a part of the window"]
+    if unseen > _UNSEEN_SHARE * len(sent_s):
+        return [f"the client was killed: nothing is known of its lag when {unseen} of {len(sent_s)} requests were sent"]
+    return []
 
 
 def _miscounted(requests: pd.DataFrame) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from pabench.engines.base import GenerationRequest
@@ -11,9 +12,11 @@ from pabench.telemetry.mapping import MetricTable, read_kv_sample
 from pabench.telemetry.vocabulary import KVSample, MetricFamilies
 
 # Prompt tokens are counted when their slot is released, those from the cache apart from those that were computed.
+_COMPUTED = "llamacpp:prompt_tokens_total"
 METRICS: MetricTable = {
     "running": ("llamacpp:requests_processing",),
     "waiting": ("llamacpp:requests_deferred",),
+    "prefix_queries": (_COMPUTED,),  # and the hits
     "prefix_hits": ("llamacpp:prompt_tokens_cached_total",),
     "drafted": ("llamacpp:spec_decode_num_draft_tokens_total",),
     "accepted": ("llamacpp:spec_decode_num_accepted_tokens_total",),
@@ -43,7 +46,9 @@ class LlamaCppDialect(OpenAIDialect):
 
     def kv_sample(self, metrics: MetricFamilies, time_s: float) -> KVSample:
         """The KV vocabulary: queue and cache hits; how full the slots are is on no metrics page."""
-        return read_kv_sample(metrics, time_s, METRICS)
+        sample = read_kv_sample(metrics, time_s, METRICS)
+        computed, hits = sample.prefix_queries, sample.prefix_hits
+        return replace(sample, prefix_queries=None if computed is None or hits is None else computed + hits)
 
     def recognises(self, models: Mapping[str, Any], metrics: MetricFamilies, headers: Mapping[str, str]) -> bool:
         """By the owner that it gives its models, or its metrics' prefix."""

@@ -39,10 +39,11 @@ class MistralRsDialect(OpenAIDialect):
         return openai_path(request), body
 
     def kv_sample(self, metrics: MetricFamilies, time_s: float) -> KVSample:
-        """The KV vocabulary; use is that of blocks, cached ones left out."""
+        """The KV vocabulary; use is that of blocks, cached ones left out. Preemptions are told from the first on."""
         used, total = (read_field(metrics, name, (name,)) for name in (_USED, _TOTAL))
         usage = used / total if used is not None and total else None
-        return replace(read_kv_sample(metrics, time_s, METRICS), kv_usage=usage)
+        sample = replace(read_kv_sample(metrics, time_s, METRICS), kv_usage=usage)
+        return replace(sample, preemptions=0.0) if sample.preemptions is None and total is not None else sample
 
     def recognises(self, models: Mapping[str, Any], metrics: MetricFamilies, headers: Mapping[str, str]) -> bool:
         """By its metrics' prefix."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,8 +15,8 @@ from pabench.engines.openai import (
     owners,
     require_plain,
 )
-from pabench.telemetry.mapping import MetricTable, int_gauge, read_kv_sample
-from pabench.telemetry.vocabulary import KVFacts, KVSample, MetricFamilies
+from pabench.telemetry.mapping import MetricTable, int_gauge, int_label, read_field, read_kv_sample
+from pabench.telemetry.vocabulary import KVFacts, KVSample, MetricFamilies, MetricSample
 
 # Use leaves the evictable cache out. `token_usage` is rounded to two decimals; the gauges move at each prefill and each
 # 40th decode step, the token counters when a request ends. Older versions count retractions in a gauge.
@@ -28,7 +28,9 @@ METRICS: MetricTable = {
     "prefix_queries": ("sglang:prompt_tokens_total",),
     "prefix_hits": ("sglang:cached_tokens_total",),
 }
-_NEWER = "sglang:full_token_usage"  # a page that holds it counts retractions, once there has been one
+_NEWER = "sglang:full_token_usage"  # a page that holds it has the counters, once there is something to count
+_COUNTED = ("preemptions", "prefix_queries", "prefix_hits")
+_RANKS = ("pp_rank", "tp_rank", "moe_ep_rank")
 _PAGE_SIZE, _NUM_PAGES = "sglang:page_size", "sglang:num_pages"
 
 
@@ -55,16 +57,17 @@ class SGLangDialect(OpenAIDialect):
         return openai_path(request), body
 
     def kv_facts(self, metrics: MetricFamilies) -> KVFacts:
-        """Geometry from gauges that are constant."""
-        size, pages = int_gauge(metrics, _PAGE_SIZE), int_gauge(metrics, _NUM_PAGES)
-        return KVFacts() if size is None else KVFacts(block_size=size, num_blocks=pages, kv_mode="paged")
+        """Geometry from gauges that are constant; the pools of data parallel engines add up."""
+        once = _totals(metrics)
+        size, pages = int_gauge(once, _PAGE_SIZE), read_field(once, "num_blocks", (_NUM_PAGES,))
+        return KVFacts() if size is None else KVFacts(
+            block_size=size, num_blocks=None if pages is None else round(pages), kv_mode="paged")
 
     def kv_sample(self, metrics: MetricFamilies, time_s: float) -> KVSample:
-        """The KV vocabulary. The counter of retractions is not there before the first."""
+        """The KV vocabulary. Counters are not there before there is something to count."""
         sample = read_kv_sample(_totals(metrics), time_s, METRICS)
-        if sample.preemptions is None and metrics.get(_NEWER):
-            return replace(sample, preemptions=0.0)
-        return sample
+        absent = [name for name in _COUNTED if getattr(sample, name) is None]
+        return replace(sample, **dict.fromkeys(absent, 0.0)) if metrics.get(_NEWER) else sample
 
     def recognises(self, models: Mapping[str, Any], metrics: MetricFamilies, headers: Mapping[str, str]) -> bool:
         """By the owner that it gives its models, or its metrics' prefix."""
@@ -72,10 +75,20 @@ class SGLangDialect(OpenAIDialect):
 
 
 def _totals(metrics: MetricFamilies) -> MetricFamilies:
-    """`metrics` with requests counted once: a server with priorities tells each level, and all under an empty one."""
-    once = {}
+    """`metrics` with everything told once. A server with priorities tells requests by level, and all under an empty
+    one. The ranks of a tensor or a pipeline parallel engine may each tell what is the engine's: the first counts, of
+    each data parallel engine.
+    """
+    once = {name: _of_first_ranks(samples) for name, samples in metrics.items()}
     for name in (*METRICS["running"], *METRICS["waiting"]):
-        total = [sample for sample in metrics.get(name, ()) if sample.labels.get("priority") == ""]
+        total = [sample for sample in once.get(name, ()) if sample.labels.get("priority") == ""]
         if total:
             once[name] = total
-    return {**metrics, **once}
+    return once
+
+
+def _of_first_ranks(samples: Sequence[MetricSample]) -> list[MetricSample]:
+    ranks = [tuple(int_label(sample.labels, name) or 0 for name in _RANKS) for sample in samples]
+    engines = [sample.labels.get("dp_rank", "") for sample in samples]
+    first = {engine: min(rank for rank, of in zip(ranks, engines, strict=True) if of == engine) for engine in engines}
+    return [sample for sample, rank, of in zip(samples, ranks, engines, strict=True) if rank == first[of]]

@@ -13,12 +13,16 @@ from pabench.engines.openai import OpenAIDialect, lengthened_body, openai_path, 
 from pabench.telemetry.mapping import MetricTable, int_gauge, read_kv_sample
 from pabench.telemetry.vocabulary import KVFacts, KVSample, MetricFamilies
 
-# Values are taken when a request ends. Reuse is counted in blocks, not in tokens, and so is no prefix hit here. Paused
-# requests are a gauge, and there are none under the default policy, which never lets in what may not fit.
+# Values are taken when a request ends; version 1.1 has none of the token counters. Paused requests are a gauge, and
+# there are none under the default policy, which never lets in what may not fit.
 METRICS: MetricTable = {
     "kv_usage": ("trtllm_kv_cache_utilization",),
     "running": ("trtllm_num_requests_running",),
     "waiting": ("trtllm_num_requests_waiting",),
+    "prefix_queries": ("trtllm_prompt_tokens_total",),
+    "prefix_hits": ("trtllm_prompt_cached_tokens_total",),
+    "drafted": ("trtllm_spec_decode_num_draft_tokens_total",),
+    "accepted": ("trtllm_spec_decode_num_accepted_tokens_total",),
 }
 _MAX_BLOCKS, _TOKENS_PER_BLOCK = "trtllm_kv_cache_max_blocks", "trtllm_kv_cache_tokens_per_block"
 

@@ -12,6 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 
 import aiohttp
 import numpy as np
@@ -26,6 +27,7 @@ from pabench.load.workload import CacheState
 from pabench.probe import Codec, Ring
 
 _AT_ONCE = 16
+_SEPARATOR = 1          # token
 _WARM_SHARE = 0.9      # of the tokens in whole blocks that a warm cache could give
 SHARE_TOLERANCE = 0.05  # of the tokens in whole blocks, either way of a stated share
 _MOST_CHECKED = 5000   # requests, in the order of sending: what was not cold shows in the first
@@ -136,7 +138,9 @@ def check(
         told = told[:_MOST_CHECKED]
         return CacheCheck(stated=state, checked=len(told), broken=_not_cold(requests, told, sent))
     firsts = [record for record in told if requests[record.index].turn == 0]
-    could = sum(_could(record.prompt_tokens, block_size or 1) for record in firsts)
+    # Where the engine does not tell its blocks' size: the largest that all hits are whole numbers of.
+    size = block_size or math.gcd(*(record.cached_tokens or 0 for record in firsts)) or 1
+    could = sum(_could(record.prompt_tokens, size) for record in firsts)
     was = sum(record.cached_tokens or 0 for record in firsts)
     broken = None
     if state == "warm" and was < _WARM_SHARE * could:
@@ -160,8 +164,11 @@ def _not_cold(
         while added < len(sent) and (sent[added].sent_s or 0.0) <= _answered_s(record):
             seen.update(_prefixes(requests[sent[added].index]))
             added += 1
-        known = 0
-        for prefix in _prefixes(requests[record.index]):
+        request = requests[record.index].request
+        if request.n > 1 or request.beam_width:
+            continue  # its samples may find the prompt that it has computed itself
+        known = _SEPARATOR  # which all prompts begin with, those of warm-ups too
+        for prefix in islice(_prefixes(requests[record.index]), _SEPARATOR, None):
             if seen[prefix] < 2:  # it is its own first
                 break
             known += 1

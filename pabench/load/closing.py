@@ -151,8 +151,9 @@ def _write(
 def _short_notes(records: Sequence[RequestRecord]) -> list[str]:
     """Of an engine that cannot be asked to go on; of any other a short answer is an error."""
     answered = [record for record in records if record.outcome == "ok"]
-    short = sum(record.output_tokens < record.n * record.max_tokens if record.output_tokens is not None
-                else any(reason != "length" for reason in record.finish_reasons) for record in answered)
+    short = sum(max(record.output_tokens, record.stream_tokens) < record.n * record.max_tokens
+                if record.output_tokens is not None else any(reason != "length" for reason in record.finish_reasons)
+                for record in answered)
     return [f"{_SHORT}: {short} of {len(answered)} answers, which ended of their own accord"] if short else []
 
 

@@ -31,9 +31,6 @@ def draw_arrivals(
         if len(trace) > 1 and not trace.arrival_s.any():
             raise UsageError(f"the trace {workload.trace} has no times: take its lengths, and arrivals of another "
                              "kind")
-        if (workload.num_requests or 0) > len(trace):
-            raise UsageError(f"num_requests is {workload.num_requests}, and the trace {workload.trace} has only "
-                             f"{len(trace)} requests that come: lower it to that, or leave it out for all of them")
         starts = trace.head(workload.num_requests or len(trace)).arrival_s / arrivals.speed
         return [float(start) for start in starts if workload.duration_s is None or start < workload.duration_s]
     ends = [end for end in (workload.duration_s, arrivals.end_s) if end is not None]
@@ -116,20 +113,27 @@ def draw_priorities(workload: Workload, rng: np.random.Generator, count: int) ->
     return [workload.priorities[at].priority for at in chosen]
 
 
+def require_work(workload: Workload, turns: Sequence[int], trace: Trace | None) -> None:
+    """Raise UsageError where the load would be smaller than its name. `turns`: of each session."""
+    arrivals = workload.arrivals
+    if isinstance(arrivals, TraceArrivals) and trace is not None and (workload.num_requests or 0) > len(trace):
+        raise UsageError(f"num_requests is {workload.num_requests}, and the trace {workload.trace} has only "
+                         f"{len(trace)} requests that come: lower it to that, or leave it out for all of them")
+    if isinstance(arrivals, ClosedArrivals) and arrivals.users > len(turns):
+        what = "requests" if sum(turns) == len(turns) else f"sessions ({sum(turns)} requests)"
+        raise UsageError(f"{arrivals.text}, and only {len(turns)} {what} for them: raise num_requests "
+                         "(--num-requests), or lower the users")
+
+
 def share_out(arrivals: Arrivals, output_tokens: Sequence[int], turns: Sequence[int]) -> list[int] | None:
     """User of each session, by the output tokens of its first turn and its number of turns; None for open arrivals.
 
     Each goes to the user with the least work so far (tokens, plus the mean for each wait), which is the order in which
-    a common queue would be emptied: all users stay busy to the end, and the steady window is long. Raises UsageError
-    where a user would have nothing to send: the load would be smaller than its name.
+    a common queue would be emptied: all users stay busy to the end, and the steady window is long.
     """
     if not isinstance(arrivals, ClosedArrivals):
         return None
-    if arrivals.users > len(turns):
-        what = "requests" if sum(turns) == len(turns) else f"sessions ({sum(turns)} requests)"
-        raise UsageError(f"{arrivals.text}, and only {len(turns)} {what} for them: raise num_requests "
-                         "(--num-requests), or lower the users")
-    work = np.zeros(arrivals.users)
+    work = np.zeros(min(arrivals.users, len(output_tokens)))
     mean = float(np.mean(output_tokens))
     users = []
     for tokens, count in zip(output_tokens, turns, strict=True):

@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
+from array import array
+from bisect import bisect_right
 from collections.abc import Sequence
 
 import numpy as np
@@ -29,7 +31,7 @@ class LoopLag:
     """
 
     def __init__(self) -> None:
-        self._ticks: list[tuple[float, float]] = []  # when due, and how late
+        self._due_s, self._late_s = array("d"), array("d")  # of each tick
         self._started_s = clock()
         self._cpu_s = time.process_time()
         self._until: tuple[float, float] | None = None  # the time and the CPU time then
@@ -53,8 +55,8 @@ class LoopLag:
             nonlocal num_seen
             now_s = clock()
             num_ticks = timer.read()
-            due_s = [first_s + (num_seen + i) * _INTERVAL_S for i in range(num_ticks)]
-            self._ticks += [(at_s, max(0.0, now_s - at_s)) for at_s in due_s]
+            for tick in range(num_seen, num_seen + num_ticks):
+                self._note(first_s + tick * _INTERVAL_S, now_s)
             num_seen += num_ticks
 
         loop.add_reader(timer.file, note)
@@ -69,7 +71,11 @@ class LoopLag:
         while True:
             due_s = clock() + _INTERVAL_S
             await asyncio.sleep(_INTERVAL_S)
-            self._ticks.append((due_s, max(0.0, clock() - due_s)))
+            self._note(due_s, clock())
+
+    def _note(self, due_s: float, seen_s: float) -> None:
+        self._due_s.append(due_s)
+        self._late_s.append(max(0.0, seen_s - due_s))
 
     def loaded(self) -> None:
         """The load is on until now, at least."""
@@ -81,10 +87,10 @@ class LoopLag:
             self.loaded()
 
     @property
-    def lags_s(self) -> list[float]:
+    def lags_s(self) -> Sequence[float]:
         """How late each tick was, under the load; all of them where it lasted for none."""
         until_s = clock() if self._until is None else self._until[0]
-        return [late_s for due_s, late_s in self._ticks if due_s <= until_s] or [late_s for _, late_s in self._ticks]
+        return self._late_s[:bisect_right(self._due_s, until_s)] or self._late_s
 
     def _cpu_share(self) -> float | None:
         if self._until is None or self._until[0] <= self._started_s:

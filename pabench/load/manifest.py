@@ -42,6 +42,9 @@ class Host(_Part):
     python: str
 
 
+_ALIKE = 1.1  # pools of one engine
+
+
 class KVGeometry(_Part):
     """`telemetry.vocabulary.KVFacts` as written. None: the engine does not say."""
 
@@ -171,6 +174,13 @@ class Manifest(_Part):
     def write(self, folder: Path) -> None:
         """Write `manifest.json`. Raises RecordsUnwritable."""
         write_atomic(folder / MANIFEST_FILE, self.model_dump_json(indent=2).encode())
+
+
+def like_pools(sizes: Sequence[int]) -> bool:
+    """Whether pools of so many blocks (or slots) may be one engine's: it finds room for a few more or less at each
+    start.
+    """
+    return not sizes or max(sizes) <= _ALIKE * min(sizes)
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -11,7 +11,14 @@ import numpy as np
 
 from pabench.engines.base import EngineFacts, GenerationRequest
 from pabench.errors import UsageError
-from pabench.load.draws import draw_arrivals, draw_lengths, draw_priorities, share_out, token_limit
+from pabench.load.draws import (
+    draw_arrivals,
+    draw_lengths,
+    draw_priorities,
+    require_work,
+    share_out,
+    token_limit,
+)
 from pabench.load.prompts import Isolation, draw_fork_prompts, draw_probe_prompts, draw_texts, told_apart
 from pabench.load.schedule import Schedule, ScheduledRequest
 from pabench.load.sharing import (
@@ -32,10 +39,13 @@ from pabench.traces import Trace, read_trace
 _WARMUP_OUTPUT_TOKENS = 8
 
 
-def plan(workload: Workload, seed: int, facts: EngineFacts, spec: ProbeSpec | None, prefix: str) -> Schedule:
+def plan(
+    workload: Workload, seed: int, facts: EngineFacts, spec: ProbeSpec | None, prefix: str, *, anew: bool = True
+) -> Schedule:
     """The schedule of `workload` for an engine. The same arguments give the same schedule.
 
-    `prefix` starts every request id. Raises UsageError for what the engine cannot do.
+    `prefix` starts every request id. Raises UsageError for what the engine cannot do, and, of a run that is planned
+    `anew`, for a load that would be smaller than its name: earlier versions carried such runs.
     """
     check_able(workload, facts, spec)
     seeds = np.random.SeedSequence(seed).spawn(7)
@@ -43,6 +53,8 @@ def plan(workload: Workload, seed: int, facts: EngineFacts, spec: ProbeSpec | No
     trace = None if workload.trace is None else read_trace(workload.trace, workload.trace_format)
     starts = draw_arrivals(workload, arrivals, trace)
     turns = draw_turns(workload.session, sharing, len(starts), workload.num_requests)
+    if anew:
+        require_work(workload, turns, trace)
     prefixes = draw_prefixes(workload, spec, sharing)
     prompt_tokens, output_tokens, num_clipped = draw_lengths(
         workload, lengths, len(turns), facts.max_context_tokens, trace)
@@ -97,6 +109,9 @@ def check_able(workload: Workload, facts: EngineFacts, spec: ProbeSpec | None) -
     if isinstance(workload.cache, float) and (facts.kv is None or facts.kv.block_size is None):
         raise UsageError(f"workload {workload.name!r} fills {workload.cache:.0%} of the cache, block by block, and the "
                          'engine does not tell the size of its blocks: state "cold" or "warm"')
+    if isinstance(workload.cache, float) and workload.n > 1:
+        raise UsageError(f"workload {workload.name!r} fills {workload.cache:.0%} of the cache, and the samples of a "
+                         f'request, n = {workload.n}, may find their own prompt in it: state "cold" or "warm"')
     needed = {"beam": workload.beam_width is not None, "cached_tokens": workload.cache is not None, "n": workload.n > 1,
               "priority": workload.priorities is not None, "sampling": workload.temperature > 0,
               "stream": workload.cancel_share > 0}

@@ -37,7 +37,8 @@ def replan(folder: Path, manifest: Manifest) -> tuple[Schedule, ProbeSpec | None
     Raises UsageError where this pabench plans another one.
     """
     spec = None if manifest.probe_preset is None else preset(manifest.probe_preset)
-    schedule = plan(manifest.workload, manifest.seed, facts_of(manifest.engine), spec, manifest.request_prefix)
+    schedule = plan(manifest.workload, manifest.seed, facts_of(manifest.engine), spec, manifest.request_prefix,
+                    anew=False)
     if digest(schedule) != manifest.schedule_digest:
         raise UsageError(f"{folder} was planned by pabench {manifest.versions.get('pabench')}, whose schedules differ "
                          "from this one's: use that version")

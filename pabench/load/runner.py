@@ -20,7 +20,7 @@ from pabench.load.client import LoadClient, PreparedRequest, prepare
 from pabench.load.closing import close_run, recover_run
 from pabench.load.journal import TELEMETRY, Journal, held, journal_path
 from pabench.load.line import clock
-from pabench.load.manifest import Manifest, clean_url, describe_engine, new_manifest
+from pabench.load.manifest import Manifest, clean_url, describe_engine, like_pools, new_manifest
 from pabench.load.measure import Progress, ProgressState, refusal
 from pabench.load.planning import plan
 from pabench.load.pool import ONE_PROCESS, Placement, WorkerPool, split_job
@@ -223,8 +223,13 @@ class _Watch:
 
 
 def _refuse_another(examination: Examined, manifest: Manifest) -> None:
-    """Raise UsageError where the engine is not the one that the run began with."""
+    """Raise UsageError where the engine is not the one that the run began with. It may have died since, and have found
+    room for a few blocks more or less: that it may.
+    """
     now, then = describe_engine(examination.facts), manifest.engine
+    if now.kv is not None and then.kv is not None and now.kv.num_blocks and then.kv.num_blocks and like_pools(
+            [now.kv.num_blocks, then.kv.num_blocks]):
+        now.kv.num_blocks = then.kv.num_blocks
     differing = [f"{name} is {getattr(now, name)!r}, was {getattr(then, name)!r}"
                  for name in type(now).model_fields if getattr(now, name) != getattr(then, name)]
     preset_now = None if examination.probe is None else examination.probe.preset

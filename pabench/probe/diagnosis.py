@@ -159,8 +159,8 @@ def _hint(
         (kind == "foreign",
          "another request's data was read: block table, a block reused too early, or a write into a shared block"),
         (min(positions) >= prompt_len and kind == "not found",
-         "nothing was found where two slots hold it, the prompt's and the generated one: both are lost, or the prompt's "
-         "first block is, with the salt that every key depends on"),
+         "nothing was found where two slots hold it, the prompt's and the generated one: both are lost, or the "
+         "prompt's first block is, with the salt that every key depends on"),
         (min(positions) >= prompt_len,
          "the prompt's slots are right, generated ones are not: a shared block written without a copy, or positions "
          "and slots of decode"),

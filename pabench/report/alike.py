@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from pabench.analysis.sides import Measured, differences
-from pabench.load.manifest import KVGeometry
+from pabench.load.manifest import KVGeometry, like_pools
 from pabench.report.groups import Engine, RunData
 from pabench.report.text import count
-
-_ALIKE = 1.1  # pools: one engine finds a few blocks more or less at each start
 
 
 def cautions(engines: Sequence[Engine]) -> Iterator[str]:
@@ -36,7 +34,7 @@ def _mixed(engine: Engine) -> Iterator[str]:
         told["KV cache"].add("not told" if kv is None else _kv_text(kv))
     unlike = [f"{what} {' / '.join(sorted(values))}" for what, values in told.items() if len(values) > 1]
     pools = [run.capacity_tokens for run in engine.runs if run.capacity_tokens]
-    if pools and max(pools) > _ALIKE * min(pools):
+    if not like_pools(pools):
         unlike.append(f"pools of {count(min(pools))} to {count(max(pools))} tokens")
     if unlike:
         yield (f"the label {engine.name!r} covers runs of more than one engine ({'; '.join(unlike)}), which are shown "

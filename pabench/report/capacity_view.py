@@ -20,15 +20,10 @@ _ASKED = "#888888"  # in sight on both themes, and no engine's
 _MARKS = {"inside": "", "outside": "-open", "undecided": "-open-dot"}
 _TONES = {"inside": "good", "outside": "bad", "undecided": "muted"}
 _ENGINE = Column("engine", "Engine", numeric=False)
-_FOUND_COLUMNS = (
-    _ENGINE, Column("inside_per_s", "Highest rate inside", "requests/s"),
-    Column("outside_per_s", "Lowest rate outside", "requests/s"), Column("conclusion", "Conclusion", numeric=False),
-    Column("slo", "In time", numeric=False),
-)
-_TRIED_COLUMNS = (
-    _ENGINE, Column("rate_per_s", "Rate", "requests/s"), Column("in_time_share", "In time", "%"),
-    Column("low_share", "Low", "%"), Column("high_share", "High", "%"), Column("requests", "Requests"),
-    Column("verdict", "Verdict", numeric=False),
+_OF_FOUND = (Column("conclusion", "Conclusion", numeric=False), Column("slo", "In time", numeric=False))
+_OF_TRIED = (
+    Column("in_time_share", "In time", "%"), Column("low_share", "Low", "%"), Column("high_share", "High", "%"),
+    Column("requests", "Requests"), Column("verdict", "Verdict", numeric=False),
 )
 _Found = Sequence[tuple[Engine, Search]]
 
@@ -43,19 +38,22 @@ def conclusions(group: Group, found: _Found) -> Table | None:
     """One row a search; None where nothing was searched."""
     rows = [[words(engine.name, engine=engine.index), _rate(search.capacity.inside), _rate(search.capacity.outside),
              words(search.text), words(search.slo.text)] for engine, search in found]
-    return table(f"capacities-{group.index}", "Capacity", _FOUND_COLUMNS, rows) if rows else None
+    rates = (Column("inside_per_s", "Highest rate inside", group.rate_unit),
+             Column("outside_per_s", "Lowest rate outside", group.rate_unit))
+    return table(f"capacities-{group.index}", "Capacity", (_ENGINE, *rates, *_OF_FOUND), rows) if rows else None
 
 
 def capacity_figures(group: Group, found: _Found) -> list[Figure]:
     """One figure for each meaning of in time."""
-    return [_figure(f"capacity-{group.index}-{number}", slo, alike)
+    return [_figure(f"capacity-{group.index}-{number}", slo, alike, group.rate_unit)
             for number, (slo, alike) in enumerate(_by_slo(found))]
 
 
 def tried_tables(group: Group, found: _Found) -> list[Table]:
     """Every rate that was tried, a table for each meaning of in time."""
     return [table(f"tried-{group.index}-{number}",
-                  f"Every rate that was tried: {slo.text}, Wilson's {_intervals(alike)} intervals", _TRIED_COLUMNS,
+                  f"Every rate that was tried: {slo.text}, Wilson's {_intervals(alike)} intervals",
+                  (_ENGINE, Column("rate_per_s", "Rate", group.rate_unit), *_OF_TRIED),
                   [_tried(engine, each) for engine, search in alike for each in _by_rate(search)])
             for number, (slo, alike) in enumerate(_by_slo(found))]
 
@@ -69,8 +67,8 @@ def _intervals(found: _Found) -> str:
     return " and ".join(dict.fromkeys(f"{100 * search.confidence:g} %" for _, search in found))
 
 
-def _figure(id: str, slo: SLO, found: _Found) -> Figure:
-    traces = [_course(engine, search) for engine, search in found]
+def _figure(id: str, slo: SLO, found: _Found, unit: str) -> Figure:
+    traces = [_course(engine, search, unit) for engine, search in found]
     rates = np.array([each.rate_per_s for _, search in found for each in search.capacity.tried])
     ends = [float(rates.min()), float(rates.max())]
     traces.append(go.Scatter(x=ends, y=[100 * slo.share] * 2, mode="lines", line={"color": _ASKED, "dash": "dot"},
@@ -78,17 +76,17 @@ def _figure(id: str, slo: SLO, found: _Found) -> Figure:
     told = "; ".join(f"{engine.name}: {search.text}" for engine, search in found)
     caption = (f"In time: {slo.bounds_text}. Filled: surely at least {slo.share:.0%} of requests; open: surely fewer; "
                f"with a dot: undecided. Bars: Wilson's {_intervals(found)} intervals. Dotted: the share asked for.")
-    x = axis("offered load (requests/s)", log=wide(rates))
+    x = axis(f"offered load ({unit})", log=wide(rates))
     return Figure(id, "Capacity: requests in time by load", caption,
                   f"Line chart of the share of requests with {slo.bounds_text} by load. {told}.",
                   spec(traces, x, axis("requests in time (%)", range=[-2, 102])))
 
 
-def _course(engine: Engine, search: Search) -> go.Scatter:
+def _course(engine: Engine, search: Search, unit: str) -> go.Scatter:
     tried = _by_rate(search)
     shares, low, high = (100 * np.array(values) for values in zip(
         *((each.attained.share, each.low, each.high) for each in tried), strict=True))
-    hover = "%{x:.4~g} requests/s: %{y:.4~g} % in time, %{customdata}"
+    hover = f"%{{x:.4~g}} {unit}: %{{y:.4~g}} % in time, %{{customdata}}"
     rates = np.array([each.rate_per_s for each in tried])
     drawn = line(engine, rates, shares, hover, customdata=[_tried_text(each) for each in tried], error_y={
         "type": "data", "symmetric": False, "array": rounded(high - shares), "arrayminus": rounded(shares - low),

@@ -97,7 +97,13 @@ class Group:
     @property
     def level_name(self) -> str:
         """Axis title of the load."""
-        return "concurrent users" if self.kind == "users" else "offered load (requests/s)"
+        return "concurrent users" if self.kind == "users" else f"offered load ({self.rate_unit})"
+
+    @property
+    def rate_unit(self) -> str:
+        """What arrives at a rate."""
+        sessions = any(run.manifest.workload.session is not None for engine in self.engines for run in engine.runs)
+        return "sessions/s" if sessions else "requests/s"
 
     def at(self, engine: Engine, level: float) -> tuple[RunData, ...]:
         """Runs (more than one where it was repeated) of `engine` at `level`."""

@@ -145,7 +145,7 @@ def _load_axis(group: Group) -> dict[str, Any]:
 
 
 def _level(group: Group) -> str:
-    return "users" if group.kind == "users" else "requests/s"
+    return "users" if group.kind == "users" else group.rate_unit
 
 
 def _x_unit(group: Group, x_value: Value | None) -> str:

@@ -37,15 +37,16 @@ def live_load(
         console=out, disable=quiet, expand=True,  # on a narrow terminal the figures give way, and not the count
     )
     name = escape(f"{clean(label)}, {workload.load_text}")
+    target_per_s = workload.rate_per_s if workload.session is None else None  # of sessions nobody counts the starts
     with bar:
         task = bar.add_task(name, total=workload.num_requests, now="warming up")
 
         def show(state: ProgressState) -> None:
-            now = state_text(state, workload.rate_per_s)
+            now = state_text(state, target_per_s)
             bar.update(task, completed=state.done, total=state.total, now=f"[red]{now}[/red]" if state.errors else now)
 
         head = f"{label}, {workload.name}, {workload.load_text}"
-        with run_log(folder, head, show, workload.rate_per_s, secret=api_key) as logged:
+        with run_log(folder, head, show, target_per_s, secret=api_key) as logged:
             yield logged
 
 

@@ -50,6 +50,8 @@ def test_what_an_ordinary_model_shows_is_found(
         assert run_suite(url, out=tmp_path / "out", profile="smoke", ids=[requirement], quiet=True) == 1
         failed = [row for row in load_results(tmp_path / "out").rows if row.outcome is Outcome.FAIL]
         assert failed
-        assert "by self-consistency, without the KV probe: noise 0." in failed[0].text
+        # Or the fault has left its mark before, and an engine alone does not repeat itself.
+        assert any(found in failed[0].text for found in ("by self-consistency, without the KV probe: noise 0.",
+                                                         "expected  one prompt, alone and cold, has one answer"))
         # Whether an abort falls where it does harm is chance.
         assert any(replay_case(tmp_path / "out" / failed[0].replay, url=url) == 1 for _ in range(5))

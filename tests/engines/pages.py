@@ -72,6 +72,10 @@ trtllm_kv_cache_tokens_per_block{engine_type="pytorch",model_name="m",pid="4711"
 trtllm_num_requests_running{engine_type="pytorch",model_name="m",pid="4711"} 2.0
 trtllm_num_requests_waiting{engine_type="pytorch",model_name="m",pid="4711"} 1.0
 trtllm_kv_cache_reused_blocks_total{engine_type="pytorch",model_name="m"} 2.0
+trtllm_prompt_tokens_total{engine_type="pytorch",model_name="m"} 160.0
+trtllm_prompt_cached_tokens_total{engine_type="pytorch",model_name="m"} 64.0
+trtllm_spec_decode_num_draft_tokens_total{engine_type="pytorch",model_name="m"} 9.0
+trtllm_spec_decode_num_accepted_tokens_total{engine_type="pytorch",model_name="m"} 7.0
 """
 
 LMDEPLOY_PAGE = """\

@@ -25,7 +25,8 @@ from tests.engines.pages import (
 PAGES = {
     "sglang": (SGLANG_PAGE, KVSample(2.0, kv_usage=0.0625, running=2, waiting=1, preemptions=0, prefix_queries=100,
                                      prefix_hits=64), KVFacts(16, 1024, None, "paged")),
-    "tensorrt-llm": (TRTLLM_PAGE, KVSample(2.0, kv_usage=0.25, running=2, waiting=1), KVFacts(32, 512, None, "paged")),
+    "tensorrt-llm": (TRTLLM_PAGE, KVSample(2.0, kv_usage=0.25, running=2, waiting=1, prefix_queries=160,
+                                           prefix_hits=64, drafted=9, accepted=7), KVFacts(32, 512, None, "paged")),
     "lmdeploy": (LMDEPLOY_PAGE, KVSample(2.0, running=2, waiting=1, prefix_queries=100, prefix_hits=64), KVFacts()),
     "tgi": (TGI_PAGE, KVSample(2.0, running=2, waiting=1), KVFacts()),
     "openvino": (OVMS_PAGE, KVSample(2.0, running=1), KVFacts()),
@@ -95,6 +96,24 @@ def test_sglang_with_priorities_counts_each_request_once():
     assert (sample.running, sample.waiting) == (4, 2)
 
 
+def test_sglang_counts_an_engine_once_whatever_its_ranks_tell():
+    page = "".join(
+        f'sglang:{name}{{dp_rank="{dp}",moe_ep_rank="0",pp_rank="{pp}",tp_rank="{tp}"}} {value}\n'
+        for dp in (0, 1) for pp in (0, 1) for tp in (0, 1)
+        for name, value in (("num_running_reqs", 8), ("page_size", 16), ("num_pages", 100 + dp), ("token_usage", 0.5)))
+    metrics = parse_exposition(page)
+    assert dialect("sglang").kv_sample(metrics, 2.0).running == 16
+    assert dialect("sglang").kv_facts(metrics) == KVFacts(16, 201, None, "paged")
+
+
+def test_counters_that_are_not_there_yet_are_zero():
+    page = "sglang:full_token_usage 0.5\nsglang:num_running_reqs 1\n"
+    sample = dialect("sglang").kv_sample(parse_exposition(page), 2.0)
+    assert (sample.preemptions, sample.prefix_queries, sample.prefix_hits) == (0, 0, 0)
+    page = "mistralrs_kv_cache_blocks_total 512\nmistralrs_kv_cache_blocks_used 1\n"
+    assert dialect("mistralrs").kv_sample(parse_exposition(page), 2.0).preemptions == 0
+
+
 @pytest.mark.parametrize(("page", "preemptions"), [
     ("sglang:num_running_reqs 1\nsglang:total_retracted_reqs 7\n", 7), ("sglang:num_running_reqs 1\n", None)])
 def test_an_older_sglang_is_not_taken_to_have_preempted_nothing(page, preemptions):
@@ -103,7 +122,7 @@ def test_an_older_sglang_is_not_taken_to_have_preempted_nothing(page, preemption
 
 def test_llamacpp_metrics():
     sample = dialect("llamacpp").kv_sample(parse_exposition(LLAMACPP_PAGE), 2.0)
-    assert sample == KVSample(2.0, running=3, waiting=1, prefix_hits=64, drafted=8, accepted=5)
+    assert sample == KVSample(2.0, running=3, waiting=1, prefix_queries=100, prefix_hits=64, drafted=8, accepted=5)
 
 
 def test_reference_metrics_fill_the_whole_split():

@@ -30,8 +30,8 @@ TOLD = replace(FACTS, kv=KVFacts(block_size=8))
 
 
 def stated(state: CacheState | None, **fields: object) -> Workload:
-    return workload(num_requests=12, prompt_tokens={"law": "fixed", "tokens": 40}, shared_prefix={"tokens": 40},
-                    cache=state, **fields)
+    return workload(prompt_tokens={"law": "fixed", "tokens": 40}, shared_prefix={"tokens": 40}, cache=state,
+                    **{"num_requests": 12, **fields})
 
 
 def ran(url: str, load: Workload, folder: Path) -> Manifest:
@@ -143,7 +143,7 @@ def records(schedule: Schedule, cached: Sequence[int | None], first_s: float = 0
 @pytest.mark.parametrize(("cached", "broken"), [
     ([0, 42, 40, 0, 0, 0, 0, 0, 0, 0, 0, 0], None),       # separator, salt and 40 shared tokens
     ([0, 44, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0], "1 of 12 requests hit 2 tokens"),
-    ([8, 48, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0], "2 of 12 requests hit 14 tokens"),
+    ([8, 48, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0], "2 of 12 requests hit 13 tokens"),
     ([None] * 12, "no answer says"),
 ])
 def test_cold_allows_what_the_run_itself_has_sent(cached: list[int | None], broken: str | None) -> None:
@@ -189,6 +189,24 @@ def test_a_request_that_was_cut_off_may_be_hit_too() -> None:
     made = records(schedule, [None, 42] + [0] * 10)
     made[0].outcome = "aborted"
     assert check("cold", schedule.requests, made, 8).broken is None
+
+
+def test_samples_of_one_request_may_find_its_prompt_and_all_the_separator() -> None:
+    alone = planned(stated("cold", num_requests=2))
+    assert check("cold", alone.requests, records(alone, [1, 1]), 1).broken is None
+    several = planned(stated("cold", num_requests=2, n=2))
+    hits = [one.prompt_tokens - 1 for one in several.requests]
+    assert check("cold", several.requests, records(several, hits), 1).broken is None
+    with pytest.raises(UsageError, match="n = 2, may find their own prompt"):
+        plan(shared_out(0.5, n=2), 0, TOLD, PRESETS["tiny"], "p")
+
+
+@pytest.mark.parametrize(("cached", "broken"), [(72, None), (64, "768 of the 864"), (0, "0 of the ")])
+def test_blocks_whose_size_is_not_told_are_as_large_as_the_hits_say(cached: int, broken: str | None) -> None:
+    schedule = planned(stated("warm"))
+    hits = [cached, cached - 8 if cached else 0] + [cached] * 10
+    found = check("warm", schedule.requests, records(schedule, hits if broken else [cached] * 12), None)
+    assert (found.broken is None) if broken is None else found.broken is not None
 
 
 @pytest.mark.parametrize(("cached", "broken"), [(72, None), (64, "768 of the 864 prompt tokens"), (0, "0 of the 864")])

@@ -111,6 +111,15 @@ def test_lag_below_the_gap_of_tokens_is_in_no_arrival_that_the_kernel_stamped() 
     assert "sees answers" in (too_slow(ClientHealth(loop_lag_p99_ms=12.0, kernel_stamps=True), rows, slo) or "")
 
 
+def test_an_engine_that_fails_most_requests_is_not_the_clients_fault() -> None:
+    failed = row("timeout") | {"first_s": np.nan, "last_s": np.nan, "token_times_s": []}
+    rows = pd.DataFrame([row(tokens=100)] * 4 + [failed] * 6)
+    late = ClientHealth(lateness_p99_ms=3.0, loop_lag_p99_ms=3.0)
+    assert too_slow(late, rows, SLO(tpot_ms=50)) is None
+    assert too_slow(late, pd.DataFrame([failed] * 6), SLO(tpot_ms=50)) is None
+    assert "sends" in (too_slow(late, rows, SLO(ttft_ms=50, tpot_ms=50)) or "")  # of TTFT, that it is late does count
+
+
 @pytest.mark.parametrize(("tokens", "allowed_ms"), [(2, 2.0), (10, 18.0), (1000, 25.0)])
 def test_lag_counts_by_the_gaps_that_share_it(tokens: int, allowed_ms: float) -> None:
     rows, slo = pd.DataFrame([row(tokens=tokens)]), SLO(ttft_ms=500, tpot_ms=40)

@@ -22,6 +22,7 @@ from pabench.load.journal import journals_in
 from pabench.load.records import RequestRecord
 from pabench.load.replan import those_over
 from pabench.stub import StubOptions, StubServer
+from pabench.telemetry.vocabulary import KVFacts
 from tests.load.support import CAPABILITIES, Examined, broken_off, checked, workload
 from tests.load.test_keeping import signalled
 
@@ -155,19 +156,27 @@ def test_an_engine_that_ended_in_good_order_is_asked_again() -> None:
     assert set(those_over(records, died=False)) == {0, 1, 2, 3, 4}
 
 
+def of_blocks(number: int) -> Examined:
+    kv = KVFacts(16, number, True, "paged")
+    return Examined(EngineFacts("openai", "stub", 4096, capabilities=CAPABILITIES, kv=kv))
+
+
 def test_what_cannot_be_resumed_is_said(tmp_path: Path) -> None:
     folder = tmp_path / "run"
 
     async def go() -> None:
         async with StubServer(StubOptions(ttft_ms=5, itl_ms=1)) as server:
-            await broken_off(lambda note: run_workload(Examined(), workload(num_requests=40), folder, url=server.url,
-                                                       label="x", progress=note), 4)
+            await broken_off(lambda note: run_workload(of_blocks(1000), workload(num_requests=40), folder,
+                                                       url=server.url, label="x", progress=note), 4)
             other = Examined(EngineFacts("openai", "another", 4096, capabilities=CAPABILITIES))
             with pytest.raises(UsageError, match="this is another: model is 'another', was 'stub'"):
                 await resume_run(other, folder, url=server.url)
-            await resume_run(Examined(), folder, url=server.url)
+            with pytest.raises(UsageError, match="this is another: kv is "):
+                await resume_run(of_blocks(500), folder, url=server.url)
+            # A new process of the same engine finds room for a few blocks more.
+            await resume_run(of_blocks(1010), folder, url=server.url)
             with pytest.raises(UsageError, match="is complete: there is nothing to resume"):
-                await resume_run(Examined(), folder, url=server.url)
+                await resume_run(of_blocks(1000), folder, url=server.url)
 
     run_loop(go())
 
