@@ -22,14 +22,20 @@ def live_tokens(
     The samples of one request hold the prompt once (`share_prompt`), or each its own.
     """
     held = requests.dropna(subset=["first_s", "end_s"])
-    prompts = held["prompt_tokens"] * (1 if share_prompt else held["n"])
-    tokens = token_times(held)
+    prompts = (held["prompt_tokens"] * (1 if share_prompt else held["n"])).to_numpy(dtype=np.float64)
     counts = np.asarray([len(row) for row in held["token_times_s"]], dtype=np.int64)
-    at = np.concatenate([held["first_s"], tokens, held["end_s"]])
-    steps = np.concatenate([prompts, np.ones(len(tokens)), -(prompts + counts)])
-    order = np.argsort(at, kind="stable")
-    total = np.concatenate([[0.0], np.cumsum(steps[order])])
-    return np.asarray(total[np.searchsorted(at[order], times_s, side="right")], dtype=np.float64)
+    order = np.argsort(times_s)
+    asked_s = times_s[order]
+
+    def come(at: NDArray[np.float64], tokens: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
+        """What has come by each of `asked_s`. Events go into bins, unsorted: there may be a hundred million."""
+        bins = np.bincount(np.searchsorted(asked_s, at), weights=tokens, minlength=len(asked_s) + 1)
+        return np.cumsum(bins[:-1], dtype=np.float64)
+
+    total = np.empty(len(times_s))
+    total[order] = (come(held["first_s"].to_numpy(), prompts) + come(token_times(held))
+                    - come(held["end_s"].to_numpy(), prompts + counts))
+    return total
 
 
 def mean_live_tokens(requests: pd.DataFrame, window: Window) -> float | None:

@@ -72,8 +72,8 @@ def output_tokens(requests: pd.DataFrame) -> Samples:
 
 
 def token_times(requests: pd.DataFrame) -> Samples:
-    """Arrival of every token of every request: `[num_tokens]` seconds, sorted."""
-    return np.sort(_joined(requests["token_times_s"]))
+    """Arrival of every token of every request: `[num_tokens]` seconds, one request behind the other."""
+    return _joined(requests["token_times_s"])
 
 
 def _sample_times(requests: pd.DataFrame) -> tuple[Samples, NDArray[np.int64]]:
