@@ -17,8 +17,9 @@ from pabench.analysis.measures import MEASURES, measure
 from pabench.analysis.runs import Run, load_run
 from pabench.analysis.sides import Measured, read_all
 from pabench.analysis.stats import quantiles
-from pabench.engines.cleaning import clean, markdown, no_formula
+from pabench.engines.cleaning import WHOLE, clean, markdown, no_formula
 from pabench.errors import UsageError
+from pabench.load.arrivals import Arrivals, ClosedArrivals, GammaArrivals, PoissonArrivals
 
 FORMATS = ("json", "vllm", "csv", "bencher", "markdown")
 _SHOWN = ("throughput_tokens_per_s", "ttft_p50_ms", "ttft_p99_ms", "tpot_p50_ms", "tpot_p99_ms")
@@ -68,12 +69,17 @@ def as_csv(runs: Sequence[Measured]) -> str:
 
 
 def as_bencher(runs: Sequence[Measured]) -> str:
-    """Bencher's metric format: benchmark -> measure -> value. Runs of one engine and load are one benchmark: their
-    median, between the lowest and the highest.
+    """Bencher's metric format: benchmark -> measure -> value. VALID runs of one engine, model and load are one
+    benchmark: their median, between the lowest and the highest. The format has no place for a doubt: it leaves out
+    the others, and raises UsageError where none is left.
     """
     found: dict[str, dict[str, list[float]]] = {}
-    for run in runs:
-        figures = found.setdefault(f"{clean(run.manifest.label)}, {run.load}", {})
+    valid = [run for run in runs if run.summary.validity.valid]
+    if not valid:
+        raise UsageError(f"none of {len(runs)} runs is VALID, and Bencher's format cannot say so of a figure: "
+                         "`pabench results list` tells why")
+    for run in valid:
+        figures = found.setdefault(clean(f"{run.manifest.label}, {run.manifest.engine.model}, {run.load}", WHOLE), {})
         for name in MEASURES:
             if (value := measure(run.summary, name)) is not None:
                 figures.setdefault(name, []).append(value)
@@ -111,8 +117,8 @@ def as_vllm(run: Run, measured: Measured) -> dict[str, Any]:
     return {
         "date": manifest.started_at, "backend": manifest.engine.dialect, "endpoint_type": manifest.engine.dialect,
         "label": manifest.label, "model_id": manifest.engine.model, "tokenizer_id": manifest.engine.model,
-        "num_prompts": len(requests), "request_rate": measured.summary.rate_per_s or "inf",
-        "burstiness": float(getattr(arrivals, "burstiness", 1.0)), "max_concurrency": measured.summary.users,
+        "num_prompts": len(requests), "request_rate": _sent_rate(run, measured),
+        "burstiness": _burstiness(arrivals), "max_concurrency": measured.summary.users,
         "duration": duration_s, "completed": len(ok), "failed": len(requests) - len(ok),
         "total_input_tokens": int(ok["prompt_tokens"].sum()), "total_output_tokens": int(tokens),
         "request_throughput": _rate(len(ok), duration_s),
@@ -129,12 +135,26 @@ def as_vllm(run: Run, measured: Measured) -> dict[str, Any]:
     }
 
 
+def _sent_rate(run: Run, measured: Measured) -> float | str:
+    """Requests a second, as asked or, where that changes, on average; "inf" of a closed loop, as vLLM has it."""
+    if run.manifest.workload.users is not None:
+        return "inf"
+    starts_s = run.requests["intended_s"].dropna()
+    span_s = float(starts_s.max() - starts_s.min()) if len(starts_s) else 0.0
+    return measured.summary.rate_per_s or (len(starts_s) / span_s if span_s > 0 else "inf")
+
+
+def _burstiness(arrivals: Arrivals) -> float | None:
+    """Shape of the gamma law of the gaps, 1 of Poisson's; None of other arrivals. vLLM has 1 for a closed loop."""
+    if isinstance(arrivals, GammaArrivals):
+        return arrivals.burstiness
+    return 1.0 if isinstance(arrivals, PoissonArrivals | ClosedArrivals) else None
+
+
 def gaps_s(requests: pd.DataFrame) -> list[list[float]]:
     """The gaps between the tokens of each request, as the summary takes them: a chunk's is spread over its tokens."""
-    # A request of several samples has one gap less for each of them.
-    counts = [len(choices) - len(np.unique(choices)) for choices in requests["token_choices"]]
-    each = np.split(latency.itl_ms(requests) / 1e3, np.cumsum(counts)[:-1])
-    return [gaps.tolist() for gaps in each] if counts else []
+    each = np.split(latency.itl_ms(requests) / 1e3, np.cumsum(latency.num_gaps(requests))[:-1])
+    return [gaps.tolist() for gaps in each] if len(requests) else []
 
 
 def _vllm_latencies(ok: pd.DataFrame) -> dict[str, float]:

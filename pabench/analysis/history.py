@@ -21,6 +21,7 @@ DEFAULT_METRICS = ("throughput_tokens_per_s", "ttft_p50_ms", "tpot_p50_ms")
 MIN_RUNS = 3      # a side, of a step
 _ALPHA = 0.005
 _SIMULATED = 4000
+_HANSEN_95 = 7.35  # of the likelihood ratio of where a step lies
 _PENALTY = 4.0    # times the variance and ln(n): above BIC's 2, for noise is not quite independent
 
 
@@ -36,10 +37,14 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Between two neighbouring runs the figure stepped: by `ratio`, new level / old level."""
+    """Between two runs the figure stepped: by `ratio`, new level / old level. Most likely just between `before` and
+    `after`, and in 95 of 100 between `first` and `last`.
+    """
 
     before: Point
     after: Point
+    first: Point
+    last: Point
     ratio: float
     interval: tuple[float, float]
     worse: bool
@@ -48,10 +53,13 @@ class Step:
     def text(self) -> str:
         """In words, with the range of versions that holds the cause."""
         low, high = self.interval
-        where = (f"between {self.before.version} and {self.after.version}" if self.before.version != self.after.version
-                 else f"within {self.after.version}: something else changed")
+        first, last = self.first, self.last
+        where = (f"between {first.version} and {last.version}" if first.version != last.version
+                 else f"within {last.version}: something else changed")
+        if first.version != last.version and (first, last) != (self.before, self.after):
+            where += f", most likely at {self.after.version}"
         return (f"{'worse' if self.worse else 'better'} by {self.ratio - 1:+.1%} ({low - 1:+.1%} to {high - 1:+.1%}), "
-                f"{where} ({self.before.started_at[:19]} to {self.after.started_at[:19]})")
+                f"{where} ({first.started_at[:19]} to {last.started_at[:19]})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +74,19 @@ class History:
 
 
 def histories(runs: Sequence[Measured], metrics: Sequence[str]) -> list[History]:
-    """A history of each figure, by engine, load and machine. INVALID runs are left out."""
+    """A history of each figure, by engine, model, load and machine. INVALID runs are left out."""
+    models: dict[str, set[str]] = {}  # by label, which by default is only the dialect
+    for run in runs:
+        models.setdefault(run.manifest.label, set()).add(run.manifest.engine.model)
     groups: dict[tuple[str, ...], list[Measured]] = {}
     for run in sorted(runs, key=lambda run: run.manifest.started_at):
         if run.summary.validity.valid:
             host = run.manifest.host
-            of = (run.manifest.label, run.load, host.cpu, str(host.cores), run.manifest.workload.model_dump_json())
+            engine = run.manifest.engine
+            label = run.manifest.label + (f", {engine.model}" if len(models[run.manifest.label]) > 1 else "")
+            size = None if engine.kv is None else engine.kv.block_size
+            of = (label, run.load, engine.model, str(size), host.cpu, str(host.cores),
+                  run.manifest.workload.model_dump_json())
             groups.setdefault(of, []).append(run)
     found = []
     for (label, load, *_), members in groups.items():
@@ -96,11 +111,13 @@ def find_steps(points: Sequence[Point], metric: str) -> tuple[Step, ...]:
     edges = [0, *ends]
     offered = [(start, middle, end) for (start, middle), (_, end) in pairwise(pairwise(edges))]
     ratios = [unpaired_ratio(figures[start:middle], figures[middle:end]) for start, middle, end in offered]
+    spans = [_plausible(values[start:end], middle - start) for start, middle, end in offered]
     p_values = holm([_p_of_step(values[start:end], middle - start) for start, middle, end in offered])
     return tuple(
-        Step(points[middle - 1], points[middle], ratio.ratio, ratio.interval(),
-             worse=(ratio.ratio < 1) == higher_is_better(metric))
-        for (_, middle, _), ratio, p in zip(offered, ratios, p_values, strict=True) if p < _ALPHA
+        Step(points[middle - 1], points[middle], points[start + low - 1], points[start + high], ratio.ratio,
+             ratio.interval(), worse=(ratio.ratio < 1) == higher_is_better(metric))
+        for (start, middle, _), (low, high), ratio, p in zip(offered, spans, ratios, p_values, strict=True)
+        if p < _ALPHA
     )
 
 
@@ -119,16 +136,34 @@ def _p_of_step(values: np.ndarray, at: int) -> float:
     return float((1 + np.count_nonzero(_t_of_splits(noise).max(axis=1) >= found)) / (1 + _SIMULATED))
 
 
+def _plausible(values: np.ndarray, at: int) -> tuple[int, int]:
+    """The first and the last split that may be the true one: whose residual sum of squares is not larger than the best
+    one's by more than chance allows (Hansen 2000, 95 %).
+    """
+    _, within = _splits(values[None, :])
+    n, best = len(values), within[0, at - MIN_RUNS]
+    near = np.flatnonzero(within[0] <= best * (1 + _HANSEN_95 / (n - 2))) + MIN_RUNS
+    return min(int(near.min(initial=at)), at), max(int(near.max(initial=at)), at)
+
+
 def _t_of_splits(rows: np.ndarray) -> np.ndarray:
     """|t| of each split of each row, with at least MIN_RUNS values a side: `[rows, splits]`."""
+    n = rows.shape[1]
+    left = np.arange(MIN_RUNS, n - MIN_RUNS + 1)
+    step, within = _splits(rows)
+    variance = np.maximum(within, 1e-12) / (n - 2) * (1 / left + 1 / (n - left))
+    return np.asarray(np.abs(step) / np.sqrt(variance))
+
+
+def _splits(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of each split of each row the step between its means, and the sum of squares around them: `[rows, splits]`."""
     n = rows.shape[1]
     left = np.arange(MIN_RUNS, n - MIN_RUNS + 1)
     sums, squares = np.cumsum(rows, axis=1), np.cumsum(rows**2, axis=1)
     first, total = sums[:, left - 1], sums[:, -1:]
     means = first / left, (total - first) / (n - left)
     within = squares[:, -1:] - left * means[0] ** 2 - (n - left) * means[1] ** 2
-    variance = np.maximum(within, 1e-12) / (n - 2) * (1 / left + 1 / (n - left))
-    return np.asarray(np.abs(means[0] - means[1]) / np.sqrt(variance))
+    return means[0] - means[1], np.maximum(within, 0.0)
 
 
 def _noise(values: np.ndarray) -> float:

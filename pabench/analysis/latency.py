@@ -60,6 +60,13 @@ def itl_ms(requests: pd.DataFrame) -> Samples:
     return np.repeat(gaps, sizes - first[chunks]) * 1e3
 
 
+def num_gaps(requests: pd.DataFrame) -> NDArray[np.int64]:
+    """Of each request's entries in `itl_ms`, which has them request by request: `[num_requests]`. Of several samples
+    each has one gap less than tokens.
+    """
+    return np.asarray([len(choices) - len(np.unique(choices)) for choices in requests["token_choices"]], dtype=np.int64)
+
+
 def normalised_ms(requests: pd.DataFrame) -> Samples:
     """E2E latency over output tokens, as the vLLM paper has it."""
     tokens = output_tokens(requests)

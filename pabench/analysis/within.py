@@ -1,4 +1,5 @@
-"""How sure a single run is of its own figures: moving-blocks bootstrap over its requests, in the schedule's order.
+"""How sure a single run is of its own figures: moving-blocks bootstrap over its requests, in the schedule's order, all
+gaps of a request together. Throughput is resampled in bins as long as an answer.
 
 Two runs of one schedule are resampled alike, so that what their requests share cancels. It knows nothing of how two
 runs of one engine differ, which is often more: several runs a side tell that.
@@ -11,6 +12,7 @@ from functools import partial
 from math import exp, log
 
 import numpy as np
+import pandas as pd
 
 from pabench.analysis import latency
 from pabench.analysis.latency import Samples
@@ -22,8 +24,10 @@ _LATENCY: dict[str, Callable[..., Samples]] = {
     "ttft": latency.ttft_ms, "ttft_intended": partial(latency.ttft_ms, intended=True), "tpot": latency.tpot_ms,
     "itl": latency.itl_ms, "e2e": latency.e2e_ms, "normalised_latency": latency.normalised_ms,
 }
-_MOST_SAMPLES = 20_000
+_MOST_REQUESTS = 20_000
+_MOST_GAPS = 50_000
 _BIN_S = 0.25
+_FEWEST = 10     # requests, or bins
 
 
 def ratio_interval(one: Run, other: Run, metric: str, confidence: float = 0.95) -> tuple[float, float] | None:
@@ -45,16 +49,30 @@ def _draws(run: Run, metric: str) -> Samples | None:
         return _resampled(_tokens_a_bin(run), np.mean)
     if name not in _LATENCY:
         return None
-    samples = _LATENCY[name](latency.ok_requests(run.requests.sort_values("index")))
-    samples = samples[:: -(-len(samples) // _MOST_SAMPLES) or 1]
     take = np.mean if statistic == "mean" else partial(np.quantile, q=float(statistic[1:]) / 100)
-    return _resampled(samples, take)
+    requests = latency.ok_requests(run.requests.sort_values("index"))
+    if name == "itl":
+        return _resampled_gaps(requests, take)
+    samples = _LATENCY[name](requests)
+    return _resampled(samples[:: -(-len(samples) // _MOST_REQUESTS) or 1], take)
+
+
+def _resampled_gaps(requests: pd.DataFrame, take: Callable[..., object]) -> Samples | None:
+    counts = latency.num_gaps(requests)
+    thin = slice(None, None, -(-int(counts.sum()) // _MOST_GAPS) or 1)  # whole requests: a gap's place in it tells
+    requests, counts = requests[thin], counts[thin]
+    each = np.split(latency.itl_ms(requests), np.cumsum(counts)[:-1])
+    if len(requests) < _FEWEST or counts.sum() == 0:
+        return None
+    picks = block_picks(len(each), _block(len(each)), _RESAMPLES)
+    return np.asarray([take(np.concatenate([each[at] for at in pick])) for pick in picks], dtype=np.float64)
 
 
 def _tokens_a_bin(run: Run) -> Samples:
-    """Output tokens in each quarter of a second of the steady window."""
+    """Output tokens a bin of the steady window, each as long as an answer takes (the median)."""
     start, end = run.manifest.window_s or (0.0, run.manifest.duration_s or 0.0)
-    edges = np.arange(start, end, _BIN_S)
+    e2e_s = latency.e2e_ms(latency.ok_requests(run.requests)) / 1e3
+    edges = np.arange(start, end, max(_BIN_S, float(np.median(e2e_s)) if len(e2e_s) else 0.0))
     if len(edges) < 3:
         return np.empty(0)
     counts, _ = np.histogram(latency.token_times(run.requests), edges)
@@ -62,10 +80,13 @@ def _tokens_a_bin(run: Run) -> Samples:
 
 
 def _resampled(samples: Samples, take: Callable[..., object]) -> Samples | None:
-    """`take` of each resample. Blocks of n^(1/3) neighbours, the order that minimises the variance's error (Hall,
-    Horowitz and Jing 1995).
-    """
-    if len(samples) < 10:
+    """`take` of each resample."""
+    if len(samples) < _FEWEST:
         return None
-    picks = block_picks(len(samples), max(1, round(len(samples) ** (1 / 3))), _RESAMPLES)
+    picks = block_picks(len(samples), _block(len(samples)), _RESAMPLES)
     return np.asarray(take(samples[picks], axis=1), dtype=np.float64)
+
+
+def _block(count: int) -> int:
+    """Blocks of n^(1/3) neighbours: the order that minimises the variance's error (Hall, Horowitz and Jing 1995)."""
+    return max(1, round(float(np.cbrt(count))))

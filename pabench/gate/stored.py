@@ -32,7 +32,8 @@ def judge_folders(baseline: Path, candidate: Path, policy: Policy) -> Decision:
         return Decision(REGRESSION, failures=tuple(failures))
     refuse_invalid([*before, *after])
     samples = samples_of(before, after, tuple(policy.metrics), policy.watch.metrics)
-    return decide(samples, policy, doubts=doubts, notes=_notes(before, after))
+    looks = policy.looks_until(min(len(before), len(after)))
+    return decide(samples, policy, num_looks=looks, doubts=doubts, notes=_notes(before, after))
 
 
 def _refuse_same(baseline: list[Measured], candidate: list[Measured]) -> None:

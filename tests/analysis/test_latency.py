@@ -1,6 +1,8 @@
-"""Gaps of samples that need no sorting are those of samples that do."""
+"""Gaps of samples that need no sorting are those of samples that do; how sure a run is of them."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -9,6 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pabench.analysis.latency import itl_ms, tpot_ms
+from pabench.analysis.runs import Run
+from pabench.analysis.within import ratio_interval
 
 
 def answers(times_s: list[list[float]], n: int = 1) -> pd.DataFrame:
@@ -24,3 +28,29 @@ def test_one_sample_a_request_is_the_same_without_sorting(times_s: list[list[flo
 
 def test_stamps_that_changed_places_are_sorted() -> None:
     assert itl_ms(answers([[1.0, 3.0, 2.0], [0.5]])) == pytest.approx([1000, 1000])
+
+
+def run_of(gaps_ms: np.ndarray) -> Run:
+    """A run whose answers have these gaps: `[requests, gaps]`."""
+    times_s = np.cumsum(np.pad(gaps_ms, ((0, 0), (1, 0)), constant_values=50.0), axis=1) / 1e3
+    frame = answers(list(times_s)).assign(index=range(len(times_s)), outcome="ok")
+    return Run(Path(), None, frame, pd.DataFrame())  # type: ignore[arg-type]  # nothing else of it is asked
+
+
+def test_what_a_request_makes_slow_is_one_piece_of_evidence() -> None:
+    """Two equal engines: 48 answers, each slower or quicker than the others as a whole."""
+    rng, held = np.random.default_rng(1), 0
+    for _ in range(12):
+        one, other = (run_of(10 * np.exp(rng.normal(0, 0.2, (48, 1))) + rng.normal(0, 1, (48, 64))) for _ in range(2))
+        low, high = ratio_interval(one, other, "itl_mean_ms") or (0.0, 0.0)
+        held += low <= 1 <= high
+    assert held >= 10
+
+
+def test_an_interval_of_many_gaps_holds_their_ratio() -> None:
+    """The first gap of each of 1000 answers is longer: a stride through all gaps would meet it five times as often."""
+    one, other = (run_of(np.tile([first, *[10.0] * 99], (1000, 1))) for first in (20.0, 40.0))
+    assert ratio_interval(one, other, "itl_mean_ms") == pytest.approx((10.3 / 10.1,) * 2)
+    low, high = ratio_interval(one, other, "itl_p99_ms") or (0.0, 0.0)
+    p99 = [np.quantile(itl_ms(run.requests), 0.99) for run in (one, other)]
+    assert low - 1e-6 <= p99[1] / p99[0] <= high + 1e-6

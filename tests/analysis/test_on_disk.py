@@ -108,7 +108,7 @@ def test_bencher_has_a_median_between_extremes(tmp_path: Path) -> None:
     write_runs(tmp_path / "a", "engine", range(3))
     told = json.loads(exported([tmp_path], "bencher"))
     ((name, figures),) = told.items()
-    assert name == "engine, probe-rings, 8 users"
+    assert name == "engine, probe-tiny, probe-rings, 8 users"
     tpot = figures["tpot_p50_ms"]
     assert tpot["lower_value"] <= tpot["value"] <= tpot["upper_value"]
 
@@ -129,6 +129,15 @@ def test_markdown_is_safe(tmp_path: Path) -> None:
     told = exported([tmp_path], "markdown")
     assert "<img" not in told
     assert len(told.splitlines()) == 3
+
+
+def test_bencher_gets_no_run_that_is_invalid(tmp_path: Path) -> None:
+    write_runs(tmp_path / "good", "engine", range(1))
+    write_run(tmp_path / "bad", Made("engine", slower=9.0, status="interrupted"))
+    (figures,) = json.loads(exported([tmp_path], "bencher")).values()
+    assert figures["tpot_p50_ms"]["upper_value"] == figures["tpot_p50_ms"]["value"]
+    with pytest.raises(UsageError, match="none of 1 runs is VALID"):
+        exported([tmp_path / "bad"], "bencher")
 
 
 def test_a_folder_opens_in_duckdb(tmp_path: Path) -> None:
@@ -162,6 +171,27 @@ def test_a_step_is_found_where_it_is() -> None:
         alone += len(steps) == 1
     assert alone >= 18
     assert not find_steps(points(values), "throughput_tokens_per_s")[0].worse
+
+
+def test_the_range_of_a_step_holds_its_cause() -> None:
+    rng, found, missed = np.random.default_rng(3), 0, 0
+    for _ in range(60):
+        values = np.exp(rng.normal(0, 0.03, 24) + np.where(np.arange(24) >= 12, 0.05, 0.0))
+        told = points(values)
+        for step in find_steps(told, "tpot_p50_ms"):
+            found, missed = found + 1, missed + (not told.index(step.first) < 12 <= told.index(step.last))
+    assert found > 20
+    assert missed <= 0.1 * found
+
+
+def test_another_model_is_another_history(tmp_path: Path) -> None:
+    for model, slower in (("8b", 1.0), ("70b", 2.0)):
+        write_runs(tmp_path / model, "vllm", range(6), slower=slower)
+        for path in (tmp_path / model).glob("*/manifest.json"):
+            path.write_text(path.read_text().replace("probe-tiny", model))
+    found = histories(read_all([tmp_path])[0], ["tpot_p50_ms"])
+    assert sorted((each.label, len(each.points), each.steps) for each in found) == [
+        ("vllm, 70b", 6, ()), ("vllm, 8b", 6, ())]
 
 
 def test_noise_has_no_steps() -> None:

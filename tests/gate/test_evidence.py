@@ -45,7 +45,15 @@ def test_losses_that_come_in_more_than_one_run_fail(run: Measured) -> None:
 def test_one_run_that_lost_many_is_a_doubt(run: Measured) -> None:
     failures, (doubt,) = more_lost(losing(run, 0, 0, 0, 0), losing(run, 0, 8, 0, 0), ALARM)
     assert failures == []
-    assert "8 of them in one run" in doubt
+    assert "in 1 of 4 runs" in doubt
+
+
+def test_a_stall_now_and_then_is_a_doubt_and_losses_in_every_run_are_not(run: Measured) -> None:
+    stalls = losing(run, *[8, 8, 8] + [0] * 29)
+    failures, doubts = more_lost(losing(run, *[0] * 32), stalls, ALARM)
+    assert (failures, len(doubts)) == ([], 1)
+    assert more_lost(losing(run, 8, *[0] * 31), stalls, ALARM)[0] == []
+    assert more_lost(losing(run, *[1] * 8), losing(run, *[5] * 8), ALARM)[0] != []
 
 
 def test_a_single_run_is_all_there_is(run: Measured) -> None:
@@ -87,6 +95,7 @@ def test_a_rate_that_is_0_on_the_candidate_alone_fails(run: Measured) -> None:
     assert zeroed(none, some, policy) == zeroed(none, none, policy) == ([], [])
     assert zeroed(some, [some[0], none[0]], policy)[0] == []
     assert len(zeroed(some, [some[0], none[0]], policy)[1]) == 1
+    assert len(zeroed([some[0], none[0]], some, policy)[1]) == 1
 
 
 def test_a_figure_that_vanished_is_told_by_compare(
