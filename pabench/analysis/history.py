@@ -84,9 +84,7 @@ def histories(runs: Sequence[Measured], metrics: Sequence[str]) -> list[History]
             host = run.manifest.host
             engine = run.manifest.engine
             label = run.manifest.label + (f", {engine.model}" if len(models[run.manifest.label]) > 1 else "")
-            size = None if engine.kv is None else engine.kv.block_size
-            of = (label, run.load, engine.model, str(size), host.cpu, str(host.cores),
-                  run.manifest.workload.model_dump_json())
+            of = (label, run.load, engine.model, host.cpu, str(host.cores), run.manifest.workload.model_dump_json())
             groups.setdefault(of, []).append(run)
     found = []
     for (label, load, *_), members in groups.items():

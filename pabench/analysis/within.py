@@ -26,6 +26,7 @@ _LATENCY: dict[str, Callable[..., Samples]] = {
 }
 _MOST_REQUESTS = 20_000
 _MOST_GAPS = 50_000
+_ENOUGH = 100    # requests, however long
 _BIN_S = 0.25
 _FEWEST = 10     # requests, or bins
 
@@ -59,7 +60,8 @@ def _draws(run: Run, metric: str) -> Samples | None:
 
 def _resampled_gaps(requests: pd.DataFrame, take: Callable[..., object]) -> Samples | None:
     counts = latency.num_gaps(requests)
-    thin = slice(None, None, -(-int(counts.sum()) // _MOST_GAPS) or 1)  # whole requests: a gap's place in it tells
+    stride = min(-(-int(counts.sum()) // _MOST_GAPS), len(requests) // _ENOUGH)
+    thin = slice(None, None, max(1, stride))  # whole requests: a gap's place in it tells
     requests, counts = requests[thin], counts[thin]
     each = np.split(latency.itl_ms(requests), np.cumsum(counts)[:-1])
     if len(requests) < _FEWEST or counts.sum() == 0:

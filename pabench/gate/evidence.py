@@ -47,8 +47,10 @@ def more_lost(
     """More requests that ended in an error or ran out of time than on the baseline: (failures, doubts).
 
     A failure where equal engines would lose so many at most as often as `alarm`, by requests and by runs: those of one
-    run are lost together when something happens to it. Most requests lost are a failure in any number of runs. Else a
-    doubt. What the client's own machine lost is nobody's.
+    run are lost together when something happens to it. Most requests lost are a failure in any number of runs. Where
+    there are too few runs to tell so rare a thing, each of the candidate's (two at least) has to be worse than all of
+    the baseline's, and to lose too many also without the worst. Else a doubt. What the client's own machine lost is
+    nobody's.
     """
     sides = [[(_lost(run), sum(run.summary.outcomes.values())) for run in side] for side in (baseline, candidate)]
     before, after = ([sum(counts) for counts in zip(*side, strict=True)] for side in sides)
@@ -60,10 +62,16 @@ def more_lost(
     if p > alarm:
         return [], [f"{text}: so few that it may be chance (p = {p:.2g})"]
     shares = [[lost / max(1, sent) for lost, sent in side] for side in sides]
-    if 2 * after[0] <= after[1] and p_of_runs(*shares) > alarm:
-        hit = sum(share > 0 for share in shares[1])
-        return [], [f"{text}: in {hit} of {len(shares[1])} runs, which something may have happened to"]
-    return [text], []
+    if 2 * after[0] > after[1] or p_of_runs(*shares) <= alarm:
+        return [text], []
+    hit = f"in {sum(share > 0 for share in shares[1])} of {len(shares[1])} runs"
+    if 0.5 / comb(len(shares[0]) + len(shares[1]), len(shares[1])) <= alarm:
+        return [], [f"{text}: {hit}, which something may have happened to"]
+    worst = max(sides[1])
+    rest = after[0] - worst[0], after[1] - worst[1]
+    if min(shares[1]) > max(shares[0]) and rest[1] and p_of_losses((before[0], rest[0]), (before[1], rest[1])) <= alarm:
+        return [text], []
+    return [], [f"{text}: {hit}, and there are too few runs to tell"]
 
 
 def _lost(run: Measured) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import log2
+from math import ceil, log2
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -55,12 +55,13 @@ class Policy(_Strict):
             raise ValueError(f"looks are {list(self.looks)}, expected rising numbers of pairs from 2 on")
         return self
 
-    def looks_until(self, pairs: int) -> int:
-        """How often runs may have been judged until there were so many pairs: at each of the looks, and after the last
-        one at each doubling. Who judges them from disk comes back with more when they tell nothing.
+    def shares_on_disk(self, pairs: int) -> int:
+        """Into how many shares each error is cut where runs on disk are judged. Who judges them comes back with more,
+        nobody knows how often: a share at each of the looks, and the one that is left over halved again and again, at
+        each doubling beyond. Together they are the whole.
         """
-        beyond = int(log2(pairs / self.looks[-1])) if pairs > self.looks[-1] else 0
-        return max(1, sum(look <= pairs for look in self.looks) + beyond)
+        beyond = ceil(log2(pairs / self.looks[-1])) if pairs > self.looks[-1] else 0
+        return (len(self.looks) + 1) << beyond
 
     def within(self, max_pairs: int | None) -> Policy:
         """This policy with a budget of `max_pairs`; None leaves it. Raises UsageError below two."""

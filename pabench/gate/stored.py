@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 
@@ -19,21 +20,22 @@ def judge_folders(baseline: Path, candidate: Path, policy: Policy) -> Decision:
     """
     before, after = read_runs(baseline), read_runs(candidate)
     _refuse_same(before, after)
+    shares = policy.shares_on_disk(max(Counter(run.load for run in side).most_common(1)[0][1]
+                                       for side in (before, after)))
     failing, doubts = new_conformance_failures(baseline, candidate)
     failures = [*sure_failures(after), *failing]
     if not failures:  # they stand, whatever else the runs are worth
         refuse_mixture("the baseline", before)
         refuse_mixture("the candidate", after)
         refuse_unlike(before, after)
-        for found in (more_lost(before, after, policy.false_alarm), zeroed(before, after, policy)):
+        for found in (more_lost(before, after, policy.false_alarm / shares), zeroed(before, after, policy)):
             failures += found[0]
             doubts += found[1]
     if failures:
         return Decision(REGRESSION, failures=tuple(failures))
     refuse_invalid([*before, *after])
     samples = samples_of(before, after, tuple(policy.metrics), policy.watch.metrics)
-    looks = policy.looks_until(min(len(before), len(after)))
-    return decide(samples, policy, num_looks=looks, doubts=doubts, notes=_notes(before, after))
+    return decide(samples, policy, num_looks=shares, doubts=doubts, notes=_notes(before, after))
 
 
 def _refuse_same(baseline: list[Measured], candidate: list[Measured]) -> None:

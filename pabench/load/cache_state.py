@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 
@@ -28,6 +28,7 @@ from pabench.probe import Codec, Ring
 
 _AT_ONCE = 16
 _SEPARATOR = 1          # token
+_LARGEST_BLOCK = 256
 _WARM_SHARE = 0.9      # of the tokens in whole blocks that a warm cache could give
 SHARE_TOLERANCE = 0.05  # of the tokens in whole blocks, either way of a stated share
 _MOST_CHECKED = 5000   # requests, in the order of sending: what was not cold shows in the first
@@ -138,8 +139,7 @@ def check(
         told = told[:_MOST_CHECKED]
         return CacheCheck(stated=state, checked=len(told), broken=_not_cold(requests, told, sent))
     firsts = [record for record in told if requests[record.index].turn == 0]
-    # Where the engine does not tell its blocks' size: the largest that all hits are whole numbers of.
-    size = block_size or math.gcd(*(record.cached_tokens or 0 for record in firsts)) or 1
+    size = block_size or _likely_size(record.cached_tokens or 0 for record in firsts)
     could = sum(_could(record.prompt_tokens, size) for record in firsts)
     was = sum(record.cached_tokens or 0 for record in firsts)
     broken = None
@@ -149,6 +149,12 @@ def check(
         broken = (f"{was} of the {could} prompt tokens in whole blocks came from it, expected {state:.0%} within "
                   f"{SHARE_TOLERANCE:.0%} of them")
     return CacheCheck(stated=state, checked=len(told), broken=broken, found=was / could if could else None)
+
+
+def _likely_size(hits: Iterable[int]) -> int:
+    """Of the blocks of an engine that does not tell: the largest power of two that all hits are multiples of."""
+    common = math.gcd(*hits)
+    return min(common & -common, _LARGEST_BLOCK) or 1
 
 
 def _not_cold(
@@ -164,9 +170,6 @@ def _not_cold(
         while added < len(sent) and (sent[added].sent_s or 0.0) <= _answered_s(record):
             seen.update(_prefixes(requests[sent[added].index]))
             added += 1
-        request = requests[record.index].request
-        if request.n > 1 or request.beam_width:
-            continue  # its samples may find the prompt that it has computed itself
         known = _SEPARATOR  # which all prompts begin with, those of warm-ups too
         for prefix in islice(_prefixes(requests[record.index]), _SEPARATOR, None):
             if seen[prefix] < 2:  # it is its own first

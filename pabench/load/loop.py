@@ -27,13 +27,21 @@ def run_loop(work: Coroutine[Any, Any, Result]) -> Result:
 async def _terminable(work: Coroutine[Any, Any, Result]) -> Result:
     task, loop = asyncio.current_task(), asyncio.get_running_loop()
     assert task is not None, "this is one"
-    with _on_termination(lambda: loop.call_soon_threadsafe(task.cancel)) as told:
+
+    def end() -> None:
+        task.cancel()
+        loop.call_soon_threadsafe(lambda: None)  # it may be asleep
+
+    with _on_termination(end) as told:
         try:
-            return await work
+            result = await work
         except asyncio.CancelledError:
             if told:
                 raise KeyboardInterrupt from None
             raise
+        if told:  # it struck where nothing is awaited any more
+            raise KeyboardInterrupt
+        return result
 
 
 @contextlib.contextmanager
@@ -46,7 +54,7 @@ def _on_termination(end: Callable[[], object]) -> Iterator[list[int]]:
     theirs = signal.getsignal(signal.SIGTERM)
 
     def once(number: int, frame: FrameType | None) -> None:
-        if told and callable(theirs):  # a second time: at once
+        if told and callable(theirs):  # again: as the program has it
             theirs(number, frame)
         told.append(number)
         end()

@@ -109,9 +109,9 @@ def check_able(workload: Workload, facts: EngineFacts, spec: ProbeSpec | None) -
     if isinstance(workload.cache, float) and (facts.kv is None or facts.kv.block_size is None):
         raise UsageError(f"workload {workload.name!r} fills {workload.cache:.0%} of the cache, block by block, and the "
                          'engine does not tell the size of its blocks: state "cold" or "warm"')
-    if isinstance(workload.cache, float) and workload.n > 1:
-        raise UsageError(f"workload {workload.name!r} fills {workload.cache:.0%} of the cache, and the samples of a "
-                         f'request, n = {workload.n}, may find their own prompt in it: state "cold" or "warm"')
+    if workload.cache not in (None, "warm") and (workload.n > 1 or workload.beam_width is not None):
+        raise UsageError(f"workload {workload.name!r} states what the cache does not hold, and samples of a request "
+                         'find their own prompt in it, so that nobody could tell: leave it out, or state "warm"')
     needed = {"beam": workload.beam_width is not None, "cached_tokens": workload.cache is not None, "n": workload.n > 1,
               "priority": workload.priorities is not None, "sampling": workload.temperature > 0,
               "stream": workload.cancel_share > 0}

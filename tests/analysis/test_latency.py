@@ -54,3 +54,9 @@ def test_an_interval_of_many_gaps_holds_their_ratio() -> None:
     low, high = ratio_interval(one, other, "itl_p99_ms") or (0.0, 0.0)
     p99 = [np.quantile(itl_ms(run.requests), 0.99) for run in (one, other)]
     assert low - 1e-6 <= p99[1] / p99[0] <= high + 1e-6
+
+
+def test_a_few_very_long_answers_have_an_interval() -> None:
+    rng = np.random.default_rng(2)
+    one, other = (run_of(rng.normal(10, 1, (20, 6000))) for _ in range(2))
+    assert ratio_interval(one, other, "itl_p50_ms") is not None

@@ -56,6 +56,19 @@ def test_a_stall_now_and_then_is_a_doubt_and_losses_in_every_run_are_not(run: Me
     assert more_lost(losing(run, *[1] * 8), losing(run, *[5] * 8), ALARM)[0] != []
 
 
+def test_few_runs_fail_where_all_of_them_lost_many(run: Measured) -> None:
+    assert more_lost(losing(run, 0, 0), losing(run, 20, 22), ALARM)[0] != []
+    for before, after in (((0,), (20,)), ((0, 3), (2, 20)), ((0, 0), (0, 20))):
+        failures, (doubt,) = more_lost(losing(run, *before), losing(run, *after), ALARM)
+        assert failures == []
+        assert "too few runs to tell" in doubt
+
+
+def test_errors_shared_among_all_that_may_come_are_one_whole() -> None:
+    pairs = [4, 8, 16, 32, *(64 << more for more in range(20))]
+    assert sum(1 / POLICY.shares_on_disk(each) for each in pairs) == pytest.approx(1, abs=1e-5)
+
+
 def test_a_single_run_is_all_there_is(run: Measured) -> None:
     assert more_lost(losing(run, 0), losing(run, 48), ALARM)[0] == [
         "48 of 48 requests ended in an error or ran out of time, 0 of 48 on the baseline"]

@@ -54,9 +54,9 @@ def test_wrong_tokens_always_fail(tmp_path: Path) -> None:
 
 
 def test_more_errors_than_the_baseline_fail_and_as_many_do_not(tmp_path: Path) -> None:
-    base, worse = sides(tmp_path, replace(ENGINE, errors=("boom",)))
-    assert "6 of 144 requests ended in an error" in judge_folders(base, worse, POLICY).failures[0]
-    as_many = write_side(tmp_path / "as-many", replace(ENGINE, errors=("boom",)), minute=40)
+    base, worse = sides(tmp_path, replace(ENGINE, errors=("boom", "boom")))
+    assert "12 of 144 requests ended in an error" in judge_folders(base, worse, POLICY).failures[0]
+    as_many = write_side(tmp_path / "as-many", replace(ENGINE, errors=("boom", "boom")), minute=40)
     assert judge_folders(worse, as_many, POLICY).failures == ()
 
 

@@ -35,3 +35,20 @@ def test_a_termination_is_not_swallowed(interrupts: signal.Handlers) -> None:
         signal.signal(signal.SIGINT, before[0])
         signal.signal(signal.SIGTERM, before[1])
     assert not reached
+
+
+@pytest.mark.parametrize("interrupts", [signal.SIG_IGN, signal.default_int_handler], ids=["background", "foreground"])
+def test_nor_is_one_that_strikes_at_the_end(interrupts: signal.Handlers) -> None:
+    async def work() -> str:
+        await asyncio.sleep(0)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.05)
+        return "nothing is awaited here"
+
+    before = signal.signal(signal.SIGINT, interrupts), signal.signal(signal.SIGTERM, _end_as_on_ctrl_c)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run_loop(work())
+    finally:
+        signal.signal(signal.SIGINT, before[0])
+        signal.signal(signal.SIGTERM, before[1])
