@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 # Before torch is imported, here and in the engines that tests start. The models are so small that a second thread
@@ -16,6 +18,7 @@ if not any(Path(driver).exists() for driver in ("/proc/driver/nvidia/version", "
 import pytest
 from hypothesis import settings
 
+from pabench.load.line import SO_TIMESTAMPNS, asks_for_stamps
 from pabench.probe import PRESETS, build_checkpoint
 
 # `ci` is derandomised: the same examples on every machine. `full` is for a long look at home.
@@ -31,6 +34,17 @@ _FIRST = ("test_wheel.py", "test_browser.py")  # long chains: one that begins la
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files that cannot be shared out well come first."""
     items.sort(key=lambda item: item.path.name not in _FIRST)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def stamping() -> Iterator[None]:
+    """The kernel begins to stamp arrivals a moment after the first socket asks for it, and what comes before bears no
+    stamp. A run has its warm-ups for that; tests, which have none, have a socket that asks from the beginning.
+    """
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+        if asks_for_stamps(None):
+            asking.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,7 @@ Take = Callable[[bytes, float | None], None]  # bytes and when they arrived, on 
 Lost = Callable[[Exception | None], None]    # None: the other side has said that it ends
 Address = tuple[int, tuple[Any, ...]]        # family, and what `connect` takes
 
-_SO_TIMESTAMPNS = 35                         # not named by Python's socket module
+SO_TIMESTAMPNS = 35                          # not named by Python's socket module
 _TIMESPEC = struct.Struct("@qq")
 _STAMP_SPACE = socket.CMSG_SPACE(_TIMESPEC.size)
 _READ_BYTES = 1 << 15
@@ -61,7 +61,7 @@ async def connect(address: Address, tls: ssl.SSLContext | None, host: str, take:
         try:
             sock.setblocking(False)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            sock.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
+            sock.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
             await loop.sock_connect(sock, where)
         except BaseException:
             sock.close()
@@ -138,7 +138,7 @@ class StampedLine:
 def _arrival(stamps: list[tuple[int, int, bytes]]) -> float | None:
     """When the last of the bytes came. The kernel tells that on the wall clock: its distance from now is taken."""
     for level, kind, value in stamps:
-        if level == socket.SOL_SOCKET and kind == _SO_TIMESTAMPNS:
+        if level == socket.SOL_SOCKET and kind == SO_TIMESTAMPNS:
             seconds, nanoseconds = _TIMESPEC.unpack(value)
             since_ns: int = time.time_ns() - seconds * 10**9 - nanoseconds
             return clock() - max(0, since_ns) / 1e9
