@@ -10,7 +10,7 @@ import pandas as pd
 
 from pabench.analysis.slo import SLO, answer_gaps, in_time
 from pabench.analysis.summary import Validity
-from pabench.analysis.validity import MAX_CPU_SHARE
+from pabench.analysis.validity import CLIENT_MOVES, MAX_CPU_SHARE, NO_SUCCESS, NO_WINDOW, SCRAPES_FAILED
 from pabench.capacity import Attained
 from pabench.engines.base import EngineFacts
 from pabench.errors import PabenchError, UsageError
@@ -22,7 +22,7 @@ from pabench.series import Series
 _CLIENT_SHARE = 0.05  # of the SLO's bound, that the client may be late
 # Reasons of a run's validity that do not end a search: a window is for throughput and scrapes are for the cache, no
 # success is a share of 0, and the client's lateness is held against the SLO's bounds by `too_slow`.
-_NO_MATTER = ("no steady window", "no request succeeded", "scrapes failed", "of the client moves the")
+_NO_MATTER = (NO_WINDOW, NO_SUCCESS, SCRAPES_FAILED, CLIENT_MOVES)
 
 
 @dataclass(frozen=True, slots=True)

@@ -135,13 +135,12 @@ def _p_of_step(values: np.ndarray, at: int) -> float:
 
 
 def _plausible(values: np.ndarray, at: int) -> tuple[int, int]:
-    """The first and the last split that may be the true one: whose residual sum of squares is not larger than the best
-    one's by more than chance allows (Hansen 2000, 95 %).
+    """The first and the last split that may be the true one: whose residual sum of squares is not larger than that of
+    the split `at`, which was found, by more than chance allows (Hansen 2000, 95 %).
     """
-    _, within = _splits(values[None, :])
-    n, best = len(values), within[0, at - MIN_RUNS]
-    near = np.flatnonzero(within[0] <= best * (1 + _HANSEN_95 / (n - 2))) + MIN_RUNS
-    return min(int(near.min(initial=at)), at), max(int(near.max(initial=at)), at)
+    within = _splits(values[None, :])[1][0]
+    near = np.flatnonzero(within <= within[at - MIN_RUNS] * (1 + _HANSEN_95 / (len(values) - 2))) + MIN_RUNS
+    return int(near[0]), int(near[-1])
 
 
 def _t_of_splits(rows: np.ndarray) -> np.ndarray:

@@ -9,6 +9,12 @@ from pabench.analysis.latency import Samples, e2e_ms, lateness_ms, ok_requests
 from pabench.analysis.summary import Validity
 from pabench.load.manifest import Manifest
 
+# Words of reasons that others tell apart.
+NO_SUCCESS = "no request succeeded"
+NO_WINDOW = "no steady window"
+SCRAPES_FAILED = "scrapes failed"
+CLIENT_MOVES = "of the client moves the"
+
 _SHARE = 0.05            # of the metric
 _DRAWS = 200_000         # of lags: so many samples tell enough in one round
 _FLOOR_MS = 1.0
@@ -33,7 +39,8 @@ def judge(
         reasons.append(f"the client used {client.cpu_share:.0%} of a core: spread the load over several clients")
     tried = client.scrapes + client.failed_scrapes
     if "kv_metrics" in manifest.engine.capabilities and client.failed_scrapes > _MAX_FAILED_SCRAPES * tried:
-        reasons.append(f"{client.failed_scrapes} of {tried} scrapes failed or were left out: the KV figures have gaps")
+        reasons.append(f"{client.failed_scrapes} of {tried} {SCRAPES_FAILED} or were left out: the KV figures have "
+                       "gaps")
     return Validity(not reasons, tuple(reasons))
 
 
@@ -42,9 +49,9 @@ def _incomplete(manifest: Manifest, requests: pd.DataFrame) -> list[str]:
     if manifest.status != "complete":
         reasons.append(f"the run is {manifest.status}" + (f": {manifest.failure}" if manifest.failure else ""))
     if not (requests["outcome"] == "ok").any():
-        reasons.append("no request succeeded")
+        reasons.append(NO_SUCCESS)
     elif manifest.window_s is None:
-        reasons.append("no steady window: too few requests for this load; the figures are over the whole run")
+        reasons.append(f"{NO_WINDOW}: too few requests for this load; the figures are over the whole run")
     reasons += _misplaced(manifest)
     users, busy = manifest.workload.users, requests["user"].nunique()
     if users is not None and busy < users:
@@ -164,5 +171,5 @@ def _unless_small(cause: str, name: str, samples: Samples, quantile: float, erro
     allowed = max(_SHARE * value, _FLOOR_MS)
     if error_ms <= allowed:
         return []
-    return [f"{cause} of the client moves the {name} p{quantile * 100:g} of {value:.1f} ms by {error_ms:.1f} ms, "
+    return [f"{cause} {CLIENT_MOVES} {name} p{quantile * 100:g} of {value:.1f} ms by {error_ms:.1f} ms, "
             f"more than the {allowed:.1f} ms allowed"]

@@ -59,6 +59,7 @@ def _draws(run: Run, metric: str) -> Samples | None:
 
 
 def _resampled_gaps(requests: pd.DataFrame, take: Callable[..., object]) -> Samples | None:
+    """`take` of the gaps, ms, of each resample of the requests: `[_RESAMPLES]`."""
     counts = latency.num_gaps(requests)
     stride = min(-(-int(counts.sum()) // _MOST_GAPS), len(requests) // _ENOUGH)
     thin = slice(None, None, max(1, stride))  # whole requests: a gap's place in it tells
@@ -82,7 +83,7 @@ def _tokens_a_bin(run: Run) -> Samples:
 
 
 def _resampled(samples: Samples, take: Callable[..., object]) -> Samples | None:
-    """`take` of each resample."""
+    """`take` of each resample of `samples`: `[_RESAMPLES]`."""
     if len(samples) < _FEWEST:
         return None
     picks = block_picks(len(samples), _block(len(samples)), _RESAMPLES)

@@ -88,7 +88,12 @@ def _totals(metrics: MetricFamilies) -> MetricFamilies:
 
 
 def _of_first_ranks(samples: Sequence[MetricSample]) -> list[MetricSample]:
-    ranks = [tuple(int_label(sample.labels, name) or 0 for name in _RANKS) for sample in samples]
-    engines = [sample.labels.get("dp_rank", "") for sample in samples]
-    first = {engine: min(rank for rank, of in zip(ranks, engines, strict=True) if of == engine) for engine in engines}
-    return [sample for sample, rank, of in zip(samples, ranks, engines, strict=True) if rank == first[of]]
+    first: dict[str, tuple[int, ...]] = {}  # data parallel engine -> its lowest rank
+    for sample in samples:
+        engine = sample.labels.get("dp_rank", "")
+        first[engine] = min(first.get(engine, _rank(sample)), _rank(sample))
+    return [sample for sample in samples if _rank(sample) == first[sample.labels.get("dp_rank", "")]]
+
+
+def _rank(sample: MetricSample) -> tuple[int, ...]:
+    return tuple(int_label(sample.labels, name) or 0 for name in _RANKS)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from itertools import combinations
 from math import comb
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pabench.analysis.measures import higher_is_better
 from pabench.analysis.sides import Measured, zeros
@@ -17,8 +17,9 @@ from pabench.errors import EXIT_NOT_CONFORMING, EXIT_OK, UsageError
 from pabench.gate.policy import Policy
 
 _LOST = ("error", "timeout")
-_DEALS = 20_000
-_EQUAL = 1e-9
+_DEALS = 20_000     # of runs to two sides, at most
+_EQUAL = 1e-9       # of shares
+FloatArray = NDArray[np.float64]
 
 
 def refuse_invalid(runs: Iterable[Measured]) -> None:
@@ -62,16 +63,25 @@ def more_lost(
     if p > alarm:
         return [], [f"{text}: so few that it may be chance (p = {p:.2g})"]
     shares = [[lost / max(1, sent) for lost, sent in side] for side in sides]
-    if 2 * after[0] > after[1] or p_of_runs(*shares) <= alarm:
+    few = min(map(len, shares)) < 2 or 0.5 / comb(len(shares[0]) + len(shares[1]), len(shares[1])) > alarm
+    sure = (min(shares[1]) > max(shares[0]) and _many_but_the_worst(sides[0], sides[1], alarm)) if few else (
+        p_of_runs(*shares) <= alarm)
+    if sure or 2 * after[0] > after[1]:
         return [text], []
     hit = f"in {sum(share > 0 for share in shares[1])} of {len(shares[1])} runs"
-    if 0.5 / comb(len(shares[0]) + len(shares[1]), len(shares[1])) <= alarm:
-        return [], [f"{text}: {hit}, which something may have happened to"]
-    worst = max(sides[1])
-    rest = after[0] - worst[0], after[1] - worst[1]
-    if min(shares[1]) > max(shares[0]) and rest[1] and p_of_losses((before[0], rest[0]), (before[1], rest[1])) <= alarm:
-        return [text], []
-    return [], [f"{text}: {hit}, and there are too few runs to tell"]
+    return [], [f"{text}: {hit}, " + ("and there are too few runs to tell" if few else
+                                      "which something may have happened to")]
+
+
+def _many_but_the_worst(
+    before: Sequence[tuple[int, int]], after: Sequence[tuple[int, int]], alarm: float
+) -> bool:
+    """Whether too many were lost also without the worst run of `after`. A run: requests lost, and all."""
+    rest = sorted(after)[:-1]
+    if not rest:
+        return False
+    lost, sent = zip(*([sum(counts) for counts in zip(*side, strict=True)] for side in (before, rest)), strict=True)
+    return p_of_losses(lost, sent) <= alarm
 
 
 def _lost(run: Measured) -> int:
@@ -105,16 +115,18 @@ def p_of_losses(lost: Sequence[int], sent: Sequence[int]) -> float:
 
 
 def p_of_runs(before: Sequence[float], after: Sequence[float]) -> float:
-    """How often the runs of two equal engines, dealt out anew, give the candidate runs of so large shares lost, or of
-    larger ones: a permutation test, one side, with mid-p.
+    """How often the runs of two equal engines, dealt out anew, give the candidate so large a mean share lost or a
+    larger one: a permutation test, one side, with mid-p. `before`, `after`: shares of a run's requests, 0..1, two runs
+    at least.
     """
-    pooled = np.array([*before, *after])
-    if comb(len(pooled), len(after)) <= _DEALS:
-        picks = np.array(list(combinations(range(len(pooled)), len(after))))
-    else:
-        order = np.tile(np.arange(len(pooled)), (_DEALS, 1))
-        picks = np.random.default_rng(0).permuted(order, axis=1)[:, : len(after)]
-    above = pooled[picks].sum(axis=1) - sum(after)
+    from scipy.stats import permutation_test  # here: it takes long to import
+
+    def lost_more(after: FloatArray, before: FloatArray, axis: int) -> FloatArray:
+        return np.asarray(np.mean(after, axis=axis) - np.mean(before, axis=axis))
+
+    found = permutation_test((after, before), lost_more, vectorized=True, n_resamples=_DEALS, alternative="greater",
+                             random_state=0)
+    above = found.null_distribution - found.statistic
     return float(np.mean(above > _EQUAL) + np.mean(np.abs(above) <= _EQUAL) / 2)
 
 

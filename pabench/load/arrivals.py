@@ -25,9 +25,8 @@ class ClosedArrivals(_Strict):
     users: int = Field(ge=1)
     think_s: float = Field(default=0.0, ge=0)
 
-    @property
-    def text(self) -> str:
-        """In words."""
+    def text(self, unit: str) -> str:
+        """In words; `unit` is that of a rate, e.g. "req/s"."""
         return "1 user" if self.users == 1 else f"{self.users} users"
 
 
@@ -49,10 +48,9 @@ class ConstantArrivals(_OneRate):
 
     kind: Literal["constant"]
 
-    @property
-    def text(self) -> str:
-        """In words."""
-        return f"{self.rate_per_s:g} req/s constant"
+    def text(self, unit: str) -> str:
+        """In words; `unit` is that of a rate, e.g. "req/s"."""
+        return f"{self.rate_per_s:g} {unit} constant"
 
     def starts(self, rng: np.random.Generator, count: int) -> Floats:
         """Seconds of the first `count` arrivals."""
@@ -64,10 +62,9 @@ class PoissonArrivals(_OneRate):
 
     kind: Literal["poisson"]
 
-    @property
-    def text(self) -> str:
-        """In words."""
-        return f"{self.rate_per_s:g} req/s Poisson"
+    def text(self, unit: str) -> str:
+        """In words; `unit` is that of a rate, e.g. "req/s"."""
+        return f"{self.rate_per_s:g} {unit} Poisson"
 
     def starts(self, rng: np.random.Generator, count: int) -> Floats:
         """Seconds of the first `count` arrivals."""
@@ -82,10 +79,9 @@ class GammaArrivals(_OneRate):
     kind: Literal["gamma"]
     burstiness: float = Field(gt=0)
 
-    @property
-    def text(self) -> str:
-        """In words."""
-        return f"{self.rate_per_s:g} req/s gamma {self.burstiness:g}"
+    def text(self, unit: str) -> str:
+        """In words; `unit` is that of a rate, e.g. "req/s"."""
+        return f"{self.rate_per_s:g} {unit} gamma {self.burstiness:g}"
 
     def starts(self, rng: np.random.Generator, count: int) -> Floats:
         """Seconds of the first `count` arrivals."""
@@ -99,10 +95,9 @@ class StepArrivals(_Strict):
     rates_per_s: list[Annotated[float, Field(ge=0)]] = Field(min_length=1)
     step_s: float = Field(gt=0)
 
-    @property
-    def text(self) -> str:
-        """In words."""
-        return f"{', '.join(f'{rate:g}' for rate in self.rates_per_s)} req/s, {self.step_s:g} s each"
+    def text(self, unit: str) -> str:
+        """In words; `unit` is that of a rate, e.g. "req/s"."""
+        return f"{', '.join(f'{rate:g}' for rate in self.rates_per_s)} {unit}, {self.step_s:g} s each"
 
     @property
     def end_s(self) -> float | None:
@@ -141,10 +136,9 @@ class RampArrivals(_Strict):
     to_rate_per_s: float = Field(gt=0)
     over_s: float = Field(gt=0)
 
-    @property
-    def text(self) -> str:
-        """In words."""
-        return f"{self.from_rate_per_s:g} to {self.to_rate_per_s:g} req/s in {self.over_s:g} s"
+    def text(self, unit: str) -> str:
+        """In words; `unit` is that of a rate, e.g. "req/s"."""
+        return f"{self.from_rate_per_s:g} to {self.to_rate_per_s:g} {unit} in {self.over_s:g} s"
 
     @property
     def end_s(self) -> float | None:
@@ -181,9 +175,8 @@ class TraceArrivals(_Strict):
     kind: Literal["trace"]
     speed: float = Field(default=1.0, gt=0)
 
-    @property
-    def text(self) -> str:
-        """In words."""
+    def text(self, unit: str) -> str:
+        """In words; `unit` is that of a rate, e.g. "req/s"."""
         return "as traced" if self.speed == 1 else f"as traced, {self.speed:g} times as fast"
 
     @property

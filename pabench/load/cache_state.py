@@ -44,7 +44,9 @@ async def bring_about(
     """
     if state == "warm":
         asked = [_asked(one, len(_ids(one))) for one in requests if one.turn == 0]
-        return f"stated warm: {await _fill(asked, client, written)} prompts were asked once before, one token each"
+        guess = "" if block_size else "; the size of the engine's blocks is not told, and is guessed from its hits"
+        done = await _fill(asked, client, written)
+        return f"stated warm: {done} prompts were asked once before, one token each{guess}"
     if state == "cold":
         return f"stated cold: {await _empty(http, reset_url)}"
     assert isinstance(state, float), "the one that is left"

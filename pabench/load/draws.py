@@ -121,7 +121,7 @@ def require_work(workload: Workload, turns: Sequence[int], trace: Trace | None) 
                          f"{len(trace)} requests that come: lower it to that, or leave it out for all of them")
     if isinstance(arrivals, ClosedArrivals) and arrivals.users > len(turns):
         what = "requests" if sum(turns) == len(turns) else f"sessions ({sum(turns)} requests)"
-        raise UsageError(f"{arrivals.text}, and only {len(turns)} {what} for them: raise num_requests "
+        raise UsageError(f"{workload.load_text}, and only {len(turns)} {what} for them: raise num_requests "
                          "(--num-requests), or lower the users")
 
 

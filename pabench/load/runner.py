@@ -227,9 +227,10 @@ def _refuse_another(examination: Examined, manifest: Manifest) -> None:
     room for a few blocks more or less: that it may.
     """
     now, then = describe_engine(examination.facts), manifest.engine
-    if now.kv is not None and then.kv is not None and now.kv.num_blocks and then.kv.num_blocks and like_pools(
-            [now.kv.num_blocks, then.kv.num_blocks]):
-        now.kv.num_blocks = then.kv.num_blocks
+    if now.kv is not None and then.kv is not None:
+        pools = [kv.num_blocks for kv in (now.kv, then.kv) if kv.num_blocks]
+        if len(pools) == 2 and like_pools(pools):
+            now.kv.num_blocks = then.kv.num_blocks
     differing = [f"{name} is {getattr(now, name)!r}, was {getattr(then, name)!r}"
                  for name in type(now).model_fields if getattr(now, name) != getattr(then, name)]
     preset_now = None if examination.probe is None else examination.probe.preset

@@ -182,7 +182,7 @@ class Workload(_Strict):
     @property
     def load_text(self) -> str:
         """The load in words, e.g. "8 users" or "4 req/s Poisson"; of sessions "4 sessions/s Poisson"."""
-        return self.arrivals.text.replace("req/s", self.rate_unit)
+        return self.arrivals.text(self.rate_unit)
 
     @property
     def rate_unit(self) -> str:

@@ -46,11 +46,12 @@ class RunData:
     @property
     def shape(self) -> str:
         """How requests arrive, but for the level: runs that differ in it are not set against each other."""
-        arrivals = self.manifest.workload.arrivals
+        arrivals, unit = self.manifest.workload.arrivals, self.manifest.workload.rate_unit
         if isinstance(arrivals, ClosedArrivals):
             return "closed loop" + (f", {arrivals.think_s:g} s between" if arrivals.think_s else "")
         fixed = isinstance(arrivals, ConstantArrivals | PoissonArrivals | GammaArrivals)
-        return f"open loop, {arrivals.text.partition(' req/s ')[2] if fixed else arrivals.text}"
+        text = arrivals.text(unit)
+        return f"open loop, {text.partition(f' {unit} ')[2] if fixed else text}"
 
     @property
     def believable(self) -> bool:

@@ -7,9 +7,8 @@ import pandas as pd
 import pytest
 
 from pabench.analysis.slo import SLO
-from pabench.analysis.summary import Validity
 from pabench.capacity import Attained, Capacity, conclusion, require_enough, search_capacity
-from pabench.capacity_runs import attained_in, too_slow, unusable
+from pabench.capacity_runs import attained_in, too_slow
 from pabench.errors import UsageError
 from pabench.load.manifest import ClientHealth
 
@@ -131,15 +130,6 @@ def test_answers_of_one_token_are_in_no_gap_to_be_late_in() -> None:
     rows, slo = pd.DataFrame([row(tokens=1)]), SLO(ttft_ms=100)
     assert too_slow(ClientHealth(loop_lag_p99_ms=40.0, kernel_stamps=True), rows, slo) is None
     assert "sees answers" in (too_slow(ClientHealth(loop_lag_p99_ms=40.0), rows, slo) or "")
-
-
-def test_runs_that_tell_nothing_end_a_search_and_short_ones_do_not() -> None:
-    passed = ("no steady window: too few requests for this load; the figures are over the whole run",
-              "no request succeeded", "9 of 10 scrapes failed or were left out: the KV figures have gaps",
-              "loop lag of the client moves the TTFT p50 of 2.0 ms by 1.5 ms, more than the 1.0 ms allowed")
-    assert unusable(Validity(False, passed)) is None
-    broken = "the cache was not cold, as stated: 3 answers hit what they could not"
-    assert unusable(Validity(False, (*passed, broken))) == broken
 
 
 def test_too_few_requests_to_be_sure_of_any_share_are_refused() -> None:
