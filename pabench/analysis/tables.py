@@ -54,17 +54,18 @@ def comparison_table(summaries: Sequence[RunSummary], title: str | None = None) 
 def throughput_table(engines: Sequence[Sequence[RunSummary]]) -> Table:
     """Tokens per second of several engines, one row each, at the same loads, one column each.
 
-    Verified ones where answers were verified; all but the first engine also as a multiple of the first's.
+    Verified ones where answers were verified; all but the first engine also as a multiple of the first's, where both
+    runs are VALID.
     """
     table = Table(title="output tokens/s (times the first engine's)", title_justify="left")
     table.add_column()
-    found = [{run.load: _rate(run) for run in runs} for runs in engines]
-    loads = list(dict.fromkeys(load for rates in found for load in rates))
+    found = [{run.load: run for run in runs} for runs in engines]
+    loads = list(dict.fromkeys(load for at_loads in found for load in at_loads))
     for load in loads:
         table.add_column(Text(clean(load)), justify="right", overflow="fold")
-    for at, (runs, rates) in enumerate(zip(engines, found, strict=True)):
+    for at, (runs, at_loads) in enumerate(zip(engines, found, strict=True)):
         firsts = [found[0].get(load) if at else None for load in loads]
-        cells = [_multiple(rates.get(load), first) for load, first in zip(loads, firsts, strict=True)]
+        cells = [_multiple(at_loads.get(load), first) for load, first in zip(loads, firsts, strict=True)]
         table.add_row(Text(clean(runs[0].label)), *cells)
     return table
 
@@ -106,8 +107,13 @@ def _rate(run: RunSummary) -> float:
     return run.throughput_tokens_per_s if run.verified_tokens_per_s is None else run.verified_tokens_per_s
 
 
-def _multiple(rate: float | None, first: float | None) -> Text:
-    return Text(f"{rate:,.0f} (×{rate / first:.2f})") if rate is not None and first else _number(rate, "{:,.0f}")
+def _multiple(run: RunSummary | None, first: RunSummary | None) -> Text:
+    if run is None:
+        return _number(None, "")
+    if not run.validity.valid:
+        return Text(f"{_rate(run):,.0f} INVALID", "yellow")
+    of_first = first is not None and first.validity.valid and _rate(first) > 0
+    return Text(f"{_rate(run):,.0f}" + (f" (×{_rate(run) / _rate(first):.2f})" if of_first and first else ""))
 
 
 def _of(found: Quantiles | None, name: str) -> float | None:

@@ -31,9 +31,13 @@ def show_run(summary: RunSummary, *, as_json: bool) -> None:
 
 
 def show_summaries(summaries: Sequence[RunSummary]) -> None:
-    """The final table, on stdout."""
+    """The final table, on stdout, and what is to be known of its runs."""
+    Console(highlight=False).print(comparison_table(summaries))
+    _show_remarks(summaries)
+
+
+def _show_remarks(summaries: Sequence[RunSummary]) -> None:
     out = Console(highlight=False)
-    out.print(comparison_table(summaries))
     for summary in summaries:
         for priority, ttft in summary.ttft_ms_by_priority.items():
             out.print(f"{escape(clean(summary.label))}, {summary.load}, priority {priority}: TTFT p50 {ttft.p50:,.0f}, "
@@ -98,11 +102,12 @@ def finish_bench(results: Sequence[EngineResult], folder: Path, *, as_json: bool
     if as_json:
         print(summary_json([summary for per_engine in runs for summary in per_engine]))
         return
-    if num_runs:
-        show_summaries([per_engine[-1] for per_engine in runs if per_engine])
-    out = Console(highlight=False)
-    if len(measured := [per_engine for per_engine in runs if per_engine]) > 1:
+    out, measured = Console(highlight=False), [per_engine for per_engine in runs if per_engine]
+    if measured:
+        out.print(comparison_table([per_engine[-1] for per_engine in measured]))
+    if len(measured) > 1:
         out.print(throughput_table(measured))
+    _show_remarks([summary for per_engine in measured for summary in per_engine])
     for result in results:
         out.print(f"{escape(clean(result.label))}: {escape(clean(result.verdict, WHOLE))}")
     if num_runs:
