@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.utils._python_dispatch
 from paged_kernels import AttentionPlan, KVCache, copy_blocks, merge_states, plan_attention, write_kv
-from paged_kernels.triton_backend import launch
+from paged_kernels.triton_backend import device, launch
 from paged_kernels.triton_backend.device import interpreted
 from paged_kernels.triton_backend.plan import Capacity, TritonPlan
 from paged_kernels.triton_backend.schedule import ITEM, Batch, schedule
@@ -48,6 +48,19 @@ def test_a_refilled_plan_is_a_new_one(programs, window):
         for ours, theirs in zip(kept.attend_with_lse(query, cache, scale=0.3, window=window),
                                 new.attend_with_lse(query, cache, scale=0.3, window=window), strict=True):
             assert torch.equal(ours, theirs), lens
+
+
+@pytest.mark.parametrize(("triton", "numpy", "counts"), [
+    ("3.6.0", "2.3.5", True), ("3.6.0", "2.4.6", False), ("3.6.0", "2.10.0", False), ("3.7.1", "2.5.0rc1", True),
+    ("3.10.0+git1", "2.4.6", True),
+])
+@pytest.mark.skipif(not interpreted(), reason="a GPU counts")
+def test_an_interpreter_that_cannot_count_says_so(monkeypatch, triton, numpy, counts):
+    monkeypatch.setattr(device.triton, "__version__", triton)
+    monkeypatch.setattr(device.np, "__version__", numpy)
+    refused = pytest.raises(ValueError, match=r"take Triton 3\.7 or newer")
+    with contextlib.nullcontext() if counts else refused:
+        device.check_device(torch.device("cpu"))
 
 
 def test_a_plan_without_a_capacity_is_not_refilled():

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 
+import numpy as np
 import torch
+import triton
 from triton.runtime.interpreter import InterpretedFunction
 
 from paged_kernels.triton_backend.attend import attend_kernel
@@ -20,6 +22,17 @@ def check_device(device: torch.device) -> None:
     if device.type == "cpu" and not interpreted():
         raise ValueError("backend 'triton' runs on a GPU, the tensors are on the CPU: choose backend 'torch', or set "
                          "TRITON_INTERPRET=1 before the program starts (slow, for tests)")
+    if interpreted() and not _interpreter_counts(triton.__version__, np.__version__):
+        raise ValueError(f"the interpreter of Triton {triton.__version__} cannot count to a number that a kernel has "
+                         f"read under NumPy {np.__version__}: take Triton 3.7 or newer, or NumPy older than 2.4")
+
+
+def _interpreter_counts(triton_version: str, numpy_version: str) -> bool:
+    """Whether `range` takes a number that was loaded: Triton before 3.7 makes an int of an array of one element, which
+    NumPy refuses since 2.4.
+    """
+    of_triton, of_numpy = (tuple(map(int, version.split(".")[:2])) for version in (triton_version, numpy_version))
+    return of_triton >= (3, 7) or of_numpy < (2, 4)
 
 
 def describe_device(device: torch.device) -> str:
