@@ -78,18 +78,20 @@ def too_slow(client: ClientHealth, requests: pd.DataFrame, slo: SLO) -> str | No
     """Why the client's own error is too large beside the SLO's bounds; None: it is not.
 
     It may move TTFT and TPOT by 5 % of their bounds, or by 1 ms. Its lag moves the last token of an answer, and so its
-    TPOT by a share of that: one over the gaps between the answer's tokens. Late sending moves TTFT alone.
+    TPOT by a share of that: one over the gaps between the answer's tokens. It may make a token miss its deadline by all
+    of it. Late sending moves TTFT alone.
     """
     gaps, spans_s = answer_gaps(requests), requests["last_s"] - requests["first_s"]
     several = spans_s > 0  # what failed, or has one token, has no gap
     ttft_ms = inf if slo.ttft_ms is None else slo.ttft_ms
     tpot_ms = inf if slo.tpot_ms is None or not several.any() else slo.tpot_ms * float(gaps[several].median())
+    deadline_ms = inf if slo.deadline_ms is None else slo.deadline_ms
     lag_ms = client.loop_lag_p99_ms
     gap_ms = float((spans_s / gaps)[several].median()) * 1e3 if several.any() else inf
     if lag_ms is not None and client.kernel_stamps and lag_ms < gap_ms:
         lag_ms = None  # it is in no arrival: no two tokens of a stream are read at once
     for name, late_ms, bound_ms in (("sends", client.lateness_p99_ms, ttft_ms),
-                                    ("sees answers", lag_ms, min(ttft_ms, tpot_ms))):
+                                    ("sees answers", lag_ms, min(ttft_ms, tpot_ms, deadline_ms))):
         allowed_ms = max(_CLIENT_SHARE * bound_ms, 1.0)
         if late_ms is not None and late_ms > allowed_ms:
             return f"it {name} up to {late_ms:.1f} ms late (p99), more than the {allowed_ms:.1f} ms allowed"

@@ -6,21 +6,25 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from pabench.analysis.deadlines import deadlines
 from pabench.errors import UsageError
 
 
 @dataclass(frozen=True, slots=True)
 class SLO:
-    """What in time means. Milliseconds; None: not asked. TTFT counts from the intended start."""
+    """What in time means. Milliseconds; None: not asked. TTFT counts from the intended start; with `deadline_ms` no
+    token may come later than its own deadline (`deadlines`).
+    """
 
     ttft_ms: float | None = None
     tpot_ms: float | None = None
     share: float = 0.9
+    deadline_ms: float | None = None
 
     def __post_init__(self) -> None:
-        if self.ttft_ms is None and self.tpot_ms is None:
-            raise UsageError("an SLO needs a bound: give --ttft-ms, --tpot-ms or both")
-        bounds = [bound for bound in (self.ttft_ms, self.tpot_ms) if bound is not None]
+        bounds = [bound for bound in (self.ttft_ms, self.tpot_ms, self.deadline_ms) if bound is not None]
+        if not bounds:
+            raise UsageError("an SLO needs a bound: give --ttft-ms, --tpot-ms, --deadline-ms or several")
         if min(bounds) <= 0 or not 0 < self.share < 1:
             raise UsageError(f"an SLO has bounds above 0 and a share inside 0..1: got {bounds} ms, share {self.share}")
 
@@ -32,8 +36,9 @@ class SLO:
     @property
     def bounds_text(self) -> str:
         """The bounds alone, in words."""
-        bounds = {"TTFT": self.ttft_ms, "TPOT": self.tpot_ms}
-        return " and ".join(f"{name} <= {ms:g} ms" for name, ms in bounds.items() if ms is not None)
+        bounds = {"TTFT <= {:g} ms": self.ttft_ms, "TPOT <= {:g} ms": self.tpot_ms,
+                  "a token each {:g} ms": self.deadline_ms}
+        return " and ".join(words.format(ms) for words, ms in bounds.items() if ms is not None)
 
 
 def in_time(requests: pd.DataFrame, slo: SLO) -> pd.Series:
@@ -47,6 +52,8 @@ def in_time(requests: pd.DataFrame, slo: SLO) -> pd.Series:
         good &= (counted["first_s"] - counted["intended_s"]) * 1000 <= slo.ttft_ms
     if slo.tpot_ms is not None:
         good &= (counted["last_s"] - counted["first_s"]) / answer_gaps(counted) * 1000 <= slo.tpot_ms
+    if slo.deadline_ms is not None:
+        good &= deadlines(counted, slo.deadline_ms, slo.ttft_ms).missed == 0
     found: pd.Series = good
     return found
 

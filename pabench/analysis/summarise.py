@@ -10,6 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pabench.analysis import kv, latency
+from pabench.analysis.deadlines import deadlines, miss_rate
 from pabench.analysis.runs import Run
 from pabench.analysis.slo import SLO, in_time
 from pabench.analysis.stats import mean_or_none, quantiles
@@ -40,13 +41,15 @@ def _goodput(run: Run, window: tuple[float, float]) -> dict[str, Any]:
     bounds = run.manifest.workload.slo
     if bounds is None:
         return {}
-    slo = SLO(bounds.ttft_ms, bounds.tpot_ms)
+    slo = SLO(bounds.ttft_ms, bounds.tpot_ms, deadline_ms=bounds.deadline_ms)
     answered = run.requests[run.requests["outcome"] == "ok"]
     if len(answered) and answered["first_s"].isna().all():  # not streamed: nobody knows when its tokens came
         return {"slo": slo.bounds_text}
     good = in_time(run.requests, slo)
     ended = run.requests.loc[good.index[good], "end_s"].between(*window)
+    missed = None if slo.deadline_ms is None else miss_rate(deadlines(answered, slo.deadline_ms, slo.ttft_ms))
     return {"slo": slo.bounds_text, "in_time_share": float(good.mean()) if len(good) else None,
+            "deadline_miss_rate": missed,
             "goodput_per_s": _per_s(int(ended.sum()), window[1] - window[0])}
 
 

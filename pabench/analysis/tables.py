@@ -13,6 +13,7 @@ from pabench.engines.cleaning import clean
 from pabench.telemetry.vocabulary import UNKNOWN
 
 _GOODPUT = "goodput, requests/s (in time)"
+_MISSED = "token deadlines missed"
 
 
 def comparison_frame(summaries: Sequence[RunSummary]) -> pd.DataFrame:
@@ -45,7 +46,8 @@ def comparison_table(summaries: Sequence[RunSummary], title: str | None = None) 
     for one in summaries:
         table.add_column(Text(f"{clean(one.label)}\n{clean(one.load)}"), justify="right", overflow="fold")
     for name, show in _ROWS:
-        if name == _GOODPUT and all(one.slo is None for one in summaries):
+        if (name == _GOODPUT and all(one.slo is None for one in summaries)) or (
+            name == _MISSED and all(one.deadline_miss_rate is None for one in summaries)):
             continue  # not asked, which is not the same as not told
         table.add_row(name, *(show(one) for one in summaries))
     return table
@@ -162,6 +164,7 @@ _ROWS: tuple[tuple[str, Callable[[RunSummary], Text]], ...] = (
     ("output tokens/s", lambda one: _number(one.throughput_tokens_per_s, "{:,.0f}")),
     ("verified tokens/s", lambda one: _number(one.verified_tokens_per_s, "{:,.0f}")),
     (_GOODPUT, _goodput),
+    (_MISSED, lambda one: _number(one.deadline_miss_rate, "{:.2%}")),
     ("TTFT p50 / p99, ms", lambda one: _pair(one.ttft_ms)),
     ("TPOT p50 / p99, ms", lambda one: _pair(one.tpot_ms)),
     ("KV blocks in use, mean", lambda one: _number(one.kv_usage_mean, "{:.0%}")),

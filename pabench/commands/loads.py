@@ -11,6 +11,7 @@ import typer
 
 from pabench.commands.options import (
     AsJson,
+    DeadlineBound,
     DialectName,
     KeyVariable,
     Label,
@@ -51,7 +52,7 @@ def run(
     rate: Annotated[float | None, typer.Option(help="Open loop at this many requests a second.")] = None,
     num_requests: NumRequests = None,
     duration_s: Annotated[float | None, typer.Option(help="Stop sending after this many seconds.")] = None,
-    ttft_ms: TtftBound = None, tpot_ms: TpotBound = None,
+    ttft_ms: TtftBound = None, tpot_ms: TpotBound = None, deadline_ms: DeadlineBound = None,
     window: Annotated[str | None, typer.Option(help="Take throughput from these seconds, e.g. 5,25, and not from the "
                                                     "steady window that is found.")] = None,
     seed: LoadSeed = None,
@@ -81,7 +82,8 @@ def run(
                          "clients: leave one of them out, or run `pabench calibrate` on the machines")
     placement, key = Placement(workers, ray), api_key_in(api_key_env)
     changes = {"users": users, "rate_per_s": rate, "num_requests": num_requests, "duration_s": duration_s,
-               "slo": bounds(ttft_ms, tpot_ms), "window_s": _window(window), "cache": _cache(cache)}
+               "slo": bounds(ttft_ms=ttft_ms, tpot_ms=tpot_ms, deadline_ms=deadline_ms),
+               "window_s": _window(window), "cache": _cache(cache)}
     show = _Show(as_json=as_json, quiet=quiet, calibrate=calibrate, placement=placement, api_key=key)
     if resume is not None:
         _refuse_changes(workload=workload, out=out, label=label, seed=seed, **changes)

@@ -57,6 +57,8 @@ RayAddress = Annotated[
 ]
 TtftBound = Annotated[float | None, typer.Option("--ttft-ms", help="In time: first token, from the intended start.")]
 TpotBound = Annotated[float | None, typer.Option("--tpot-ms", help="In time: mean gap between an answer's tokens.")]
+DeadlineBound = Annotated[float | None, typer.Option(
+    "--deadline-ms", help="In time: no reader waits who takes one token each so many ms, the first at --ttft-ms.")]
 LoadSeed = Annotated[
     int | None,
     typer.Option("--seed", min=0, help="Same seed, same prompts and schedule (by default the workload's own)."),
@@ -105,7 +107,6 @@ def need_engine() -> None:
         raise UsageError("the reference engine needs torch: install it with `pip install 'pabench[engine]'`")
 
 
-def bounds(ttft_ms: float | None, tpot_ms: float | None) -> dict[str, float] | None:
+def bounds(**bounds_ms: float | None) -> dict[str, float] | None:
     """An SLO as a workload's field; None where none was given."""
-    given = {name: ms for name, ms in (("ttft_ms", ttft_ms), ("tpot_ms", tpot_ms)) if ms is not None}
-    return given or None
+    return {name: ms for name, ms in bounds_ms.items() if ms is not None} or None

@@ -11,6 +11,7 @@ import typer
 
 from pabench.commands.options import (
     AsJson,
+    DeadlineBound,
     DialectName,
     KeyVariable,
     Label,
@@ -44,7 +45,7 @@ def sweep(
     rates: Annotated[str | None, typer.Option(help="Open loops at so many requests a second each, e.g. 1,2,4.")] = None,
     num_requests: NumRequests = None,
     duration_s: Annotated[float | None, typer.Option(help="Stop sending after this many seconds in each run.")] = None,
-    ttft_ms: TtftBound = None, tpot_ms: TpotBound = None,
+    ttft_ms: TtftBound = None, tpot_ms: TpotBound = None, deadline_ms: DeadlineBound = None,
     out: Annotated[Path | None, typer.Option(help="New folder (results/<time>-sweep by default).")] = None,
     label: Label = None,
     seed: LoadSeed = None,
@@ -66,8 +67,8 @@ def sweep(
     from pabench.terminal.runs import show_sweep
 
     placement = Placement(workers, ray)
-    plans = [load_workload(workload, num_requests=num_requests, duration_s=duration_s, slo=bounds(ttft_ms, tpot_ms),
-                           **load)
+    slo = bounds(ttft_ms=ttft_ms, tpot_ms=tpot_ms, deadline_ms=deadline_ms)
+    plans = [load_workload(workload, num_requests=num_requests, duration_s=duration_s, slo=slo, **load)
              for load in sweep_loads(users, rates)]
     key, folder, silent = api_key_in(api_key_env), out or new_folder("sweep"), quiet or as_json
     require_new(folder)
@@ -93,7 +94,7 @@ def sweep(
 def capacity(
     url: Url,
     workload: WorkloadName,
-    ttft_ms: TtftBound = None, tpot_ms: TpotBound = None,
+    ttft_ms: TtftBound = None, tpot_ms: TpotBound = None, deadline_ms: DeadlineBound = None,
     share: Annotated[float, typer.Option(help="So many of the requests have to be in time.")] = 0.9,
     from_rate: Annotated[float, typer.Option(help="Lowest rate to try, requests (or sessions) a second.")] = 0.5,
     to_rate: Annotated[float, typer.Option(help="Highest rate to try.")] = 1024.0,
@@ -121,7 +122,7 @@ def capacity(
     from pabench.terminal.live import console, live_load
     from pabench.terminal.runs import show_capacity, tried_text
 
-    slo, placement = SLO(ttft_ms, tpot_ms, share), Placement(workers, ray)
+    slo, placement = SLO(ttft_ms, tpot_ms, share, deadline_ms), Placement(workers, ray)
     asked = load_workload(workload, rate_per_s=from_rate, duration_s=duration_s)
     if asked.session is None:  # a session brings several requests, nobody knows how many
         require_enough(slo, from_rate=from_rate, duration_s=duration_s, tries=tries)

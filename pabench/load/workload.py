@@ -56,15 +56,18 @@ class Session(_Strict):
 
 
 class Bounds(_Strict):
-    """When an answer is in time: TTFT from the intended start, TPOT; milliseconds, one of them at least."""
+    """When an answer is in time: TTFT from the intended start, TPOT, a deadline for each token after the one before;
+    milliseconds, one of them at least.
+    """
 
     ttft_ms: float | None = Field(default=None, gt=0)
     tpot_ms: float | None = Field(default=None, gt=0)
+    deadline_ms: float | None = Field(default=None, gt=0)
 
     @model_validator(mode="after")
     def _some(self) -> Bounds:
-        if self.ttft_ms is None and self.tpot_ms is None:
-            raise ValueError("give ttft_ms, tpot_ms or both")
+        if self.ttft_ms is None and self.tpot_ms is None and self.deadline_ms is None:
+            raise ValueError("give ttft_ms, tpot_ms, deadline_ms or several")
         return self
 
 
