@@ -41,6 +41,7 @@ from pabench.errors import (
 )
 from pabench.files import read_model
 from pabench.load import Progress, Workload, load_workload, run_loop
+from pabench.load.workload import Bounds
 from pabench.probe import build_checkpoint, preset
 from pabench.resources import data_dir
 from pabench.series import Series
@@ -55,10 +56,14 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+Profile = Literal["none", "smoke", "ci", "full"]
+
+
 class EnginePlan(_Strict):
     """One engine: `command` starts it ({python}, {model}, {port} and {block_trace} are filled in), or it runs at `url`.
 
-    {block_trace} is a new file beside the engine's log, for an engine that can record its block ownership.
+    {block_trace} is a new file beside the engine's log, for an engine that can record its block ownership. `profile`:
+    the suite's when None.
     """
 
     label: str = Field(min_length=1)
@@ -67,6 +72,7 @@ class EnginePlan(_Strict):
     url: str = "http://127.0.0.1:{port}"
     env: dict[str, str] = {}
     ready_timeout_s: float = Field(default=180.0, gt=0)
+    profile: Profile | None = None
 
     @model_validator(mode="after")
     def _reachable(self) -> EnginePlan:
@@ -87,7 +93,7 @@ class LoadPlan(_Strict):
 
 
 class BenchSuite(_Strict):
-    """A comparison: see the module. `profile` "none" leaves conformance out.
+    """A comparison: see the module. `profile` "none" leaves conformance out. `slo`: in place of the workload's.
 
     Load k of each engine is drawn from `seed` + k.
     `model_command` writes another model than the probe into the folder {model}. Its answers cannot be verified.
@@ -97,8 +103,9 @@ class BenchSuite(_Strict):
     probe: str = "tiny"
     probe_dtype: str = "float32"
     model_command: tuple[str, ...] = ()
-    profile: Literal["none", "smoke", "ci", "full"] = "smoke"
+    profile: Profile = "smoke"
     workload: str
+    slo: Bounds | None = None
     seed: int | None = Field(default=None, ge=0)  # None: the workload's own
     loads: tuple[LoadPlan, ...] = Field(alias="load", min_length=1)
     engines: tuple[EnginePlan, ...] = Field(alias="engine", min_length=1)
@@ -106,9 +113,10 @@ class BenchSuite(_Strict):
     @model_validator(mode="after")
     def _consistent(self) -> BenchSuite:
         preset(self.probe)
-        if self.model_command and (self.profile != "none" or self.workloads()[0].prompt != "text"):
+        profiles = {self.profile_of(engine) for engine in self.engines}
+        if self.model_command and (profiles != {"none"} or self.workloads()[0].prompt != "text"):
             raise ValueError('with a model_command there is no probe: set profile = "none" and a workload whose prompt '
-                             f'is "text" (got {self.profile!r} and {self.workload!r})')
+                             f'is "text" (got {", ".join(map(repr, sorted(profiles)))} and {self.workload!r})')
         for what, names, taken in (
             ("engine labels", [folder_name(engine.label) for engine in self.engines], {PROBE_FOLDER, MODEL_FOLDER}),
             ("loads", [folder_name(workload.load_text) for workload in self.workloads()], {CONFORMANCE_FOLDER}),
@@ -119,7 +127,12 @@ class BenchSuite(_Strict):
 
     def workloads(self) -> list[Workload]:
         """The workload at each load."""
-        return [load_workload(self.workload, **load.model_dump()) for load in self.loads]
+        slo = None if self.slo is None else self.slo.model_dump(exclude_none=True)
+        return [load_workload(self.workload, **load.model_dump(), slo=slo) for load in self.loads]
+
+    def profile_of(self, engine: EnginePlan) -> Profile:
+        """How much conformance asks of it."""
+        return engine.profile or self.profile
 
     @property
     def first_seed(self) -> int:
@@ -236,7 +249,7 @@ def _run_engine(
     suite: BenchSuite, plan: EnginePlan, folder: Path, model: Path, narrator: Narrator, result: EngineResult
 ) -> None:
     """Conformance, then the loads, each in a fresh process: what the suite left behind is no part of the loads."""
-    if suite.profile != "none":
+    if suite.profile_of(plan) != "none":
         narrator.stage(f"{plan.label}: conformance")
         _conform(suite, plan, folder / CONFORMANCE_FOLDER, model, narrator, result)
     narrator.stage(f"starting {plan.label} for the loads")
@@ -260,7 +273,7 @@ def _conform(
         command, env = _filled(plan, model, out.with_name(f"conformance-engine-{{start}}{TRACE_SUFFIX}"))
         launch = shlex.join([*(["env", *(f"{name}={value}" for name, value in env.items())] if env else []), *command])
     result.conformance = run_suite(
-        plan.url, launch=launch, ready_timeout_s=plan.ready_timeout_s, out=out, profile=suite.profile,
+        plan.url, launch=launch, ready_timeout_s=plan.ready_timeout_s, out=out, profile=suite.profile_of(plan),
         dialect=plan.dialect, probe=model, seed=suite.first_seed, quiet=narrator.quiet)
     if result.conformance == EXIT_INTERRUPTED:
         raise KeyboardInterrupt

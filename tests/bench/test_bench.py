@@ -143,6 +143,17 @@ def test_a_suite_without_a_seed_takes_its_workloads(tmp_path: Path) -> None:
         assert load_suite(str(path)).first_seed == seed
 
 
+def test_an_slo_is_every_loads_and_an_engine_may_have_a_profile_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "suite.toml"
+    path.write_text("slo = { ttft_ms = 100 }\n" + SUITE + engine("a") + engine("b") + 'profile = "ci"\n')
+    suite = load_suite(str(path))
+    assert [None if one.slo is None else one.slo.ttft_ms for one in suite.workloads()] == [100, 100]
+    assert [suite.profile_of(one) for one in suite.engines] == ["none", "ci"]
+    path.write_text(path.read_text().replace("\nprofile", '\nmodel_command = ["x"]\nprofile', 1))
+    with pytest.raises(UsageError, match="with a model_command there is no probe.*'ci', 'none'"):
+        load_suite(str(path))
+
+
 def test_an_engine_that_was_interrupted_has_no_good_verdict() -> None:
     result = EngineResult("x", conformance=0)
     assert result.exit_code == 2
