@@ -150,7 +150,7 @@ def test_an_slo_is_every_loads_and_an_engine_may_have_a_profile_of_its_own(tmp_p
     assert [None if one.slo is None else one.slo.ttft_ms for one in suite.workloads()] == [100, 100]
     assert [suite.profile_of(one) for one in suite.engines] == ["none", "ci"]
     path.write_text(path.read_text().replace("\nprofile", '\nmodel_command = ["x"]\nprofile', 1))
-    with pytest.raises(UsageError, match="with a model_command there is no probe.*'ci', 'none'"):
+    with pytest.raises(UsageError, match=r"with a model_command there is no probe.*'ci', 'none'"):
         load_suite(str(path))
 
 
