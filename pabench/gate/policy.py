@@ -41,7 +41,7 @@ class Policy(_Strict):
 
     false_alarm: float = Field(default=0.01, gt=0, lt=0.5)
     missed: float = Field(default=0.05, gt=0, lt=0.5)
-    looks: tuple[int, ...] = Field(default=(4, 8, 16, 32), min_length=1)
+    looks: tuple[int, ...] = Field(default=(4, 8, 16, 32, 48), min_length=1)
     metrics: dict[str, MetricPolicy] = Field(alias="metric", min_length=1)
     watch: Watched = Watched()
 

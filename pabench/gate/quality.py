@@ -1,10 +1,10 @@
 """How often the gate errs, measured: A/A runs of this machine, judged as they came and with slow-downs put in.
 
     python -m pabench.gate.quality record RUN_FOLDER NOISE.csv      # the figures of `pabench gate run`'s pairs
-    python -m pabench.gate.quality [--policy FILE] table NOISE.csv … [--slowed SLOWED.csv …] [--gates 200]
+    python -m pabench.gate.quality [--policy FILE] table NOISE.csv … [--slowed SLOWED.csv …]
 
-A simulated gate takes pairs of runs that followed each other in the record, from a random one on, either side in the
-baseline's place; a slow-down multiplies the candidate's figure. It decides look by look as the live one does. Gates
+A simulated gate takes pairs of runs that followed each other in the record, from each one on and round, either side in
+the baseline's place; a slow-down multiplies the candidate's figure. It decides look by look as the live one does. Gates
 from one record overlap, so their number is no number of independent ones.
 """
 
@@ -103,16 +103,14 @@ def gate_once(
     return outcome, look
 
 
-def gates(
-    noise: Noise, policy: Policy, worse: Mapping[str, float], num_gates: int, *, swap: bool = True, seed: int = 0
+def everywhere(
+    noise: Noise, policy: Policy, worse: Mapping[str, float], *, swap: bool = True
 ) -> tuple[Counter[str], float]:
-    """Outcomes of `num_gates` gates from places drawn in the record, and the mean number of pairs that they took.
-    `swap`: in half of them the sides change places, as they may where both are one engine.
+    """Outcomes of the gates from each place of the record, and the mean number of pairs that they took. `swap`: with
+    the sides in each other's place too, as they may be where both are one engine.
     """
-    rng = np.random.default_rng(seed)
-    found = [gate_once(noise, policy, worse, int(rng.integers(noise.num_pairs)), swapped=swap and bool(rng.integers(2)))
-             for _ in range(num_gates)]
-    return _counted(found)
+    return _counted([gate_once(noise, policy, worse, start, swapped=swapped)
+                     for start in range(noise.num_pairs) for swapped in ((False, True) if swap else (False,))])
 
 
 def in_turn(noise: Noise, policy: Policy) -> tuple[Counter[str], float]:
@@ -140,7 +138,7 @@ def cases(policy: Policy) -> dict[str, dict[str, float]]:
     return found
 
 
-def quality_table(alike: Sequence[Noise], slowed: Sequence[Noise], policy: Policy, num_gates: int) -> str:
+def quality_table(alike: Sequence[Noise], slowed: Sequence[Noise], policy: Policy) -> str:
     """Markdown: for each record and case how many gates said what. `alike`: one engine on both sides, slow-downs
     are put in; `slowed`: the candidate really was slower.
     """
@@ -152,7 +150,7 @@ def quality_table(alike: Sequence[Noise], slowed: Sequence[Noise], policy: Polic
                           "as measured, one after the other", in_turn(noise, policy)))
         real = noise in slowed
         tried = {"as measured, from anywhere in the record": {}} if real else cases(policy)
-        lines += [_row("", case, gates(noise, policy, worse, num_gates, swap=not real))
+        lines += [_row("", case, everywhere(noise, policy, worse, swap=not real))
                   for case, worse in tried.items()]
     return "\n".join(lines) + "\n"
 
@@ -179,14 +177,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     table = commands.add_parser("table")
     table.add_argument("noise", type=Path, nargs="+")
     table.add_argument("--slowed", type=Path, nargs="*", default=[], help="records whose candidate was really slower")
-    table.add_argument("--gates", type=int, default=200)
     args = parser.parse_args(argv)
     policy = load_policy(args.policy)
     if args.what == "record":
         print(f"{record_noise(args.folder, policy, args.out)} pairs: {args.out}")
     else:
         alike, slowed = ([read_noise(path, policy) for path in paths] for paths in (args.noise, args.slowed))
-        print(quality_table(alike, slowed, policy, args.gates), end="")
+        print(quality_table(alike, slowed, policy), end="")
 
 
 if __name__ == "__main__":

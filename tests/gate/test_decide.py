@@ -10,7 +10,7 @@ import pytest
 from pabench.analysis.sides import Samples
 from pabench.errors import UsageError
 from pabench.gate import Decision, Policy, decide, load_policy
-from pabench.gate.quality import Noise, gates, in_turn, quality_table
+from pabench.gate.quality import Noise, everywhere, in_turn, quality_table
 
 ONE = Policy.model_validate({"metric": {"tpot_p50_ms": {"worse_by": 0.05}}, "looks": [8]})
 
@@ -32,10 +32,10 @@ def noise(spread: float, pairs: int = 400, seed: int = 0) -> Noise:
 
 
 def test_it_seldom_cries_wolf_and_seldom_misses() -> None:
-    policy, made = load_policy(), noise(0.025)
-    quiet, _ = gates(made, policy, {}, 300)
-    assert quiet["REGRESSION"] <= 3
-    found, _ = gates(made, policy, {"tpot_p50_ms": 0.05}, 100)
+    policy, made = load_policy(), noise(0.025, pairs=100)
+    quiet, _ = everywhere(made, policy, {})
+    assert quiet["REGRESSION"] <= 2
+    found, _ = everywhere(made, policy, {"tpot_p50_ms": 0.05}, swap=False)
     assert found["REGRESSION"] >= 95
     assert found["PASS"] <= 5
 
@@ -49,12 +49,12 @@ def test_less_than_the_floor_is_none_however_sure() -> None:
 
 
 def test_noise_makes_it_ask_for_more_and_not_guess() -> None:
-    policy, loud = load_policy(), noise(0.4)
-    for worse in ({}, {"tpot_p50_ms": 0.05}):
-        outcomes, pairs = gates(loud, policy, worse, 60)
-        assert outcomes["INCONCLUSIVE"] >= 54
-        assert pairs > 15
-    assert "INCONCLUSIVE" in quality_table([loud], [], policy, 4)
+    policy, loud = load_policy(), noise(0.4, pairs=50)
+    outcomes, pairs = everywhere(loud, policy, {"tpot_p50_ms": 0.05}, swap=False)
+    assert outcomes["INCONCLUSIVE"] >= 45
+    assert pairs > 15
+    table = quality_table([noise(0.4, pairs=4)], [], policy.within(4))
+    assert "| nothing (A/A) | 8 | 0 | 0 | 8 | 4.0 |" in table
 
 
 def test_gates_one_after_the_other_use_every_pair_once() -> None:

@@ -65,7 +65,7 @@ def test_few_runs_fail_where_all_of_them_lost_many(run: Measured) -> None:
 
 
 def test_errors_shared_among_all_that_may_come_are_one_whole() -> None:
-    pairs = [4, 8, 16, 32, *(64 << more for more in range(20))]
+    pairs = [*POLICY.looks, *(POLICY.looks[-1] << more for more in range(1, 21))]
     assert sum(1 / POLICY.shares_on_disk(each) for each in pairs) == pytest.approx(1, abs=1e-5)
 
 

@@ -17,6 +17,7 @@ def test_the_one_that_ships_is_sound() -> None:
     assert set(policy.metrics) == {"throughput_tokens_per_s", "tpot_p50_ms", "ttft_p50_ms"}
     assert policy.within(6).looks == (4, 6)
     assert policy.within(40).looks == (4, 8, 16, 32, 40)
+    assert policy.within(None).looks == (4, 8, 16, 32, 48)
 
 
 @pytest.mark.parametrize(("text", "told"), [
