@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
@@ -14,15 +16,17 @@ _SPLIT = ("token_states_tokens", "reserved_tokens", "internal_waste_tokens", "ex
 
 
 def live_tokens(
-    requests: pd.DataFrame, times_s: NDArray[np.float64], *, share_prompt: bool = True
+    requests: pd.DataFrame, times_s: NDArray[np.float64], *, once_of: int | None = None
 ) -> NDArray[np.float64]:
     """Tokens whose keys and values must be held, at each of `times_s`: `[len(times_s)]`.
 
-    A request counts from its first token (before, it may still wait) to its end: its prompt, plus what was generated.
-    The samples of one request hold the prompt once (`share_prompt`), or each its own.
+    A request counts from its first token (before, it may still wait) to its end: its prompt, which its samples hold
+    once, plus what was generated. With `once_of`, the size of the `prefix_blocks`, such a block that several requests
+    hold at a time counts once, as in a prefix cache; else each request has its own.
     """
     held = requests.dropna(subset=["first_s", "end_s"])
-    prompts = (held["prompt_tokens"] * (1 if share_prompt else held["n"])).to_numpy(dtype=np.float64)
+    prompts = held["prompt_tokens"].to_numpy(dtype=np.float64)
+    there, stay = (0.0, 0.0) if once_of is None else _held_by_others(held, once_of)
     counts = np.asarray([len(row) for row in held["token_times_s"]], dtype=np.int64)
     order = np.argsort(times_s)
     asked_s = times_s[order]
@@ -33,17 +37,33 @@ def live_tokens(
         return np.cumsum(bins[:-1], dtype=np.float64)
 
     total = np.empty(len(times_s))
-    total[order] = (come(held["first_s"].to_numpy(), prompts) + come(token_times(held))
-                    - come(held["end_s"].to_numpy(), prompts + counts))
+    total[order] = (come(held["first_s"].to_numpy(), prompts - there) + come(token_times(held))
+                    - come(held["end_s"].to_numpy(), prompts - stay + counts))
     return total
 
 
-def mean_live_tokens(requests: pd.DataFrame, window: Window) -> float | None:
+def _held_by_others(held: pd.DataFrame, size: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Tokens of each request's prompt that others hold when it begins, and when it ends: `[num_requests]` each."""
+    holders: Counter[int] = Counter()
+    there, stay = np.zeros(len(held)), np.zeros(len(held))
+    blocks = [() if row is None else row for row in held["prefix_blocks"]]
+    begins = [(at_s, 1, row) for row, at_s in enumerate(held["first_s"])]
+    ends = [(at_s, 0, row) for row, at_s in enumerate(held["end_s"])]
+    for _, begins_now, row in sorted(begins + ends):  # who ends at that moment goes first
+        step = 1 if begins_now else -1
+        for block in blocks[row]:
+            before = holders[block]
+            holders[block] += step
+            (there if begins_now else stay)[row] += size * (min(before, before + step) > 0)
+    return there, stay
+
+
+def mean_live_tokens(requests: pd.DataFrame, window: Window, once_of: int | None = None) -> float | None:
     """Mean of `live_tokens` over the window, by time."""
     if window[1] <= window[0] or not requests["first_s"].notna().any():
         return None
     grid = np.linspace(window[0], window[1], 2001)
-    return float(np.mean(live_tokens(requests, (grid[:-1] + grid[1:]) / 2)))
+    return float(np.mean(live_tokens(requests, (grid[:-1] + grid[1:]) / 2, once_of=once_of)))
 
 
 def in_window(telemetry: pd.DataFrame, window: Window) -> pd.DataFrame:
@@ -53,9 +73,10 @@ def in_window(telemetry: pd.DataFrame, window: Window) -> pd.DataFrame:
 
 
 def effective_utilisation(
-    requests: pd.DataFrame, telemetry: pd.DataFrame, window: Window, capacity_tokens: int | None
+    requests: pd.DataFrame, telemetry: pd.DataFrame, window: Window, capacity_tokens: int | None,
+    once_of: int | None = None,
 ) -> float | None:
-    """Live tokens / slots in use, over the scrapes in the window that tell the use.
+    """Live tokens / slots in use, over the scrapes in the window that tell the use; `once_of` as in `live_tokens`.
 
     Above 1 where requests share slots, or are preempted: the client cannot see that such a request holds none.
     None where it is not told, or where no answer has token times to tell the live tokens from.
@@ -63,7 +84,7 @@ def effective_utilisation(
     told = in_window(telemetry, window).dropna(subset=["kv_usage"])
     if capacity_tokens is None or told.empty or told["kv_usage"].sum() <= 0 or not requests["first_s"].notna().any():
         return None
-    live = live_tokens(requests, told["time_s"].to_numpy(dtype=np.float64))
+    live = live_tokens(requests, told["time_s"].to_numpy(dtype=np.float64), once_of=once_of)
     return float(live.sum() / (told["kv_usage"].sum() * capacity_tokens))
 
 

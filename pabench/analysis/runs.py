@@ -62,7 +62,7 @@ def _read_table(path: Path, schema: pa.Schema) -> pd.DataFrame:
     for column in schema:
         if column.name in ADDED_COLUMNS and column.name not in table.schema.names:
             table = table.append_column(column, pa.nulls(len(table), column.type))
-    if table.schema.names != schema.names:
+    if sorted(table.schema.names) != sorted(schema.names):
         raise UsageError(f"{path} has the columns {table.schema.names}, expected {schema.names}")
-    frame: pd.DataFrame = table.to_pandas()
+    frame: pd.DataFrame = table.select(schema.names).to_pandas()
     return frame

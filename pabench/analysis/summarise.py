@@ -16,6 +16,7 @@ from pabench.analysis.slo import SLO, in_time
 from pabench.analysis.stats import mean_or_none, quantiles
 from pabench.analysis.summary import Quantiles, RunSummary
 from pabench.analysis.validity import judge
+from pabench.load.prefix_blocks import counted_block_size
 
 _MAX_DIAGNOSES = 5
 
@@ -94,6 +95,8 @@ def _cache(run: Run, window: tuple[float, float]) -> dict[str, Any]:
     steady = kv.in_window(telemetry, window)
     geometry = run.manifest.engine.kv
     capacity = None if geometry is None else geometry.capacity_tokens
+    size = counted_block_size(None if geometry is None else geometry.block_size)
+    told = bool(requests["prefix_blocks"].notna().any())  # older records do not tell
     return {
         "peak_running": _max_or_none(telemetry["running"]),
         "mean_running": mean_or_none(steady["running"].to_numpy(dtype=np.float64)),
@@ -101,6 +104,9 @@ def _cache(run: Run, window: tuple[float, float]) -> dict[str, Any]:
         "kv_usage_max": _max_or_none(steady["kv_usage"]),
         "live_tokens_mean": kv.mean_live_tokens(requests, window),
         "effective_utilisation": kv.effective_utilisation(requests, telemetry, window, capacity),
+        "live_tokens_once_mean": kv.mean_live_tokens(requests, window, size) if told else None,
+        "effective_utilisation_once": kv.effective_utilisation(requests, telemetry, window, capacity, size)
+                                      if told else None,
         "preemptions": kv.counter_increase(telemetry, "preemptions"),
         "prefix_hit_rate": kv.prefix_hit_rate(telemetry),
         "waste": kv.waste_split(telemetry, window, capacity),

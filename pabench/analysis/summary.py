@@ -71,6 +71,8 @@ class RunSummary:
     kv_usage_max: float | None
     live_tokens_mean: float | None        # from the client's own record, over the window
     effective_utilisation: float | None   # live tokens / (kv_usage * capacity)
+    live_tokens_once_mean: float | None         # the same two with blocks that prompts share counted once
+    effective_utilisation_once: float | None
     preemptions: float | None             # during the run
     prefix_hit_rate: float | None
     waste: WasteSplit | None

@@ -142,6 +142,13 @@ def _goodput(one: RunSummary) -> Text:
     return Text(f"{one.goodput_per_s:,.2f} ({one.in_time_share:.0%})")
 
 
+def _utilisation(one: RunSummary) -> Text:
+    if one.effective_utilisation is None:
+        return Text(UNKNOWN)
+    once = UNKNOWN if one.effective_utilisation_once is None else f"{one.effective_utilisation_once:.0%}"
+    return Text(f"{one.effective_utilisation:.0%} ({once})")
+
+
 def _verified(one: RunSummary) -> Text:
     if one.verified_tokens is None:
         return Text(UNKNOWN)
@@ -168,7 +175,7 @@ _ROWS: tuple[tuple[str, Callable[[RunSummary], Text]], ...] = (
     ("TTFT p50 / p99, ms", lambda one: _pair(one.ttft_ms)),
     ("TPOT p50 / p99, ms", lambda one: _pair(one.tpot_ms)),
     ("KV blocks in use, mean", lambda one: _number(one.kv_usage_mean, "{:.0%}")),
-    ("effective utilisation", lambda one: _number(one.effective_utilisation, "{:.0%}")),
+    ("effective utilisation (shared once)", _utilisation),
     ("prefix hit rate", lambda one: _number(one.prefix_hit_rate, "{:.0%}")),
     ("preemptions", lambda one: _number(one.preemptions, "{:.0f}")),
     ("verified tokens", _verified),

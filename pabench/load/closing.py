@@ -12,6 +12,7 @@ from pabench.load.journal import Journaled, held, journals_in
 from pabench.load.lag import quantiles_ms
 from pabench.load.manifest import Manifest, read_manifest
 from pabench.load.pool import worst
+from pabench.load.prefix_blocks import counted_block_size, prefix_blocks
 from pabench.load.records import (
     RequestRecord,
     read_requests,
@@ -49,6 +50,7 @@ def close_run(
         records = settle(requests, found.exchanges, whole=found.whole, dialect=find_dialect(manifest.engine.dialect),
                          spec=spec, block_size=None if kv is None else kv.block_size, unsent_kind=end.unsent_kind,
                          fixed_length="ignore_eos" in manifest.engine.capabilities, api_key=api_key)
+        records = _with_blocks(records, manifest, requests)
         resumed_s = manifest.resumed[-1].at_s if manifest.resumed else math.inf
         _write(folder, manifest, _reported(_with_earlier(records, read_requests(folder), resumed_s), settled),
                found.samples, requests)
@@ -94,6 +96,19 @@ def _note_health(manifest: Manifest, end: End, late_s: Sequence[float]) -> None:
     end.health.lateness_p50_ms, end.health.lateness_p99_ms, end.health.lateness_max_ms = quantiles_ms(late_s)
     manifest.client = worst(parts)
     manifest.client.kernel_stamps = worst([one for one in parts if one.cpu_share is not None]).kernel_stamps
+
+
+def _with_blocks(
+    records: Iterable[RequestRecord], manifest: Manifest, requests: Sequence[ScheduledRequest]
+) -> Iterator[RequestRecord]:
+    """`records`, and in each the blocks that its prompt has in common with other sessions'."""
+    workload, kv = manifest.workload, manifest.engine.kv
+    may_share = workload.shared_prefix is not None or workload.trace is not None
+    size = counted_block_size(None if kv is None else kv.block_size)
+    blocks = prefix_blocks(requests, size) if may_share else {}
+    for record in records:
+        record.prefix_blocks = blocks.get(record.index, [])
+        yield record
 
 
 def _with_earlier(

@@ -86,10 +86,11 @@ class RequestRecord:
     priority: int | None = None         # as asked for, lower first; None: the workload has none
     diagnosis: str | None = None        # JSON of probe.diagnosis.Diagnosis when outcome is "wrong"
     asked_s: float | None = None        # when the client turned to it: a connection is opened between this and sent_s
+    prefix_blocks: list[int] | None = None  # of its prompt, shared with other sessions' (`prefix_blocks.py`)
 
     def without_tokens(self) -> RequestRecord:
         """A copy that leaves out what is kept per token: that of a long run does not fit into memory."""
-        return replace(self, token_times_s=[], token_choices=[], token_ids=[])
+        return replace(self, token_times_s=[], token_choices=[], token_ids=[], prefix_blocks=None)
 
 
 REQUEST_SCHEMA = pa.schema([
@@ -102,9 +103,9 @@ REQUEST_SCHEMA = pa.schema([
     ("cached_tokens", pa.int64()), ("verified_tokens", pa.int64()), ("wrong_tokens", pa.int64()),
     ("finish_reasons", pa.list_(pa.string())), ("token_times_s", pa.list_(pa.float64())),
     ("token_choices", pa.list_(pa.int64())), ("token_ids", pa.list_(pa.int64())), ("diagnosis", pa.string()),
-    ("priority", pa.int64()), ("asked_s", pa.float64()),
+    ("priority", pa.int64()), ("asked_s", pa.float64()), ("prefix_blocks", pa.list_(pa.int32())),
 ])
-ADDED_COLUMNS = frozenset({"priority", "asked_s"})  # that older folders lack: nothing was known of them
+ADDED_COLUMNS = frozenset({"priority", "asked_s", "prefix_blocks"})  # that older folders lack: nothing is known of them
 
 
 TELEMETRY_SCHEMA = pa.schema([(column.name, pa.float64()) for column in fields(KVSample)])

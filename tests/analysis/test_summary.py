@@ -84,12 +84,24 @@ def test_live_tokens_by_hand() -> None:
     assert live_tokens(frame([A, B, C, D]), times).tolist() == [0, 11, 34, 36, 0, 11]
 
 
-def test_live_tokens_of_samples_with_and_without_the_shared_prompt() -> None:
+def test_samples_of_a_request_hold_their_prompt_once() -> None:
     both = RequestRecord("n", 0, 0, intended_s=0, sent_s=0, first_s=1.0, last_s=1.0, end_s=3.0, outcome="ok", n=2,
                          prompt_tokens=50, token_times_s=[1.0, 1.0], token_choices=[0, 1])
-    at = np.array([2.0])
-    assert live_tokens(frame([both]), at).tolist() == [52]
-    assert live_tokens(frame([both]), at, share_prompt=False).tolist() == [102]
+    assert live_tokens(frame([both]), np.array([2.0])).tolist() == [52]
+
+
+def test_live_tokens_with_shared_prefixes_once() -> None:
+    """Three prompts of 40 tokens, whose blocks of 16 are (1, 2), (1,) and (1, 2), live at 1..4, 2..6 and 3..5."""
+    def one(name: str, first_s: float, end_s: float, blocks: list[int]) -> RequestRecord:
+        return RequestRecord(name, 0, 0, intended_s=0, sent_s=0, first_s=first_s, last_s=first_s, end_s=end_s,
+                             outcome="ok", prompt_tokens=40, token_times_s=[first_s], token_choices=[0],
+                             prefix_blocks=blocks)
+
+    requests = frame([one("a", 1, 4, [1, 2]), one("b", 2, 6, [1]), one("c", 3, 5, [1, 2]), one("d", 5.5, 7, [])])
+    at = np.array([1.5, 2.5, 3.5, 4.5, 5.2, 5.8, 6.5])
+    assert live_tokens(requests, at).tolist() == [41, 82, 123, 82, 41, 82, 41]
+    # b brings 40 - 16, c 40 - 32; a takes 40 - 32 with it, for b and c hold the others, c then 40 - 16, b all of its.
+    assert live_tokens(requests, at, once_of=16).tolist() == [41, 66, 75, 66, 41, 82, 41]
 
 
 def test_kv_figures_by_hand() -> None:
