@@ -29,7 +29,7 @@ def _process(rounds: int) -> dict[int, float]:
 def _ratios(bench: Bench, base: int) -> dict[int, Spread]:
     """Times relative to blocks of `base`: ratios are taken inside a process. Both rows look at the same processes."""
     if "kernel times" not in bench.memory:
-        bench.memory["kernel times"] = [_process(bench.count(40)) for _ in range(_PROCESSES)]
+        bench.memory["kernel times"] = [_process(bench.count(20)) for _ in range(_PROCESSES)]
     found: list[dict[int, float]] = bench.memory["kernel times"]  # type: ignore[assignment]  # set above
     return {size: Spread.of([times[size] / times[base] for times in found]) for size in _SIZES}
 

@@ -12,7 +12,7 @@ from reference_engine.benchmarks.serving import chat_lengths, greedy, words
 from reference_engine.benchmarks.timing import in_turns
 
 engines = claims_module("engines")
-_SEEDS = 5
+_SEEDS = 3  # with a model, seconds each
 _NEVER_WAITED = Shown("–", None, "the queue never waited: raise --scale")
 
 

@@ -57,7 +57,7 @@ def alpaca_batches(bench: Bench) -> Shown:
              ("paged", "max"): 132.44}
     ours = []
     for kv, reservation in asked:
-        means = sims.waiting_means(bench, "Alpaca", kv, reservation)
+        means = sims.waiting_means(bench, "Alpaca", kv, reservation, requests=2000)
         if means is None:
             return sims.NEVER_WAITED
         ours.append(Spread.of([one["batch"] for one in means]))

@@ -60,9 +60,12 @@ def run(simulator: Simulator) -> Outcome:
     return simulator.outcome(0.0, interrupted=False)
 
 
-def waiting_means(bench: Bench, lengths: str, kv: str, reservation: str = "max") -> list[dict[str, float]] | None:
+def waiting_means(
+    bench: Bench, lengths: str, kv: str, reservation: str = "max", requests: int = 6000,
+) -> list[dict[str, float]] | None:
     """Means while requests wait, seed by seed; None where the queue of one of them never waited."""
-    found = [simulated(one, lengths, kv, reservation).tally.means(only_waiting=True) for one in seeded(bench)]
+    found = [simulated(one, lengths, kv, reservation, requests=requests).tally.means(only_waiting=True)
+             for one in seeded(bench)]
     means = [one for one in found if one is not None]
     return means if len(means) == len(found) else None
 
