@@ -84,7 +84,7 @@ def block_sizes_alpaca(bench: Bench) -> Shown:
 
 
 def block_size_tails(bench: Bench) -> Shown:
-    """Share of the slots in use that will stay empty, by block size."""
+    """Share of the pool that is a last block's, and holds no token yet or ever, by block size."""
     curves = []
     for one in sims.seeded(bench):
         curve = {}
@@ -93,11 +93,11 @@ def block_size_tails(bench: Bench) -> Shown:
                                    slots=15_616).tally.means(only_waiting=True)
             if means is None:
                 return sims.NEVER_WAITED
-            curve[size] = means["internal_waste"]
+            curve[size] = means["reserved"] + means["internal_waste"]
         curves.append(curve)
     grows = [all(curve[a] < curve[b] for a, b in pairwise(_BLOCK_SIZES)) for curve in curves]
     return Shown(f"{_curve(curves, '.1f')} % of the pool", all(grows),
-                 "slots of a last block that its sequence will never use; ShareGPT's lengths, saturated; "
+                 "slots of last blocks that hold no token; ShareGPT's lengths, saturated; "
                  f"{sims.seeds_inside(grows)}")
 
 

@@ -45,6 +45,7 @@ def figures(text: str) -> list[float]:
     ("fig15-samples", 0.25, DIFFERS, [(0, 1, 20)]),
     ("throughput-static", 0.05, DIFFERS, [(0, 5, 7)]),
     ("fig18b-alpaca", 1, REPRODUCED, []),
+    ("block-size-tails", 0.2, REPRODUCED, [(1, 0, 0), (5, 0.5, 1.2), (-1, 18, 30)]),
     ("two-knobs", 1, REPRODUCED, []),
     ("out-of-blocks", 1, REPRODUCED, [(0, 12, 12), (3, 12, 12), (6, 12, 12)]),
 ])
