@@ -198,3 +198,10 @@ def test_both_ends_of_sharing_on_sharegpt_are_checked(
     saved = {"Alpaca": {2: 6.0, 4: 8.5, 6: 9.8}, "ShareGPT": {2: 16.0, 4: 20.0, 6: most}}
     monkeypatch.setattr(claims_module("memory"), "_saved", lambda bench, lengths, n: saved[lengths][n])
     assert one("fig15-samples").verdict == verdict
+
+
+def test_the_layouts_are_run_on_several_draws(tmp_path: Path) -> None:
+    arms = claims_module("layouts")._layouts(Bench(tmp_path, scale=0.02))
+    assert set(arms) == {"contiguous max", "contiguous pow2", "contiguous oracle", "paged"}
+    assert {len(values) for figures in arms.values() for values in figures.values()} == {3}
+    assert len(set(arms["paged"]["steps"])) > 1
