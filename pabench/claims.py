@@ -31,8 +31,9 @@ REPRODUCED, DIFFERS, NOT_SHOWN, ERROR = "reproduced", "differs", "not shown", "E
 
 
 class Claim(BaseModel):
-    """One row. `how`: exact (arithmetic and allocators), simulated (the engine's scheduler under a virtual clock),
-    measured (on this machine, now) or none (what it would take is said in `why`). `show` is module:function.
+    """One row. `how`: exact (sums and our allocators), arithmetic (a closed formula over data sheets), simulated (the
+    engine's scheduler under a virtual clock), measured (on this machine, now) or none (what it would take is said in
+    `why`). `show` is module:function.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -41,7 +42,7 @@ class Claim(BaseModel):
     claim: str
     source: str
     published: str
-    how: Literal["exact", "simulated", "measured", "none"]
+    how: Literal["exact", "arithmetic", "simulated", "measured", "none"]
     show: str = ""
     why: str = ""
     trace: str = ""     # file that it needs, as its publisher names it
@@ -119,7 +120,7 @@ def _show(claim: Claim, bench: Bench) -> Result:
         return Result(claim, NOT_SHOWN, "–", f"needs the trace {claim.trace}: give its folder with --traces")
     name, _, function = claim.show.partition(":")
     try:
-        shown = getattr(_module(name), function)(bench)
+        shown = getattr(claims_module(name), function)(bench)
     except Exception as error:  # whatever it is: the rows before and behind it are not lost, and this one says so
         return Result(claim, ERROR, "–", f"{type(error).__name__}: {error}")
     verdict = NOT_SHOWN if shown.holds is None else REPRODUCED if shown.holds else DIFFERS
@@ -127,8 +128,8 @@ def _show(claim: Claim, bench: Bench) -> Result:
 
 
 @cache
-def _module(name: str) -> ModuleType:
-    """suites/claims/NAME.py: the suites are data, not a package, so it is loaded by its path."""
+def claims_module(name: str) -> ModuleType:
+    """suites/claims/NAME.py, for those beside it too: the suites are data, no package, so it is loaded by its path."""
     path = data_dir("suites") / "claims" / f"{name}.py"
     spec = importlib.util.spec_from_file_location(f"pabench_claims_{name}", path)
     if spec is None or spec.loader is None or not path.is_file():
@@ -144,9 +145,10 @@ def claims_markdown(results: Sequence[Result], command: str) -> str:
     host = describe_host()
     lines = [
         "# Published claims", "",
-        f"Written by `{command}` on {host.cpu}, {host.cores} cores. *Exact* is arithmetic and our allocators, "
-        "*simulated* the reference engine's scheduler under a virtual clock, *measured* this machine's CPU: no GPU was "
-        "used. Where a GPU's figure is reproduced, it is by a ratio on a CPU, a simulation or arithmetic.", "",
+        f"Written by `{command}` on {host.cpu}, {host.cores} cores. *Exact* is sums and our allocators, "
+        "*arithmetic* a closed formula over data sheets, *simulated* the reference engine's scheduler under a virtual "
+        "clock, *measured* this machine's CPU: no GPU was used. Where a GPU's figure is reproduced, it is by a ratio "
+        "on a CPU, a simulation or arithmetic.", "",
         *_counted(results), "",
         "| id | claim | source | published | ours | verdict | how, and why |", f"|{' --- |' * 7}",
     ]

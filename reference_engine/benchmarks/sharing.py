@@ -61,9 +61,14 @@ def beams(bench: Bench) -> Arms:
              "96 ShareGPT-like requests of at most 480 tokens, in 256 blocks of 16")
 def layouts(bench: Bench) -> Arms:
     """How many sequences one pool holds, and what that does to throughput."""
+    return layout_arms(bench, 0)
+
+
+def layout_arms(bench: Bench, seed: int) -> Arms:
+    """The same with lengths of another draw."""
     def arm(kv: str, reservation: str) -> Arm:
         def run() -> dict[str, float]:
-            rng = np.random.default_rng(0)
+            rng = np.random.default_rng(seed)
             jobs = [Job(words(rng, p), greedy(o)) for p, o in chat_lengths(rng, bench.count(96))]
             engine = bench.engine(bench.llama(), kv=kv, reservation=reservation, num_blocks=256, max_model_len=512)
             served = serve(engine, jobs)

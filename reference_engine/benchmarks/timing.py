@@ -29,8 +29,12 @@ class Spread:
 
     def text(self, form: str = ",.0f") -> str:
         """As "median (low–high)"; the median alone where nothing spreads."""
-        told = format(self.median, form)
-        return told if self.low == self.high else f"{told} ({self.low:{form}}–{self.high:{form}})"
+        told, low, high = (format(value, form) for value in (self.median, self.low, self.high))
+        return told if low == high else f"{told} ({low}–{high})"
+
+    def inside(self, low: float, high: float) -> bool:
+        """Whether all values are from `low` to `high`."""
+        return low <= self.low and self.high <= high
 
 
 def in_turns(arms: Mapping[str, Callable[[], dict[str, float]]], repeats: int) -> dict[str, dict[str, list[float]]]:

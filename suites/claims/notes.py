@@ -71,6 +71,42 @@ def bytes_of_opt(bench: Bench) -> Shown:
                  OPT_13B_BYTES_A_TOKEN == 800 * 1024 and OPT_13B_SLOTS == 15_728)
 
 
+def _slots(published: int, layers: int, hidden: int, gpus_gb: int, weights_gb: int) -> Shown:
+    """What published slots come to in bytes, and the most there could be: all that the weights leave. How much of that
+    activations took is not published there, so the slots do not follow.
+    """
+    a_token, left = 2 * layers * hidden * 2, (gpus_gb - weights_gb) * 10**9
+    if published * a_token > left:
+        return Shown(f"at most {left // a_token:,}", False, "more than the weights leave")
+    return Shown(f"at most {left // a_token:,}: {a_token / 2**20:.2f} MiB a token, {gpus_gb} GB less {weights_gb} GB "
+                 "of weights", None,
+                 f"the published slots fit, in {published * a_token / left:.0%} of what the weights leave; how much of "
+                 "it activations took is known on the paper's GPUs alone")
+
+
+def slots_of_opt_66b(bench: Bench) -> Shown:
+    """64 layers of 9216; 66 G parameters in float16 on four GPUs, taken to be of 40 GB as OPT-13B's is."""
+    return _slots(9_700, 64, 9216, 4 * 40, 2 * 66)
+
+
+def slots_of_opt_175b(bench: Bench) -> Shown:
+    """96 layers of 12288; 175 G parameters in float16 on eight of 80 GB."""
+    return _slots(60_100, 96, 12288, 8 * 80, 2 * 175)
+
+
+def second_moment(bench: Bench) -> Shown:
+    """Orca (Max), saturated, a token a step: at a random moment a request of o tokens has half of them to come, and
+    is met as often as it is long, so reserved slots a request are E[o^2] / E[o] / 2. Fig. 2 gives them: 13.3 % of the
+    slots, 7 requests; Fig. 11 gives E[o].
+    """
+    mean = 337.99
+    ratio = 2 * 0.133 * OPT_13B_SLOTS / 7.00
+    sd = (ratio * mean - mean**2) ** 0.5
+    return Shown(f"{ratio:.0f}, sd {sd:.0f}", (round(ratio), round(sd)) == (598, 296),
+                 f"an exponential law of that mean, which the simulated rows draw, has {2 * mean:.0f}, sd {mean:.0f} "
+                 "before it is cut to 2048 tokens")
+
+
 def buddy_chunks(bench: Bench) -> Shown:
     """How many reservations of 2048 a buddy allocator holds in those slots, and what remains outside."""
     allocator = ContiguousAllocator(OPT_13B_SLOTS, 1, 2048, "max")

@@ -203,6 +203,12 @@ def test_arms_take_turns():
     assert Spread.of([3.0, 1.0, 2.0]) == Spread(2.0, 1.0, 3.0)
 
 
+def test_a_spread_is_inside_as_a_whole_and_is_told_where_it_shows():
+    spread = Spread.of([2.75, 2.63, 2.67])
+    assert (spread.inside(2.63, 2.75), spread.inside(2.64, 3), spread.inside(2, 2.7)) == (True, False, False)
+    assert (spread.text(".2f"), spread.text(".0f")) == ("2.67 (2.63–2.75)", "3")
+
+
 @pytest.mark.parametrize(("name", "number"), [
     ("allocator", "--repeats"), ("scheduler", "--steps"), ("soak", "--requests"), ("mechanisms", "--scale"),
     ("random_llama", None),
