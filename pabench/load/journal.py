@@ -36,6 +36,7 @@ from pabench.telemetry.vocabulary import KVSample
 TELEMETRY = "telemetry"
 _TIME, _SIZE = np.dtype("<f8"), np.dtype("<u4")
 _NO_TIMES = array("d")
+_MAPPED_BYTES = 16 << 20  # of journals that stay in this process's memory while they are read
 
 
 def journal_path(folder: Path, part: str) -> Path:
@@ -122,6 +123,7 @@ class Journaled:
         self.exchanges: dict[int, Exchange] = {one.index: one for one in left}
         self.samples: list[KVSample] = []
         self._maps: list[mmap.mmap] = []
+        self._num_read = 0  # bytes, since pages were last given back
         for path in paths:
             with path.open("rb") as file:
                 try:
@@ -152,6 +154,7 @@ class Journaled:
         sizes = np.frombuffer(data[sizes_at:sizes_at + count * _SIZE.itemsize], dtype=_SIZE)
         ends = sizes_at + count * _SIZE.itemsize + np.cumsum(sizes, dtype=np.int64)
         pieces = [data[end - size:end] for end, size in zip(ends.tolist(), sizes.tolist(), strict=True)]
+        self._give_back(data, ends[-1].item() - at if count else 0)
         return replace(exchange, times_s=times_s, pieces=pieces, kept_at=None)
 
     def _list(self, number: int) -> None:
@@ -174,7 +177,15 @@ class Journaled:
             one = Exchange(times_s=_NO_TIMES, pieces=no_pieces, kept_at=(number, at), num_pieces=count,
                            **entry["exchange"])
             self.exchanges[one.index] = one
+            self._give_back(data, end + 1 - at)
             at = end + 1
+
+    def _give_back(self, data: mmap.mmap, num_read: int) -> None:
+        """Now and then, the pages that were read: they count as this process's memory as long as they are mapped."""
+        self._num_read += num_read
+        if self._num_read > _MAPPED_BYTES:
+            data.madvise(mmap.MADV_DONTNEED)
+            self._num_read = 0
 
 
 def _write(file: BinaryIO, data: bytes) -> None:

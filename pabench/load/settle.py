@@ -12,7 +12,7 @@ from pabench.errors import EngineProtocol
 from pabench.load.connection import Exchange
 from pabench.load.records import OUTCOMES, RequestRecord
 from pabench.load.schedule import ScheduledRequest
-from pabench.load.verify import Verification, diagnose_wrong, verify_beams, verify_choices
+from pabench.load.verify import Diagnoses, Verification, verify_beams, verify_choices
 from pabench.probe import Codec, ProbeSpec
 
 _ABORTED = {"planned", "interrupt"}
@@ -31,6 +31,7 @@ def settle(
     `unsent_kind`: why requests were not sent. `fixed_length`: the engine has "ignore_eos", so that an answer of
     another length than asked for is an error. `api_key`: an engine may quote it in an error, and no record does.
     """
+    diagnoses = None if spec is None else Diagnoses(scheduled, exchanges, spec, block_size)
     for request in scheduled:
         exchange = exchanges.get(request.index)
         if exchange is None:
@@ -39,9 +40,8 @@ def settle(
         record, wrong_choice = _settle_one(request, whole(exchange), dialect, fixed_length)
         if record.error_text is not None:  # the key first: what is cut to its length could end inside it
             record.error_text = clean(without_key(record.error_text, api_key))
-        if wrong_choice is not None and spec is not None:
-            record.diagnosis = diagnose_wrong(request.index, wrong_choice.token_ids or (), scheduled, exchanges, spec,
-                                              block_size)
+        if wrong_choice is not None and diagnoses is not None:
+            record.diagnosis = diagnoses.of(request.index, wrong_choice.token_ids or ())
         yield record
 
 

@@ -285,3 +285,35 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text('{"schema_version": 99}')
     with pytest.raises(UsageError, match=r"manifest.json cannot be read as a manifest: .*version 99, .* up to 3"):
         load_run(tmp_path)
+
+
+READER = """
+import sys
+from pathlib import Path
+from pabench.load.journal import Journaled
+
+def file_pages():
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("RssFile:")[1].split()[0]) << 10
+
+before = most = file_pages()
+with Journaled([Path(sys.argv[1])]) as found:
+    for exchange in found.exchanges.values():
+        assert len(found.whole(exchange).pieces) == 100
+        most = max(most, file_pages())
+print(most - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's count of mapped pages")
+def test_a_journal_that_is_read_stays_out_of_memory(tmp_path: Path) -> None:
+    """160 MB of it, of which 16 MiB may be mapped at a time, and a little."""
+    path = tmp_path / "journal-0.bin"
+    kept = Journal(path, start_s=0.0)
+    for index in range(1600):
+        kept.add(Exchange(index, 0.0, times_s=array("d", range(100)), pieces=[b"x" * 1000] * 100))
+    kept.close()
+    assert path.stat().st_size > 160e6
+    done = subprocess.run([sys.executable, "-c", READER, str(path)], capture_output=True, text=True, check=True,
+                          env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})
+    assert int(done.stdout) < 48 << 20

@@ -15,7 +15,7 @@ from aiohttp import web
 from pabench.analysis import summarise
 from pabench.engines.base import EngineFacts
 from pabench.errors import EngineUnreachable
-from pabench.load import Manifest, run_workload
+from pabench.load import Manifest, run_workload, verify
 from pabench.probe import Codec
 from tests.load.support import CAPABILITIES, Examined, against, against_stub, checked, only, serving, stream, workload
 
@@ -254,3 +254,10 @@ def test_connections_closed_between_requests_are_no_failures(tmp_path: Path) -> 
     load = workload(num_requests=8, arrivals={"kind": "closed", "users": 2, "think_s": 0.15})
     run = against(tmp_path / "run", load, answer, keepalive_timeout=0.05)
     only(run, "ok")
+
+
+def test_of_many_wrong_answers_the_first_are_diagnosed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verify, "MAX_DIAGNOSES", 2)
+    run = against_stub(tmp_path / "run", workload(), wrong_every=4)
+    only(run, "wrong")
+    assert run.requests["diagnosis"].notna().tolist() == [True, True, False, False, False, False]
