@@ -28,11 +28,6 @@ def read_events(chunks: Iterable[tuple[float, bytes]]) -> Iterator[Event]:
     yield from reader.rest()
 
 
-def is_event(piece: bytes) -> bool:
-    """Whether a read is one whole event of one line, as most are."""
-    return piece.startswith(DATA) and piece.endswith(END) and piece.find(b"\n") == len(piece) - len(END)
-
-
 class EventReader:
     """Takes the reads of one stream in turn.
 
@@ -45,21 +40,20 @@ class EventReader:
         self._num_pending = 0            # bytes
         self._time_s = 0.0               # of the last read
         self._building = _Building()
-
-    @property
-    def is_between(self) -> bool:
-        """Whether nothing of an event has been taken that has not ended."""
-        return not self._pending and self._building.is_empty
+        self.is_between = True           # whether nothing of an event has been taken that has not ended
 
     def take(self, time_s: float, piece: bytes) -> Sequence[Event]:
         """The events that `piece` ends."""
-        if self.is_between and len(piece) <= _MAX_LINE_BYTES and is_event(piece):  # no need to take it apart
+        # Most pieces are one event of one line: no need to take them apart.
+        if (self.is_between and piece.startswith(DATA) and piece.endswith(END)
+                and piece.find(b"\n") == len(piece) - len(END) <= _MAX_LINE_BYTES):
             return (Event(time_s, "", piece[len(DATA):-len(END)], True),)
         self._time_s = time_s
         head, newline, rest = piece.partition(b"\n")
         if head:
             self._pending.append(head)
             self._num_pending += len(head)
+            self.is_between = False
         if not newline:
             _refuse_beyond(self._num_pending)
             return ()
@@ -67,6 +61,7 @@ class EventReader:
         self._pending, self._num_pending = [pending] if pending else [], len(pending)
         _refuse_beyond(max(self._num_pending, *map(len, lines)))
         events = [self._building.take(line.removesuffix(b"\r"), time_s) for line in lines]
+        self.is_between = not pending and self._building.is_empty
         return [event for event in events if event is not None]
 
     def rest(self) -> Sequence[Event]:
