@@ -47,6 +47,7 @@ SHAPES = {
     "ids first": b'{"choices":[{"index":0,"token_ids":[7],"text":"%b"}]}',
     "said twice": b'{"choices":[{"index":0,"text":"a","text":"%b","token_ids":[7],"token_ids":[%b]}]}',
     "the same elsewhere": b'{"id":"a","choices":[{"index":0,"text":"%b","token_ids":[%b],"stop":[7],"said":"a"}]}',
+    "elsewhere alone": b'{"choices":[{"index":0,"text":"a","said":"%b"}]}',
     "the end": b'{"choices":[{"index":0,"text":"%b","finish_reason":"length","token_ids":[%b]}]}',
     "an end of its own": b'{"choices":[{"index":0,"text":"%b","finish_reason":0}]}',
     "usage": b'{"choices":[{"index":0,"text":"%b"}],"usage":{"prompt_tokens":3,"completion_tokens":1}}',
