@@ -181,7 +181,10 @@ class LoadClient:
                 return connection
         except OSError as error:
             failure = error
-        raise _NoConnection(self._host, self._port, failure)
+        try:
+            raise _NoConnection(self._host, self._port, failure)
+        finally:
+            del failure  # it holds this frame, which holds it: a ring, and a run collects no garbage
 
 
 class _NoConnection(Exception):
