@@ -118,7 +118,8 @@ class LoadClient:
         except NotHTTP as error:
             exchange.fail("protocol", clean(str(error)))
         finally:
-            exchange.end_s = clock()
+            if exchange.end_s is None or exchange.fault is not None:
+                exchange.end_s = clock()  # nobody else knows when: a client gives up when it does
             self.in_flight -= 1
 
     async def _read_once(self, request: PreparedRequest, exchange: Exchange) -> None:

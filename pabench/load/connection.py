@@ -43,7 +43,7 @@ class Exchange:
     status: int | None = None
     times_s: array[float] = field(default_factory=lambda: array("d"))
     pieces: list[bytes] = field(default_factory=list)
-    end_s: float | None = None
+    end_s: float | None = None      # when the whole answer was there, as `times_s`; else when it was given up
     fault: str | None = None
     fault_text: str | None = None
     num_events: int = 0             # server-sent events so far: about one a token
@@ -129,6 +129,7 @@ class Connection:
         if self._bodies:
             self._keep(exchange, time_s)
         if self._complete:
+            exchange.end_s = time_s
             self._end(None)
         elif self._num_bytes > (_MAX_ANSWER_BYTES if self._in_body else _MAX_HEADER_BYTES):
             what, most = ("answer", _MAX_ANSWER_BYTES) if self._in_body else ("header", _MAX_HEADER_BYTES)
