@@ -86,7 +86,7 @@ def template_of(event: Event, answer: Mapping[str, Any]) -> Template | None:
     are they the places of text and ids, whatever else in the event is spelt alike.
     """
     entry = _sole_entry(answer)
-    if entry is None or event.name or b"\n" in event.data:
+    if entry is None or b"\n" in event.data:
         return None
     text, ids = text_of(entry), ids_of(entry.get("token_ids"))
     if ids == [] or text == _MARK or _plain_text(text.encode()) is None:

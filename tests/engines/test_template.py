@@ -110,6 +110,17 @@ def test_an_event_that_is_nearly_alike_is_read_as_a_parser_reads_it(shape: str) 
                 assert read(chunks) == read(chunks, tries=0)
 
 
+@pytest.mark.parametrize(("shape", "told", "later"), [
+    ("usage", b":3,", b":4,"), ("of the prompt", b"[null]", b'[null,{"7":{"logprob":-1}}]')])
+def test_what_an_event_says_beside_its_text_counts_as_often_as_it_is_said(
+    shape: str, told: bytes, later: bytes
+) -> None:
+    """The last usage counts, and not the last that was parsed. An event without a text makes no template."""
+    first, second, last = (_event(shape, text, b"7") for text in (b"a", b"", b"c"))
+    chunks = list(enumerate([first, second.replace(told, later), last]))
+    assert read(chunks) == read(chunks, tries=0)
+
+
 def _event(shape: str, text: bytes, ids: bytes) -> bytes:
     return b"data: " + SHAPES[shape] % (text, ids)[:SHAPES[shape].count(b"%b")] + b"\n\n"
 
