@@ -6,12 +6,8 @@ A whole answer that is not what the protocol promises raises EngineProtocol. Ins
 
 from __future__ import annotations
 
-import json
-import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any
-
-import orjson
 
 from pabench.engines.answer_fields import (
     MAX_INT,
@@ -22,61 +18,13 @@ from pabench.engines.answer_fields import (
     runner_ups_of,
     text_of,
 )
+from pabench.engines.answer_json import MAX_ERROR_CHARS, error_text, load_json
 from pabench.engines.base import Choice, Completion, TextReader, Usage
-from pabench.engines.sse import Event, read_events
+from pabench.engines.sse import Event, EventReader
+from pabench.engines.template import Template, template_of
 from pabench.errors import EngineProtocol
 
-MAX_ERROR_CHARS = 2000
-_MAX_DEPTH = 100   # of an answer; deeper, Python's own recursion could end while it is read
-
-
-def load_json(data: bytes) -> Any:
-    """JSON, fast; also with the NaN and Infinity that Python servers write. Raises ValueError."""
-    try:
-        value = orjson.loads(data)
-    except orjson.JSONDecodeError:
-        try:
-            value = _encodable(json.loads(data.decode("utf-8", "replace")))
-        except RecursionError as error:
-            raise ValueError("JSON nested too deeply") from error
-    if data.count(b"[") + data.count(b"{") > _MAX_DEPTH and _is_deeper(value, _MAX_DEPTH):
-        raise ValueError("JSON nested too deeply")
-    return value
-
-
-def _is_deeper(value: Any, levels: int) -> bool:
-    """Whether lists and objects lie more than `levels` deep in `value`."""
-    if not isinstance(value, list | dict):
-        return False
-    items = value.values() if isinstance(value, dict) else value
-    return levels == 0 or any(_is_deeper(item, levels - 1) for item in items)
-
-
-def _encodable(value: Any) -> Any:
-    """`value` without halves of surrogate pairs, which JSON can spell and no file can hold."""
-    if isinstance(value, str):
-        return value.encode("utf-8", "replace").decode()
-    if isinstance(value, list):
-        return [_encodable(item) for item in value]
-    if isinstance(value, dict):
-        return {_encodable(key): _encodable(item) for key, item in value.items()}
-    return value
-
-
-def error_text(answer: Any) -> str | None:
-    """What an error answer says, in any engine's spelling; None where it is no error."""
-    if not isinstance(answer, dict):
-        return None
-    error = answer.get("error")
-    if error is None and answer.get("object") == "error":
-        error = answer
-    if error is None:
-        error = answer.get("detail")
-    if isinstance(error, dict):
-        error = error.get("message") or reprlib.repr(error)
-    if error is None or error is False:
-        return None
-    return (error if isinstance(error, str) else repr(error))[:MAX_ERROR_CHARS]
+_TRIES = 4  # templates in a row that no read was alike to, after which no more are made of the stream
 
 
 def parse_answer(status: int, body: bytes, read_text: TextReader | None = None) -> Completion:
@@ -110,14 +58,16 @@ def parse_stream_answer(
     """A streamed answer, from (arrival time in seconds, bytes) as read."""
     if status != 200:
         return parse_answer(status, b"".join(piece for _, piece in chunks), read_text)
-    state = _Reading(read_text)
-    num_events = 0
-    for event in read_events(chunks):
-        num_events += 1
-        if event.data.strip() == b"[DONE]":
+    state, reader = _Reading(read_text), EventReader()
+    for time_s, piece in chunks:
+        if state.template is not None and reader.is_between and state.take_alike(state.template, piece, time_s):
+            continue
+        state.take_events(reader.take(time_s, piece))
+        if state.is_done:
             break
-        state.take_event(event)
-    if num_events == 0:
+    else:
+        state.take_events(reader.rest())
+    if not state.num_events:
         body = b"".join(piece for _, piece in chunks).strip()
         if body and not body.startswith((b":", b"event:")):
             raise EngineProtocol(f"expected server-sent events, got {body[:80]!r}")
@@ -128,7 +78,11 @@ class _Reading:
     """An answer being read: choices by index, usage, the first error."""
 
     def __init__(self, read_text: TextReader | None) -> None:
+        self.is_done = False
+        self.num_events = 0  # but for those that were alike
         self._read_text = read_text
+        self.template: Template | None = None
+        self._tries = _TRIES
         self._choices: dict[int, _ChoiceReading] = {}
         self._usage: Usage | None = None
         self._id: str | None = None
@@ -136,8 +90,25 @@ class _Reading:
         self._cut = False
         self._finish_events = 0
 
-    def take_event(self, event: Event) -> None:
-        """Add one event of a stream."""
+    def take_alike(self, template: Template, piece: bytes, time_s: float) -> bool:
+        """Add a read that is an event spelt as `template`; else return False, and leave it to be parsed."""
+        said = template.read(piece)
+        if said is None:
+            return False
+        self._tries = _TRIES
+        self._alike.add(*said, None, time_s)
+        return True
+
+    def take_events(self, events: Sequence[Event]) -> None:
+        """Add events of a stream, to its end."""
+        for event in events:
+            self.num_events += 1
+            self.is_done = event.data.strip() == b"[DONE]"
+            if self.is_done:
+                break
+            self._take_event(event)
+
+    def _take_event(self, event: Event) -> None:
         try:
             answer = load_json(event.data)
         except ValueError:
@@ -166,6 +137,17 @@ class _Reading:
             self.take_id(answer.get("id"))
         except EngineProtocol as fault:
             self._fail(str(fault))
+            return
+        if self._tries:
+            self._learn(event, answer)
+
+    def _learn(self, event: Event, answer: Mapping[str, Any]) -> None:
+        """Take the event for the template of those to come, if it can be one."""
+        template = template_of(event, answer)
+        if template is not None:
+            self._tries -= 1
+            self.template = template if self._tries else None
+            self._alike = self._choices[answer["choices"][0].get("index", 0)]
 
     def take_choice(self, choice: Any, time_s: float | None) -> None:
         """Add one entry of `choices`. Raises EngineProtocol where its fields have the wrong types."""
@@ -235,18 +217,24 @@ class _ChoiceReading:
         ids = ids_of(entry.get("token_ids"))
         logprobs = logprobs_of(entry.get("logprobs"))
         prompt_logprobs = prompt_logprobs_of(entry.get("prompt_logprobs"))
-        if text:
-            self._texts.append(text)
-        if ids is not None:
-            self.choice.token_ids = (self.choice.token_ids or []) + ids
         if logprobs is not None:
             self.choice.logprobs = (self.choice.logprobs or []) + logprobs
             self.choice.runner_ups = (self.choice.runner_ups or []) + runner_ups_of(entry["logprobs"], len(logprobs))
         if prompt_logprobs is not None:
             self.choice.prompt_logprobs = prompt_logprobs
+        self.add(text, ids, logprobs, time_s)
+
+    def add(self, text: str, ids: list[int] | None, logprobs: list[float] | None, time_s: float | None) -> None:
+        """Add text and ids, and when they came: as many tokens as there are."""
+        choice = self.choice
+        if text:
+            self._texts.append(text)
+        if ids is not None:
+            if choice.token_ids is None:
+                choice.token_ids = []
+            choice.token_ids += ids
         if time_s is not None:
-            arrived = self._count(text, ids, logprobs)
-            self.choice.token_times_s.extend([time_s] * arrived)
+            choice.token_times_s += [time_s] * self._count(text, ids, logprobs)
 
     def _count(self, text: str, ids: list[int] | None, logprobs: list[float] | None) -> int:
         words = self._words.add(text) if self._words is not None else None

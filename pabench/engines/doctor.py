@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pabench.engines import dialects
-from pabench.engines.answers import error_text, load_json
+from pabench.engines.answer_json import error_text, load_json
 from pabench.engines.base import Dialect, EngineFacts
 from pabench.engines.cleaning import clean
 from pabench.engines.client import NO_ROUTE, EngineClient

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pabench.engines.answer_fields import MAX_INT, count, ids_of
-from pabench.engines.answers import MAX_ERROR_CHARS, error_text, load_json, parse_answer
+from pabench.engines.answer_json import MAX_ERROR_CHARS, error_text, load_json
+from pabench.engines.answers import parse_answer
 from pabench.engines.base import Choice, Completion, GenerationRequest, TextReader, Usage
 from pabench.engines.openai import require_plain
 from pabench.engines.sglang import SGLangDialect

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-_DATA = b"data: "
+from pabench.errors import EngineProtocol
+
+DATA, END = b"data: ", b"\n\n"  # of an event, as most engines write it
+_MAX_LINE_BYTES = 64 << 20       # an event with everything that is known of a million tokens is shorter
 
 
 class Event(NamedTuple):
@@ -17,31 +20,61 @@ class Event(NamedTuple):
     complete: bool   # False: the stream ended before the blank line that ends an event
 
 
-def read_events(chunks: Sequence[tuple[float, bytes]]) -> Iterator[Event]:
-    """Events of a stream, from (arrival time in seconds, bytes) as read.
-
-    Takes what engines send: `data:` with or without a space, LF or CRLF, comments, named events, events that span or
-    share reads, and a last event without its blank line.
-    """
-    pending = b""
-    building = _Building()
-    time_s = 0.0
+def read_events(chunks: Iterable[tuple[float, bytes]]) -> Iterator[Event]:
+    """Events of a stream, from (arrival time in seconds, bytes) as read. Raises EngineProtocol, as `EventReader`."""
+    reader = EventReader()
     for time_s, piece in chunks:
+        yield from reader.take(time_s, piece)
+    yield from reader.rest()
+
+
+class EventReader:
+    """Takes the reads of one stream in turn.
+
+    Understands what engines send: `data:` with or without a space, LF or CRLF, comments, named events, events that
+    span or share reads, and a last event without its blank line. Raises EngineProtocol for a line that never ends.
+    """
+
+    def __init__(self) -> None:
+        self._pending: list[bytes] = []  # of a line whose end is yet to come: joined then, and not at every read
+        self._num_pending = 0            # bytes
+        self._time_s = 0.0               # of the last read
+        self._building = _Building()
+        self.is_between = True           # whether nothing of an event has been taken that has not ended
+
+    def take(self, time_s: float, piece: bytes) -> Sequence[Event]:
+        """The events that `piece` ends."""
         # Most pieces are one event of one line: no need to take them apart.
-        if (not pending and building.is_empty and piece.startswith(_DATA) and piece.endswith(b"\n\n")
-                and piece.find(b"\n") == len(piece) - 2):
-            yield Event(time_s, "", piece[len(_DATA):-2], True)
-            continue
-        *lines, pending = (pending + piece).split(b"\n")
-        for line in lines:
-            event = building.take(line.removesuffix(b"\r"), time_s)
-            if event is not None:
-                yield event
-    if pending:
-        building.take(pending.removesuffix(b"\r"), time_s)
-    rest = building.rest()
-    if rest is not None:
-        yield rest
+        if (self.is_between and piece.startswith(DATA) and piece.endswith(END)
+                and piece.find(b"\n") == len(piece) - len(END) <= _MAX_LINE_BYTES):
+            return (Event(time_s, "", piece[len(DATA):-len(END)], True),)
+        self._time_s = time_s
+        head, newline, rest = piece.partition(b"\n")
+        if head:
+            self._pending.append(head)
+            self._num_pending += len(head)
+            self.is_between = False
+        if not newline:
+            _refuse_beyond(self._num_pending)
+            return ()
+        *lines, pending = (b"".join(self._pending), *rest.split(b"\n"))
+        self._pending, self._num_pending = [pending] if pending else [], len(pending)
+        _refuse_beyond(max(self._num_pending, *map(len, lines)))
+        events = [self._building.take(line.removesuffix(b"\r"), time_s) for line in lines]
+        self.is_between = not pending and self._building.is_empty
+        return [event for event in events if event is not None]
+
+    def rest(self) -> Sequence[Event]:
+        """What the end of the stream left unfinished."""
+        if self._pending:
+            self._building.take(b"".join(self._pending).removesuffix(b"\r"), self._time_s)
+        rest = self._building.rest()
+        return () if rest is None else (rest,)
+
+
+def _refuse_beyond(num_bytes: int) -> None:
+    if num_bytes > _MAX_LINE_BYTES:
+        raise EngineProtocol(f"a line of the stream is longer than {_MAX_LINE_BYTES} bytes")
 
 
 class _Building:

@@ -13,7 +13,8 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from pabench.engines.answers import WordCount, error_text, load_json, parse_answer
+from pabench.engines.answer_json import error_text, load_json
+from pabench.engines.answers import WordCount, parse_answer
 from pabench.engines.base import Choice, Completion, GenerationRequest, TextReader
 from pabench.engines.cleaning import clean
 from pabench.engines.openai import OpenAIDialect, owners, require_plain, require_text

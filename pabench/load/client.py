@@ -118,7 +118,8 @@ class LoadClient:
         except NotHTTP as error:
             exchange.fail("protocol", clean(str(error)))
         finally:
-            exchange.end_s = clock()
+            if exchange.end_s is None or exchange.fault is not None:
+                exchange.end_s = clock()  # nobody else knows when: a client gives up when it does
             self.in_flight -= 1
 
     async def _read_once(self, request: PreparedRequest, exchange: Exchange) -> None:
@@ -181,7 +182,10 @@ class LoadClient:
                 return connection
         except OSError as error:
             failure = error
-        raise _NoConnection(self._host, self._port, failure)
+        try:
+            raise _NoConnection(self._host, self._port, failure)
+        finally:
+            del failure  # it holds this frame, which holds it: a ring, and a run collects no garbage
 
 
 class _NoConnection(Exception):

@@ -9,6 +9,7 @@ import asyncio
 import ssl
 from array import array
 from dataclasses import dataclass, field
+from typing import Any
 
 import httptools
 
@@ -42,7 +43,7 @@ class Exchange:
     status: int | None = None
     times_s: array[float] = field(default_factory=lambda: array("d"))
     pieces: list[bytes] = field(default_factory=list)
-    end_s: float | None = None
+    end_s: float | None = None      # when the whole answer was there, as `times_s`; else when it was given up
     fault: str | None = None
     fault_text: str | None = None
     num_events: int = 0             # server-sent events so far: about one a token
@@ -72,6 +73,7 @@ class Connection:
         self._exchange: Exchange | None = None
         self._done: asyncio.Future[None] | None = None
         self._limit: int | None = None
+        self._parser: Any = None  # of the answer that is being read: it holds this connection, so it goes with it
         self.idle_since_s = 0.0
 
     async def connect(self, address: Address, tls: ssl.SSLContext | None, host: str) -> None:
@@ -98,9 +100,13 @@ class Connection:
 
     def abort(self) -> None:
         """Cut it, without waiting for anything."""
-        self._exchange = None
+        self._let_go()
         if self._line is not None:
             self._line.abort()
+
+    def _let_go(self) -> None:
+        """Hold nothing of an answer any more. A run collects no garbage: what lies in a ring would stay to its end."""
+        self._exchange = self._done = self._parser = None
 
     def _take(self, data: bytes, time_s: float | None) -> None:
         """Bytes that arrived at `time_s`; None: nobody knows, so now."""
@@ -123,6 +129,7 @@ class Connection:
         if self._bodies:
             self._keep(exchange, time_s)
         if self._complete:
+            exchange.end_s = time_s
             self._end(None)
         elif self._num_bytes > (_MAX_ANSWER_BYTES if self._in_body else _MAX_HEADER_BYTES):
             what, most = ("answer", _MAX_ANSWER_BYTES) if self._in_body else ("header", _MAX_HEADER_BYTES)
@@ -169,11 +176,12 @@ class Connection:
         self._tally.num_events += count
         if self._limit is not None and exchange.num_events >= self._limit:
             exchange.fail("planned")
-            self.abort()
             self._end(None)
+            self.abort()
 
     def _end(self, error: Exception | None) -> None:
-        self._exchange, done = None, self._done
+        done = self._done
+        self._let_go()
         if self._line is not None and (error is not None or not self._goes_on):
             self._line.abort()
         self.idle_since_s = clock()

@@ -72,6 +72,10 @@ async def connect(address: Address, tls: ssl.SSLContext | None, host: str, take:
     return line
 
 
+def _nobody(*_: object) -> None:
+    """Who is told of a closed line: the one who was told before holds the line, and would never be given up."""
+
+
 class StampedLine:
     """A plain socket whose bytes bear the kernel's time of arrival."""
 
@@ -97,6 +101,7 @@ class StampedLine:
             self._loop.remove_reader(self._socket.fileno())
             self._wait(False)
             self._socket.close()
+            self._take = self._lost = _nobody
 
     def _flush(self) -> None:
         try:
@@ -131,8 +136,9 @@ class StampedLine:
 
     def _end(self, error: Exception | None) -> None:
         if self.is_open:
+            lost = self._lost
             self.abort()
-            self._lost(error)
+            lost(error)
 
 
 def _arrival(stamps: list[tuple[int, int, bytes]]) -> float | None:
@@ -151,7 +157,6 @@ class _ReadLine(asyncio.Protocol):
     def __init__(self, take: Take, lost: Lost) -> None:
         self._take, self._lost = take, lost
         self._transport: asyncio.Transport | None = None
-        self._told = False
 
     @property
     def is_open(self) -> bool:
@@ -162,7 +167,7 @@ class _ReadLine(asyncio.Protocol):
         self._transport.write(data)
 
     def abort(self) -> None:
-        self._told = True
+        self._take = self._lost = _nobody
         if self._transport is not None:
             self._transport.abort()
 
@@ -173,7 +178,6 @@ class _ReadLine(asyncio.Protocol):
         self._take(data, None)
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._transport = None
-        if not self._told:
-            self._told = True
-            self._lost(error)
+        lost = self._lost
+        self._transport, self._take, self._lost = None, _nobody, _nobody
+        lost(error)

@@ -140,7 +140,7 @@ class Measurement:
             before_s = await self._send(request, intended_s)
 
     async def _send(self, request: PreparedRequest, intended_s: float) -> float:
-        """When it had ended."""
+        """When it had ended: by the kernel's stamp where there is one, so that a late client is not early to ask."""
         exchange = Exchange(request.index, intended_s)
         try:
             await self._client.carry(request, exchange)

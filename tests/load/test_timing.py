@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,10 @@ from aiohttp import web
 
 from pabench.analysis import Run, load_run, summarise
 from pabench.analysis.latency import e2e_ms, ttft_ms
-from pabench.load import Manifest, run_workload
+from pabench.load import Manifest, run_loop, run_workload
 from pabench.load.client import PreparedRequest, prepare
 from pabench.load.connection import Connection
+from pabench.load.line import asks_for_stamps
 from pabench.probe import Codec
 from pabench.stub import StubOptions, StubServer
 from tests.load.support import Examined, serving, workload
@@ -112,6 +115,41 @@ def test_a_late_start_counts_from_the_schedule_and_not_from_the_send(tmp_path: P
     assert not summary.validity.valid
     assert any("late sending" in reason for reason in summary.validity.reasons)
     assert any("loop lag" in reason for reason in summary.validity.reasons)
+
+
+@pytest.mark.skipif(not asks_for_stamps(None), reason="the kernel stamps on Linux alone")
+@pytest.mark.parametrize("session", [{}, {"session": {"turns": {"law": "fixed", "tokens": 2}, "turn_tokens": {
+    "law": "fixed", "tokens": 2}, "think_s": 0.02}}])
+def test_a_late_client_hides_nothing_of_that_in_a_closed_loop(session: dict[str, object], tmp_path: Path) -> None:
+    """The loop stands still while an answer comes: the next request is due when it was there, not when it was read."""
+    asked = threading.Event()
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked.set()
+            time.sleep(0.1)
+            body = b"data: [DONE]\n\n"
+            self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+
+        def log_message(self, *_: object) -> None: ...
+
+    async def stall() -> None:
+        while not asked.is_set():
+            await asyncio.sleep(0.001)
+        time.sleep(0.5)
+
+    async def go(url: str) -> None:
+        load = workload(num_requests=2, arrivals={"kind": "closed", "users": 1}, **session)
+        await asyncio.gather(run_workload(Examined(), load, tmp_path / "run", url=url, label="x"), stall())
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        run_loop(go(f"http://127.0.0.1:{server.server_port}"))
+        server.shutdown()
+    first, second = load_run(tmp_path / "run").requests.itertuples()
+    assert 0.09 < first.end_s - first.sent_s < 0.3
+    assert second.intended_s == pytest.approx(first.end_s + (0.02 if session else 0.0), abs=1e-6)
+    assert second.asked_s - second.intended_s > 0.15
 
 
 def test_the_opening_of_a_connection_is_not_the_clients_lateness(

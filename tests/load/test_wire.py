@@ -221,6 +221,15 @@ def test_a_client_that_is_late_to_read_notes_when_the_bytes_came() -> None:
     assert 0 <= noted_s - written_s < 0.02
 
 
+def test_an_answer_ends_with_its_last_byte_and_one_that_is_given_up_when_that_is_done() -> None:
+    whole = ask(CHUNKED + b"4\r\nbody\r\n", 0.05, b"0\r\n\r\n")
+    assert whole.end_s is not None
+    assert whole.end_s - whole.times_s[-1] > 0.04  # no token is in the last read
+    broken = ask(CHUNKED + b"4\r\nbody\r\n", 0.05)
+    assert broken.end_s is not None
+    assert broken.end_s - broken.times_s[-1] > 0.04
+
+
 @pytest.mark.parametrize("stamps", [True, False])
 def test_arrivals_that_the_kernel_did_not_stamp_are_told(stamps: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Some kernels take the option and stamp nothing."""
