@@ -26,14 +26,23 @@ def memory_by_load(group: Group) -> list[Figure]:
     figures = [
         by_load(group, "held", "Sequences held at once", "sequences", lambda s: s.mean_running,
                 "Mean of the requests in the batch over the steady window, from the engine's own gauge."),
-        by_load(group, "utilisation", "Effective utilisation", "% of slots in use", lambda s: s.effective_utilisation,
-                "Live tokens, from the client's record, as a share of the slots in use. Above 100 % where requests "
-                "share slots, or hold none while they are preempted.", share=True),
+        by_load(group, "utilisation", "Effective utilisation", "% of slots in use", lambda s: s.utilisation,
+                _utilisation_caption(group), share=True),
     ]
     if any(run.summary.preemptions for engine in group.engines for run in engine.runs):
         figures.append(by_load(group, "preemptions", "Preemptions", "preemptions in the run", lambda s: s.preemptions,
                                "Times that a running request lost its place to another."))
     return [figure for figure in figures if figure is not None]
+
+
+def _utilisation_caption(group: Group) -> str:
+    exact = [engine.name for engine in group.engines if any(run.summary.waste is not None for run in engine.runs)]
+    bound = [engine.name for engine in group.engines if any(run.summary.utilisation_is_bound for run in engine.runs)]
+    caption = "Share of the slots in use that hold tokens"
+    caption += f": the engine's own split for {', '.join(exact)}; else" if exact else ","
+    caption += (" live tokens from the client's record, in which prefixes that different requests share count once for "
+                "each, so that it may pass 100 %.")
+    return caption + (f" At most, of {', '.join(bound)}: preempted requests count as live." if bound else "")
 
 
 def memory_at_level(group: Group, level: float) -> list[Figure]:

@@ -9,6 +9,7 @@ from typing import Any
 from pabench.analysis.summary import Quantiles, RunSummary
 from pabench.load.records import OUTCOMES
 from pabench.report.groups import Engine
+from pabench.report.questions import AT_MOST
 from pabench.report.tables import Cell, Column, Table, table, words
 from pabench.report.text import count, number, percent
 
@@ -50,7 +51,7 @@ def key_table(engines: Sequence[Engine]) -> Table:
         _of_quantiles("tpot_ms", "TPOT", "tpot", "p50"),
         _of_quantiles("tpot_ms", "TPOT", "tpot", "p99"),
         _plain("kv_usage_mean", "KV use", "%", percent),
-        _plain("effective_utilisation", "Effective utilisation", "%", percent),
+        _plain("utilisation", "Effective utilisation", "%", percent),
         _plain("preemptions", "Preemptions", "", count),
         _plain("wrong_tokens", "Wrong tokens", "", count),
     ]
@@ -83,7 +84,8 @@ def all_table(engines: Sequence[Engine]) -> Table:
         _plain("kv_usage_mean", "KV use, mean", "%", percent),
         _plain("kv_usage_max", "KV use, most", "%", percent),
         _plain("live_tokens_mean", "Live tokens, mean", "tokens", count),
-        _plain("effective_utilisation", "Effective utilisation", "%", percent),
+        _plain("utilisation", "Effective utilisation", "%", percent),
+        _plain("effective_utilisation", "Effective utilisation, seen from outside", "%", percent),
         _plain("preemptions", "Preemptions", "", count),
         _plain("prefix_hit_rate", "Prefix hit rate", "%", percent),
         *(_waste(name) for name in ("token_states", "reserved", "internal", "external", "free")),
@@ -136,6 +138,8 @@ def _measured(figure: _Figure, summary: RunSummary) -> Cell:
     shown = figure.show(found)
     if figure.column.unit == "%":
         shown = shown.removesuffix("%").rstrip()
+    if figure.column.key == "utilisation_share" and found is not None and summary.utilisation_is_bound:
+        return Cell(f"≤ {shown}", found, tone, AT_MOST)
     return Cell(shown, found, tone)
 
 

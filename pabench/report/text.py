@@ -9,6 +9,7 @@ from __future__ import annotations
 import html
 import math
 import re
+from collections.abc import Sequence
 
 from pabench.telemetry.vocabulary import UNKNOWN
 
@@ -71,3 +72,8 @@ def percent(value: float | None) -> str:
 def ratio(value: float) -> str:
     """A factor: 1.04×, 4.2×, 12×."""
     return f"{value:.2f}×" if value < 1.1 else f"{value:.1f}×" if value < 10 else f"{number(value, 2)}×"
+
+
+def listed(texts: Sequence[str]) -> str:
+    """As a sentence has them: a, b and c."""
+    return " and ".join(filter(None, (", ".join(texts[:-1]), *texts[-1:])))

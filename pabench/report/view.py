@@ -19,6 +19,7 @@ from pabench.report.headline import Tile, memory_sentence, sentences, tiles, why
 from pabench.report.load_figures import load_figures
 from pabench.report.matrix import Failure, WrongAnswers, failures, matrices, wrong_answers
 from pabench.report.memory_figures import memory_at_level, memory_by_load
+from pabench.report.ratios import ratios_table
 from pabench.report.run_tables import all_table, key_table
 from pabench.report.sources import Sources
 from pabench.report.strip import Card, cards
@@ -47,6 +48,7 @@ class GroupView:
     sentences: tuple[str, ...]
     nothing: str    # why there are none
     memory_sentence: str
+    ratios: Table | None
     load: tuple[Figure, ...]
     capacity: Table | None
     tried: tuple[Table, ...]
@@ -135,6 +137,7 @@ def _group_view(group: Group, searches: Sequence[Search]) -> GroupView:
         sentences=tuple(sentences(made)),
         nothing=why_nothing(group),
         memory_sentence=memory_sentence(group),
+        ratios=ratios_table(group),
         load=(*capacity_figures(group, searched), *load_figures(group)),
         capacity=conclusions(group, searched),
         tried=tuple(tried_tables(group, searched)),

@@ -153,10 +153,10 @@ def test_csv_equals_the_data(shared: Seen, results: Path) -> None:
     row = next(row for row in rows if row["engine"] == summary.label and row["load"] == summary.load)
     assert summary.ttft_ms is not None
     assert float(row["ttft_p99_ms"]) == summary.ttft_ms.p99
-    assert float(row["effective_utilisation_share"]) == summary.effective_utilisation
+    assert float(row["utilisation_share"]) == summary.utilisation
     assert row["wrong_tokens"] == str(summary.wrong_tokens) == "4"
     silent = next(row for row in rows if row["engine"] == "silent engine")
-    assert silent["effective_utilisation_share"] == ""
+    assert silent["utilisation_share"] == ""
 
 
 def test_failures_open_by_keyboard_and_show_their_text(shared: Seen) -> None:
