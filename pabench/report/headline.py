@@ -27,6 +27,11 @@ class Bar:
     note: str = ""
     sound: bool = True
 
+    @property
+    def doubted(self) -> bool:
+        """Whether the note says that a run may not be believed."""
+        return self.note.startswith(DOUBTED)
+
 
 @dataclass(frozen=True, slots=True)
 class Tile:
@@ -136,15 +141,14 @@ def _bar(
         told = any(question.value(run.summary) is not None for run in engine.runs)
         return Bar(engine, "–", None, f"not run {_at(group, absent)}" if told and absent else NOT_TOLD, sound=False)
     fraction = best.value / longest if longest > 0 else 0.0
-    text = question.show(best.value)
+    bound = any(question.bound(run.summary) for run in best.runs)
+    text = f"{'≤ ' if bound else ''}{question.show(best.value)}"
     doubted = [level for level in levels if not all(run.believable for run in believed(group.at(engine, level)))]
     if doubted or absent:
         notes = [DOUBTED if len(doubted) == len(levels) else f"{DOUBTED} {_at(group, doubted)}"] if doubted else []
         return Bar(engine, text, fraction, "; ".join([*notes, *([f"not run {_at(group, absent)}"] if absent else [])]),
                    sound=False)
-    if any(question.bound(run.summary) for run in best.runs):
-        return Bar(engine, f"≤ {text}", fraction, AT_MOST, sound=False)
-    return Bar(engine, text, fraction)
+    return Bar(engine, text, fraction, AT_MOST if bound else "", sound=not bound)
 
 
 def _scope(group: Group, levels: Sequence[float]) -> str:

@@ -71,7 +71,7 @@ def percent(value: float | None) -> str:
 
 def ratio(value: float) -> str:
     """A factor: 1.04×, 4.2×, 12×."""
-    return f"{value:.2f}×" if value < 1.1 else f"{value:.1f}×" if value < 10 else f"{number(value, 2)}×"
+    return f"{value:.2f}×" if value < 1.995 else f"{value:.1f}×" if value < 10 else f"{number(value, 2)}×"
 
 
 def listed(texts: Sequence[str]) -> str:

@@ -21,6 +21,7 @@ from pabench.report.matrix import Failure, WrongAnswers, failures, matrices, wro
 from pabench.report.memory_figures import memory_at_level, memory_by_load
 from pabench.report.ratios import ratios_table
 from pabench.report.run_tables import all_table, key_table
+from pabench.report.slowest_figures import slowest_figures
 from pabench.report.sources import Sources
 from pabench.report.strip import Card, cards
 from pabench.report.tables import Table
@@ -152,7 +153,7 @@ def _pane(group: Group, level: float, shown: bool) -> Pane:
         id=f"{group.index}-{group.levels.index(level)}",
         title=group.load_text(level),
         shown=shown,
-        feel=tuple(feel_figures(group, level)),
+        feel=(*feel_figures(group, level), *slowest_figures(group, level)),
         memory=tuple(memory_at_level(group, level)),
     )
 

@@ -59,7 +59,7 @@ def test_one_run_each_crowns_no_winner_below_what_chance_makes(tmp_path: Path) -
     write_run(tmp_path / "b", Made("b", slower=1.15))
     group = group_of(tmp_path)
     throughput = by_title(group)["Throughput"]
-    assert (throughput.factor, throughput.winner) == ("not told", "1.1×, which may be chance")
+    assert (throughput.factor, throughput.winner) == ("not told", "1.14×, which may be chance")
     assert "a and b are not told apart in throughput" in " ".join(sentences(tiles(group)))
     assert "one run each" in throughput.claim
     assert ratios(group)["b", "Throughput"] == ["0.88× (one run each)"]
