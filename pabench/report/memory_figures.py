@@ -78,10 +78,11 @@ def _waste(runs: Sequence[tuple[Engine, RunData]], key: str) -> Figure | None:
         barmode="stack",
         bargap=0.35,
     )
-    legend = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "traceorder": "normal"}
-    body["layout"] |= {"showlegend": True, "legend": legend}
+    # On a phone the legend takes several rows: all of it is shown, and a text that does not fit its bar is not.
+    legend = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "traceorder": "normal", "maxheight": 120}
+    body["layout"] |= {"showlegend": True, "legend": legend, "uniformtext": {"minsize": 10, "mode": "hide"}}
     alt = f"Stacked bars of the state of KV slots. {'; '.join(told)}."
-    return Figure(f"waste-{key}", "Where the slots go", caption, alt, body, height=110 + 48 * len(names), wide=True)
+    return Figure(f"waste-{key}", "Where the slots go", caption, alt, body, height=150 + 48 * len(names), wide=True)
 
 
 def _waste_bar(splits: Sequence[tuple[Engine, WasteSplit]], key: str, name: str, colour: str, shape: str) -> go.Bar:

@@ -112,17 +112,21 @@ def _of_priority(priority: str, name: str) -> _Figure:
 def _runs_table(
     id: str, caption: str, engines: Sequence[Engine], figures: Sequence[_Figure], *, whole: bool = False
 ) -> Table:
-    rows = []
+    """What may not be believed says so before its figures: a table may be wider than the page."""
+    rows: list[list[Cell]] = []
+    doubted: list[int] = []
     for engine in engines:
         for run in engine.runs:
             s = run.summary
-            cells = [words(engine.name, engine=engine.index), words(s.workload), words(s.load)]
-            cells += [_measured(figure, s) for figure in figures]
-            rows.append([*cells, words(s.status, "" if s.status == "complete" else "bad"), _valid(s)])
-    columns = [_ENGINE, _WORKLOAD, _LOAD, *(figure.column for figure in figures), _STATUS, _VALID]
+            doubted += [] if run.believable else [len(rows)]
+            cells = [words(engine.name, engine=engine.index), words(s.workload), words(s.load), _valid(s),
+                     words(s.status, "" if s.status == "complete" else "bad")]
+            rows.append(cells + [_measured(figure, s) for figure in figures])
+    columns = [_ENGINE, _WORKLOAD, _LOAD, _VALID, _STATUS, *(figure.column for figure in figures)]
     left_out = set() if whole else _dull(columns, rows)
     kept = [index for index, column in enumerate(columns) if column not in left_out]
-    return table(id, caption, [columns[i] for i in kept], [[row[i] for i in kept] for row in rows], flip=whole)
+    return table(id, caption, [columns[i] for i in kept], [[row[i] for i in kept] for row in rows], flip=whole,
+                 doubted=doubted)
 
 
 def _dull(columns: Sequence[Column], rows: Sequence[Sequence[Cell]]) -> set[Column]:

@@ -31,6 +31,12 @@ def shortened(text: str, length: int) -> str:
     return line if len(line) <= length else line[: length - 1] + "…"
 
 
+def fingerprint(text: str, length: int = 12) -> str:
+    """As much of a digest or a commit as tells it from others, and whether the checkout was changed."""
+    bare = text.removesuffix("-dirty")
+    return bare[:length] + ("…" if len(bare) > length else "") + text[len(bare):]
+
+
 def label(text: str, length: int = 48) -> str:
     """`text` for a place where plotly reads HTML: one line, cut, `<`, `>` and `&` escaped.
 

@@ -78,7 +78,7 @@ class Page:
     gates: tuple[GateView, ...]
     claims: Table | None
     same: Table | None
-    differing: Table | None
+    differing: tuple[Table, ...]
     problems: tuple[str, ...]
     cautions: tuple[str, ...]       # why what is set side by side may not be alike
 

@@ -102,6 +102,39 @@ def test_no_width_scrolls_sideways(shared: Seen) -> None:
         assert shared.page.evaluate(too_wide) == 0, width
 
 
+def test_texts_of_figures_can_be_read_at_every_width(shared: Seen) -> None:
+    """None is drawn smaller than 9 px, no legend scrolls, no tick of a logarithmic axis is a bare digit of a larger
+    number."""
+    hard = """() => [...document.querySelectorAll('.plot')].filter(p => p.offsetParent).flatMap(plot => [
+        ...[...plot.querySelectorAll('text')].filter(t => t.textContent && t.getClientRects().length)
+            .map(t => [t, parseFloat(getComputedStyle(t).fontSize) * (t.getCTM()?.a || 1)])
+            .filter(([, size]) => size < 9).map(([t, size]) => `${plot.id}: ${t.textContent} of ${size} px`),
+        ...[...plot.querySelectorAll('.legend .scrollbar')].filter(s => s.getBoundingClientRect().height > 0)
+            .map(() => `${plot.id}: the legend scrolls`)])"""
+    for width in (400, 1200):
+        shared.page.set_viewport_size({"width": width, "height": 900})
+        for _ in range(20):
+            shared.page.wait_for_timeout(250)
+            if not shared.page.evaluate(hard):
+                break
+        assert shared.page.evaluate(hard) == [], width
+
+
+@pytest.mark.parametrize("width", [400, 1200, 1440])
+def test_what_is_valid_is_in_view_and_a_table_that_is_wider_says_so(shared: Seen, width: int) -> None:
+    shared.page.set_viewport_size({"width": width, "height": 900})
+    shared.page.wait_for_timeout(600)
+    if width > 400:
+        assert shared.page.locator("#runs thead th", has_text="Valid").evaluate(
+            "th => th.getBoundingClientRect().right <= th.closest('.scroll').getBoundingClientRect().right")
+    wide = shared.page.evaluate("""() => [...document.querySelectorAll('.table-block')]
+        .filter(b => !b.closest('details:not([open])'))
+        .map(b => [b.querySelector('.scroll'), b.querySelector('.sideways')])
+        .map(([box, hint]) => [box.scrollWidth > box.clientWidth, hint.offsetParent !== null])""")
+    assert all(is_wide == told for is_wide, told in wide)
+    assert any(is_wide for is_wide, _ in wide) or width > 400
+
+
 def test_theme_goes_round_by_keyboard_and_restyles_the_plots(seen: Seen) -> None:
     def look() -> tuple[str, str]:
         return (seen.page.get_attribute("html", "data-theme"),
