@@ -1,4 +1,4 @@
-"""What the KV cache does: sequences held, use beside live tokens, waste."""
+"""What the KV cache does: sequences held, use beside live tokens, waste, prefix hits."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from pabench.report.figures import Figure, axis, line, spec
 from pabench.report.groups import Engine, Group, RunData, believed
 from pabench.report.load_figures import by_load
 from pabench.report.palette import WASTE
+from pabench.report.prefix_figures import prefix_figure
 from pabench.report.reduce import MAX_SERIES_POINTS, Floats, low_and_high, rounded
 from pabench.report.series import gauge, live_tokens
 from pabench.report.text import DOUBTED, count, label, number, percent
@@ -22,13 +23,17 @@ _PATTERN = {"fgcolor": "rgba(255,255,255,.55)", "fillmode": "overlay", "solidity
 
 
 def memory_by_load(group: Group) -> list[Figure]:
-    """Sequences held, effective utilisation and preemptions by load."""
+    """Sequences held, effective utilisation, prefix hits and preemptions by load."""
     figures = [
         by_load(group, "held", "Sequences held at once", "sequences", lambda s: s.mean_running,
                 "Mean of the requests in the batch over the steady window, from the engine's own gauge."),
         by_load(group, "utilisation", "Effective utilisation", "% of slots in use", lambda s: s.utilisation,
                 _utilisation_caption(group), share=True),
     ]
+    if any(run.summary.prefix_hit_rate is not None for engine in group.engines for run in engine.runs):
+        figures.append(by_load(group, "prefix-hits", "Prefix hits by load", "% of tokens looked up",
+                               lambda s: s.prefix_hit_rate, "Prompt tokens that the prefix cache had, of those looked "
+                               "up in it, over the run.", share=True))
     if any(run.summary.preemptions for engine in group.engines for run in engine.runs):
         figures.append(by_load(group, "preemptions", "Preemptions", "preemptions in the run", lambda s: s.preemptions,
                                "Times that a running request lost its place to another."))
@@ -46,7 +51,7 @@ def _utilisation_caption(group: Group) -> str:
 
 
 def memory_at_level(group: Group, level: float) -> list[Figure]:
-    """Waste split, block maps, and over time running sequences and each engine's use beside live tokens."""
+    """Waste split, block maps, and over time running sequences, each engine's use beside live tokens, prefix hits."""
     last = [(engine, believed(group.at(engine, level))[-1]) for engine in group.engines if group.at(engine, level)]
     key = f"{group.index}-{group.levels.index(level)}"
     repeated = any(len(group.at(engine, level)) > 1 for engine, _ in last)
@@ -55,6 +60,7 @@ def memory_at_level(group: Group, level: float) -> list[Figure]:
     top = max((_peak(run, live) for (_, run), (_, live) in zip(last, lives, strict=True)), default=0.0)
     for (engine, run), live in zip(last, lives, strict=True):
         figures.append(_timeline(engine, run, live, key, top, repeated))
+    figures.append(prefix_figure(last, key))
     return [figure for figure in figures if figure is not None]
 
 

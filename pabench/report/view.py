@@ -167,6 +167,8 @@ def _notes(group: Group, memory: list[Figure]) -> Iterator[str]:
     summaries = [run.summary for engine in group.engines for run in engine.runs]
     if all(summary.waste is None for summary in summaries):
         yield "No split of waste: no engine here tells the state of its slots."
+    if "prefix" not in told:
+        yield "No figure of prefix hits: no engine here tells of a look-up in a prefix cache."
     if "preemptions" not in told:
         known = [summary for summary in summaries if summary.preemptions is not None]
         yield "No preemption in any run that tells them." if known else "Preemptions: told by no engine here."
