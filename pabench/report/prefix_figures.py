@@ -28,7 +28,8 @@ def prefix_figure(runs: Sequence[tuple[Engine, RunData]], key: str) -> Figure | 
     if not traces:
         return None
     caption = (f"Of the prompt tokens that the engine looked up in its prefix cache, those that it found: by its "
-               f"counters, between scrapes, in at most {_SPANS} spans; a gap where nothing was looked up. {'; '.join(told)}.")
+               f"counters, between scrapes, in at most {_SPANS} spans; a gap where nothing was looked up. "
+               f"{'; '.join(told)}.")
     if silent:
         caption += f" Not told by {', '.join(silent)}."
     doubted = [engine.name for engine, run in runs if not run.believable and engine.name not in silent]

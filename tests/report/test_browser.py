@@ -103,8 +103,7 @@ def test_no_width_scrolls_sideways(shared: Seen) -> None:
 
 
 def test_texts_of_figures_can_be_read_at_every_width(shared: Seen) -> None:
-    """None is drawn smaller than 9 px, no legend scrolls, no tick of a logarithmic axis is a bare digit of a larger
-    number."""
+    """None is drawn smaller than 9 px, and no legend scrolls over what it explains."""
     hard = """() => [...document.querySelectorAll('.plot')].filter(p => p.offsetParent).flatMap(plot => [
         ...[...plot.querySelectorAll('text')].filter(t => t.textContent && t.getClientRects().length)
             .map(t => [t, parseFloat(getComputedStyle(t).fontSize) * (t.getCTM()?.a || 1)])
@@ -161,6 +160,10 @@ def test_an_engine_can_be_hidden_in_all_figures_at_once(shared: Seen) -> None:
     assert shown
     assert not any("contiguous" in trace["name"] for trace in shown)
     assert shared.page.locator('figure[data-engine="1"]:visible').count() == 0
+    assert shared.page.evaluate(
+        """() => [...document.querySelectorAll('.pane:not([hidden]) > .figures')].every(row => {
+            const last = [...row.children].filter(f => !f.hidden).at(-1);
+            return row.getBoundingClientRect().right - last.getBoundingClientRect().right < 2; })""")  # no empty end
     buttons.first.click()
     assert all(trace["visible"] for trace in drawn(shared, "ttft-load-0"))
 

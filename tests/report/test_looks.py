@@ -10,6 +10,7 @@ import numpy as np
 
 from pabench.load.manifest import read_manifest
 from pabench.report import write_report
+from pabench.report.figures import axis
 from pabench.report.palette import LOOKS, look
 from pabench.report.reduce import quantile_curve
 from pabench.report.sources import read_sources
@@ -43,6 +44,11 @@ def test_a_flipped_table_has_heads_of_columns(tmp_path: Path) -> None:
     assert re.findall(r'<th scope="row">\s*(\w+)', body)[:2] == ["Workload", "Load"]
     first = re.findall(r"<tr>.*?</tr>", body, re.DOTALL)[0]
     assert first.count("probe-rings") == 2
+
+
+def test_ticks_between_decades_are_whole_numbers() -> None:
+    """By itself plotly writes a bare 2 for 200."""
+    assert axis("ms", log=True)["tickformat"] == ",~r"
 
 
 def test_looks_differ_past_the_last_colour() -> None:
