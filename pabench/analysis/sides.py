@@ -136,7 +136,7 @@ def samples_of(
     """
     found = []
     for load, *runs in _by_load(baseline, candidate):
-        sides, paired = _in_pairs(*runs)
+        sides, paired = in_pairs(*runs)
         for name in (*needed, *shown):
             values = [[measure(run.summary, name) for run in side] for side in sides]
             known = [[value for value in side if value is not None] for side in values]
@@ -191,7 +191,7 @@ def _by_load(
             yield load, sides[0], sides[1]
 
 
-def _in_pairs(one: list[Measured], other: list[Measured]) -> tuple[list[list[Measured]], bool]:
+def in_pairs(one: list[Measured], other: list[Measured]) -> tuple[list[list[Measured]], bool]:
     """Both sides by seed, and whether they are pairs: both used the same seeds, each once."""
     seeds = [Counter(run.manifest.seed for run in side) for side in (one, other)]
     if seeds[0] != seeds[1] or max(seeds[0].values()) > 1:

@@ -36,6 +36,12 @@ class WasteSplit:
     external: float
     free: float
 
+    @property
+    def utilisation(self) -> float | None:
+        """Of the slots that are taken, the share that holds a token's state; None where none is."""
+        taken = self.token_states + self.reserved + self.internal + self.external
+        return self.token_states / taken if taken > 0 else None
+
 
 @dataclass(frozen=True, slots=True)
 class RunSummary:
@@ -83,3 +89,17 @@ class RunSummary:
     goodput_per_s: float | None = None    # requests in time that ended inside the window
     deadline_miss_rate: float | None = None  # of the tokens' deadlines, 0..1; None where the SLO has none
     ttft_ms_by_priority: dict[str, Quantiles] = field(default_factory=dict)  # lower first; empty: no priorities
+
+    @property
+    def utilisation(self) -> float | None:
+        """Share of the taken slots that hold tokens: by the engine's own split where it is told, else from outside."""
+        exact = None if self.waste is None else self.waste.utilisation
+        return self.effective_utilisation if exact is None else exact
+
+    @property
+    def utilisation_is_bound(self) -> bool:
+        """Whether `utilisation` is the most that it can be: the client counts a preempted request as live, though it
+        holds no slot.
+        """
+        exact = None if self.waste is None else self.waste.utilisation
+        return exact is None and bool(self.preemptions)

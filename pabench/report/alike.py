@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pabench.analysis.sides import Measured, differences
 from pabench.load.manifest import KVGeometry, like_pools
 from pabench.report.groups import Engine, RunData
-from pabench.report.text import count
+from pabench.report.text import count, fingerprint
 
 
 def cautions(engines: Sequence[Engine]) -> Iterator[str]:
@@ -15,8 +15,27 @@ def cautions(engines: Sequence[Engine]) -> Iterator[str]:
     for engine in engines:
         yield from _mixed(engine)
     runs = [run for engine in engines for run in engine.runs]
+    yield from _measured_unlike(runs)
     lengths = {run.summary.path: _lengths(run) for run in runs}  # an engine may be sent text where another takes ids
     yield from differences([Measured(run.summary, run.manifest) for run in runs], lambda run: lengths[run.summary.path])
+
+
+def _measured_unlike(runs: Sequence[RunData]) -> Iterator[str]:
+    """Where the client that measured was not the same."""
+    clients = sorted({_client(run) for run in runs})
+    if len(clients) > 1:
+        yield (f"the runs were measured by different versions of pabench ({'; '.join(clients)}), which may not measure "
+               "alike: run all with one")
+    stamped = {run.manifest.client.kernel_stamps: run.summary.label for run in reversed(runs)}
+    if len(stamped) > 1:
+        yield (f"arrivals are the kernel's in some runs (as of {stamped[True]}) and the client's own in others (as of "
+               f"{stamped[False]}), which are later by what the client was busy")
+
+
+def _client(run: RunData) -> str:
+    version = f"pabench {run.manifest.versions.get('pabench', 'of unknown version')}"
+    commit = run.manifest.git_commit
+    return f"{version}, commit {fingerprint(commit)}" if commit else version
 
 
 def _lengths(run: RunData) -> bytes:

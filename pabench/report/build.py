@@ -17,7 +17,8 @@ from plotly.offline import get_plotlyjs
 
 from pabench.errors import PabenchError, UsageError
 from pabench.report.sources import read_sources
-from pabench.report.text import count, visible
+from pabench.report.text import count, ratio, visible
+from pabench.report.versus import ONE_RUN
 from pabench.report.view import Page, make_page
 
 _HERE = Path(__file__).resolve().parent
@@ -44,7 +45,8 @@ def render(page: Page) -> str:
     """The HTML text of `page`."""
     scripts = {"plotly": plotly(), "script": _asset("script.js")}
     figures = {figure.id: figure.spec for figure in page.all_figures()}
-    return render_template("template.html.j2", page, scripts, figures=json_in_html(figures))
+    return render_template("template.html.j2", page, scripts, figures=json_in_html(figures),
+                           one_run=Markup(ratio(ONE_RUN)))
 
 
 def render_template(name: str, page: object, scripts: Mapping[str, str] | None = None, **values: Markup) -> str:

@@ -1,53 +1,110 @@
-"""How runs were measured: what is the same for all of them once, what differs a row a run."""
+"""How runs were measured: what is the same for all of them once, what differs by engine or by run."""
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import isfinite
 from typing import Any
 
 from pabench.report.groups import Engine, RunData
 from pabench.report.tables import Cell, Column, Table, table, words
+from pabench.report.text import count, fingerprint, number
 
 # Shown elsewhere, or of no use to a reader. A hundred numbers in a cell make a row taller than a page: the median, p99
 # and the largest lag stand beside them.
 _LEFT_OUT = frozenset({"schema_version", "label", "outcomes", "duration_s", "window_s", "zero_at",
                        "validity", "client.loop_lag_percentiles_ms"})
+_CLIENT = ("client", "calibration")  # what the client says of itself
+_ENGINE = Column("engine", "Engine", numeric=False)
 _DEPTH = 2  # deeper parts of the manifest are told in one line
 
 
-def conditions(engines: Sequence[Engine]) -> tuple[Table | None, Table | None]:
-    """(same for all runs, differing by run); either is None where it would be empty."""
-    runs = [(engine, run) for engine in engines for run in engine.runs]
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """One run, and what its manifest tells."""
+
+    engine: Engine
+    run: RunData
+    told: Mapping[str, str]
+
+
+def conditions(engines: Sequence[Engine]) -> tuple[Table | None, tuple[Table, ...]]:
+    """(same for all runs, what differs: by engine, by run, and how the client kept up); without what would be empty."""
+    runs = [_Run(engine, run, _told(run)) for engine in engines for run in engine.runs]
     if not runs:
-        return None, None
-    told = [_told(run) for _, run in runs]
-    keys = list(dict.fromkeys(key for found in told for key in found))
-    same = [key for key in keys if len({found.get(key, "") for found in told}) == 1]
-    differing = [key for key in keys if key not in same]
-    return _common(same, told[0]), _differing(differing, runs, told)
+        return None, ()
+    keys = list(dict.fromkeys(key for run in runs for key in run.told))
+    same = [key for key in keys if len({run.told.get(key, "") for run in runs}) == 1]
+    client = [key for key in keys if key not in same and key.split(".")[0] in _CLIENT]
+    rest = [key for key in keys if key not in same and key not in client]
+    by_engine = [key for key in rest if _is_of_engine(key, runs)]
+    by_run = [key for key in rest if key not in by_engine]
+    found = (_by_engine(by_engine, runs), _by_run("differing", "What differs from run to run", by_run, runs),
+             _by_run("client", "How well the client kept up", client, runs))
+    return _common(same, runs[0].told), tuple(made for made in found if made is not None)
+
+
+def _is_of_engine(key: str, runs: Sequence[_Run]) -> bool:
+    told: dict[int, set[str]] = {}
+    for run in runs:
+        told.setdefault(run.engine.index, set()).add(run.told.get(key, ""))
+    return all(len(values) == 1 for values in told.values())
 
 
 def _common(keys: Sequence[str], told: Mapping[str, str]) -> Table | None:
-    rows = [[words(_title(key)), _cell(told.get(key, ""))] for key in keys]
+    rows = [[words(" ".join(_head(key))), _cell(key, told.get(key, ""))] for key in keys]
     columns = [Column("what", "What", numeric=False), Column("value", "Value", numeric=False)]
     return table("same", "The same for every run", columns, rows) if rows else None
 
 
-def _differing(
-    keys: Sequence[str], runs: Sequence[tuple[Engine, RunData]], told: Sequence[Mapping[str, str]]
-) -> Table | None:
-    columns = [Column("engine", "Engine", numeric=False), Column("load", "Load", numeric=False)]
-    columns += [Column(key, _title(key), numeric=False) for key in keys]
-    rows: list[list[Cell]] = []
-    for (engine, run), found in zip(runs, told, strict=True):
-        head = [words(engine.name, engine=engine.index), words(run.summary.load)]
-        rows.append(head + [_cell(found.get(key, "")) for key in keys])
-    return table("differing", "What differs from run to run", columns, rows, flip=len(rows) <= 4)
+def _by_engine(keys: Sequence[str], runs: Sequence[_Run]) -> Table | None:
+    """Engines as columns: a run of each tells for all."""
+    firsts = {run.engine.index: run for run in reversed(runs)}
+    rows = [[words(run.engine.name, engine=index), *(_cell(key, run.told.get(key, "")) for key in keys)]
+            for index, run in sorted(firsts.items())]
+    columns = [_ENGINE, *(Column(key, *_head(key), numeric=False) for key in keys)]
+    return table("engines", "What differs from engine to engine", columns, rows, flip=True) if keys else None
 
 
-def _cell(text: str) -> Cell:
-    return words(text, hint="" if text else "not set, or not told")
+def _by_run(id: str, caption: str, keys: Sequence[str], runs: Sequence[_Run]) -> Table | None:
+    """Figures are a column of numbers; a version or a fingerprint is none, though it may look like one."""
+    numeric = {key for key in keys if key.split(".")[0] in (*_CLIENT, "workload")
+               and all(_is_number(run.told.get(key) or "0") for run in runs)}
+    rows = [[words(run.engine.name, engine=run.engine.index), words(run.run.summary.load),
+             *(_number(run.told.get(key, "")) if key in numeric else _cell(key, run.told.get(key, "")) for key in keys)]
+            for run in runs]
+    columns = [_ENGINE, Column("load", "Load", numeric=False),
+               *(Column(key, *_head(key), numeric=key in numeric) for key in keys)]
+    return table(id, caption, columns, rows) if keys else None
+
+
+def _cell(key: str, text: str) -> Cell:
+    """What is too long to be read is cut, and whole in the CSV."""
+    return replace(words(_shown(key, text), hint=("" if text else "not set, or not told")), raw=text)
+
+
+def _number(text: str) -> Cell:
+    return Cell(count(float(text)), float(text)) if text else _cell("", "")
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return isfinite(float(text))
+    except ValueError:
+        return False
+
+
+def _shown(key: str, text: str) -> str:
+    """`text` of `key` as a person reads it."""
+    if key.endswith("_at") and text:
+        return f"{text[:10]} {text[11:19]} UTC"
+    if key.endswith("_bytes") and _is_number(text):
+        return f"{number(float(text) / (1 << 30))} GiB"
+    if key in ("schedule_digest", "git_commit"):
+        return fingerprint(text)
+    return text
 
 
 def _told(run: RunData) -> dict[str, str]:
@@ -87,5 +144,8 @@ def _text(value: Any, key: str) -> str:
     return str(value)
 
 
-def _title(key: str) -> str:
-    return key.replace(".", " · ").replace("_", " ")
+def _head(key: str) -> tuple[str, str]:
+    """(title, unit)."""
+    bare = key.removeprefix("client.").removesuffix("_bytes")
+    unit = next((unit for unit in ("ms", "s") if bare.endswith(f"_{unit}")), "")
+    return bare.removesuffix(f"_{unit}").replace(".", " · ").replace("_", " "), unit

@@ -16,6 +16,8 @@ from pabench.report.groups import Engine, RunData
 from pabench.report.reduce import Floats, rounded
 from pabench.report.text import DOUBTED, label
 
+_DOT = "#171b22"  # on every engine's colour
+
 
 @dataclass(frozen=True, slots=True)
 class Figure:
@@ -45,21 +47,27 @@ def line(
 ) -> go.Scatter:
     """One line of `engine`. `hover` is plotly's template for the body of the hover text, of our words alone.
 
-    `doubted`: which points are of runs that may not be believed; they and their hover texts are marked.
+    `doubted`: which points are of runs that may not be believed; they and their hover texts are marked. The mark is a
+    dot, in a filled one of another colour: filled and open stay what they are.
     """
-    marker: str | list[str] = engine.look.marker + ("-open" if open_marker else "")
+    shape = engine.look.marker + ("-open" if open_marker else "")
+    marker: str | list[str] = shape
+    edge: dict[str, Any] = {"width": 1.6, "color": engine.look.colour}
+    size: int | list[int] = 8
     if any(doubted):
-        marker = [f"{engine.look.marker}-open-dot" if doubt else str(marker) for doubt in doubted]
+        marker = [f"{shape}-dot" if doubt else shape for doubt in doubted]
+        size = [11 if doubt else 8 for doubt in doubted]
+        if not open_marker:
+            edge["color"] = [_DOT if doubt else engine.look.colour for doubt in doubted]
         hover += "%{customdata}"
         more["customdata"] = [f"<br>{DOUBTED}" if doubt else "" for doubt in doubted]
-    edge = {"width": 1.6, "color": engine.look.colour}
     return go.Scatter(
         x=rounded(x),
         y=rounded(y),
         name=label(engine.name) + (f" {name}" if name else ""),
         mode="lines+markers" if markers else "lines",
         line={"color": engine.look.colour, "dash": engine.look.dash, "width": 1.4 if open_marker else 2.4},
-        marker={"symbol": marker, "size": 8, "color": engine.look.colour, "line": edge},
+        marker={"symbol": marker, "size": size, "color": engine.look.colour, "line": edge},
         hovertemplate=f"{hover}<extra>%{{fullData.name}}</extra>",
         meta={"engine": engine.index},
         **more,
@@ -68,13 +76,14 @@ def line(
 
 def doubt_note(runs: Iterable[RunData]) -> str:
     """What the mark means, for the caption of a figure that has a point for each of `runs`."""
-    return "" if all(run.believable for run in runs) else f" Hollow with a dot: {DOUBTED}."
+    return "" if all(run.believable for run in runs) else f" With a dot inside: {DOUBTED}."
 
 
 def axis(title: str, *, log: bool = False, zero: bool = False, **more: Any) -> dict[str, Any]:
     """One axis. `log` where values span more than a decade and a half; `zero`: it starts there."""
     if log:
-        return {"title": _title(title), "type": "log", "dtick": "D2", "minexponent": 6, **more}
+        # Without a format plotly writes a bare 2 or 5 beside ticks between decades.
+        return {"title": _title(title), "type": "log", "dtick": "D2", "tickformat": ",~r", **more}
     return {"title": _title(title), "rangemode": "tozero" if zero else "normal", **more}
 
 

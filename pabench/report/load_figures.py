@@ -10,18 +10,13 @@ import numpy as np
 from pabench.analysis.summary import Quantiles, RunSummary
 from pabench.report.figures import Figure, axis, doubt_note, line, spec, wide
 from pabench.report.groups import Engine, Group, RunData
+from pabench.report.questions import useful_throughput
 from pabench.report.reduce import Floats
 from pabench.report.text import DOUBTED, count, number, percent
 
 _MOST_TICKS = 10
 
 Value = Callable[[RunSummary], float | None]
-
-
-def useful_throughput(summary: RunSummary) -> float:
-    """Verified tokens per second where the workload has an oracle, else output tokens per second."""
-    verified = summary.verified_tokens_per_s
-    return summary.throughput_tokens_per_s if verified is None else verified
 
 
 def load_figures(group: Group) -> list[Figure]:

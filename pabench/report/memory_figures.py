@@ -1,4 +1,4 @@
-"""What the KV cache does: sequences held, use beside live tokens, waste."""
+"""What the KV cache does: sequences held, use beside live tokens, waste, prefix hits."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from pabench.report.figures import Figure, axis, line, spec
 from pabench.report.groups import Engine, Group, RunData, believed
 from pabench.report.load_figures import by_load
 from pabench.report.palette import WASTE
+from pabench.report.prefix_figures import prefix_figure
 from pabench.report.reduce import MAX_SERIES_POINTS, Floats, low_and_high, rounded
 from pabench.report.series import gauge, live_tokens
 from pabench.report.text import DOUBTED, count, label, number, percent
@@ -22,22 +23,35 @@ _PATTERN = {"fgcolor": "rgba(255,255,255,.55)", "fillmode": "overlay", "solidity
 
 
 def memory_by_load(group: Group) -> list[Figure]:
-    """Sequences held, effective utilisation and preemptions by load."""
+    """Sequences held, effective utilisation, prefix hits and preemptions by load."""
     figures = [
         by_load(group, "held", "Sequences held at once", "sequences", lambda s: s.mean_running,
                 "Mean of the requests in the batch over the steady window, from the engine's own gauge."),
-        by_load(group, "utilisation", "Effective utilisation", "% of slots in use", lambda s: s.effective_utilisation,
-                "Live tokens, from the client's record, as a share of the slots in use. Above 100 % where requests "
-                "share slots, or hold none while they are preempted.", share=True),
+        by_load(group, "utilisation", "Effective utilisation", "% of slots in use", lambda s: s.utilisation,
+                _utilisation_caption(group), share=True),
     ]
+    if any(run.summary.prefix_hit_rate is not None for engine in group.engines for run in engine.runs):
+        figures.append(by_load(group, "prefix-hits", "Prefix hits by load", "% of tokens looked up",
+                               lambda s: s.prefix_hit_rate, "Prompt tokens that the prefix cache had, of those looked "
+                               "up in it, over the run.", share=True))
     if any(run.summary.preemptions for engine in group.engines for run in engine.runs):
         figures.append(by_load(group, "preemptions", "Preemptions", "preemptions in the run", lambda s: s.preemptions,
                                "Times that a running request lost its place to another."))
     return [figure for figure in figures if figure is not None]
 
 
+def _utilisation_caption(group: Group) -> str:
+    exact = [engine.name for engine in group.engines if any(run.summary.waste is not None for run in engine.runs)]
+    bound = [engine.name for engine in group.engines if any(run.summary.utilisation_is_bound for run in engine.runs)]
+    caption = "Share of the slots in use that hold tokens"
+    caption += f": the engine's own split for {', '.join(exact)}; else" if exact else ","
+    caption += (" live tokens from the client's record, in which prefixes that different requests share count once for "
+                "each, so that it may pass 100 % (the table of all figures has them once too).")
+    return caption + (f" At most, of {', '.join(bound)}: preempted requests count as live." if bound else "")
+
+
 def memory_at_level(group: Group, level: float) -> list[Figure]:
-    """Waste split, block maps, and over time running sequences and each engine's use beside live tokens."""
+    """Waste split, block maps, and over time running sequences, each engine's use beside live tokens, prefix hits."""
     last = [(engine, believed(group.at(engine, level))[-1]) for engine in group.engines if group.at(engine, level)]
     key = f"{group.index}-{group.levels.index(level)}"
     repeated = any(len(group.at(engine, level)) > 1 for engine, _ in last)
@@ -46,6 +60,7 @@ def memory_at_level(group: Group, level: float) -> list[Figure]:
     top = max((_peak(run, live) for (_, run), (_, live) in zip(last, lives, strict=True)), default=0.0)
     for (engine, run), live in zip(last, lives, strict=True):
         figures.append(_timeline(engine, run, live, key, top, repeated))
+    figures.append(prefix_figure(last, key))
     return [figure for figure in figures if figure is not None]
 
 
@@ -69,10 +84,11 @@ def _waste(runs: Sequence[tuple[Engine, RunData]], key: str) -> Figure | None:
         barmode="stack",
         bargap=0.35,
     )
-    legend = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "traceorder": "normal"}
-    body["layout"] |= {"showlegend": True, "legend": legend}
+    # On a phone the legend takes several rows: all of it is shown, and a text that does not fit its bar is not.
+    legend = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "traceorder": "normal", "maxheight": 120}
+    body["layout"] |= {"showlegend": True, "legend": legend, "uniformtext": {"minsize": 10, "mode": "hide"}}
     alt = f"Stacked bars of the state of KV slots. {'; '.join(told)}."
-    return Figure(f"waste-{key}", "Where the slots go", caption, alt, body, height=110 + 48 * len(names), wide=True)
+    return Figure(f"waste-{key}", "Where the slots go", caption, alt, body, height=150 + 48 * len(names), wide=True)
 
 
 def _waste_bar(splits: Sequence[tuple[Engine, WasteSplit]], key: str, name: str, colour: str, shape: str) -> go.Bar:

@@ -9,6 +9,7 @@ from typing import Any
 from pabench.analysis.summary import Quantiles, RunSummary
 from pabench.load.records import OUTCOMES
 from pabench.report.groups import Engine
+from pabench.report.questions import AT_MOST
 from pabench.report.tables import Cell, Column, Table, table, words
 from pabench.report.text import count, number, percent
 
@@ -50,7 +51,7 @@ def key_table(engines: Sequence[Engine]) -> Table:
         _of_quantiles("tpot_ms", "TPOT", "tpot", "p50"),
         _of_quantiles("tpot_ms", "TPOT", "tpot", "p99"),
         _plain("kv_usage_mean", "KV use", "%", percent),
-        _plain("effective_utilisation", "Effective utilisation", "%", percent),
+        _plain("utilisation", "Effective utilisation", "%", percent),
         _plain("preemptions", "Preemptions", "", count),
         _plain("wrong_tokens", "Wrong tokens", "", count),
     ]
@@ -73,6 +74,7 @@ def all_table(engines: Sequence[Engine]) -> Table:
         _plain("verified_tokens_per_s", "Verified throughput", "tokens/s"),
         _plain("goodput_per_s", "Goodput", "requests/s"),
         _plain("in_time_share", "Requests in time", "%", percent),
+        _plain("deadline_miss_rate", "Token deadlines missed", "%", percent),
         _plain("output_tokens", "Output tokens", "", count),
         _plain("verified_tokens", "Verified tokens", "", count),
         _plain("wrong_tokens", "Wrong tokens", "", count),
@@ -83,7 +85,10 @@ def all_table(engines: Sequence[Engine]) -> Table:
         _plain("kv_usage_mean", "KV use, mean", "%", percent),
         _plain("kv_usage_max", "KV use, most", "%", percent),
         _plain("live_tokens_mean", "Live tokens, mean", "tokens", count),
-        _plain("effective_utilisation", "Effective utilisation", "%", percent),
+        _plain("live_tokens_once_mean", "Live tokens with shared prefixes once, mean", "tokens", count),
+        _plain("utilisation", "Effective utilisation", "%", percent),
+        _plain("effective_utilisation", "Effective utilisation, seen from outside", "%", percent),
+        _plain("effective_utilisation_once", "The same with shared prefixes once", "%", percent),
         _plain("preemptions", "Preemptions", "", count),
         _plain("prefix_hit_rate", "Prefix hit rate", "%", percent),
         *(_waste(name) for name in ("token_states", "reserved", "internal", "external", "free")),
@@ -110,17 +115,21 @@ def _of_priority(priority: str, name: str) -> _Figure:
 def _runs_table(
     id: str, caption: str, engines: Sequence[Engine], figures: Sequence[_Figure], *, whole: bool = False
 ) -> Table:
-    rows = []
+    """What may not be believed says so before its figures: a table may be wider than the page."""
+    rows: list[list[Cell]] = []
+    doubted: list[int] = []
     for engine in engines:
         for run in engine.runs:
             s = run.summary
-            cells = [words(engine.name, engine=engine.index), words(s.workload), words(s.load)]
-            cells += [_measured(figure, s) for figure in figures]
-            rows.append([*cells, words(s.status, "" if s.status == "complete" else "bad"), _valid(s)])
-    columns = [_ENGINE, _WORKLOAD, _LOAD, *(figure.column for figure in figures), _STATUS, _VALID]
+            doubted += [] if run.believable else [len(rows)]
+            cells = [words(engine.name, engine=engine.index), words(s.workload), words(s.load), _valid(s),
+                     words(s.status, "" if s.status == "complete" else "bad")]
+            rows.append(cells + [_measured(figure, s) for figure in figures])
+    columns = [_ENGINE, _WORKLOAD, _LOAD, _VALID, _STATUS, *(figure.column for figure in figures)]
     left_out = set() if whole else _dull(columns, rows)
     kept = [index for index, column in enumerate(columns) if column not in left_out]
-    return table(id, caption, [columns[i] for i in kept], [[row[i] for i in kept] for row in rows], flip=whole)
+    return table(id, caption, [columns[i] for i in kept], [[row[i] for i in kept] for row in rows], flip=whole,
+                 doubted=doubted)
 
 
 def _dull(columns: Sequence[Column], rows: Sequence[Sequence[Cell]]) -> set[Column]:
@@ -136,6 +145,8 @@ def _measured(figure: _Figure, summary: RunSummary) -> Cell:
     shown = figure.show(found)
     if figure.column.unit == "%":
         shown = shown.removesuffix("%").rstrip()
+    if figure.column.key == "utilisation_share" and found is not None and summary.utilisation_is_bound:
+        return Cell(f"≤ {shown}", found, tone, AT_MOST)
     return Cell(shown, found, tone)
 
 

@@ -70,7 +70,8 @@
 
   // Only what is in the page's flow has a size to draw into.
   const inSight = () => [...document.querySelectorAll(".plot")].filter((place) => place.offsetParent !== null);
-  const drawAll = () => Promise.all(inSight().map(draw));
+  // What is hidden makes room for the others.
+  const drawAll = () => Promise.all(inSight().map((place) => draw(place).then(() => Plotly.Plots.resize(place))));
 
   function setTheme(name, keep) {
     const dark = name === "dark" || (name === "system" && systemDark.matches);
@@ -136,6 +137,13 @@
       button.addEventListener("click", () => sortBy(table, column, head));
     });
   });
+
+  // A table that is wider than its box says so.
+  const sized = new ResizeObserver((entries) => entries.forEach(({ target }) => {
+    const head = target.parentElement.querySelector(".sideways");
+    if (head) head.hidden = target.scrollWidth <= target.clientWidth;
+  }));
+  document.querySelectorAll(".scroll").forEach((box) => sized.observe(box));
 
   document.getElementById("theme").addEventListener("click", () => {
     setTheme(themes[(themes.indexOf(root.dataset.choice) + 1) % themes.length], true);

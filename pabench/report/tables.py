@@ -47,13 +47,17 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table of the page. `flip`: shown with the columns as rows; its CSV has one row a row all the same."""
+    """A table of the page. `flip`: shown with the columns as rows; its CSV has one row a row all the same.
+
+    `doubted`: which rows are of runs that may not be believed.
+    """
 
     id: str
     caption: str
     columns: tuple[Column, ...]
     rows: tuple[tuple[Cell, ...], ...]
     flip: bool = False
+    doubted: frozenset[int] = frozenset()
 
     @property
     def csv(self) -> str:
@@ -76,13 +80,14 @@ def words(text: str, tone: str = "", hint: str = "", engine: int | None = None) 
 
 
 def table(
-    id: str, caption: str, columns: Sequence[Column], rows: Iterable[Sequence[Cell]], *, flip: bool = False
+    id: str, caption: str, columns: Sequence[Column], rows: Iterable[Sequence[Cell]], *, flip: bool = False,
+    doubted: Iterable[int] = (),
 ) -> Table:
     """A table, checked to be rectangular."""
     made = tuple(tuple(row) for row in rows)
     if any(len(row) != len(columns) for row in made):
         raise ValueError(f"table {id}: rows of {sorted({len(row) for row in made})} cells, {len(columns)} columns")
-    return Table(id, caption, tuple(columns), made, flip)
+    return Table(id, caption, tuple(columns), made, flip, frozenset(doubted))
 
 
 def _field(raw: Raw) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import html
 import math
 import re
+from collections.abc import Sequence
 
 from pabench.telemetry.vocabulary import UNKNOWN
 
@@ -28,6 +29,12 @@ def shortened(text: str, length: int) -> str:
     """One line of at most `length` characters, with an ellipsis where something was cut."""
     line = " ".join(visible(text).split())
     return line if len(line) <= length else line[: length - 1] + "…"
+
+
+def fingerprint(text: str, length: int = 12) -> str:
+    """As much of a digest or a commit as tells it from others, and whether the checkout was changed."""
+    bare = text.removesuffix("-dirty")
+    return bare[:length] + ("…" if len(bare) > length else "") + text[len(bare):]
 
 
 def label(text: str, length: int = 48) -> str:
@@ -70,4 +77,9 @@ def percent(value: float | None) -> str:
 
 def ratio(value: float) -> str:
     """A factor: 1.04×, 4.2×, 12×."""
-    return f"{value:.2f}×" if value < 1.1 else f"{value:.1f}×" if value < 10 else f"{number(value, 2)}×"
+    return f"{value:.2f}×" if value < 1.995 else f"{value:.1f}×" if value < 10 else f"{number(value, 2)}×"
+
+
+def listed(texts: Sequence[str]) -> str:
+    """As a sentence has them: a, b and c."""
+    return " and ".join(filter(None, (", ".join(texts[:-1]), *texts[-1:])))

@@ -19,7 +19,9 @@ from pabench.report.headline import Tile, memory_sentence, sentences, tiles, why
 from pabench.report.load_figures import load_figures
 from pabench.report.matrix import Failure, WrongAnswers, failures, matrices, wrong_answers
 from pabench.report.memory_figures import memory_at_level, memory_by_load
+from pabench.report.ratios import ratios_table
 from pabench.report.run_tables import all_table, key_table
+from pabench.report.slowest_figures import slowest_figures
 from pabench.report.sources import Sources
 from pabench.report.strip import Card, cards
 from pabench.report.tables import Table
@@ -47,6 +49,7 @@ class GroupView:
     sentences: tuple[str, ...]
     nothing: str    # why there are none
     memory_sentence: str
+    ratios: Table | None
     load: tuple[Figure, ...]
     capacity: Table | None
     tried: tuple[Table, ...]
@@ -75,7 +78,7 @@ class Page:
     gates: tuple[GateView, ...]
     claims: Table | None
     same: Table | None
-    differing: Table | None
+    differing: tuple[Table, ...]
     problems: tuple[str, ...]
     cautions: tuple[str, ...]       # why what is set side by side may not be alike
 
@@ -135,6 +138,7 @@ def _group_view(group: Group, searches: Sequence[Search]) -> GroupView:
         sentences=tuple(sentences(made)),
         nothing=why_nothing(group),
         memory_sentence=memory_sentence(group),
+        ratios=ratios_table(group),
         load=(*capacity_figures(group, searched), *load_figures(group)),
         capacity=conclusions(group, searched),
         tried=tuple(tried_tables(group, searched)),
@@ -149,7 +153,7 @@ def _pane(group: Group, level: float, shown: bool) -> Pane:
         id=f"{group.index}-{group.levels.index(level)}",
         title=group.load_text(level),
         shown=shown,
-        feel=tuple(feel_figures(group, level)),
+        feel=(*feel_figures(group, level), *slowest_figures(group, level)),
         memory=tuple(memory_at_level(group, level)),
     )
 
@@ -163,6 +167,8 @@ def _notes(group: Group, memory: list[Figure]) -> Iterator[str]:
     summaries = [run.summary for engine in group.engines for run in engine.runs]
     if all(summary.waste is None for summary in summaries):
         yield "No split of waste: no engine here tells the state of its slots."
+    if "prefix" not in told:
+        yield "No figure of prefix hits: no engine here tells of a look-up in a prefix cache."
     if "preemptions" not in told:
         known = [summary for summary in summaries if summary.preemptions is not None]
         yield "No preemption in any run that tells them." if known else "Preemptions: told by no engine here."

@@ -8,7 +8,7 @@ from statistics import median
 import pytest
 
 from pabench.load.arrivals import Arrivals, ClosedArrivals, ConstantArrivals, PoissonArrivals
-from pabench.load.manifest import read_manifest
+from pabench.load.manifest import ClientHealth, read_manifest
 from pabench.report import write_report
 from pabench.report.groups import Group, sort_engines, sort_groups
 from pabench.report.headline import Tile, sentences, tiles
@@ -139,3 +139,18 @@ def test_a_few_blocks_more_or_less_are_one_engine(tmp_path: Path, blocks: int, t
     manifest.write(tmp_path / "b")
     found = " ".join(cautions(tmp_path)).replace("\N{NARROW NO-BREAK SPACE}", "").replace("\N{NO-BREAK SPACE}", "")
     assert found == "" if not told else told in found
+
+
+@pytest.mark.parametrize(("changes", "told"), [
+    ({"git_commit": "fbda4f00fb7c"},
+     "different versions of pabench (pabench 0.1.0, commit 0123abc; pabench 0.1.0, commit fbda4f00fb7c)"),
+    ({"git_commit": "0123abc-dirty"}, "commit 0123abc-dirty"),
+    ({"versions": {"pabench": "0.2.0"}}, "pabench 0.2.0, commit 0123abc"),
+    ({"client": ClientHealth(kernel_stamps=True)}, "arrivals are the kernel's in some runs (as of b)"),
+])
+def test_engines_that_another_client_measured_are_told(tmp_path: Path, changes: dict[str, object], told: str) -> None:
+    write_run(tmp_path / "a", Made("a"))
+    folder = write_run(tmp_path / "b", Made("b"))
+    read_manifest(folder).model_copy(update=changes).write(folder)
+    (found,) = cautions(tmp_path)
+    assert told in found

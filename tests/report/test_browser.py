@@ -102,6 +102,38 @@ def test_no_width_scrolls_sideways(shared: Seen) -> None:
         assert shared.page.evaluate(too_wide) == 0, width
 
 
+def test_texts_of_figures_can_be_read_at_every_width(shared: Seen) -> None:
+    """None is drawn smaller than 9 px, and no legend scrolls over what it explains."""
+    hard = """() => [...document.querySelectorAll('.plot')].filter(p => p.offsetParent).flatMap(plot => [
+        ...[...plot.querySelectorAll('text')].filter(t => t.textContent && t.getClientRects().length)
+            .map(t => [t, parseFloat(getComputedStyle(t).fontSize) * (t.getCTM()?.a || 1)])
+            .filter(([, size]) => size < 9).map(([t, size]) => `${plot.id}: ${t.textContent} of ${size} px`),
+        ...[...plot.querySelectorAll('.legend .scrollbar')].filter(s => s.getBoundingClientRect().height > 0)
+            .map(() => `${plot.id}: the legend scrolls`)])"""
+    for width in (400, 1200):
+        shared.page.set_viewport_size({"width": width, "height": 900})
+        for _ in range(20):
+            shared.page.wait_for_timeout(250)
+            if not shared.page.evaluate(hard):
+                break
+        assert shared.page.evaluate(hard) == [], width
+
+
+@pytest.mark.parametrize("width", [400, 1200, 1440])
+def test_what_is_valid_is_in_view_and_a_table_that_is_wider_says_so(shared: Seen, width: int) -> None:
+    shared.page.set_viewport_size({"width": width, "height": 900})
+    shared.page.wait_for_timeout(600)
+    if width > 400:
+        assert shared.page.locator("#runs thead th", has_text="Valid").evaluate(
+            "th => th.getBoundingClientRect().right <= th.closest('.scroll').getBoundingClientRect().right")
+    wide = shared.page.evaluate("""() => [...document.querySelectorAll('.table-block')]
+        .filter(b => !b.closest('details:not([open])'))
+        .map(b => [b.querySelector('.scroll'), b.querySelector('.sideways')])
+        .map(([box, hint]) => [box.scrollWidth > box.clientWidth, hint.offsetParent !== null])""")
+    assert all(is_wide == told for is_wide, told in wide)
+    assert any(is_wide for is_wide, _ in wide) or width > 400
+
+
 def test_theme_goes_round_by_keyboard_and_restyles_the_plots(seen: Seen) -> None:
     def look() -> tuple[str, str]:
         return (seen.page.get_attribute("html", "data-theme"),
@@ -128,6 +160,10 @@ def test_an_engine_can_be_hidden_in_all_figures_at_once(shared: Seen) -> None:
     assert shown
     assert not any("contiguous" in trace["name"] for trace in shown)
     assert shared.page.locator('figure[data-engine="1"]:visible').count() == 0
+    assert shared.page.evaluate(
+        """() => [...document.querySelectorAll('.pane:not([hidden]) > .figures')].every(row => {
+            const last = [...row.children].filter(f => !f.hidden).at(-1);
+            return row.getBoundingClientRect().right - last.getBoundingClientRect().right < 2; })""")  # no empty end
     buttons.first.click()
     assert all(trace["visible"] for trace in drawn(shared, "ttft-load-0"))
 
@@ -153,10 +189,10 @@ def test_csv_equals_the_data(shared: Seen, results: Path) -> None:
     row = next(row for row in rows if row["engine"] == summary.label and row["load"] == summary.load)
     assert summary.ttft_ms is not None
     assert float(row["ttft_p99_ms"]) == summary.ttft_ms.p99
-    assert float(row["effective_utilisation_share"]) == summary.effective_utilisation
+    assert float(row["utilisation_share"]) == summary.utilisation
     assert row["wrong_tokens"] == str(summary.wrong_tokens) == "4"
     silent = next(row for row in rows if row["engine"] == "silent engine")
-    assert silent["effective_utilisation_share"] == ""
+    assert silent["utilisation_share"] == ""
 
 
 def test_failures_open_by_keyboard_and_show_their_text(shared: Seen) -> None:
