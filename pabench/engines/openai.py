@@ -105,6 +105,7 @@ class OpenAIDialect:
     name = "openai"
     capabilities: frozenset[str] = frozenset({"sampling", "stream"})
     metrics_path: str | None = None
+    health_path = "/health"
     own_route: str | None = None
     cache_reset_path: str | None = None
     metric_names: frozenset[str] = frozenset()
