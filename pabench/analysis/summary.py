@@ -79,4 +79,5 @@ class RunSummary:
     slo: str | None = None                # what in time means, in words
     in_time_share: float | None = None    # of the requests, 0..1
     goodput_per_s: float | None = None    # requests in time that ended inside the window
+    not_applicable: frozenset[str] = frozenset()  # figures that an engine of this kind cannot have
     ttft_ms_by_priority: dict[str, Quantiles] = field(default_factory=dict)  # lower first; empty: no priorities
