@@ -12,13 +12,14 @@ from pabench.engines import dialects
 from pabench.engines.answer_json import error_text, load_json
 from pabench.engines.base import Dialect, EngineFacts
 from pabench.engines.cleaning import clean
-from pabench.engines.client import NO_ROUTE, EngineClient
+from pabench.engines.client import MODELS_PATH, NO_ROUTE, EngineClient
 from pabench.engines.openai import owners
 from pabench.engines.trials import Trials
 from pabench.engines.triton import triton_models
 from pabench.errors import EngineProtocol, UsageError
 from pabench.probe import PRESETS, ProbeSpec, load_spec, preset
-from pabench.telemetry.exposition import ACCEPT, parse_exposition
+from pabench.telemetry.exposition import parse_exposition
+from pabench.telemetry.pages import read_extra
 from pabench.telemetry.vocabulary import KVFacts, KVSample, MetricFamilies
 
 _ASSUMED_PRESET = "gqa"
@@ -35,6 +36,8 @@ class Examination:
     probe: ProbeSpec | None
     metrics_found: tuple[str, ...]   # "kv_usage: vllm:kv_cache_usage_perc"
     notes: tuple[str, ...]
+    cadence_s: float = 0.0           # how late the metrics of an engine at rest may be
+    not_applicable: tuple[str, ...] = ()  # quantities that an engine of this kind cannot have
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -46,6 +49,8 @@ class Examination:
             "probe": None if self.probe is None else self.probe.preset,
             "metrics_found": list(self.metrics_found),
             "notes": list(self.notes),
+            "cadence_s": self.cadence_s,
+            "not_applicable": list(self.not_applicable),
         }
 
 
@@ -78,6 +83,7 @@ async def examine(
             metrics = await _metrics(client, trials.notes, client.dialect.metrics_path)
         else:
             trials.notes += without
+        metrics = await _with_extra_pages(client, metrics, trials.notes)
         entry = _entry(models, model, trials.notes)
         trials.max_context_tokens = _max_context(entry)
         client.model = model or str(entry.get("id") or "") or await _pinned_model(client)
@@ -96,7 +102,8 @@ async def examine(
             told |= await _prefix_cache(trials, told)
         facts = replace(facts, capabilities=frozenset(trials.capabilities | told))
     spec = _which_probe(given, facts.model_root, trials.is_probe, trials.notes)
-    return Examination(facts, spec, metrics_found(client.dialect, metrics), tuple(trials.notes))
+    return Examination(facts, spec, metrics_found(client.dialect, metrics), tuple(trials.notes),
+                       client.dialect.cadence_s, tuple(sorted(client.dialect.not_applicable)))
 
 
 async def _own(client: EngineClient, recognised: Dialect, notes: list[str]) -> Dialect:
@@ -151,7 +158,7 @@ async def _models(client: EngineClient, wanted: str | None) -> tuple[Mapping[str
 
     `wanted`: the model that the caller names.
     """
-    status, headers, body = await client.get("/v1/models")
+    status, headers, body = await client.get(MODELS_PATH)
     if status in NO_ROUTE and (models := await triton_models(client, wanted)) is not None:
         return models, headers
     try:
@@ -175,13 +182,28 @@ async def _models(client: EngineClient, wanted: str | None) -> tuple[Mapping[str
 async def _metrics(client: EngineClient, notes: list[str], path: str = _METRICS_PATH) -> MetricFamilies:
     """All samples of the metrics page; empty, with a note, where there is no such page."""
     try:
-        status, _, body = await client.get(path, {"Accept": ACCEPT})
+        status, body = await client.page(path)
         if status == 200:
             return parse_exposition(body)
         notes.append(f"no metrics: {path} answers with status {status}")
     except EngineProtocol as error:
         notes.append(f"no metrics: {clean(str(error))}")
     return {}
+
+
+async def _with_extra_pages(client: EngineClient, metrics: MetricFamilies, notes: list[str]) -> MetricFamilies:
+    """`metrics`, and what the dialect's other pages tell; with a note for each that tells nothing."""
+    for page in client.dialect.extra_pages:
+        if page.use == "instead" and metrics:
+            continue
+        try:
+            extra = await read_extra(page, client.page)
+            if extra is None:
+                notes.append(f"nothing of the KV cache from {page.path}: it is not there")
+            metrics = {**(extra or {}), **metrics}
+        except EngineProtocol as error:
+            notes.append(f"nothing of the KV cache from {page.path}: {clean(str(error))}")
+    return metrics
 
 
 def _entry(models: Mapping[str, Any], wanted: str | None, notes: list[str]) -> Mapping[str, Any]:

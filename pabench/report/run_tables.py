@@ -12,6 +12,7 @@ from pabench.report.groups import Engine
 from pabench.report.questions import AT_MOST
 from pabench.report.tables import Cell, Column, Table, table, words
 from pabench.report.text import count, number, percent
+from pabench.telemetry.vocabulary import NOT_APPLICABLE
 
 Show = Callable[[float | None], str]
 
@@ -142,7 +143,7 @@ def _dull(columns: Sequence[Column], rows: Sequence[Sequence[Cell]]) -> set[Colu
 def _measured(figure: _Figure, summary: RunSummary) -> Cell:
     found = figure.get(summary)
     tone = "bad" if figure.column.key == "wrong_tokens" and found else ""
-    shown = figure.show(found)
+    shown = NOT_APPLICABLE if figure.column.key in summary.not_applicable else figure.show(found)
     if figure.column.unit == "%":
         shown = shown.removesuffix("%").rstrip()
     if figure.column.key == "utilisation_share" and found is not None and summary.utilisation_is_bound:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from typing import Protocol
 from urllib.parse import urlsplit
 
 import aiohttp
 
 from pabench.errors import EngineProtocol, PabenchError
-from pabench.telemetry.exposition import ACCEPT, parse_exposition
-from pabench.telemetry.vocabulary import KVSample, MetricFamilies
+from pabench.telemetry.exposition import ACCEPT
+from pabench.telemetry.pages import Paged, PageReader
+from pabench.telemetry.vocabulary import COUNTERS, KVSample, MetricFamilies
 
 _TIMEOUT_S = 2.0
 
@@ -25,11 +27,11 @@ def metrics_url(url: str, path: str) -> str:
     return f"{parts.scheme}://{host}{path}"
 
 
-class Scrapable(Protocol):
+class Scrapable(Paged, Protocol):
     """The part of a dialect that a scraper needs."""
 
-    metrics_path: str | None
     metric_names: frozenset[str]
+    cadence_s: float
 
     def kv_sample(self, metrics: MetricFamilies, time_s: float) -> KVSample:
         """The one KV vocabulary from the metrics at `time_s`."""
@@ -56,7 +58,8 @@ class Scraper:
         self._dialect = dialect
         self._interval_s = interval_s
         # The info metric never changes and costs as much to parse as all the others.
-        self._names = frozenset(name for name in dialect.metric_names if not name.endswith("_info"))
+        names = frozenset(name for name in dialect.metric_names if not name.endswith("_info"))
+        self._pages = PageReader(dialect, self._fetch, names)
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -64,13 +67,24 @@ class Scraper:
         if self._dialect.metrics_path is not None and self._task is None:
             self._task = asyncio.create_task(self._run())
 
-    async def stop(self) -> list[KVSample]:
-        """End, with a last scrape, so that the counters of the whole run are there. Returns `samples`."""
+    async def stop(self, *, patient: bool = True) -> list[KVSample]:
+        """End, with a last scrape, so that the counters of the whole run are there. Returns `samples`.
+
+        `patient`: where the engine's numbers move late, scrape until they have come to rest, one cadence at most.
+        """
         if self._task is not None:
             task, self._task = self._task, None
             task.cancel()
             await asyncio.wait({task})
+            until_s = time.monotonic() + (self._dialect.cadence_s if patient else 0.0)
+            num_before, num_failed = len(self.samples), self.failed
             await self._scrape()
+            while self.failed == num_failed and not _at_rest(self.samples[num_before:]):
+                left_s = until_s - time.monotonic()
+                if left_s <= 0:
+                    break
+                await asyncio.sleep(min(self._interval_s, left_s))
+                await self._scrape()
         return self.samples
 
     async def _run(self) -> None:
@@ -85,19 +99,22 @@ class Scraper:
 
     async def _scrape(self) -> None:
         try:
-            page = await self._fetch()
-            time_s = time.monotonic()
-            metrics = parse_exposition(page, self._names)
-            self.samples.append(self._dialect.kv_sample(metrics, time_s))
+            metrics = await self._pages.read()
+            if metrics is None:
+                raise EngineProtocol(f"GET {self._dialect.metrics_path}: there is no such page")
+            self.samples.append(self._dialect.kv_sample(metrics, time.monotonic()))
         except (PabenchError, aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
             self.failed += 1
             self.last_error = str(error) or type(error).__name__
 
-    async def _fetch(self) -> bytes:
+    async def _fetch(self, path: str) -> tuple[int, bytes]:
         async with asyncio.timeout(_TIMEOUT_S):
-            url = metrics_url(self._url, self._dialect.metrics_path or "")
-            async with self._session.get(url, headers={"Accept": ACCEPT}) as response:
-                body = await response.read()
-                if response.status != 200:
-                    raise EngineProtocol(f"GET {self._dialect.metrics_path}: expected 200, got {response.status}")
-                return body
+            async with self._session.get(metrics_url(self._url, path), headers={"Accept": ACCEPT}) as response:
+                return response.status, await response.read()
+
+
+def _at_rest(samples: Sequence[KVSample]) -> bool:
+    """Whether an engine that nobody asks any more says so, and its counters stood still from one scrape to the next."""
+    if len(samples) < 2 or samples[-1].running or samples[-1].waiting:
+        return False
+    return all(getattr(samples[-1], name) == getattr(samples[-2], name) for name in COUNTERS)
