@@ -86,7 +86,9 @@ def merge_all(outs: torch.Tensor, lses: torch.Tensor) -> tuple[torch.Tensor, tor
     num_parts, num_rows, heads, dim = outs.shape
     part_rows = torch.arange(num_parts * num_rows, dtype=torch.int32, device=outs.device).view(num_parts, num_rows)
     part_starts = torch.arange(0, num_parts * num_rows + 1, num_parts, dtype=torch.int32, device=outs.device)
-    out, lse = torch.empty_like(outs[0]), torch.empty_like(lses[0], dtype=torch.float32)
+    # Contiguous, whatever the strides of the parts (empty_like would keep those): merge_kernel writes rows of lse, and
+    # the elements of a row of out, one behind the other.
+    out, lse = outs.new_empty(num_rows, heads, dim), lses.new_empty(num_rows, heads, dtype=torch.float32)
     parts = Parts(outs.float().contiguous().view(-1, heads, dim), lses.float().contiguous().view(-1, heads))
     launch_merge(parts, part_starts, part_rows.T.contiguous(), out, lse)
     return out, lse
