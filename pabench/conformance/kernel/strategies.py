@@ -34,6 +34,10 @@ _LAYOUTS = ("plain", "hnd", "combined", "padded")
 ROWS = ("decode", "prefill", "chunk", "mixed")
 _LONGEST = {"decode": 130, "prefill": 34, "chunk": 66, "mixed": 50}  # many rows are slow in an interpreter
 
+# Where splits of 256, 512 and 1024 positions end, and those of 2048 that chunks have.
+_SPLIT_EDGES = (255, 256, 257, 300, 511, 512, 513, 769, 1023, 1025)
+_CHUNK_EDGES = (2047, 2048, 2049, 2050)
+
 
 def edges(block_size: int, longest: int) -> list[int]:
     """Lengths up to `longest` at, one before and one behind the ends of blocks and tiles."""
@@ -102,6 +106,24 @@ def plain_cases(rows: str = "mixed", form: dict[str, Any] | None = None, **fixed
         return attend_cases(rows=rows, form=forms(**size), **usual | fixed)
     return st.sampled_from(DTYPES).flatmap(lambda name: attend_cases(
         rows=rows, form=forms(**size, storage=name), **usual | {"dtype": name} | fixed))
+
+
+def long_cases() -> st.SearchStrategy[AttendCase]:
+    """Decodes, drafts and chunks around the lengths where kernels cut a context in parts, any options among them.
+
+    Small heads, few rows, two sequences at most: the contexts are what is long, and an interpreter runs them too.
+    """
+    small = st.sampled_from((16, 32)).flatmap(lambda dim: forms(head_dim=dim, num_kv_heads=1))
+    windows = st.none() | st.integers(1, 40) | st.integers(200, 1100)
+
+    def of(lens: tuple[int, ...], rows: tuple[int, int], most: int) -> st.SearchStrategy[AttendCase]:
+        contexts = st.lists(st.sampled_from(lens), min_size=1, max_size=most).map(tuple)
+        return st.tuples(contexts, windows).flatmap(lambda drawn: st.lists(
+            st.integers(*rows), min_size=len(drawn[0]), max_size=len(drawn[0])).map(tuple).flatmap(
+                lambda counts: attend_cases(form=small, context_lens=drawn[0], query_lens=counts, window=drawn[1])))
+
+    decodes, drafts = of(_SPLIT_EDGES, (1, 1), 2), of(_SPLIT_EDGES, (1, 8), 2)
+    return st.sampled_from((decodes, decodes, drafts, drafts, of(_CHUNK_EDGES, (9, 12), 1))).flatmap(lambda each: each)
 
 
 def _rows(rows: str, context: int) -> st.SearchStrategy[int]:
