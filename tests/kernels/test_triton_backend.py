@@ -102,6 +102,16 @@ def test_what_the_backend_cannot_do_is_refused(query, kv_heads, message):
         plan.attend(query.to(DEVICE), cache, scale=1.0)
 
 
+@pytest.mark.parametrize(("target", "group", "refused"), [("amd", 71, True), ("amd", 64, False), ("nvidia", 71, False)])
+def test_queries_that_no_amd_gpu_holds_are_refused(monkeypatch, target, group, refused):
+    """The launch would fail, in words of its own."""
+    monkeypatch.setattr(launch, "target_of", lambda _device: target)
+    cache = KVCache(*(torch.zeros(1, 4, 1, 256) for _ in range(2)))
+    told = pytest.raises(ValueError, match=r"71 query heads of 256 .* take 128 KiB of shared memory, an AMD GPU has 64")
+    with told if refused else contextlib.nullcontext():
+        launch.geometry_of(torch.zeros(1, group, 256), cache, 1)
+
+
 def test_a_backend_that_is_not_known_moves_nothing():
     cache = KVCache(*(torch.zeros(2, 4, 1, 8) for _ in range(2)))
     new = torch.ones(1, 1, 8)
