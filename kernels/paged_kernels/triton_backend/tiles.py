@@ -75,16 +75,22 @@ def tile_for(num_rows: int, geometry: Geometry, *, target: str = "nvidia") -> Ti
         split = max(256, 16 * next_power_of_2(group))
         few_warps = small_memory or (not converted if block_m == 16 else blackwell)
         return Tile(block_m, tile, 4 if few_warps else 8, stages, split)
-    if converted and not small_memory:
-        block_m = max(at_least, 32)
-    else:
-        block_m = max(at_least, 32 if wide else 64 if lanes > 128 or small_memory else 128)
-        if blackwell and not wide and lanes > 64:
-            block_m = max(at_least, block_m // 2)
-    tile = 32 if wide or lanes > 128 or converted else 64
-    if lanes > 128 and target == "nvidia" and not wide and not converted:
-        tile = 16  # of 32 spill
+    block_m, tile = _chunk_tile(geometry, target, lanes)
     if wide and geometry.storage != torch.float32:
         stages = 1  # a copy that is on its way, and then widened, spills
     split = 2048 if num_rows <= SPLIT_ROWS else NO_SPLIT
-    return Tile(block_m, tile, 4 if small_memory else 8, stages, split)
+    return Tile(max(at_least, block_m), tile, 4 if small_memory else 8, stages, split)
+
+
+def _chunk_tile(geometry: Geometry, target: str, lanes: int) -> tuple[int, int]:
+    """Lanes of query rows times heads, at the least, and positions, of a tile of many rows: the most that do not spill.
+    """
+    if geometry.query == torch.float32:
+        return 32, 32
+    if geometry.storage in SCALED_DTYPES:
+        return 64 if target == "amd" else 32, 32
+    if target == "amd":
+        return 64, 32 if lanes > 128 else 64
+    if lanes > 128:
+        return (32, 32) if target == "blackwell" else (64, 16)
+    return 64 if target == "blackwell" and lanes > 64 else 128, 64
