@@ -94,6 +94,7 @@ def variants() -> Iterator[Variant]:
     yield Variant("decode", 256, torch.bfloat16, fp8, True)
     yield Variant("drafts", 128, torch.bfloat16, fp8, False, group=8)
     yield Variant("prefill", 256, torch.bfloat16, fp8, False)
+    yield Variant("prefill", 128, torch.float32, fp8, False)
 
 
 def compile_variant(variant: Variant, target: GPUTarget) -> Cost:
