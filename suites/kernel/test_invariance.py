@@ -16,7 +16,7 @@ from pabench.conformance.kernel.checks import (
     same_in_parts,
     same_whatever,
 )
-from pabench.conformance.kernel.strategies import attend_cases, forms, plain_cases
+from pabench.conformance.kernel.strategies import attend_cases, forms, long_cases, plain_cases
 
 
 @pytest.mark.requirement("kernel/ignores-slots-past-seq-len")
@@ -55,6 +55,12 @@ def test_split_lengths(kernel: KernelUnderTest) -> None:
     kernel.every(st.tuples(ends, ends).flatmap(lambda lens: attend_cases(
         rows="decode", context_lens=lens, form=st.just(form), group=8, window=None, soft_cap=None, alibi=False,
         dtype="float32")), equals_dense)
+
+
+@pytest.mark.requirement("kernel/split-invariant", case="options")
+def test_split_with_options(kernel: KernelUnderTest) -> None:
+    """Long contexts of any storage with windows, caps, ALiBi and drafts: each crosses edges between parts."""
+    kernel.every(long_cases(), equals_dense, share=20)
 
 
 @pytest.mark.requirement("kernel/split-invariant", case="two-parts")

@@ -23,7 +23,7 @@ def apply() -> None:
             "at_least = 16",
         ),
         (
-            "min(64, next_power_of_2(FEW_ROWS * group))",
+            "min(most, next_power_of_2(FEW_ROWS * group))",
             "16",
         ),
     )

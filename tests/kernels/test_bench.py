@@ -8,6 +8,7 @@ import subprocess
 import sys
 import weakref
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,8 +19,9 @@ from paged_kernels.bench import __main__ as command
 from paged_kernels.bench.exact import fault
 from paged_kernels.bench.record import Record, Row
 from paged_kernels.bench.shapes import Shape, shapes
-from paged_kernels.bench.subjects import OURS, contiguous, draw, make
+from paged_kernels.bench.subjects import IN_A_ROW, OURS, contiguous, draw, make
 from paged_kernels.bench.timing import copies_beyond_cache, milliseconds
+from paged_kernels.triton_backend.device import interpreted
 
 SHAPE = Shape("tiny", 3, 40, 5, 4, 2, 32, 8, "float32")
 ROOT = Path(__file__).resolve().parents[2]
@@ -120,12 +122,13 @@ def test_the_table_on_a_device() -> None:
     shape = Shape("Llama-8B", 32, 4096, 1, 32, 8, 128, 16, "bfloat16")
     rows = [Row(OURS, shape, [0.20, 0.20, 0.21], "graph"), Row("flashinfer", shape, [0.22] * 3, "graph"),
             Row("flash_attn", shape, failure="NotImplementedError: blocks | of 16"),
-            Row("sdpa", shape, [0.30], "eager")]
+            Row("sdpa", shape, [0.30], "eager"), Row(IN_A_ROW, shape, [0.16] * 3, "graph")]
     environment = {"device": "GPU", "torch": "2", "triton": "3"}
     record = Record(environment, 4e12, {"x": "ImportError"}, rows, {"large": "it needs 200 GiB, 70 are free"})
     line = next(line for line in record.table().splitlines() if line.startswith("| Llama-8B"))
     assert line == ("| Llama-8B decode, batch 32 x 4096, block 16, bfloat16 | 0.200 | 5% | 2687 | 67% | 10.7 | 1.10 | "
-                    "NotImplementedError: blocks / of 16 | 1.50 (eager) |")
+                    "NotImplementedError: blocks / of 16 | 1.50 (eager) | 1.25 |")
+    assert record.table().splitlines()[2].endswith(" sdpa / ours | ours / ours, one block a sequence |")
     assert "a streaming read reaches 4000 GB/s." in record.table()
     record.read_bandwidth_afterwards = 3.9e12
     assert "a streaming read reaches 4000 GB/s, afterwards 3900 GB/s." in record.table()
@@ -190,11 +193,25 @@ def test_flash_attention_has_a_shape() -> None:
     assert list(map(str, asked)) == ["Llama-8B decode, batch 32 x 4096, block 256, bfloat16"]
 
 
-def test_flex_attention_compiles_for_a_few_shapes_only() -> None:
+def test_what_compiles_for_each_shape_is_timed_on_a_few_only() -> None:
     for context, block_size in ((128, 16), (8192, 128)):
         shape = Shape("Llama-8B", 1, context, 1, 32, 8, 8, block_size, "bfloat16")
-        with pytest.raises(NotImplementedError, match="a few shapes only"):
-            make("flex_attention, contiguous", draw(shape, 1, torch.device("cpu")))
+        for name in ("flex_attention, contiguous", IN_A_ROW):
+            with pytest.raises(NotImplementedError, match="a few shapes only"):
+                make(name, draw(shape, 1, torch.device("cpu")))
+
+
+@pytest.mark.skipif(not interpreted(), reason="small, for the interpreter")
+@pytest.mark.parametrize("storage", ["float32", "float8_e4m3fn"])
+def test_one_block_a_sequence_holds_the_same(monkeypatch: pytest.MonkeyPatch, storage: str) -> None:
+    """The same numbers in another place, through a table that names each sequence's one block."""
+    data = draw(replace(SHAPE, rows=1, storage=storage), 1, torch.device("cpu"))
+    planned = []
+    monkeypatch.setattr("paged_kernels.bench.subjects.plan_attention",
+                        lambda *args, **named: planned.append(args) or plan_attention(*args, **named))
+    assert torch.equal(make(IN_A_ROW, data)(0), make(OURS, data)(0))
+    assert planned[0][0].tolist() == [[0], [1], [2]]
+    assert (planned[0][3], planned[1][3]) == (128, SHAPE.block_size)
 
 
 def test_a_subject_is_gone_before_the_next_is_made(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from pabench.conformance.runner import run_suite
 from pabench.conformance.verdicts import NOT_CONFORMING, Outcome
 
 SMOKE = [each for each in load_registry() if each.startswith("kernel/")]
-THOUSAND = {"attention": ["kernel/equals-dense"],
+THOUSAND = {"attention": ["kernel/equals-dense"], "splits": ["kernel/split-invariant"],
             "memory": ["kernel/cache-write-injective", "kernel/block-copy-exact", "kernel/merge-equals-dense"]}
 
 

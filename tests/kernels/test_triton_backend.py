@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import subprocess
 import sys
@@ -101,6 +102,16 @@ def test_what_the_backend_cannot_do_is_refused(query, kv_heads, message):
         plan.attend(query.to(DEVICE), cache, scale=1.0)
 
 
+@pytest.mark.parametrize(("target", "group", "refused"), [("amd", 71, True), ("amd", 64, False), ("nvidia", 71, False)])
+def test_queries_that_no_amd_gpu_holds_are_refused(monkeypatch, target, group, refused):
+    """The launch would fail, in words of its own."""
+    monkeypatch.setattr(launch, "target_of", lambda _device: target)
+    cache = KVCache(*(torch.zeros(1, 4, 1, 256) for _ in range(2)))
+    told = pytest.raises(ValueError, match=r"71 query heads of 256 .* take 128 KiB of shared memory, an AMD GPU has 64")
+    with told if refused else contextlib.nullcontext():
+        launch.geometry_of(torch.zeros(1, group, 256), cache, 1)
+
+
 def test_a_backend_that_is_not_known_moves_nothing():
     cache = KVCache(*(torch.zeros(2, 4, 1, 8) for _ in range(2)))
     new = torch.ones(1, 1, 8)
@@ -154,6 +165,45 @@ def test_heads_far_apart_are_written_and_read():
     query = torch.randn(1, 3, 16, generator=rng).half()
     plan = plan_attention(torch.tensor([[1, 0]]), torch.tensor([7]), torch.arange(2), 4, backend="triton")
     assert torch.equal(plan.attend(query, cache, scale=0.25), plan.attend(query, near, scale=0.25))
+
+
+def _apart(*sizes, dim, dtype=torch.float16):
+    """Zeros of `sizes`, the dim given 2^30 elements apart, the others without gaps behind one another; see _headed_far.
+    """
+    near = [size for at, size in enumerate(sizes) if at != dim]
+    strides = [math.prod(near[at + 1 :]) for at in range(len(near))]
+    strides.insert(dim, 2**30)
+    base = _sparse(2**31 + (sizes[dim] - 1) * 2**30 + math.prod(near), dtype)
+    return base.as_strided(sizes, strides, 2**31)
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="memory that takes no room until it is touched")
+@pytest.mark.parametrize("block_size", [4, 64], ids=["gathered", "one-block"])
+@pytest.mark.parametrize("scaled", [False, True], ids=["exact", "scaled"])
+def test_slots_far_apart_are_read(block_size, scaled):
+    """Slot 2 lies 2^31 elements from the first of its block: slot times stride needs 64 bits, of scales too."""
+    rng = torch.Generator().manual_seed(4)
+    sizes, storage = (2, block_size, 1), torch.int8 if scaled else torch.float16
+    near = KVCache(*(torch.randint(-9, 9, (*sizes, 16), generator=rng).to(storage) for _ in range(2)),
+                   *(torch.rand(sizes, generator=rng) for _ in range(2 * scaled)))
+    far = KVCache(*(_apart(*x.shape, dim=1, dtype=x.dtype) for x in near if x is not None))
+    for there, here in zip(far, near, strict=True):
+        if here is not None:
+            there[:, :4] = here[:, :4]
+    query = torch.randn(1, 2, 16, generator=rng).half()
+    plan = plan_attention(torch.tensor([[1, 0]]), torch.tensor([4]), torch.arange(2), block_size, backend="triton")
+    assert torch.equal(plan.attend(query, far, scale=0.25), plan.attend(query, near, scale=0.25))
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="memory that takes no room until it is touched")
+def test_query_heads_far_apart_are_read():
+    """Head 2 lies 2^31 elements from the first."""
+    rng = torch.Generator().manual_seed(5)
+    cache = KVCache(*torch.randn(2, 2, 4, 1, 16, generator=rng).half())
+    query, far = torch.randn(1, 3, 16, generator=rng).half(), _apart(1, 3, 16, dim=1)
+    far.copy_(query)
+    plan = plan_attention(torch.tensor([[1, 0]]), torch.tensor([7]), torch.arange(2), 4, backend="triton")
+    assert torch.equal(plan.attend(far, cache, scale=0.25), plan.attend(query, cache, scale=0.25))
 
 
 def test_kernels_are_launched_on_the_device_of_their_tensors(monkeypatch):

@@ -15,7 +15,7 @@ import torch
 import triton
 
 from paged_kernels.bench.shapes import Shape
-from paged_kernels.bench.subjects import OURS
+from paged_kernels.bench.subjects import IN_A_ROW, OURS
 
 
 @dataclass(slots=True)
@@ -63,9 +63,12 @@ class Record:
         temporary.replace(path)
 
     def table(self) -> str:
-        """Markdown: a row a shape, ours with its share of the bandwidth, and how much longer each peer takes."""
+        """Markdown: a row a shape, ours with its share of the bandwidth, and how much longer each peer takes.
+
+        With one block a sequence it is the other way round: how much longer ours takes, for its blocks.
+        """
         peers = [name for name in dict.fromkeys(row.subject for row in self.rows) if name != OURS]
-        heads = ["shape", "ms", "spread", "GB/s", "of read bandwidth", "TFLOP/s", *(f"{name} / ours" for name in peers)]
+        heads = ["shape", "ms", "spread", "GB/s", "of read bandwidth", "TFLOP/s", *map(_ratio_of, peers)]
         lines = [f"| {' | '.join(heads)} |", f"|{' --- |' * len(heads)}"]
         for shape in dict.fromkeys(row.shape for row in self.rows):
             rows = {row.subject: row for row in self.rows if row.shape == shape}
@@ -104,8 +107,14 @@ class Record:
                 told.append("–" if row is None or not row.failure else row.failure.replace("|", "/")[:60])
             else:
                 eager = "" if row.timed == rows[OURS].timed else " (eager)"
-                told.append("right" if self.read_bandwidth is None else f"{row.median_ms / ours:.2f}{eager}")
+                ratio = ours / row.median_ms if name == IN_A_ROW else row.median_ms / ours
+                told.append("right" if self.read_bandwidth is None else f"{ratio:.2f}{eager}")
         return told
+
+
+def _ratio_of(peer: str) -> str:
+    """The head of a peer's column."""
+    return f"ours / {peer}" if peer == IN_A_ROW else f"{peer} / ours"
 
 
 def environment(where: torch.device) -> dict[str, Any]:

@@ -17,8 +17,10 @@ from paged_kernels.bench.timing import Calls
 from paged_kernels.cache import SCALED_DTYPES, KVCache
 
 _NEEDLE_SCORE = 20.0  # exp(20) outweighs 128K random keys
-_FLEX = {("Llama-8B", 16, *which) for which in ((1, 8192), (1, 131072), (8, 32768), (32, 4096), (256, 4096))}
+# Timed for what is compiled anew for each of them: each such takes seconds of the bench's minutes.
+_FEW = {("Llama-8B", 16, *which) for which in ((1, 8192), (1, 131072), (8, 32768), (32, 4096), (256, 4096))}
 _EDGE = 1024          # positions: splits end at its multiples
+_WHOLE_TILES = 128    # positions: a block of a multiple of these has whole tiles alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +96,30 @@ def _ours(data: Data) -> Calls:
     return lambda i: plan.attend(data.query, data.caches[i], scale=data.scale)
 
 
+def _ours_in_a_row(data: Data) -> Calls:
+    """The same kernel with each sequence in one block of its own, in order: what ours takes longer is what blocks cost.
+
+    Compiled for that block size: whole tiles lie in a block, and one look-up serves all of a tile.
+    """
+    _need_few(data)
+    shape, where = data.shape, data.query.device
+    size = -(-shape.context // _WHOLE_TILES) * _WHOLE_TILES
+    caches = [KVCache(*(_in_a_row(part, data, size) for part in (cache.key, cache.value)),
+                      cache.key_scale, cache.value_scale) for cache in data.caches]
+    tables = torch.arange(shape.batch, dtype=torch.int32, device=where)[:, None]
+    plan = plan_attention(tables, data.contexts, data.query_start_loc, size, backend="triton")
+    return lambda i: plan.attend(data.query, caches[i], scale=data.scale)
+
+
+def _in_a_row(part: torch.Tensor, data: Data, size: int) -> torch.Tensor:
+    """[batch, size, num_kv_heads, head_dim]: keys or values of each sequence one behind the other, then zeros."""
+    row = part.new_zeros(data.shape.batch, size, *part.shape[2:])
+    as_bytes = part.view(torch.uint8) if part.dtype in SCALED_DTYPES else part  # torch indexes no fp8 everywhere
+    filled = row.view(torch.uint8) if part.dtype in SCALED_DTYPES else row
+    filled[:, : data.shape.context] = as_bytes[data.block_tables.long()].flatten(1, 2)[:, : data.shape.context]
+    return row
+
+
 def _queries(data: Data) -> torch.Tensor:
     shape = data.shape
     return data.query.view(shape.batch, shape.rows, shape.num_q_heads, shape.head_dim).transpose(1, 2).contiguous()
@@ -114,8 +140,7 @@ def _flex(data: Data) -> Calls:
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     shape = data.shape
-    if shape.model != "tiny" and (shape.model, shape.block_size, shape.batch, shape.context) not in _FLEX:
-        raise NotImplementedError("timed on a few shapes only: it compiles for each")
+    _need_few(data)
     query, parts = _queries(data), [contiguous(data, cache) for cache in data.caches]
     first = shape.context - shape.rows
     mask = None if shape.rows == 1 else create_block_mask(
@@ -154,18 +179,25 @@ def _flash_attention(data: Data) -> Calls:
         causal=True, softmax_scale=data.scale).flatten(0, 1)
 
 
+def _need_few(data: Data) -> None:
+    shape = data.shape
+    if shape.model != "tiny" and (shape.model, shape.block_size, shape.batch, shape.context) not in _FEW:
+        raise NotImplementedError("timed on a few shapes only: it compiles for each")
+
+
 def _need(data: Data, fulfilled: bool, what: str) -> None:
     if not fulfilled:
         raise NotImplementedError(f"it does not take {what}")
 
 
 OURS = "paged_kernels"
+IN_A_ROW = "ours, one block a sequence"
 SUBJECTS: dict[str, Callable[[Data], Calls]] = {
-    OURS: _ours, "sdpa, contiguous": _sdpa, "flex_attention, contiguous": _flex, "flashinfer": _flashinfer,
-    "flash_attn": _flash_attention,
+    OURS: _ours, IN_A_ROW: _ours_in_a_row, "sdpa, contiguous": _sdpa, "flex_attention, contiguous": _flex,
+    "flashinfer": _flashinfer, "flash_attn": _flash_attention,
 }
 _PACKAGES = {"flashinfer": "flashinfer", "flash_attn": "flash_attn"}
-_SCALED_TOO = (OURS, "flashinfer")  # those that read fp8
+_SCALED_TOO = (OURS, IN_A_ROW, "flashinfer")  # those that read fp8
 
 
 def missing() -> dict[str, str]:

@@ -9,7 +9,7 @@ Tiles of TILE positions have nothing to do with the size of a block. Where every
 scored without a mask; edges (the last positions, the diagonal, the window's begin) take the masked loop. What is
 masked is not read at all: a weight of zero times a NaN would still be NaN.
 
-Block numbers, rows and KV heads become 64 bits wide before they are multiplied with a stride.
+Block numbers, slots, rows and heads become 64 bits wide before they are multiplied with a stride.
 """
 
 from __future__ import annotations
@@ -93,10 +93,10 @@ def _attend_tile(
     seen = (offsets >= begin) & (offsets < end)
     if BLOCK_SIZE % TILE == 0:  # the tile lies in one block: one look-up, adjacent slots
         block = tl.load(table + start // BLOCK_SIZE).to(tl.int64)
-        slot = start % BLOCK_SIZE + tl.arange(0, TILE)
+        slot = (start % BLOCK_SIZE + tl.arange(0, TILE)).to(tl.int64)
     else:
         block = _load(table + offsets // BLOCK_SIZE, seen, MASKED, 0).to(tl.int64)
-        slot = offsets % BLOCK_SIZE
+        slot = (offsets % BLOCK_SIZE).to(tl.int64)
     k = _load_rows(key, block * stride_kb + slot * stride_ks, tl.arange(0, HEAD_PAD), seen, HEAD_DIM, HEAD_PAD, MASKED,
                    FP8_BITS)
     scores = _dot(q, tl.trans(k), WIDEN) * score_scale  # [M, TILE]
@@ -167,7 +167,7 @@ def attend_kernel(
         first_part = tl.load(item + 7)
         live = row < num_rows
         token = (first_row + row).to(tl.int64)
-        q_head = head * GROUP + group_head
+        q_head = wide_head * GROUP + group_head
         position = tl.load(positions + token, mask=live, other=0)
         q = tl.load(query + token[:, None] * stride_qt + q_head[:, None] * stride_qh + head_lanes[None, :],
                     mask=live[:, None] & (head_lanes < HEAD_DIM)[None, :], other=0.0)

@@ -2,8 +2,8 @@
 
 Every tile of the attention kernel is compiled for each target, plain and with all options on, over stored values of
 each kind; then cache write, block copy and merge. A row a variant: registers, bytes that spill to memory, shared
-memory. Exit code 1 where something spills, or needs more shared memory than the target has, or does not compile. Run
-it without TRITON_INTERPRET.
+memory, and how many tiles of keys and of values have a buffer. Exit code 1 where something spills, or needs more shared
+memory than the target has, or loads no tile ahead, or does not compile. Run it without TRITON_INTERPRET.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from paged_kernels.triton_backend.attend import NO_SCALE, SCALE_A_SLOT, attend_kernel
+from paged_kernels.triton_backend.attend import NO_SCALE, SCALE_A_HEAD, SCALE_A_SLOT, attend_kernel
 from paged_kernels.triton_backend.compile_moves import Move, moves
 from paged_kernels.triton_backend.launch import constants
 from paged_kernels.triton_backend.tiles import FEW_ROWS, SPLIT_ROWS, Geometry, Tile, tile_for
@@ -51,10 +51,16 @@ class Variant(NamedTuple):
     options: bool    # window, soft cap, ALiBi and LSE, all on
     block_size: int = 16
     group: int = 4   # query heads of a KV head
+    scale: str = "slot"  # of a storage that has one: a scale a "slot", or one for all of a "tensor"
 
     def __str__(self) -> str:
+        scale = "" if self.scale == "slot" else f", a scale a {self.scale}"
         return (f"{self.kind} | {self.group} | {self.head_dim} | {_NAMES[self.query]} | {_NAMES[self.storage]} | "
-                f"{self.block_size} | {'all' if self.options else 'none'}")
+                f"{self.block_size} | {'all' if self.options else 'none'}{scale}")
+
+    def loads_ahead(self, target: GPUTarget) -> bool:
+        """Whether the next tile has to be on its way while one is computed: NVIDIA's, products of 16 bits."""
+        return target.backend == "cuda" and self.query != torch.float32
 
 
 class Cost(NamedTuple):
@@ -63,6 +69,8 @@ class Cost(NamedTuple):
     registers: int
     spilled_bytes: int
     shared_bytes: int
+    buffers: int = 0     # of the tiles of keys, or of values; 0: they are not copied ahead
+    waits_for_all: bool = True  # some wait for a tile leaves no copy of a later one in flight
 
 
 def variants() -> Iterator[Variant]:
@@ -78,7 +86,15 @@ def variants() -> Iterator[Variant]:
         yield Variant(kind, 128, torch.float32, torch.float32, False)
     for group in (8, 32):
         for storage in (torch.bfloat16, torch.float8_e4m3fn):
-            yield Variant("decode", 128, torch.bfloat16, storage, False, group=group)
+            yield Variant("decode", 128, torch.bfloat16, storage, False, group=group,
+                          scale="tensor" if storage == torch.float8_e4m3fn else "slot")
+    # What bench reads, and what has spilled: wide heads or rows, operands that are widened in registers.
+    fp8 = torch.float8_e4m3fn
+    yield Variant("decode", 128, torch.bfloat16, fp8, False, scale="tensor")
+    yield Variant("decode", 256, torch.bfloat16, fp8, True)
+    yield Variant("drafts", 128, torch.bfloat16, fp8, False, group=8)
+    yield Variant("prefill", 256, torch.bfloat16, fp8, False)
+    yield Variant("prefill", 128, torch.float32, fp8, False)
 
 
 def compile_variant(variant: Variant, target: GPUTarget) -> Cost:
@@ -100,7 +116,18 @@ def _cost(compiled: Any, target: GPUTarget) -> Cost:
         registers, spilled = (_amd(compiled, name) for name in ("vgpr_count", "private_segment_fixed_size"))
         return Cost(registers, spilled, compiled.metadata.shared)
     registers, stack, local = _nvidia(compiled.asm["cubin"])
-    return Cost(registers, stack + local, compiled.metadata.shared)
+    return Cost(registers, stack + local, compiled.metadata.shared, *_ahead(compiled.asm["ttgir"]))
+
+
+def _ahead(ttgir: str) -> tuple[int, bool]:
+    """`Cost.buffers` and `waits_for_all`, as the pipeliner left them.
+
+    A tile's buffers are one allocation [buffers, TILE, dim]. A wait names the copies that it waits for, and how many
+    may stay in flight; the one behind a loop names none.
+    """
+    buffers = [int(count) for count in re.findall(r"ttg\.local_alloc : \(\) -> !ttg\.memdesc<(\d+)x\d+x\d+x", ttgir)]
+    in_flight = [int(count) for count in re.findall(r"ttg\.async_wait %[^{\n]*\{num = (\d+)", ttgir)]
+    return min(buffers, default=0), not in_flight or min(in_flight) == 0
 
 
 def _source(variant: Variant, geometry: Geometry, tile: Tile, target: GPUTarget) -> ASTSource:
@@ -109,9 +136,10 @@ def _source(variant: Variant, geometry: Geometry, tile: Tile, target: GPUTarget)
     fp8_bits = variant.storage == torch.float8_e4m3fn and not has_fp8
     scaled = variant.storage in (torch.int8, torch.float8_e4m3fn)
     query, stored = _NAMES[variant.query], "u8" if fp8_bits else _NAMES[variant.storage]
+    kind = NO_SCALE if not scaled else SCALE_A_SLOT if variant.scale == "slot" else SCALE_A_HEAD
     fixed = constants(
         geometry, tile, variant.block_size, window=variant.options, soft_cap=variant.options, alibi=variant.options,
-        scales=(SCALE_A_SLOT if scaled else NO_SCALE).value, fp8_bits=fp8_bits, lse=variant.options)
+        scales=kind.value, fp8_bits=fp8_bits, lse=variant.options)
     types = dict.fromkeys(("query", "out"), f"*{query}") | dict.fromkeys(("key", "value"), f"*{stored}")
     types |= dict.fromkeys(_FLOAT_POINTERS, "*fp32") | dict.fromkeys(_INT_POINTERS, "*i32")
     types |= {"scale": "fp32", "soft_cap": "fp32"} | dict.fromkeys(fixed, "constexpr")
@@ -148,20 +176,30 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--target", choices=TARGETS, action="append", help="default: all")
     names = parser.parse_args(argv).target or list(TARGETS)
     print("| target | rows | group | head_dim | query | stored | block | options | registers | spilled bytes | "
-          "shared KiB | |")
-    print("|" + " --- |" * 12)
+          "shared KiB | buffers | |")
+    print("|" + " --- |" * 13)
     bad = 0
     for name in names:
         target, room = TARGETS[name]
         costs = chain(((variant, compile_variant(variant, target)) for variant in variants()),
                       ((move.text, compile_move(move, target)) for move in moves(target)))
         for variant, cost in costs:
-            fault = "spills" if cost.spilled_bytes else "too much shared memory" if cost.shared_bytes > room else ""
+            fault = _fault(variant, cost, target, room)
             bad += bool(fault)
             print(f"| {name} | {variant} | {cost.registers} | {cost.spilled_bytes} | {cost.shared_bytes / 1024:.0f} "
-                  f"| {fault} |", flush=True)
+                  f"| {cost.buffers or '–'} | {fault} |", flush=True)
     print(f"\n{bad} variants at fault" if bad else "\nno spills")
     return 1 if bad else 0
+
+
+def _fault(variant: Variant | str, cost: Cost, target: GPUTarget, room: int) -> str:
+    """What is wrong with a variant; "" for nothing."""
+    if cost.spilled_bytes:
+        return "spills"
+    if cost.shared_bytes > room:
+        return "too much shared memory"
+    ahead = isinstance(variant, Variant) and variant.loads_ahead(target)
+    return "loads no tile ahead" if ahead and (cost.buffers < 2 or cost.waits_for_all) else ""
 
 
 if __name__ == "__main__":

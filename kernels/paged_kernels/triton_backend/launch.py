@@ -9,8 +9,8 @@ import torch
 from paged_kernels.cache import SCALED_DTYPES, KVCache
 from paged_kernels.scoring import Scoring
 from paged_kernels.triton_backend.attend import NO_SCALE, SCALE_A_HEAD, SCALE_A_SLOT, attend_kernel, merge_kernel
-from paged_kernels.triton_backend.device import check_device, interpreted, reads_fp8
-from paged_kernels.triton_backend.tiles import MAX_GROUP, Geometry, Tile, next_power_of_2
+from paged_kernels.triton_backend.device import check_device, interpreted, reads_fp8, target_of
+from paged_kernels.triton_backend.tiles import AMD_SHARED_BYTES, MAX_GROUP, Geometry, Tile, next_power_of_2
 
 QUERY_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _MERGE_PARTS = 8  # parts that a merging program reads at once
@@ -28,6 +28,10 @@ def geometry_of(query: torch.Tensor, cache: KVCache, num_rows: int) -> Geometry:
                          f"multiple of {num_kv_heads} heads, {cache.key.shape[3]}]")
     if group > MAX_GROUP:
         raise ValueError(f"{group} query heads a KV head, attention backend 'triton' takes at most {MAX_GROUP}")
+    room = next_power_of_2(group) * next_power_of_2(max(query.shape[2], cache.value.shape[3])) * query.element_size()
+    if room > AMD_SHARED_BYTES and target_of(query.device) == "amd":
+        raise ValueError(f"{group} query heads of {query.shape[2]} in {query.dtype} a KV head take {room >> 10} KiB of "
+                         f"shared memory, an AMD GPU has {AMD_SHARED_BYTES >> 10}: choose backend 'torch'")
     if any(x.stride(-1) != 1 for x in (query, cache.key, cache.value)):
         raise ValueError("the last dim of query, key and value must be contiguous, got strides "
                          f"{query.stride()}, {cache.key.stride()}, {cache.value.stride()}")
@@ -86,7 +90,9 @@ def merge_all(outs: torch.Tensor, lses: torch.Tensor) -> tuple[torch.Tensor, tor
     num_parts, num_rows, heads, dim = outs.shape
     part_rows = torch.arange(num_parts * num_rows, dtype=torch.int32, device=outs.device).view(num_parts, num_rows)
     part_starts = torch.arange(0, num_parts * num_rows + 1, num_parts, dtype=torch.int32, device=outs.device)
-    out, lse = torch.empty_like(outs[0]), torch.empty_like(lses[0], dtype=torch.float32)
+    # Contiguous, whatever the strides of the parts (empty_like would keep those): merge_kernel writes rows of lse, and
+    # the elements of a row of out, one behind the other.
+    out, lse = outs.new_empty(num_rows, heads, dim), lses.new_empty(num_rows, heads, dtype=torch.float32)
     parts = Parts(outs.float().contiguous().view(-1, heads, dim), lses.float().contiguous().view(-1, heads))
     launch_merge(parts, part_starts, part_rows.T.contiguous(), out, lse)
     return out, lse

@@ -43,6 +43,7 @@ SPLIT_ROWS = 64      # a chunk of more rows fills the machine without being spli
 NO_SPLIT = 1 << 30
 TARGETS = ("nvidia", "blackwell", "amd")
 MAX_GROUP = 128
+AMD_SHARED_BYTES = 64 << 10  # of a program: the queries of all heads of a KV head stand there
 
 
 def next_power_of_2(n: int) -> int:
@@ -62,17 +63,34 @@ def tile_for(num_rows: int, geometry: Geometry, *, target: str = "nvidia") -> Ti
     at_least = max(16, next_power_of_2(group))  # tl.dot takes 16 rows or more
     wide = geometry.query == torch.float32      # exact float32 products hold their operands in registers
     converted = geometry.storage in SCALED_DTYPES  # and so do stored values that are widened before the product
+    # The look-up of a block is a turn ahead of the keys that it leads to, and takes stages of its own: with 3 the
+    # compiler gives keys and values one buffer each, and waits for what it has just asked for. `compile` checks that.
+    stages = 2 if small_memory or wide else 5
     if num_rows <= FEW_ROWS:
-        block_m = at_least if num_rows == 1 else max(at_least, min(64, next_power_of_2(FEW_ROWS * group)))
+        most = 32 if converted and not small_memory else 64
+        block_m = at_least if num_rows == 1 else max(at_least, min(most, next_power_of_2(FEW_ROWS * group)))
         tile = 32 if wide or lanes > 128 or (converted and block_m > 16) else 64
         # Short, so that a few sequences of few KV heads fill a GPU; yet parts (group * dim float32 a split, written and
         # read again) stay below an eighth of a decode's keys and values in 16 bits.
         split = max(256, 16 * next_power_of_2(group))
-        few_warps = block_m == 16 or small_memory or blackwell
-        return Tile(block_m, tile, 4 if few_warps else 8, 2 if small_memory or wide else 3, split)
-    block_m = max(at_least, 32 if wide else 64 if lanes > 128 or converted or small_memory else 128)
-    if blackwell and not wide and lanes > 64:
-        block_m = max(at_least, block_m // 2)
-    tile = 32 if wide or lanes > 128 or converted else 64
+        few_warps = small_memory or (not converted if block_m == 16 else blackwell)
+        return Tile(block_m, tile, 4 if few_warps else 8, stages, split)
+    block_m, tile = _chunk_tile(geometry, target, lanes)
+    if wide and geometry.storage != torch.float32:
+        stages = 1  # a copy that is on its way, and then widened, spills
     split = 2048 if num_rows <= SPLIT_ROWS else NO_SPLIT
-    return Tile(block_m, tile, 4 if small_memory else 8, 2 if small_memory or wide or lanes > 128 else 3, split)
+    return Tile(max(at_least, block_m), tile, 4 if small_memory else 8, stages, split)
+
+
+def _chunk_tile(geometry: Geometry, target: str, lanes: int) -> tuple[int, int]:
+    """Lanes of query rows times heads, at the least, and positions, of a tile of many rows: the most that do not spill.
+    """
+    if geometry.query == torch.float32:
+        return 32, 32
+    if geometry.storage in SCALED_DTYPES:
+        return 64 if target == "amd" else 32, 32
+    if target == "amd":
+        return 64, 32 if lanes > 128 else 64
+    if lanes > 128:
+        return (32, 32) if target == "blackwell" else (64, 16)
+    return 64 if target == "blackwell" and lanes > 64 else 128, 64

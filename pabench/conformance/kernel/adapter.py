@@ -104,5 +104,8 @@ class Merges(Protocol):
     """With the capability "merge"."""
 
     def merge(self, outs: torch.Tensor, lses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """From outs [parts, rows, heads, dim] and lses [parts, rows, heads] over disjoint positions the whole's."""
+        """From outs [parts, rows, heads, dim] and lses [parts, rows, heads] over disjoint positions the whole's.
+
+        Both in any strides.
+        """
         ...

@@ -154,6 +154,7 @@ class MergeCase:
     dtype: str = "float32"
     spread: float = 1.0                         # standard deviation of the parts' LSE
     empty: tuple[tuple[int, int], ...] = ()
+    views: bool = False                         # parts in other strides: rows innermost, not the dim
     seed: int = 0
 
     def __post_init__(self) -> None:

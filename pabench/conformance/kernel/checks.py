@@ -1,6 +1,6 @@
 """What tests ask of attention, a function each: (kernel, case) -> None, or CaseFailed.
 
-    equals_dense          the result, as dense attention has it
+    equals_dense          the result, as dense attention has it, and the log-sum-exp where the case asks for it
     lse_equals_dense      the log-sum-exp
     equals_dense_wherever equals_dense with the blocks here and there
     same_whatever         bit for bit the same for another case of equal content: what may not matter does not
@@ -32,10 +32,16 @@ Check = Callable[[KernelUnderTest, AttendCase], None]
 
 
 def equals_dense(kernel: KernelUnderTest, case: AttendCase) -> None:
-    """The result of every row is dense attention's, within what rounding explains."""
+    """The result of every row, and its LSE where one is asked for, is dense attention's, within what rounding explains.
+
+    An LSE of its own: parts of a split, of a shared prefix or of 16 bits may make a sound result and an unsound LSE.
+    """
     drawn = draw_attend(case, kernel.device)
-    out, _ = _attend(kernel, drawn)
-    compare_out(case, drawn.content, expect(drawn.content, torch_dtype(case.dtype)), out)
+    out, lse = _attend(kernel, drawn)
+    expected = expect(drawn.content, torch_dtype(case.dtype))
+    compare_out(case, drawn.content, expected, out)
+    if lse is not None:
+        _compare_lse(case, expected, lse)
 
 
 def equals_dense_wherever(kernel: KernelUnderTest, case: AttendCase) -> None:
@@ -49,16 +55,7 @@ def lse_equals_dense(kernel: KernelUnderTest, case: AttendCase) -> None:
     drawn = draw_attend(replace(case, with_lse=True), kernel.device)
     _, lse = _attend(kernel, drawn)
     assert lse is not None, "asked of those with the capability lse"
-    expected = expect(drawn.content, torch_dtype(case.dtype))
-    got = lse.cpu().double()
-    off = (got - expected.exact.lse).abs()
-    off = torch.where(got == expected.exact.lse, 0.0, off)  # -inf - -inf is NaN
-    if ((off <= expected.lse_error) | (got == expected.exact.lse)).all():
-        return
-    row, head = _worst((off / expected.lse_error.clamp_min(1e-30)).nan_to_num(torch.inf, torch.inf))
-    fail(f"{row_text(case, row)}, query head {head}: LSE {float(expected.exact.lse[row, head]):.6g}, "
-         f"within {float(expected.lse_error[row, head]):.2g}", f"{float(got[row, head]):.6g}",
-         hint="the natural logarithm of the sum of exp(score), scale, soft cap and ALiBi included")
+    _compare_lse(case, expect(drawn.content, torch_dtype(case.dtype)), lse)
 
 
 def same_whatever(**other: object) -> Check:
@@ -198,6 +195,19 @@ def compare_out(case: AttendCase, content: Content, expected: Expected, out: tor
     fail(f"{where}{row_text(case, row)}, query head {head}, element {dim}: {float(exact[row, head, dim]):.6g}, "
          f"within {float(expected.out_error[row, head]):.2g}",
          f"{float(got[row, head, dim]):.6g}; {wrong} of {off.numel()} rows and heads are wrong", reads=reads, hint=hint)
+
+
+def _compare_lse(case: AttendCase, expected: Expected, lse: torch.Tensor) -> None:
+    """Raise CaseFailed when an LSE [num_tokens, num_q_heads] is not the expected one."""
+    got = lse.cpu().double()
+    off = (got - expected.exact.lse).abs()
+    off = torch.where(got == expected.exact.lse, 0.0, off)  # -inf - -inf is NaN
+    if ((off <= expected.lse_error) | (got == expected.exact.lse)).all():
+        return
+    row, head = _worst((off / expected.lse_error.clamp_min(1e-30)).nan_to_num(torch.inf, torch.inf))
+    fail(f"{row_text(case, row)}, query head {head}: LSE {float(expected.exact.lse[row, head]):.6g}, "
+         f"within {float(expected.lse_error[row, head]):.2g}", f"{float(got[row, head]):.6g}",
+         hint="the natural logarithm of the sum of exp(score), scale, soft cap and ALiBi included")
 
 
 def row_text(case: AttendCase, row: int) -> str:

@@ -93,7 +93,10 @@ def merges_as_dense(kernel: KernelUnderTest, case: MergeCase) -> None:
     lses = torch.randn(case.parts, case.rows, case.heads, generator=rng) * case.spread
     for part, row in case.empty:
         outs[part, row], lses[part, row] = 0, -torch.inf
-    out, lse = (x.cpu().double() for x in kernel.merge(outs.to(kernel.device), lses.to(kernel.device)))
+    given = [x.to(kernel.device) for x in (outs, lses)]
+    if case.views:  # the same numbers with the last dim outermost in a part
+        given = [x.transpose(1, -1).contiguous().transpose(1, -1) for x in given]
+    out, lse = (x.cpu().double() for x in kernel.merge(*given))
     exact_lse = lses.double().logsumexp(0)
     weights = (lses.double() - exact_lse).exp().nan_to_num(0.0)
     exact = (weights[..., None] * outs.double()).sum(0)

@@ -34,6 +34,10 @@ _LAYOUTS = ("plain", "hnd", "combined", "padded")
 ROWS = ("decode", "prefill", "chunk", "mixed")
 _LONGEST = {"decode": 130, "prefill": 34, "chunk": 66, "mixed": 50}  # many rows are slow in an interpreter
 
+# Where splits of 256, 512 and 1024 positions end, and those of 2048 that chunks have.
+_SPLIT_EDGES = (255, 256, 257, 300, 511, 512, 513, 769, 1023, 1025)
+_CHUNK_EDGES = (2047, 2048, 2049, 2050)
+
 
 def edges(block_size: int, longest: int) -> list[int]:
     """Lengths up to `longest` at, one before and one behind the ends of blocks and tiles."""
@@ -104,6 +108,24 @@ def plain_cases(rows: str = "mixed", form: dict[str, Any] | None = None, **fixed
         rows=rows, form=forms(**size, storage=name), **usual | {"dtype": name} | fixed))
 
 
+def long_cases() -> st.SearchStrategy[AttendCase]:
+    """Decodes, drafts and chunks around the lengths where kernels cut a context in parts, any options among them.
+
+    Small heads, few rows, two sequences at most: the contexts are what is long, and an interpreter runs them too.
+    """
+    small = st.sampled_from((16, 32)).flatmap(lambda dim: forms(head_dim=dim, num_kv_heads=1))
+    windows = st.none() | st.integers(1, 40) | st.integers(200, 1100)
+
+    def of(lens: tuple[int, ...], rows: tuple[int, int], most: int) -> st.SearchStrategy[AttendCase]:
+        contexts = st.lists(st.sampled_from(lens), min_size=1, max_size=most).map(tuple)
+        return st.tuples(contexts, windows).flatmap(lambda drawn: st.lists(
+            st.integers(*rows), min_size=len(drawn[0]), max_size=len(drawn[0])).map(tuple).flatmap(
+                lambda counts: attend_cases(form=small, context_lens=drawn[0], query_lens=counts, window=drawn[1])))
+
+    decodes, drafts = of(_SPLIT_EDGES, (1, 1), 2), of(_SPLIT_EDGES, (1, 8), 2)
+    return st.sampled_from((decodes, decodes, drafts, drafts, of(_CHUNK_EDGES, (9, 12), 1))).flatmap(lambda each: each)
+
+
 def _rows(rows: str, context: int) -> st.SearchStrategy[int]:
     """Query rows of a sequence of so many positions."""
     if context == 0:
@@ -146,13 +168,15 @@ def copy_cases(draw: st.DrawFn, /, *, form: st.SearchStrategy[CacheForm] | None 
 
 @st.composite
 def merge_cases(draw: st.DrawFn, /, **fixed: Any) -> MergeCase:
-    """Partial results, some of which have seen nothing, with LSE close together or far apart."""
-    parts, rows = draw(st.integers(1, 5)), draw(st.integers(1, 4))
+    """Partial results, some of which have seen nothing, with LSE close together or far apart, some in other strides."""
+    # Many parts too: kernels take a fixed number of them at a time.
+    parts, rows = draw(st.integers(1, 5) | st.sampled_from((8, 9, 17, 33, 65, 130))), draw(st.integers(1, 4))
     pair = st.tuples(st.integers(0, parts - 1), st.integers(0, rows - 1))
     values: dict[str, Any] = {
         "parts": parts, "rows": rows, "heads": draw(st.sampled_from((1, 2, 3, 8))),
         "dim": draw(st.sampled_from((16, 64, 80, 128))), "dtype": draw(st.sampled_from(DTYPES)),
         "spread": draw(st.sampled_from((1.0, 10.0, 100.0))),
-        "empty": tuple(draw(st.lists(pair, max_size=parts * rows, unique=True))), "seed": draw(SEEDS),
+        "empty": tuple(draw(st.lists(pair, max_size=min(parts * rows, 20), unique=True))),
+        "views": draw(st.booleans()), "seed": draw(SEEDS),
     } | fixed
     return MergeCase(**values)
