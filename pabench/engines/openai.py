@@ -106,6 +106,7 @@ class OpenAIDialect:
     capabilities: frozenset[str] = frozenset({"sampling", "stream"})
     metrics_path: str | None = None
     own_route: str | None = None
+    disconnect_s = 0.0
     cache_reset_path: str | None = None
     metric_names: frozenset[str] = frozenset()
 

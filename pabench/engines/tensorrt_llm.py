@@ -33,6 +33,7 @@ class TensorRTLLMDialect(OpenAIDialect):
     name = "tensorrt-llm"
     capabilities: frozenset[str] = frozenset({"n", "sampling", "logprobs", "ignore_eos", "stream", "usage"})
     metrics_path: str | None = "/prometheus/metrics"
+    disconnect_s = 1.0  # polled
     metric_names: frozenset[str] = frozenset({_MAX_BLOCKS, _TOKENS_PER_BLOCK}.union(*METRICS.values()))
 
     def build(self, request: GenerationRequest, model: str) -> tuple[str, dict[str, Any]]:

@@ -39,6 +39,7 @@ class TritonDialect(OpenAIDialect):
     name = "triton"
     capabilities: frozenset[str] = frozenset({"sampling", "ignore_eos", "stream"})
     metrics_path: str | None = ":8002/metrics"
+    disconnect_s = 0.1  # polled
     metric_names: frozenset[str] = frozenset({_REQUESTS, _BLOCKS})
 
     def build(self, request: GenerationRequest, model: str) -> tuple[str, dict[str, Any]]:

@@ -11,7 +11,7 @@ import pytest
 from pabench.conformance.engine import EngineUnderTest
 from pabench.conformance.exchange import Exchange
 from pabench.conformance.failure import fail
-from pabench.conformance.gauges import idle, sampled, state
+from pabench.conformance.gauges import idle_again, sampled
 from pabench.conformance.targets import unsupported
 from pabench.conformance.verify import Ask
 from pabench.engines.base import GenerationRequest
@@ -68,9 +68,7 @@ def test_bad_input_then_healthy(engine: EngineUnderTest) -> None:
     engine.case = f"3 rings at once, after malformed requests; greedy {tokens} tokens"
     engine.ask([Ask(ring, tokens, f"request {i}") for i, ring in enumerate(after)])
     if engine.can("running_metrics"):
-        sample = engine.metrics_when_stable(idle, within_s=engine.profile.settle_s)
-        if not idle(sample):
-            fail("idle after all have ended", state(sample), hint="does a refused request stay in the queue?")
+        idle_again(engine, "does a refused request stay in the queue?")
     wrong = [f"HTTP {status} for {what}" for what, status in statuses.items() if not 400 <= status < 500]
     if wrong:
         fail(f"each of {len(statuses)} malformed requests is refused with a 4xx status", "; ".join(wrong),

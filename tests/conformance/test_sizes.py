@@ -6,7 +6,7 @@ import importlib.util
 import itertools
 from collections.abc import Callable, Sequence
 from math import log
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from pabench.conformance.exchange import Geometry
 from pabench.conformance.profiles import PROFILES
 from pabench.conformance.session import EngineSession
 from pabench.conformance.verify import Ask
+from pabench.engines import dialect
 from pabench.engines.base import CAPABILITIES, Choice, Completion, EngineFacts, GenerationRequest, Usage
 from pabench.probe import PRESETS, Fork, ProbePrompt
 from pabench.resources import data_dir
@@ -31,7 +32,8 @@ class PerfectEngine(EngineUnderTest):
     def __init__(self, profile: str, block_size: int, context: int, capacity: int | None) -> None:
         kv = KVFacts(block_size, None if capacity is None else capacity // block_size, True, "paged")
         facts = EngineFacts("reference", "m", context, kv=kv, capabilities=CAPABILITIES)
-        session = EngineSession(None, facts, PRESETS["tiny"], PROFILES[profile], 0, None)  # type: ignore[arg-type]
+        client = SimpleNamespace(dialect=dialect("reference"))
+        session = EngineSession(client, facts, PRESETS["tiny"], PROFILES[profile], 0, None)  # type: ignore[arg-type]
         super().__init__(session, np.random.default_rng(0), Geometry.of(facts))
         self._preemptions = 0
         self._known: set[tuple[str | None, tuple[int, ...]]] = set()
@@ -70,6 +72,9 @@ class PerfectEngine(EngineUnderTest):
         sample = self.metrics()
         assert sample is not None
         return sample
+
+    def metrics_renewed(self, ready: Callable[[KVSample], bool], *, within_s: float) -> KVSample | None:
+        return self.metrics_when_stable(ready, within_s=within_s)
 
     def _accept(self, request: GenerationRequest) -> Completion:
         assert request.max_tokens >= 1
