@@ -308,6 +308,16 @@ class EngineUnderTest:
         families = self._wire.call(client.metrics(), [])
         return None if families is None else client.dialect.kv_sample(families, time.monotonic())
 
+    @property
+    def reuses_partial_blocks(self) -> bool:
+        """Whether the engine says that a part of a block may be a hit."""
+        client = self._session.client
+        if client.dialect.partial_reuse_label is None:
+            return False
+        name, label = client.dialect.partial_reuse_label
+        families = self._wire.call(client.metrics(), []) or {}
+        return any(sample.labels.get(label) == "True" for sample in families.get(name, ()))
+
     def metrics_when_stable(self, ready: Callable[[KVSample], bool], *, within_s: float) -> KVSample:
         """Poll until `ready` holds, at most `within_s` seconds; the last sample, whether it holds or not.
 

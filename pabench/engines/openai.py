@@ -107,6 +107,7 @@ class OpenAIDialect:
     metrics_path: str | None = None
     own_route: str | None = None
     disconnect_s = 0.0
+    partial_reuse_label: tuple[str, str] | None = None
     cache_reset_path: str | None = None
     metric_names: frozenset[str] = frozenset()
 
