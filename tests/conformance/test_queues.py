@@ -22,10 +22,10 @@ class Sent(Done):
 
     def __init__(self, exchanges: list[Exchange]) -> None:
         super().__init__([])
-        self.exchanges, self._looks = exchanges, 0
+        self.exchanges = exchanges
 
     @property
-    def done(self) -> bool:  # type: ignore[override]
+    def done(self) -> bool:
         self._looks += 1
         return self._looks > 1
 
