@@ -84,7 +84,8 @@ class Paced:
 
     @asynccontextmanager
     async def served(self):
-        routes = {"GET /metrics": self.metrics, "POST /v1/completions": self.completions}
+        routes = {"GET /v1/models": {"object": "list", "data": [{"id": "m", "owned_by": "lmdeploy"}]},
+                  "GET /metrics": self.metrics, "POST /v1/completions": self.completions}
         async with serving(routes) as url:
             renewing = asyncio.create_task(self.renew())
             yield url
