@@ -128,11 +128,11 @@ class Dialect(Protocol):
     """How one engine spells things. One small file each; those that extend OpenAI's protocol extend its dialect."""
 
     name: str
+    disconnect_s: float           # it notices within so many seconds that a client has left; 0: at its next step
+    partial_reuse_label: tuple[str, str] | None  # metric and label, "True" where part of a block may be a hit
     capabilities: frozenset[str]  # those the dialect always has; `doctor` finds the rest
     metrics_path: str | None      # ":8002/metrics": on another port; None: the engine has no metrics
     cache_reset_path: str | None  # a POST there empties the prefix cache; None: there is no such route
-    disconnect_s: float           # it notices within so many seconds that a client has left; 0: at its next step
-    partial_reuse_label: tuple[str, str] | None  # metric and label, "True" where part of a block may be a hit
     own_route: str | None         # one that no other engine has, for a dialect whose answers alone do not tell it
     metric_names: frozenset[str]  # every metric that kv_facts and kv_sample read, so that a scrape can skip the rest
 

@@ -38,10 +38,10 @@ class SGLangDialect(OpenAIDialect):
     """`python -m sglang.launch_server`."""
 
     name = "sglang"
+    disconnect_s = 2.0  # what watches a stream waits so long before it aborts
     capabilities: frozenset[str] = EXTENDED_CAPABILITIES
     metrics_path: str | None = "/metrics"
     cache_reset_path: str | None = "/flush_cache"
-    disconnect_s = 2.0  # what watches a stream waits so long before it aborts
     metric_names: frozenset[str] = frozenset({_PAGE_SIZE, _NUM_PAGES}.union(*METRICS.values()))
 
     def build(self, request: GenerationRequest, model: str) -> tuple[str, dict[str, Any]]:

@@ -31,10 +31,10 @@ class TensorRTLLMDialect(OpenAIDialect):
     """`trtllm-serve`. It takes ids, but gives none back beside text: so words go both ways."""
 
     name = "tensorrt-llm"
-    capabilities: frozenset[str] = frozenset({"n", "sampling", "logprobs", "ignore_eos", "stream", "usage"})
-    metrics_path: str | None = "/prometheus/metrics"
     disconnect_s = 1.0  # polled
     partial_reuse_label: tuple[str, str] | None = ("trtllm_kv_cache_config_info", "enable_partial_reuse")
+    capabilities: frozenset[str] = frozenset({"n", "sampling", "logprobs", "ignore_eos", "stream", "usage"})
+    metrics_path: str | None = "/prometheus/metrics"
     metric_names: frozenset[str] = frozenset({_MAX_BLOCKS, _TOKENS_PER_BLOCK}.union(*METRICS.values()))
 
     def build(self, request: GenerationRequest, model: str) -> tuple[str, dict[str, Any]]:

@@ -37,9 +37,9 @@ class TritonDialect(OpenAIDialect):
     """`POST /v2/models/{model}/generate` and `/generate_stream` of an ensemble or BLS model."""
 
     name = "triton"
+    disconnect_s = 0.1  # polled
     capabilities: frozenset[str] = frozenset({"sampling", "ignore_eos", "stream"})
     metrics_path: str | None = ":8002/metrics"
-    disconnect_s = 0.1  # polled
     metric_names: frozenset[str] = frozenset({_REQUESTS, _BLOCKS})
 
     def build(self, request: GenerationRequest, model: str) -> tuple[str, dict[str, Any]]:
