@@ -51,8 +51,8 @@ ENGINES = {
 }
 
 
-def server(name: str, stream: list[bytes]) -> dict[str, object]:
-    """Routes of the stand-in."""
+def server(name: str, stream: list[bytes], taken: list[str] | None = None) -> dict[str, object]:
+    """Routes of the stand-in. `taken` gets what is read of a page that each reading takes from others."""
     owner, metrics_path, page, *_ = ENGINES[name]
 
     async def completions(request: web.Request) -> web.StreamResponse:
@@ -69,10 +69,12 @@ def server(name: str, stream: list[bytes]) -> dict[str, object]:
     routes = {"GET /v1/models": {"object": "list", "data": [{"id": "m", "owned_by": owner, "max_model_len": 4096}]},
               f"GET {metrics_path}": (200, page), "POST /v1/completions": completions, "GET /health": (200, "")}
     if metrics_path != "/metrics":
-        async def taken(request: web.Request) -> web.Response:
-            raise AssertionError("who reads this takes it from others")
+        async def drained(request: web.Request) -> web.Response:
+            if taken is not None:
+                taken.append(request.path)
+            return web.json_response([])
 
-        routes["GET /metrics"] = taken
+        routes["GET /metrics"] = drained
     return routes
 
 
@@ -80,8 +82,10 @@ def server(name: str, stream: list[bytes]) -> dict[str, object]:
 def test_it_is_recognised_and_its_stream_is_read(name: str) -> None:
     *_, stream, told, cached = ENGINES[name]
 
+    taken: list[str] = []
+
     async def ask() -> None:
-        async with serving(server(name, stream)) as url:
+        async with serving(server(name, stream, taken)) as url:
             found = await examine(url, timeout_s=5.0)
             assert found.facts.dialect == name
             assert found.facts.max_context_tokens == 4096
@@ -106,6 +110,7 @@ def test_it_is_recognised_and_its_stream_is_read(name: str) -> None:
                 assert dialect(name).kv_sample(metrics, 0.0).running in (1, 2)
 
     run(ask())
+    assert taken == []
 
 
 @pytest.mark.parametrize(("name", "broken", "error"), [
