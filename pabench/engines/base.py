@@ -133,6 +133,7 @@ class Dialect(Protocol):
     capabilities: frozenset[str]  # those the dialect always has; `doctor` finds the rest
     metrics_path: str | None      # ":8002/metrics": on another port; None: the engine has no metrics
     cache_reset_path: str | None  # a POST there empties the prefix cache; None: there is no such route
+    health_path: str              # a GET there tells whether it serves, and generates nothing
     own_route: str | None         # one that no other engine has, for a dialect whose answers alone do not tell it
     metric_names: frozenset[str]  # every metric that kv_facts and kv_sample read, so that a scrape can skip the rest
 

@@ -32,7 +32,7 @@ _HEALTH_TIMEOUT_S = 5.0
 _GONE_ATTEMPTS = 3
 _GONE_PAUSE_S = 0.1
 NO_ROUTE = (400, 404)  # the former from older Tritons
-HEALTH_PATHS = ("/health", "/v1/models", "/v2/health/ready")  # the first that there is tells
+MODELS_PATH = "/v1/models"
 ABORT_DELAY_S = 0.05  # long enough for a request's bytes to be read by an engine on this host
 # A connection that broke, before or inside the answer.
 _BROKEN = (aiohttp.ClientPayloadError, aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, ConnectionError)
@@ -162,8 +162,8 @@ class EngineClient:
         return None if metrics is None else self.dialect.kv_sample(metrics, time.monotonic())
 
     async def healthy(self) -> bool:
-        """Whether the engine says that it can serve. Engines without `/health` are asked for their models."""
-        for path in HEALTH_PATHS:
+        """Whether the engine says that it can serve. Those without the route are asked for their models."""
+        for path in (self.dialect.health_path, MODELS_PATH):
             try:
                 async with asyncio.timeout(min(self._timeout_s, _HEALTH_TIMEOUT_S)):
                     exchange = await self._exchange("GET", path, None, {})

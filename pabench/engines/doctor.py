@@ -12,7 +12,7 @@ from pabench.engines import dialects
 from pabench.engines.answers import error_text, load_json
 from pabench.engines.base import Dialect, EngineFacts
 from pabench.engines.cleaning import clean
-from pabench.engines.client import NO_ROUTE, EngineClient
+from pabench.engines.client import MODELS_PATH, NO_ROUTE, EngineClient
 from pabench.engines.openai import owners
 from pabench.engines.trials import Trials
 from pabench.engines.triton import triton_models
@@ -151,7 +151,7 @@ async def _models(client: EngineClient, wanted: str | None) -> tuple[Mapping[str
 
     `wanted`: the model that the caller names.
     """
-    status, headers, body = await client.get("/v1/models")
+    status, headers, body = await client.get(MODELS_PATH)
     if status in NO_ROUTE and (models := await triton_models(client, wanted)) is not None:
         return models, headers
     try:

@@ -107,6 +107,7 @@ class OpenAIDialect:
     partial_reuse_label: tuple[str, str] | None = None
     capabilities: frozenset[str] = frozenset({"sampling", "stream"})
     metrics_path: str | None = None
+    health_path = "/health"
     own_route: str | None = None
     cache_reset_path: str | None = None
     metric_names: frozenset[str] = frozenset()

@@ -20,6 +20,7 @@ class OpenVINODialect(OpenAIDialect):
     name = "openvino"
     capabilities: frozenset[str] = frozenset({"n", "sampling", "ignore_eos", "stream", "usage"})
     metrics_path: str | None = "/metrics"
+    health_path = "/v2/health/ready"
     metric_names: frozenset[str] = frozenset().union(*METRICS.values())
 
     def build(self, request: GenerationRequest, model: str) -> tuple[str, dict[str, Any]]:

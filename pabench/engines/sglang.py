@@ -42,6 +42,7 @@ class SGLangDialect(OpenAIDialect):
     capabilities: frozenset[str] = EXTENDED_CAPABILITIES
     metrics_path: str | None = "/metrics"
     cache_reset_path: str | None = "/flush_cache"
+    health_path = "/ready"  # behind /health a token is generated, which counters show
     metric_names: frozenset[str] = frozenset({_PAGE_SIZE, _NUM_PAGES}.union(*METRICS.values()))
 
     def build(self, request: GenerationRequest, model: str) -> tuple[str, dict[str, Any]]:

@@ -214,6 +214,30 @@ def test_raw_bytes_are_sent_as_they_are():
     assert b"no JSON" in body
 
 
+@pytest.mark.parametrize(("name", "answers", "healthy"), [
+    ("sglang", {"/ready": 200}, True),
+    ("sglang", {"/ready": 503}, False),
+    ("sglang", {"/v1/models": 200}, True),  # before it had /ready
+    ("sglang-generate", {"/ready": 200}, True),
+    ("triton", {"/v2/health/ready": 200}, True),
+    ("openvino", {"/v2/health/ready": 503, "/v1/models": 200}, False),
+])
+def test_health_is_asked_where_no_token_is_generated(name, answers, healthy):
+    """Behind SGLang's /health one is, and counters show it."""
+    asked = []
+
+    async def answer(request):
+        asked.append(request.path)
+        return web.Response(status=200 if request.path == "/health" else answers.get(request.path, 404))
+
+    async def main():
+        async with serving({"GET /{path:.*}": answer}) as url, EngineClient(url, dialect(name), "m") as client:
+            return await client.healthy()
+
+    assert run(main()) is healthy
+    assert "/health" not in asked
+
+
 @pytest.mark.parametrize(("routes", "healthy"), [
     ({"GET /health": (200, "")}, True),
     ({"GET /health": (503, "dead")}, False),

@@ -49,18 +49,35 @@ def test_the_last_error_is_told_not_what_was_logged_behind_it(tmp_path):
         engine.__enter__()
 
 
-def test_an_engine_without_the_usual_health_route_is_ready_too(tmp_path):
-    server = """
+HEALTH_SERVER = """
 import http.server, sys
+answers = dict(pair.split("=") for pair in sys.argv[2:])
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
-        self.send_response(200 if self.path == "/v2/health/ready" else 404)
+        self.send_response(int(answers.get(self.path, answers["else"])))
         self.end_headers()
 http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
 """
-    command = [sys.executable, "-c", server, "{port}"]
+
+
+@pytest.mark.parametrize("answers", [
+    ["/v2/health/ready=200", "else=404"],
+    ["/health=200", "else=401"],  # llama.cpp with a key: without it, nothing but this is answered
+])
+def test_an_engine_without_the_usual_routes_is_ready_too(tmp_path, answers):
+    command = [sys.executable, "-c", HEALTH_SERVER, "{port}", *answers]
     with EngineProcess(command, url=URL, log=tmp_path / "log", ready_timeout_s=10) as engine:
         assert engine.alive
+
+
+def test_a_starting_engine_is_not_made_to_generate(tmp_path):
+    """SGLang generates a token behind /health."""
+    command = [sys.executable, "-c", HEALTH_SERVER, "{port}", "/ready=200", "else=200"]
+    with EngineProcess(command, url=URL, log=tmp_path / "log", ready_timeout_s=10) as engine:
+        engine.stop()
+    written = (tmp_path / "log").read_text()
+    assert "GET /ready" in written
+    assert "/health" not in written
 
 
 def test_an_engine_that_is_never_ready_is_stopped(tmp_path):
