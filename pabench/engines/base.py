@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from pabench.telemetry.pages import ExtraPage
 from pabench.telemetry.vocabulary import KVFacts, KVSample, MetricFamilies
 
 # What an engine can do, as found by `doctor`; requirements name these in `needs`.
@@ -132,6 +133,7 @@ class Dialect(Protocol):
     partial_reuse_label: tuple[str, str] | None  # metric and label, "True" where part of a block may be a hit
     capabilities: frozenset[str]  # those the dialect always has; `doctor` finds the rest
     metrics_path: str | None      # ":8002/metrics": on another port; None: the engine has no metrics
+    extra_pages: tuple[ExtraPage, ...]  # others that tell of the KV cache, where the engine has them
     cache_reset_path: str | None  # a POST there empties the prefix cache; None: there is no such route
     health_path: str              # a GET there tells whether it serves, and generates nothing
     own_route: str | None         # one that no other engine has, for a dialect whose answers alone do not tell it

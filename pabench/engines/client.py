@@ -24,7 +24,8 @@ from pabench.engines.cleaning import clean
 from pabench.engines.wording import worded
 from pabench.errors import EngineDied, EngineProtocol, EngineTimeout, EngineUnreachable, UsageError
 from pabench.probe import Codec
-from pabench.telemetry.exposition import ACCEPT, parse_exposition
+from pabench.telemetry.exposition import ACCEPT
+from pabench.telemetry.pages import PageReader
 from pabench.telemetry.scrape import metrics_url
 from pabench.telemetry.vocabulary import KVSample, MetricFamilies
 
@@ -145,16 +146,8 @@ class EngineClient:
         return Completion(truncated=True) if sending.cancelled() else sending.result()
 
     async def metrics(self) -> MetricFamilies | None:
-        """All samples of the metrics page; None where the engine has none."""
-        path = self.dialect.metrics_path
-        if path is None:
-            return None
-        exchange = await self._exchange("GET", path, None, {"Accept": ACCEPT})
-        if exchange.status in (404, 501):
-            return None
-        if exchange.status != 200:
-            raise EngineProtocol(f"GET {path}: expected 200, got {exchange.status}")
-        return parse_exposition(exchange.body)
+        """All samples of the metrics page, and of those beside it; None where the engine has none."""
+        return await PageReader(self.dialect, self.page).read()
 
     async def kv_sample(self) -> KVSample | None:
         """The KV vocabulary of now; None where the engine has no metrics."""
@@ -172,6 +165,11 @@ class EngineClient:
             if exchange.status not in NO_ROUTE:
                 return exchange.status == 200 and not exchange.broken
         return False
+
+    async def page(self, path: str) -> tuple[int, bytes]:
+        """Status and body of a page of metrics."""
+        status, _, body = await self.get(path, {"Accept": ACCEPT})
+        return status, body
 
     async def get(
         self, path: str, headers: Mapping[str, str] | None = None

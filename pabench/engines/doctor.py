@@ -18,7 +18,8 @@ from pabench.engines.trials import Trials
 from pabench.engines.triton import triton_models
 from pabench.errors import EngineProtocol, UsageError
 from pabench.probe import PRESETS, ProbeSpec, load_spec, preset
-from pabench.telemetry.exposition import ACCEPT, parse_exposition
+from pabench.telemetry.exposition import parse_exposition
+from pabench.telemetry.pages import read_extra
 from pabench.telemetry.vocabulary import KVFacts, KVSample, MetricFamilies
 
 _ASSUMED_PRESET = "gqa"
@@ -78,6 +79,7 @@ async def examine(
             metrics = await _metrics(client, trials.notes, client.dialect.metrics_path)
         else:
             trials.notes += without
+        metrics = await _with_extra_pages(client, metrics, trials.notes)
         entry = _entry(models, model, trials.notes)
         trials.max_context_tokens = _max_context(entry)
         client.model = model or str(entry.get("id") or "") or await _pinned_model(client)
@@ -175,13 +177,28 @@ async def _models(client: EngineClient, wanted: str | None) -> tuple[Mapping[str
 async def _metrics(client: EngineClient, notes: list[str], path: str = _METRICS_PATH) -> MetricFamilies:
     """All samples of the metrics page; empty, with a note, where there is no such page."""
     try:
-        status, _, body = await client.get(path, {"Accept": ACCEPT})
+        status, body = await client.page(path)
         if status == 200:
             return parse_exposition(body)
         notes.append(f"no metrics: {path} answers with status {status}")
     except EngineProtocol as error:
         notes.append(f"no metrics: {clean(str(error))}")
     return {}
+
+
+async def _with_extra_pages(client: EngineClient, metrics: MetricFamilies, notes: list[str]) -> MetricFamilies:
+    """`metrics`, and what the dialect's other pages tell; with a note for each that tells nothing."""
+    for page in client.dialect.extra_pages:
+        if page.use == "instead" and metrics:
+            continue
+        try:
+            extra = await read_extra(page, client.page)
+            if extra is None:
+                notes.append(f"nothing of the KV cache from {page.path}: it is not there")
+            metrics = {**(extra or {}), **metrics}
+        except EngineProtocol as error:
+            notes.append(f"nothing of the KV cache from {page.path}: {clean(str(error))}")
+    return metrics
 
 
 def _entry(models: Mapping[str, Any], wanted: str | None, notes: list[str]) -> Mapping[str, Any]:

@@ -8,8 +8,9 @@ from typing import Any
 from pabench.engines.base import GenerationRequest
 from pabench.engines.openai import OpenAIDialect, lengthened_body, openai_path, owners, require_plain, require_text
 from pabench.errors import UsageError
-from pabench.telemetry.mapping import MetricTable, read_kv_sample
-from pabench.telemetry.vocabulary import KVSample, MetricFamilies
+from pabench.telemetry.mapping import MetricTable, int_gauge, read_kv_sample
+from pabench.telemetry.pages import ExtraPage, json_fields
+from pabench.telemetry.vocabulary import KVFacts, KVSample, MetricFamilies
 
 # The gauges move every 10 s. KV use is left out: one of its two engines counts what is only cached as used, the other
 # does not, and which one it is it does not tell. The share of prefix hits is a ratio, without the counts.
@@ -21,6 +22,9 @@ METRICS: MetricTable = {
     "drafted": ("lmdeploy:spec_decode_num_draft_tokens_total",),
     "accepted": ("lmdeploy:spec_decode_num_accepted_tokens_total",),
 }
+_ENGINE = "/distserve/engine_info"  # of its PyTorch engine alone
+_ENGINE_FIELDS = ("block_size", "num_gpu_blocks")
+_BLOCK_SIZE, _NUM_BLOCKS = (f"{_ENGINE} {field}" for field in _ENGINE_FIELDS)
 
 
 class LMDeployDialect(OpenAIDialect):
@@ -29,7 +33,8 @@ class LMDeployDialect(OpenAIDialect):
     name = "lmdeploy"
     capabilities: frozenset[str] = frozenset({"sampling", "ignore_eos", "stream", "usage"})
     metrics_path: str | None = "/metrics"
-    metric_names: frozenset[str] = frozenset().union(*METRICS.values())
+    metric_names: frozenset[str] = frozenset({_BLOCK_SIZE, _NUM_BLOCKS}.union(*METRICS.values()))
+    extra_pages: tuple[ExtraPage, ...] = (ExtraPage(_ENGINE, "once", json_fields(_ENGINE, *_ENGINE_FIELDS)),)
 
     def build(self, request: GenerationRequest, model: str) -> tuple[str, dict[str, Any]]:
         """Path and JSON body of `request`. Raises UsageError for several samples."""
@@ -38,6 +43,11 @@ class LMDeployDialect(OpenAIDialect):
         if request.n != 1:
             raise UsageError(f"dialect {self.name!r} gives one sample a request, got n={request.n}: send n requests")
         return openai_path(request), lengthened_body(request, model)
+
+    def kv_facts(self, metrics: MetricFamilies) -> KVFacts:
+        """Geometry where the engine is the one that tells it."""
+        size, blocks = int_gauge(metrics, _BLOCK_SIZE), int_gauge(metrics, _NUM_BLOCKS)
+        return KVFacts() if size is None else KVFacts(block_size=size, num_blocks=blocks, kv_mode="paged")
 
     def kv_sample(self, metrics: MetricFamilies, time_s: float) -> KVSample:
         """The KV vocabulary: queue and cache hits."""

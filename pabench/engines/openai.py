@@ -9,6 +9,7 @@ from typing import Any
 from pabench.engines.answers import parse_answer, parse_stream_answer
 from pabench.engines.base import Completion, GenerationRequest, TextReader
 from pabench.errors import UsageError
+from pabench.telemetry.pages import ExtraPage
 from pabench.telemetry.vocabulary import KVFacts, KVSample, MetricFamilies
 
 COMPLETIONS_PATH = "/v1/completions"
@@ -107,6 +108,7 @@ class OpenAIDialect:
     partial_reuse_label: tuple[str, str] | None = None
     capabilities: frozenset[str] = frozenset({"sampling", "stream"})
     metrics_path: str | None = None
+    extra_pages: tuple[ExtraPage, ...] = ()
     health_path = "/health"
     own_route: str | None = None
     cache_reset_path: str | None = None

@@ -15,7 +15,9 @@ from pabench.engines.openai import (
     owners,
     require_plain,
 )
+from pabench.telemetry.exposition import parse_exposition
 from pabench.telemetry.mapping import MetricTable, int_gauge, int_label, read_field, read_kv_sample
+from pabench.telemetry.pages import ExtraPage, json_fields
 from pabench.telemetry.vocabulary import KVFacts, KVSample, MetricFamilies, MetricSample
 
 # Use leaves the evictable cache out. `token_usage` is rounded to two decimals; the gauges move at each prefill and each
@@ -23,7 +25,7 @@ from pabench.telemetry.vocabulary import KVFacts, KVSample, MetricFamilies, Metr
 METRICS: MetricTable = {
     "kv_usage": ("sglang:full_token_usage", "sglang:token_usage"),
     "running": ("sglang:num_running_reqs",),
-    "waiting": ("sglang:num_queue_reqs",),
+    "waiting": ("sglang:num_queue_reqs", "sglang:num_waiting_reqs"),  # the latter of /v1/loads
     "preemptions": ("sglang:num_retracted_requests_total", "sglang:total_retracted_reqs"),
     "prefix_queries": ("sglang:prompt_tokens_total",),
     "prefix_hits": ("sglang:cached_tokens_total",),
@@ -32,6 +34,11 @@ _NEWER = "sglang:full_token_usage"  # a page that holds it has the counters, onc
 _COUNTED = ("preemptions", "prefix_queries", "prefix_hits")
 _RANKS = ("pp_rank", "tp_rank", "moe_ep_rank")
 _PAGE_SIZE, _NUM_PAGES = "sglang:page_size", "sglang:num_pages"
+_EVICTABLE, _POOL = "sglang:kv_evictable_tokens", "sglang:max_total_num_tokens"
+# Whatever `--enable-metrics` says: the state of now, and how the server was started.
+_LOADS, _SERVER = "/v1/loads?format=prometheus", "/server_info"
+_SERVER_FIELDS = ("page_size", "max_total_num_tokens", "disable_radix_cache")
+_SERVER_PAGE, _SERVER_POOL, _UNCACHED = (f"{_SERVER} {field}" for field in _SERVER_FIELDS)
 
 
 class SGLangDialect(OpenAIDialect):
@@ -43,7 +50,12 @@ class SGLangDialect(OpenAIDialect):
     metrics_path: str | None = "/metrics"
     cache_reset_path: str | None = "/flush_cache"
     health_path = "/ready"  # behind /health a token is generated, which counters show
-    metric_names: frozenset[str] = frozenset({_PAGE_SIZE, _NUM_PAGES}.union(*METRICS.values()))
+    metric_names: frozenset[str] = frozenset({
+        _PAGE_SIZE, _NUM_PAGES, _EVICTABLE, _POOL, _SERVER_PAGE, _SERVER_POOL, _UNCACHED}.union(*METRICS.values()))
+    extra_pages: tuple[ExtraPage, ...] = (
+        ExtraPage(_LOADS, "instead", parse_exposition),
+        ExtraPage(_SERVER, "once", json_fields(_SERVER, *_SERVER_FIELDS)),
+    )
 
     def build(self, request: GenerationRequest, model: str) -> tuple[str, dict[str, Any]]:
         """Path and JSON body of `request`. Raises UsageError for beams and for log-probabilities of the prompt.
@@ -59,15 +71,26 @@ class SGLangDialect(OpenAIDialect):
         return openai_path(request), body
 
     def kv_facts(self, metrics: MetricFamilies) -> KVFacts:
-        """Geometry from gauges that are constant; the pools of data parallel engines add up."""
+        """Geometry from gauges that are constant, else from the server's arguments; the pools of data parallel engines
+        add up.
+        """
         once = _totals(metrics)
         size, pages = int_gauge(once, _PAGE_SIZE), read_field(once, "num_blocks", (_NUM_PAGES,))
-        return KVFacts() if size is None else KVFacts(
-            block_size=size, num_blocks=None if pages is None else round(pages), kv_mode="paged")
+        if size is None:
+            size, pool = int_gauge(metrics, _SERVER_PAGE), int_gauge(metrics, _SERVER_POOL)
+            pages = pool // size if pool is not None and size else None
+        uncached = int_gauge(metrics, _UNCACHED)
+        return KVFacts(
+            block_size=size, num_blocks=None if pages is None else round(pages),
+            prefix_caching=None if uncached is None else not uncached, kv_mode=None if size is None else "paged")
 
     def kv_sample(self, metrics: MetricFamilies, time_s: float) -> KVSample:
         """The KV vocabulary. Counters are not there before there is something to count."""
-        sample = read_kv_sample(_totals(metrics), time_s, METRICS)
+        once = _totals(metrics)
+        sample = read_kv_sample(once, time_s, METRICS)
+        evictable, pool = (read_field(once, "tokens", (name,)) for name in (_EVICTABLE, _POOL))
+        if evictable is not None and pool:
+            sample = replace(sample, kv_cached=evictable / pool)
         absent = [name for name in _COUNTED if getattr(sample, name) is None]
         return replace(sample, **dict.fromkeys(absent, 0.0)) if metrics.get(_NEWER) else sample
 

@@ -10,7 +10,8 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from pabench.errors import EngineProtocol, PabenchError
-from pabench.telemetry.exposition import ACCEPT, parse_exposition
+from pabench.telemetry.exposition import ACCEPT
+from pabench.telemetry.pages import Paged, PageReader
 from pabench.telemetry.vocabulary import KVSample, MetricFamilies
 
 _TIMEOUT_S = 2.0
@@ -25,10 +26,9 @@ def metrics_url(url: str, path: str) -> str:
     return f"{parts.scheme}://{host}{path}"
 
 
-class Scrapable(Protocol):
+class Scrapable(Paged, Protocol):
     """The part of a dialect that a scraper needs."""
 
-    metrics_path: str | None
     metric_names: frozenset[str]
 
     def kv_sample(self, metrics: MetricFamilies, time_s: float) -> KVSample:
@@ -56,7 +56,8 @@ class Scraper:
         self._dialect = dialect
         self._interval_s = interval_s
         # The info metric never changes and costs as much to parse as all the others.
-        self._names = frozenset(name for name in dialect.metric_names if not name.endswith("_info"))
+        names = frozenset(name for name in dialect.metric_names if not name.endswith("_info"))
+        self._pages = PageReader(dialect, self._fetch, names)
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -85,19 +86,15 @@ class Scraper:
 
     async def _scrape(self) -> None:
         try:
-            page = await self._fetch()
-            time_s = time.monotonic()
-            metrics = parse_exposition(page, self._names)
-            self.samples.append(self._dialect.kv_sample(metrics, time_s))
+            metrics = await self._pages.read()
+            if metrics is None:
+                raise EngineProtocol(f"GET {self._dialect.metrics_path}: there is no such page")
+            self.samples.append(self._dialect.kv_sample(metrics, time.monotonic()))
         except (PabenchError, aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
             self.failed += 1
             self.last_error = str(error) or type(error).__name__
 
-    async def _fetch(self) -> bytes:
+    async def _fetch(self, path: str) -> tuple[int, bytes]:
         async with asyncio.timeout(_TIMEOUT_S):
-            url = metrics_url(self._url, self._dialect.metrics_path or "")
-            async with self._session.get(url, headers={"Accept": ACCEPT}) as response:
-                body = await response.read()
-                if response.status != 200:
-                    raise EngineProtocol(f"GET {self._dialect.metrics_path}: expected 200, got {response.status}")
-                return body
+            async with self._session.get(metrics_url(self._url, path), headers={"Accept": ACCEPT}) as response:
+                return response.status, await response.read()

@@ -56,6 +56,8 @@ sglang:num_running_reqs{engine_type="unified",model_name="m",tp_rank="0"} 2.0
 sglang:num_queue_reqs{engine_type="unified",model_name="m",tp_rank="0"} 1.0
 sglang:token_usage{engine_type="unified",model_name="m",tp_rank="0"} 0.06
 sglang:full_token_usage{engine_type="unified",model_name="m",tp_rank="0"} 0.0625
+sglang:kv_evictable_tokens{engine_type="unified",model_name="m",tp_rank="0"} 1376.0
+sglang:max_total_num_tokens{engine_type="unified",model_name="m",tp_rank="0"} 16384.0
 sglang:fwd_occupancy{engine_type="unified",model_name="m"} NaN
 sglang:page_size{engine_type="unified",model_name="m",tp_rank="0"} 16.0
 sglang:num_pages{engine_type="unified",model_name="m",tp_rank="0"} 1024.0

@@ -23,8 +23,8 @@ from tests.engines.pages import (
 )
 
 PAGES = {
-    "sglang": (SGLANG_PAGE, KVSample(2.0, kv_usage=0.0625, running=2, waiting=1, preemptions=0, prefix_queries=100,
-                                     prefix_hits=64), KVFacts(16, 1024, None, "paged")),
+    "sglang": (SGLANG_PAGE, KVSample(2.0, kv_usage=0.0625, kv_cached=0.083984375, running=2, waiting=1, preemptions=0,
+                                     prefix_queries=100, prefix_hits=64), KVFacts(16, 1024, None, "paged")),
     "tensorrt-llm": (TRTLLM_PAGE, KVSample(2.0, kv_usage=0.25, running=2, waiting=1, prefix_queries=160,
                                            prefix_hits=64, drafted=9, accepted=7), KVFacts(32, 512, None, "paged")),
     "lmdeploy": (LMDEPLOY_PAGE, KVSample(2.0, running=2, waiting=1, prefix_queries=100, prefix_hits=64), KVFacts()),
