@@ -16,6 +16,7 @@ from pabench.analysis.slo import SLO, in_time
 from pabench.analysis.stats import mean_or_none, quantiles
 from pabench.analysis.summary import Quantiles, RunSummary
 from pabench.analysis.validity import judge
+from pabench.engines.dialects import DIALECTS
 
 _MAX_DIAGNOSES = 5
 
@@ -33,7 +34,13 @@ def summarise(run: Run) -> RunSummary:
         duration_s=duration_s, window_s=window,
         **_throughput(requests, window), **_latencies(run), **_cache(run, window),
         diagnoses=_diagnoses(requests), **_goodput(run, window),
+        not_applicable=_not_applicable(manifest.engine.dialect),
     )
+
+
+def _not_applicable(name: str) -> frozenset[str]:
+    known = DIALECTS.get(name)  # a later version's is none
+    return frozenset() if known is None else known.not_applicable
 
 
 def _goodput(run: Run, window: tuple[float, float]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from pabench.analysis.summary import Quantiles, RunSummary
 from pabench.engines.cleaning import clean
-from pabench.telemetry.vocabulary import UNKNOWN
+from pabench.telemetry.vocabulary import NOT_APPLICABLE, UNKNOWN
 
 _GOODPUT = "goodput, requests/s (in time)"
 _MISSED = "token deadlines missed"
@@ -170,7 +170,8 @@ _ROWS: tuple[tuple[str, Callable[[RunSummary], Text]], ...] = (
     ("KV blocks in use, mean", lambda one: _number(one.kv_usage_mean, "{:.0%}")),
     ("effective utilisation", lambda one: _number(one.effective_utilisation, "{:.0%}")),
     ("prefix hit rate", lambda one: _number(one.prefix_hit_rate, "{:.0%}")),
-    ("preemptions", lambda one: _number(one.preemptions, "{:.0f}")),
+    ("preemptions", lambda one: Text(NOT_APPLICABLE) if "preemptions" in one.not_applicable else
+        _number(one.preemptions, "{:.0f}")),
     ("verified tokens", _verified),
     ("verdict", _verdict),
 )

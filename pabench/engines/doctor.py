@@ -36,6 +36,8 @@ class Examination:
     probe: ProbeSpec | None
     metrics_found: tuple[str, ...]   # "kv_usage: vllm:kv_cache_usage_perc"
     notes: tuple[str, ...]
+    cadence_s: float = 0.0           # how late the metrics of an engine at rest may be
+    not_applicable: tuple[str, ...] = ()  # quantities that an engine of this kind cannot have
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -47,6 +49,8 @@ class Examination:
             "probe": None if self.probe is None else self.probe.preset,
             "metrics_found": list(self.metrics_found),
             "notes": list(self.notes),
+            "cadence_s": self.cadence_s,
+            "not_applicable": list(self.not_applicable),
         }
 
 
@@ -98,7 +102,8 @@ async def examine(
             told |= await _prefix_cache(trials, told)
         facts = replace(facts, capabilities=frozenset(trials.capabilities | told))
     spec = _which_probe(given, facts.model_root, trials.is_probe, trials.notes)
-    return Examination(facts, spec, metrics_found(client.dialect, metrics), tuple(trials.notes))
+    return Examination(facts, spec, metrics_found(client.dialect, metrics), tuple(trials.notes),
+                       client.dialect.cadence_s, tuple(sorted(client.dialect.not_applicable)))
 
 
 async def _own(client: EngineClient, recognised: Dialect, notes: list[str]) -> Dialect:

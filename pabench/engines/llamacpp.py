@@ -63,6 +63,7 @@ class LlamaCppDialect(OpenAIDialect):
     name = "llamacpp"
     capabilities: frozenset[str] = frozenset({"n", "sampling", "logprobs", "ignore_eos", "stream", "usage"})
     metrics_path: str | None = "/metrics"
+    not_applicable: frozenset[str] = frozenset({"preemptions", "swapped"})  # it fails what finds no room
     metric_names: frozenset[str] = frozenset({_NUM_SLOTS, _SLOT_TOKENS, _USED, _TOTAL}.union(*METRICS.values()))
     extra_pages: tuple[ExtraPage, ...] = (
         ExtraPage(_SLOTS, "beside", _read_slots),

@@ -33,6 +33,7 @@ class LMDeployDialect(OpenAIDialect):
     name = "lmdeploy"
     capabilities: frozenset[str] = frozenset({"sampling", "ignore_eos", "stream", "usage"})
     metrics_path: str | None = "/metrics"
+    cadence_s = 10.0
     metric_names: frozenset[str] = frozenset({_BLOCK_SIZE, _NUM_BLOCKS}.union(*METRICS.values()))
     extra_pages: tuple[ExtraPage, ...] = (ExtraPage(_ENGINE, "once", json_fields(_ENGINE, *_ENGINE_FIELDS)),)
 

@@ -109,6 +109,8 @@ class OpenAIDialect:
     capabilities: frozenset[str] = frozenset({"sampling", "stream"})
     metrics_path: str | None = None
     extra_pages: tuple[ExtraPage, ...] = ()
+    cadence_s = 0.0
+    not_applicable: frozenset[str] = frozenset()
     health_path = "/health"
     own_route: str | None = None
     cache_reset_path: str | None = None

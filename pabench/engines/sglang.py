@@ -49,6 +49,7 @@ class SGLangDialect(OpenAIDialect):
     capabilities: frozenset[str] = EXTENDED_CAPABILITIES
     metrics_path: str | None = "/metrics"
     cache_reset_path: str | None = "/flush_cache"
+    cadence_s = 30.0  # of an idle one
     health_path = "/ready"  # behind /health a token is generated, which counters show
     metric_names: frozenset[str] = frozenset({
         _PAGE_SIZE, _NUM_PAGES, _EVICTABLE, _POOL, _SERVER_PAGE, _SERVER_POOL, _UNCACHED}.union(*METRICS.values()))

@@ -35,6 +35,7 @@ class TensorRTLLMDialect(OpenAIDialect):
     partial_reuse_label: tuple[str, str] | None = ("trtllm_kv_cache_config_info", "enable_partial_reuse")
     capabilities: frozenset[str] = frozenset({"n", "sampling", "logprobs", "ignore_eos", "stream", "usage"})
     metrics_path: str | None = "/prometheus/metrics"
+    not_applicable: frozenset[str] = frozenset({"preemptions"})  # under its default policy; the other is not told
     metric_names: frozenset[str] = frozenset({_MAX_BLOCKS, _TOKENS_PER_BLOCK}.union(*METRICS.values()))
 
     def build(self, request: GenerationRequest, model: str) -> tuple[str, dict[str, Any]]:

@@ -22,6 +22,7 @@ class TGIDialect(OpenAIDialect):
     name = "tgi"
     capabilities: frozenset[str] = frozenset({"sampling", "stream", "usage"})
     metrics_path: str | None = "/metrics"
+    not_applicable: frozenset[str] = frozenset({"preemptions", "swapped"})
     metric_names: frozenset[str] = frozenset().union(*METRICS.values())
 
     def build(self, request: GenerationRequest, model: str) -> tuple[str, dict[str, Any]]:

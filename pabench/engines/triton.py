@@ -40,6 +40,7 @@ class TritonDialect(OpenAIDialect):
     disconnect_s = 0.1  # polled
     capabilities: frozenset[str] = frozenset({"sampling", "ignore_eos", "stream"})
     metrics_path: str | None = ":8002/metrics"
+    cadence_s = 0.1
     health_path = "/v2/health/ready"
     metric_names: frozenset[str] = frozenset({_REQUESTS, _BLOCKS})
 

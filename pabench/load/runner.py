@@ -156,7 +156,7 @@ class _Run:
             manifest.failure = None if manifest.status == "interrupted" else f"{type(error).__name__}: {error}"
             raise
         finally:
-            await scraper.stop()
+            await scraper.stop(patient=manifest.status == "running")
             watch.close()
             try:
                 await pool.close()

@@ -11,6 +11,7 @@ from pabench.load.records import OUTCOMES
 from pabench.report.groups import Engine
 from pabench.report.tables import Cell, Column, Table, table, words
 from pabench.report.text import count, number, percent
+from pabench.telemetry.vocabulary import NOT_APPLICABLE
 
 Show = Callable[[float | None], str]
 
@@ -133,7 +134,7 @@ def _dull(columns: Sequence[Column], rows: Sequence[Sequence[Cell]]) -> set[Colu
 def _measured(figure: _Figure, summary: RunSummary) -> Cell:
     found = figure.get(summary)
     tone = "bad" if figure.column.key == "wrong_tokens" and found else ""
-    shown = figure.show(found)
+    shown = NOT_APPLICABLE if figure.column.key in summary.not_applicable else figure.show(found)
     if figure.column.unit == "%":
         shown = shown.removesuffix("%").rstrip()
     return Cell(shown, found, tone)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from typing import Protocol
 from urllib.parse import urlsplit
 
@@ -12,7 +13,7 @@ import aiohttp
 from pabench.errors import EngineProtocol, PabenchError
 from pabench.telemetry.exposition import ACCEPT
 from pabench.telemetry.pages import Paged, PageReader
-from pabench.telemetry.vocabulary import KVSample, MetricFamilies
+from pabench.telemetry.vocabulary import COUNTERS, KVSample, MetricFamilies
 
 _TIMEOUT_S = 2.0
 
@@ -30,6 +31,7 @@ class Scrapable(Paged, Protocol):
     """The part of a dialect that a scraper needs."""
 
     metric_names: frozenset[str]
+    cadence_s: float
 
     def kv_sample(self, metrics: MetricFamilies, time_s: float) -> KVSample:
         """The one KV vocabulary from the metrics at `time_s`."""
@@ -65,13 +67,24 @@ class Scraper:
         if self._dialect.metrics_path is not None and self._task is None:
             self._task = asyncio.create_task(self._run())
 
-    async def stop(self) -> list[KVSample]:
-        """End, with a last scrape, so that the counters of the whole run are there. Returns `samples`."""
+    async def stop(self, *, patient: bool = True) -> list[KVSample]:
+        """End, with a last scrape, so that the counters of the whole run are there. Returns `samples`.
+
+        `patient`: where the engine's numbers move late, scrape until they have come to rest, one cadence at most.
+        """
         if self._task is not None:
             task, self._task = self._task, None
             task.cancel()
             await asyncio.wait({task})
+            until_s = time.monotonic() + (self._dialect.cadence_s if patient else 0.0)
+            num_before, num_failed = len(self.samples), self.failed
             await self._scrape()
+            while self.failed == num_failed and not _at_rest(self.samples[num_before:]):
+                left_s = until_s - time.monotonic()
+                if left_s <= 0:
+                    break
+                await asyncio.sleep(min(self._interval_s, left_s))
+                await self._scrape()
         return self.samples
 
     async def _run(self) -> None:
@@ -98,3 +111,10 @@ class Scraper:
         async with asyncio.timeout(_TIMEOUT_S):
             async with self._session.get(metrics_url(self._url, path), headers={"Accept": ACCEPT}) as response:
                 return response.status, await response.read()
+
+
+def _at_rest(samples: Sequence[KVSample]) -> bool:
+    """Whether an engine that nobody asks any more says so, and its counters stood still from one scrape to the next."""
+    if len(samples) < 2 or samples[-1].running or samples[-1].waiting:
+        return False
+    return all(getattr(samples[-1], name) == getattr(samples[-2], name) for name in COUNTERS)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 UNKNOWN = "–"  # how a quantity is shown that an engine does not tell
+NOT_APPLICABLE = "n/a"  # and one that it cannot have, by the way it works
 
 @dataclass(frozen=True, slots=True)
 class MetricSample:
@@ -57,3 +58,6 @@ class KVSample:
     reserved_tokens: float | None = None
     internal_waste_tokens: float | None = None
     external_waste_tokens: float | None = None
+
+
+COUNTERS = ("preemptions", "prefix_queries", "prefix_hits", "drafted", "accepted")  # those fields of `KVSample`

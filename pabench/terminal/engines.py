@@ -8,7 +8,7 @@ from rich.table import Table
 
 from pabench.engines.cleaning import clean
 from pabench.engines.doctor import Examination
-from pabench.telemetry.vocabulary import UNKNOWN
+from pabench.telemetry.vocabulary import NOT_APPLICABLE, UNKNOWN
 
 
 def show_examination(examination: Examination, url: str) -> None:
@@ -25,6 +25,8 @@ def show_examination(examination: Examination, url: str) -> None:
         "prefix caching": {True: "on", False: "off", None: UNKNOWN}[kv.prefix_caching if kv else None],
         "can": ", ".join(sorted(facts.capabilities)) or UNKNOWN,
         "metrics": "\n".join(examination.metrics_found) or "none that pabench knows",
+        "metrics move": f"up to {examination.cadence_s:g} s late, when idle" if examination.cadence_s else "at once",
+        NOT_APPLICABLE: ", ".join(examination.not_applicable) or UNKNOWN,
         "notes": "\n".join(examination.notes) or UNKNOWN,
     }
     table = Table(title=f"What is at {escape(url)}", title_justify="left", show_header=False)

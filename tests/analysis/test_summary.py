@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,9 +19,26 @@ from pabench.analysis.tables import knee, knee_text
 from pabench.errors import UsageError
 from pabench.load.records import RequestRecord
 from pabench.load.window import steady_window
+from pabench.report.run_tables import all_table
 from pabench.telemetry.vocabulary import KVSample
 from tests.analysis.by_hand import A, B, C, D, frame, made
 from tests.load.support import workload
+
+
+@pytest.mark.parametrize(("dialect", "shown"), [("tgi", "n/a"), ("openai", "–"), ("a later one", "–")])
+def test_what_an_engine_cannot_have_is_not_shown_as_untold(dialect: str, shown: str) -> None:
+    run = made([A, B])
+    run.manifest.engine.dialect = dialect
+    summary = summarise(run)
+    assert summary.preemptions is None
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(comparison_table([summary]))
+    row = next(line for line in console.export_text().splitlines() if "preemptions" in line)
+    assert shown in row
+    engine: Any = SimpleNamespace(name="e", index=0, runs=[SimpleNamespace(summary=summary)])
+    table = all_table([engine])
+    at = [column.key for column in table.columns].index("preemptions")
+    assert [cells[at].text for cells in table.rows] == [shown]
 
 
 def test_ttft_by_priority() -> None:

@@ -3,15 +3,19 @@
 import asyncio
 import json
 from collections import Counter
+from dataclasses import fields
 
 import aiohttp
 import pytest
 from aiohttp import web
 
-from pabench.engines import EngineClient, dialect, examine
+from pabench.engines import DIALECTS, EngineClient, dialect, examine
+from pabench.engines.dialects import recognise
+from pabench.telemetry.exposition import parse_exposition
 from pabench.telemetry.scrape import Scraper
 from pabench.telemetry.vocabulary import KVFacts, KVSample
-from tests.engines.pages import LLAMACPP_PAGE, LMDEPLOY_PAGE, SGLANG_PAGE
+from pabench.terminal.engines import show_examination
+from tests.engines.pages import LLAMACPP_PAGE, LMDEPLOY_PAGE, SGLANG_PAGE, TGI_PAGE, TRTLLM_PAGE
 from tests.engines.standin import run, serving
 
 LOADS = """\
@@ -77,7 +81,7 @@ async def scraped(url, name, seconds=0.15):
         scraper = Scraper(session, url, dialect(name), 0.05)
         await scraper.start()
         await asyncio.sleep(seconds)
-        await scraper.stop()
+        await scraper.stop(patient=False)  # its requests never end
     return scraper
 
 
@@ -118,6 +122,37 @@ def test_doctor_says_where_it_has_a_number_from_and_which_page_is_not_there():
     found = run(main())
     assert any("num_blocks" in line and "/props total_slots" in line for line in found.metrics_found)
     assert any("/slots" in note and "not there" in note for note in found.notes)
+
+
+@pytest.mark.parametrize(("case", "late", "cannot"), [
+    ("sglang, metrics on", "up to 30 s late", "–"), ("lmdeploy, PyTorch", "up to 10 s late", "–"),
+    ("llama.cpp", "at once", "preemptions, swapped"),
+])
+def test_doctor_tells_how_late_numbers_are_and_which_there_cannot_be(case, late, cannot, capsys):
+    name, pages, _, _ = ENGINES[case]
+
+    async def main():
+        async with serving(server(pages, Counter())) as url:
+            return await examine(url, dialect=name, timeout_s=5)
+
+    found = run(main())
+    show_examination(found, "http://h")
+    rows = [[cell.strip() for cell in line.split("│")[1:3]] for line in capsys.readouterr().out.splitlines()]
+    assert any(row[0] == "metrics move" and row[1].startswith(late) for row in rows if row)
+    assert ["n/a", cannot] in rows
+    assert found.to_json()["cadence_s"] == dialect(name).cadence_s
+    assert set(found.to_json()["not_applicable"]) == dialect(name).not_applicable
+
+
+def test_what_cannot_be_is_told_by_no_page():
+    """A quantity that an engine tells is none that it cannot have."""
+    for known in DIALECTS.values():
+        assert known.not_applicable <= {field.name for field in fields(KVSample)}
+    for page in (LLAMACPP_PAGE, TGI_PAGE, TRTLLM_PAGE):
+        metrics = parse_exposition(page)
+        known = recognise({"data": []}, metrics, {})
+        assert known.not_applicable
+        assert not any(getattr(known.kv_sample(metrics, 0.0), name) for name in known.not_applicable)
 
 
 def test_a_page_that_is_not_there_is_asked_for_once():

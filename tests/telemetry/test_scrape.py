@@ -9,6 +9,7 @@ import pytest
 from aiohttp import web
 
 from pabench.engines import dialect
+from pabench.engines.lmdeploy import LMDeployDialect
 from pabench.telemetry.scrape import Scraper
 
 
@@ -26,7 +27,7 @@ class Pages:
         return web.Response(status=status, text=text)
 
 
-def scraped(pages, seconds, name="vllm", interval_s=0.05):
+def scraped(pages, seconds, name="vllm", interval_s=0.05, patient=True):
     async def run():
         app = web.Application()
         app.router.add_get("/metrics", pages.serve)
@@ -40,7 +41,8 @@ def scraped(pages, seconds, name="vllm", interval_s=0.05):
                 scraper = Scraper(session, url, dialect(name), interval_s)
                 await scraper.start()
                 await asyncio.sleep(seconds)
-                await scraper.stop()
+                pages.stopped_at = pages.number
+                await scraper.stop(patient=patient)
             return scraper
         finally:
             await runner.cleanup()
@@ -86,6 +88,45 @@ def test_an_engine_that_is_not_there_only_counts():
     samples, failed = asyncio.run(run())
     assert samples == []
     assert failed >= 2
+
+
+def lmdeploy_page(running, counted):
+    return (200, f"lmdeploy:num_requests_running {running}\nlmdeploy:num_requests_waiting 0\n"
+                 f"lmdeploy:prompt_tokens_total {counted}\n")
+
+
+@pytest.mark.parametrize("late", [
+    lambda behind: lmdeploy_page(2 if behind < 5 else 0, 100),      # the gauges are late
+    lambda behind: lmdeploy_page(0, 100 + min(max(behind, 0), 5)),  # the counters are
+])
+def test_the_last_scrape_waits_for_numbers_that_come_late(late):
+    pages = Pages(lambda number: late(number - getattr(pages, "stopped_at", number + 1)))
+    scraper = scraped(pages, 0.1, "lmdeploy")
+    assert pages.number - pages.stopped_at in (5, 6, 7)
+    assert scraper.samples[-1].running == 0
+    assert scraper.samples[-1].prefix_queries == scraper.samples[-2].prefix_queries
+
+
+def test_it_waits_for_one_cadence_at_most(monkeypatch):
+    monkeypatch.setattr(LMDeployDialect, "cadence_s", 0.3)
+    pages = Pages(lambda number: lmdeploy_page(1, number))  # somebody else asks it, too
+    began = time.monotonic()
+    scraped(pages, 0.1, "lmdeploy")
+    assert pages.number - pages.stopped_at >= 3
+    assert time.monotonic() - began < 2
+
+
+@pytest.mark.parametrize(("name", "patient"), [("vllm", True), ("lmdeploy", False)])
+def test_one_last_scrape_is_enough_where_numbers_move_at_once_or_nobody_waits(name, patient):
+    pages = Pages(lambda number: (200, f"{name}:num_requests_running {number}\n"))
+    scraped(pages, 0.1, name, patient=patient)
+    assert pages.number == pages.stopped_at + 1
+
+
+def test_an_engine_that_has_died_is_not_waited_for():
+    pages = Pages(lambda number: (500, "dead") if hasattr(pages, "stopped_at") else lmdeploy_page(1, 1))
+    scraped(pages, 0.1, "lmdeploy")
+    assert pages.number == pages.stopped_at + 1
 
 
 @pytest.mark.parametrize("name", ["transformers", "openai"])
