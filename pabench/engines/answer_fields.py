@@ -20,7 +20,7 @@ def count(value: Any, name: str) -> int | None:
 
 
 def text_of(entry: Mapping[str, Any]) -> str:
-    """Text of a completion, of a chat message or of its delta; reasoning is text as well."""
+    """Text of a completion, of a chat message or of its delta; reasoning and tool calls are text as well."""
     text = entry.get("text")
     if type(text) is str and "delta" not in entry and "message" not in entry:
         return text
@@ -29,10 +29,18 @@ def text_of(entry: Mapping[str, Any]) -> str:
         message = entry.get(name)
         if isinstance(message, dict):
             parts += [message.get("reasoning_content") or message.get("reasoning"), message.get("content")]
+            parts += _tool_texts(message.get("tool_calls"))
     given = [part for part in parts if part is not None]
     if not all(isinstance(part, str) for part in given):
         raise EngineProtocol(f"expected text in a choice, got {given!r:.80}")
     return "".join(given)
+
+
+def _tool_texts(calls: Any) -> list[Any]:
+    """Names and arguments of tool calls, each a piece of what was generated."""
+    functions = [call.get("function") for call in calls if isinstance(call, dict)] if isinstance(calls, list) else []
+    given = [function for function in functions if isinstance(function, dict)]
+    return [function.get(name) for function in given for name in ("name", "arguments")]
 
 
 def ids_of(values: Any) -> list[int] | None:

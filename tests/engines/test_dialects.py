@@ -143,3 +143,12 @@ def test_llamacpp_switches_off_samplers_that_the_protocol_has_not():
 def test_an_unknown_dialect_is_refused_with_the_known_ones():
     with pytest.raises(UsageError, match=r"reference, vllm, sglang, .*, transformers, openai"):
         dialect("acme")
+
+
+def test_a_tool_call_is_generated_text_and_its_chunks_have_times():
+    deltas = [{"role": "assistant", "content": ""}, {"tool_calls": [{"index": 0, "function": {"name": "f"}}]},
+              {"tool_calls": [{"index": 0, "function": {"arguments": "{}"}}]}, {"tool_calls": [3, {"function": 4}]}]
+    chunks = [(float(at), b"data: " + json.dumps({"choices": [{"index": 0, "delta": delta}]}).encode() + b"\n\n")
+              for at, delta in enumerate(deltas)]
+    (choice,) = dialect("openai").parse_stream(200, chunks).choices
+    assert choice.token_times_s == [1.0, 2.0]
