@@ -119,7 +119,7 @@ class EngineUnderTest:
     @property
     def cadence_s(self) -> float:
         """Seconds between two renewals of the engine's gauges; 0 where each of its steps renews them."""
-        return float(getattr(self._session.client.dialect, "cadence_s", 0.0))
+        return self._session.client.dialect.cadence_s
 
     @property
     def disconnect_s(self) -> float:

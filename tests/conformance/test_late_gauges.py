@@ -25,6 +25,11 @@ def test_dialects_tell_how_late_they_notice_a_disconnect() -> None:
     assert dialect("vllm").disconnect_s == dialect("reference").disconnect_s == 0.0
 
 
+def test_dialects_tell_how_late_their_gauges_are() -> None:
+    late = {name: dialect(name).cadence_s for name in ("lmdeploy", "sglang", "sglang-generate", "triton", "vllm")}
+    assert late == {"lmdeploy": 10.0, "sglang": 30.0, "sglang-generate": 30.0, "triton": 0.1, "vllm": 0.0}
+
+
 def test_an_engine_whose_gauges_are_late_is_given_a_cadence_more() -> None:
     with asked(Paced(cadence_s=CADENCE_S)) as engine:
         assert engine.settle_s == SETTLE_S + CADENCE_S
