@@ -24,6 +24,9 @@ from pabench.commands.options import (
 
 app = typer.Typer()
 
+Patience = Annotated[float, typer.Option(
+    help="For a slow engine: so many times the profile's time for each request, each case and the run.")]
+
 
 @app.command()
 def conform(
@@ -34,7 +37,7 @@ def conform(
     expect: Annotated[Path | None, typer.Option(help="Expected failures and disabled requirements (TOML).")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Same seed, same prompts.")] = 0,
     dialect: DialectName = None, model: ModelName = None, probe: ProbeName = None, api_key_env: KeyVariable = None,
-    ready_timeout_s: ReadyTimeout = 600.0, quiet: Quiet = False,
+    ready_timeout_s: ReadyTimeout = 600.0, patience: Patience = 1.0, quiet: Quiet = False,
 ) -> None:
     """Ask an engine, an allocator or a kernel every requirement: exit 0 conforming, 1 not conforming, 2 could not run.
 
@@ -49,7 +52,7 @@ def conform(
     raise SystemExit(run_suite(
         url, launch=launch, ready_timeout_s=ready_timeout_s, impl=impl, out=out or new_folder("conform"),
         profile=profile, dialect=dialect, model=model, probe=probe, ids=requirement or (), expect=expect, seed=seed,
-        api_key=api_key_in(api_key_env), live=not quiet,
+        api_key=api_key_in(api_key_env), live=not quiet, patience=patience,
     ))
 
 
@@ -58,7 +61,7 @@ def replay(
     case: Annotated[Path, typer.Argument(help="File of a failed case, as the failure text names it.")],
     url: OptionalUrl = None, launch: Launch = None, impl: Impl = None, dialect: DialectName = None,
     model: ModelName = None, probe: ProbeName = None, api_key_env: KeyVariable = None,
-    ready_timeout_s: ReadyTimeout = 600.0,
+    ready_timeout_s: ReadyTimeout = 600.0, patience: Patience = 1.0,
 ) -> None:
     """Ask one failed case again: exit 0 when it holds now, 1 when it still fails.
 
@@ -68,7 +71,7 @@ def replay(
 
     raise SystemExit(replay_case(
         case, url=url, launch=launch, ready_timeout_s=ready_timeout_s, impl=impl, dialect=dialect, model=model,
-        probe=probe, api_key=api_key_in(api_key_env),
+        probe=probe, api_key=api_key_in(api_key_env), patience=patience,
     ))
 
 

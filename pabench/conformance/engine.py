@@ -23,6 +23,7 @@ from pabench.conformance.selfcheck import Tally
 from pabench.conformance.session import EngineSession, plain_prompt
 from pabench.conformance.targets import unsupported
 from pabench.conformance.verify import Ask, check_completion, check_form, check_length, fork_temperature
+from pabench.conformance.watching import Watch
 from pabench.conformance.wire import Pending, Wire
 from pabench.engines.base import Completion, EngineFacts, GenerationRequest
 from pabench.engines.cleaning import clean
@@ -32,11 +33,9 @@ from pabench.telemetry.vocabulary import KVSample
 ASSUMED_BLOCK_SIZE = 16   # where the engine does not tell: edges of larger powers of two are among its multiples
 _SMALLEST_EDGE = 8        # tokens: shorter rings and forks say nothing
 _ASSUMED_CONTEXT = 2048
-_POLL_S = 0.05
 _STAND_IN = PRESETS["long"]  # the most tokens, so that rings for other models are never short of them
 _SHARE_COMPARED = 0.5  # of the tokens of a case without the probe, or it proves nothing
 _TIME_KEPT = 0.4       # of a case's time, which references are not to use up
-_NUDGE_AFTER_S = 0.4      # engines that update gauges once a step need a step to show that they are idle
 
 
 class EngineUnderTest:
@@ -116,6 +115,21 @@ class EngineUnderTest:
         """Skip the test, as UNSUPPORTED, where the engine lacks `capability`."""
         if not self.can(capability):
             unsupported(f"{why}: the engine lacks {capability}")
+
+    @property
+    def cadence_s(self) -> float:
+        """Seconds between two renewals of the engine's gauges; 0 where each of its steps renews them."""
+        return self._session.client.dialect.cadence_s
+
+    @property
+    def disconnect_s(self) -> float:
+        """Seconds until the engine notices that a client has left."""
+        return self._session.client.dialect.disconnect_s
+
+    @property
+    def settle_s(self) -> float:
+        """Seconds within which the gauges have to show the truth, whenever they are renewed and whoever has left."""
+        return self.profile.settle_s + self.disconnect_s + self.cadence_s
 
     @property
     def time_left_s(self) -> float:
@@ -294,24 +308,36 @@ class EngineUnderTest:
         families = self._wire.call(client.metrics(), [])
         return None if families is None else client.dialect.kv_sample(families, time.monotonic())
 
+    @property
+    def reuses_partial_blocks(self) -> bool:
+        """Whether the engine says that a part of a block may be a hit."""
+        client = self._session.client
+        if client.dialect.partial_reuse_label is None:
+            return False
+        name, label = client.dialect.partial_reuse_label
+        families = self._wire.call(client.metrics(), []) or {}
+        return any(sample.labels.get(label) == "True" for sample in families.get(name, ()))
+
     def metrics_when_stable(self, ready: Callable[[KVSample], bool], *, within_s: float) -> KVSample:
         """Poll until `ready` holds, at most `within_s` seconds; the last sample, whether it holds or not.
 
-        Engines update gauges once a step, and an idle engine steps no more: a request of one token makes it.
+        It may be as old as the engine's gauges are at most: `cadence_s`.
         """
-        start = last_nudge = time.monotonic()
-        nudge_after_s = min(_NUDGE_AFTER_S, within_s / 4)
-        while True:
-            sample = self.metrics()
-            if sample is None:
-                unsupported("the engine shows no metrics")
-            now = time.monotonic()
-            if ready(sample) or now - start > within_s:
-                return sample
-            if now - last_nudge > nudge_after_s:
-                self._nudge()
-                last_nudge = time.monotonic()
-            time.sleep(_POLL_S)
+        return self._watch.until(ready, within_s)
+
+    def metrics_renewed(self, ready: Callable[[KVSample], bool], *, within_s: float) -> KVSample | None:
+        """As `metrics_when_stable`, but no sample that may tell of a moment before this call.
+
+        None where the gauges were not renewed within `within_s`. Waiting for them is not taken from the case's time.
+        """
+        start = time.monotonic()
+        sample = self._watch.until_renewed(ready, within_s)
+        self._wire.prolong(min(time.monotonic() - start, self.cadence_s))
+        return sample
+
+    @property
+    def _watch(self) -> Watch:
+        return Watch(lambda: sampled(self), self._nudge, self.cadence_s)
 
     # How -------------------------------------------------------------------------------------------------------
 
@@ -328,6 +354,14 @@ class EngineUnderTest:
     def _nudge(self) -> None:
         request = GenerationRequest(plain_prompt(self.facts, 4), max_tokens=1, stream=False)
         self._wire.call(self._session.client.generate(request), [])
+
+
+def sampled(engine: EngineUnderTest) -> KVSample:
+    """The gauges now. Skips the test, as UNSUPPORTED, where there are none."""
+    sample = engine.metrics()
+    if sample is None:
+        unsupported("the engine shows no metrics")
+    return sample
 
 
 def refused(completion: Completion) -> bool:

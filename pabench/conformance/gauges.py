@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from pabench.conformance.engine import EngineUnderTest
+from pabench.conformance.engine import EngineUnderTest, sampled
 from pabench.conformance.failure import fail
-from pabench.conformance.targets import unsupported
 from pabench.telemetry.vocabulary import KVSample
+
+__all__ = ["all_given_back", "given_back", "idle", "idle_again", "idle_baseline", "sampled", "settled", "state"]
 
 
 def idle(sample: KVSample) -> bool:
@@ -21,25 +22,28 @@ def given_back(sample: KVSample, baseline: KVSample) -> bool:
     return idle(sample) and (sample.kv_usage or 0.0) <= (baseline.kv_usage or 0.0) + 1e-6
 
 
-def settled(engine: EngineUnderTest, baseline: KVSample, within_s: float) -> KVSample:
-    """The gauges once the engine is idle and holds no more than before, or when the time is up."""
-    return engine.metrics_when_stable(lambda now: given_back(now, baseline), within_s=within_s)
+def settled(engine: EngineUnderTest, baseline: KVSample, within_s: float) -> KVSample | None:
+    """The gauges once the engine is idle and holds no more than before, or when the time is up.
+
+    None where they were not renewed until then: an idle engine that they show may be that of before.
+    """
+    return engine.metrics_renewed(lambda now: given_back(now, baseline), within_s=within_s)
 
 
 def idle_baseline(engine: EngineUnderTest) -> KVSample:
     """The gauges of the idle engine. Raises CaseFailed where it does not become idle."""
-    baseline = engine.metrics_when_stable(idle, within_s=engine.profile.settle_s)
+    baseline = engine.metrics_when_stable(idle, within_s=engine.settle_s)
     if not idle(baseline):
         fail("the engine is idle before the case", state(baseline))
     return baseline
 
 
-def sampled(engine: EngineUnderTest) -> KVSample:
-    """The gauges now. Skips the test, as UNSUPPORTED, where there are none."""
-    sample = engine.metrics()
-    if sample is None:
-        unsupported("the engine shows no metrics")
-    return sample
+def idle_again(engine: EngineUnderTest, hint: str) -> KVSample:
+    """The gauges of the engine after all has ended. Raises CaseFailed where it does not become idle."""
+    after = engine.metrics_renewed(idle, within_s=engine.settle_s)
+    if after is None or not idle(after):
+        fail("idle after all have ended", state(after), hint=hint)
+    return after
 
 
 @contextlib.contextmanager
@@ -53,9 +57,9 @@ def all_given_back(engine: EngineUnderTest, hint: str) -> Iterator[None]:
         return
     baseline = idle_baseline(engine)
     yield
-    after = settled(engine, baseline, engine.profile.settle_s)
-    if not given_back(after, baseline):
-        fail(f"idle again within {engine.profile.settle_s:g} s: {state(baseline)}", state(after), hint=hint)
+    after = settled(engine, baseline, engine.settle_s)
+    if after is None or not given_back(after, baseline):
+        fail(f"idle again within {engine.settle_s:g} s: {state(baseline)}", state(after), hint=hint)
 
 
 def state(sample: KVSample | None) -> str:

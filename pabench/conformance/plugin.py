@@ -43,6 +43,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add("--pabench-model", metavar="NAME", help="the model to ask for (the first that is served by default)")
     add("--pabench-probe", metavar="DIR|NAME", help="the KV probe that is served, or its preset (found out by default)")
     add("--pabench-profile", metavar="NAME", default="smoke", help="smoke, ci or full (default: smoke)")
+    add("--pabench-patience", metavar="FACTOR", type=float, default=1.0,
+        help="for a slow engine: so many times the time for each request, each case and the run (default: 1)")
     add("--pabench-out", metavar="DIR", help="folder for verdicts.jsonl and the files of failed cases")
     add("--pabench-expect", metavar="FILE", help="expected failures and disabled requirements (TOML)")
     add("--pabench-id", metavar="ID", action="append", default=[], help="run only this requirement (repeatable)")

@@ -5,7 +5,8 @@ Sizes are asked of the profile, never of the clock, so that two runs of one prof
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 from pabench.errors import UsageError
 
@@ -32,7 +33,18 @@ class Profile:
     request_timeout_s: float
     case_timeout_s: float
     run_timeout_s: float              # the whole run is ended after this
+    patience: float = 1.0             # by which all limits of time were multiplied
 
+    def patient(self, factor: float) -> Profile:
+        """As this one, with `factor` times the time for everything. Raises UsageError unless it is a number above 0."""
+        if not 0 < factor < math.inf:
+            raise UsageError(f"the patience is {factor:g}, expected a factor above 0, as 4 for four times the time")
+        return replace(self, patience=self.patience * factor,
+                       **{name: getattr(self, name) * factor for name in _LIMITS})
+
+
+# Of time. What an engine has to do within them is the same.
+_LIMITS = ("refusal_s", "settle_s", "request_timeout_s", "case_timeout_s", "run_timeout_s")
 
 PROFILES = {
     profile.name: profile

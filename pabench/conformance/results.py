@@ -35,6 +35,7 @@ class Header:
     engine: Mapping[str, Any] = field(default_factory=dict)  # dialect, model, version, kv, capabilities, probe
     smoke: str = "ok"               # "ok", or why the short ring sent before all else was wrong
     schema: int = SCHEMA_VERSION
+    patience: float = 1.0           # by which the profile's limits of time were multiplied
 
 
 @dataclass(frozen=True, slots=True)

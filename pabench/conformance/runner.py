@@ -57,6 +57,7 @@ def run_suite(
     api_key: str | None = None,
     live: bool = True,
     quiet: bool = False,
+    patience: float = 1.0,
 ) -> int:
     """Ask the engine at `url`, or the implementation in process `impl`, all requirements of its level, or those in
     `ids`; write out/verdicts.jsonl.
@@ -66,6 +67,8 @@ def run_suite(
     by default that port of 127.0.0.1, and `ready_timeout_s` the longest wait for each start. `probe` is a folder with a
     probe.json, or a preset's name. Without `live` nothing is shown before the run has ended; `quiet` shows nothing but
     why a run could not be done.
+
+    `patience`: so many times the profile's time for requests, cases and the run, for a slow engine.
 
     Returns 0 conforming, 1 not, 2 could not run, 130 interrupted. Raises UsageError for bad input, before anything
     is asked of the engine.
@@ -79,14 +82,14 @@ def run_suite(
         registry[requirement_id]
     if expect is not None:
         load_expectations(expect, registry)
-    options = [*_named(url, impl, dialect, model, probe, launch), *_patience(ready_timeout_s),
+    options = [*_named(url, impl, dialect, model, probe, launch), *_limits(profile, ready_timeout_s, patience),
                "--pabench-out", str(out.resolve()), "--pabench-profile", profile, "--pabench-seed", str(seed)]
     options += [word for requirement_id in ids for word in ("--pabench-id", requirement_id)]
     if expect is not None:
         options += ["--pabench-expect", str(expect.resolve())]
     if not live:
         options.append("--pabench-at-end")
-    code = _pytest(options, _run_timeout_s(profile, launch, ready_timeout_s), api_key, quiet)
+    code = _pytest(options, _run_timeout_s(profile, launch, ready_timeout_s, patience), api_key, quiet)
     return believed(code, out)
 
 
@@ -113,6 +116,7 @@ def replay_case(
     model: str | None = None,
     probe: str | Path | None = None,
     api_key: str | None = None,
+    patience: float = 1.0,
 ) -> int:
     """Ask an engine or implementation, named as for `run_suite`, again just what the case file `path` tells.
 
@@ -120,20 +124,22 @@ def replay_case(
     """
     case = load_case(path)
     load_registry()[case.requirement]
-    options = [*_named(url, impl, dialect, model, probe, launch), *_patience(ready_timeout_s),
+    options = [*_named(url, impl, dialect, model, probe, launch), *_limits(case.profile, ready_timeout_s, patience),
                "--pabench-replay", str(path.resolve())]
-    return _pytest(options, _run_timeout_s(case.profile, launch, ready_timeout_s), api_key, quiet=False)
+    return _pytest(options, _run_timeout_s(case.profile, launch, ready_timeout_s, patience), api_key, quiet=False)
 
 
-def _patience(ready_timeout_s: float) -> list[str]:
+def _limits(profile: str, ready_timeout_s: float, patience: float) -> list[str]:
+    load_profile(profile).patient(patience)
     if not 0 < ready_timeout_s < float("inf"):
         raise UsageError(f"the time to wait for an engine to serve is {ready_timeout_s:g} s, expected more than 0")
-    return ["--pabench-ready-timeout", str(ready_timeout_s)]
+    return ["--pabench-ready-timeout", str(ready_timeout_s), "--pabench-patience", str(patience)]
 
 
-def _run_timeout_s(profile: str, launch: str | None, ready_timeout_s: float) -> float:
+def _run_timeout_s(profile: str, launch: str | None, ready_timeout_s: float, patience: float) -> float:
     """The profile's, and what starting an engine again and again may take."""
-    return load_profile(profile).run_timeout_s + (0 if launch is None else MAX_STARTS * ready_timeout_s)
+    starts_s = 0 if launch is None else MAX_STARTS * ready_timeout_s
+    return load_profile(profile).patient(patience).run_timeout_s + starts_s
 
 
 def _named(

@@ -53,13 +53,13 @@ class SuiteRun:
 
     def __init__(
         self, target: Target, *, profile: str, out: Path | None, expect: Path | None, ids: list[str], seed: int,
-        replay: Path | None,
+        replay: Path | None, patience: float = 1.0,
     ) -> None:
         self.registry = load_registry()
         if self.registry.spec_version != SPEC_VERSION:
             raise UsageError(f"requirements of version {self.registry.spec_version}, this pabench knows {SPEC_VERSION}")
         self.replayed: Case | None = load_case(replay) if replay else None
-        self.profile = load_profile(self.replayed.profile if self.replayed else profile)
+        self.profile = load_profile(self.replayed.profile if self.replayed else profile).patient(patience)
         self.seed = self.replayed.seed if self.replayed else seed
         self.expectations = load_expectations(expect, self.registry) if expect else Expectations()
         self.ids = [self.registry[requirement_id].id for requirement_id in ids]
@@ -82,7 +82,7 @@ class SuiteRun:
                  for name in ("out", "expect", "replay")}
         try:
             return cls(_target(config), profile=option("--pabench-profile"), ids=option("--pabench-id"),
-                       seed=option("--pabench-seed"), **paths)
+                       seed=option("--pabench-seed"), patience=option("--pabench-patience"), **paths)
         except UsageError as error:
             raise pytest.UsageError(str(error)) from error
 
@@ -152,7 +152,7 @@ class SuiteRun:
     def _header(self) -> Header:
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         return Header(SPEC_VERSION, __version__, self.profile.name, self.seed, now, self.target.url, self.target.told(),
-                      self.smoke)
+                      self.smoke, patience=self.profile.patience)
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
@@ -278,7 +278,9 @@ class SuiteRun:
             return text(""), ""
         name = write_case(self.out, case, impl=impl, text=text(""), evidence=subject.evidence(),
                           circumstances=self.target.told())
-        return text(f"pabench replay {shlex.quote(str(from_here(self.out / name)))} {self.target.locator}"), name
+        patience = "" if self.profile.patience == 1 else f" --patience {self.profile.patience:g}"
+        file = shlex.quote(str(from_here(self.out / name)))
+        return text(f"pabench replay {file} {self.target.locator}{patience}"), name
 
     def _circumstances(self) -> dict[str, str | None]:
         return {"profile": self.profile.name, **self.target.circumstances()}

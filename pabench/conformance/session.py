@@ -24,6 +24,7 @@ from pabench.errors import EngineError, EngineTimeout
 from pabench.probe import FIRST_RING, SEP, ProbeSpec
 
 _GRACE_S = 10.0           # for the client to notice its own time limit
+_EXAMINED_S = 10.0        # for each request that finds out what the engine can do
 _ALIVE_TIMEOUT_S = 15.0   # for one token of an idle engine
 _RESTART_S = 0.5          # between two looks at an engine that may be going down
 
@@ -120,15 +121,20 @@ class EngineSession:
             except EngineError as error:
                 reason = str(error)
             except TimeoutError:
-                reason = f"it gives no token within {_ALIVE_TIMEOUT_S:g} s"
+                reason = f"it gives no token within {self._alive_timeout_s:g} s"
             if attempt == 1:
                 time.sleep(_RESTART_S)
         self.gone = reason
         return False
 
+    @property
+    def _alive_timeout_s(self) -> float:
+        return _ALIVE_TIMEOUT_S * self.profile.patience
+
     def _answers(self) -> bool:
         request = GenerationRequest(plain_prompt(self.facts, 8), max_tokens=1, stream=False)
-        completion = self.loop.run(asyncio.wait_for(self.client.generate(request), _ALIVE_TIMEOUT_S), _ALIVE_TIMEOUT_S)
+        limit_s = self._alive_timeout_s
+        completion = self.loop.run(asyncio.wait_for(self.client.generate(request), limit_s), limit_s)
         return completion.status < 500
 
 
@@ -155,7 +161,9 @@ def open_session(
     """Examine the engine at `url` and connect to it. Raises EngineUnreachable and UsageError."""
     loop = BackgroundLoop()
     try:
-        found = loop.run(examine(url, dialect=dialect_name, model=model, probe=probe, api_key=api_key), 60.0)
+        # Each of its requests is bounded; how long all of them take is the engine's to say.
+        found = loop.submit(examine(url, dialect=dialect_name, model=model, probe=probe, api_key=api_key,
+                                    timeout_s=_EXAMINED_S * profile.patience)).result()
         client = EngineClient(
             url, dialect(found.facts.dialect), found.facts.model, timeout_s=profile.request_timeout_s, api_key=api_key
         )

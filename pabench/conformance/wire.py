@@ -35,6 +35,10 @@ class Wire:
         """Seconds until the case has used up its time."""
         return max(0.0, self._deadline - time.monotonic())
 
+    def prolong(self, seconds: float) -> None:
+        """Give the case so much time more: it was spent on what no engine can hurry."""
+        self._deadline += seconds
+
     def cancel(self) -> None:
         """Give up what is still under way: its connections are closed."""
         for pending in self._pending:

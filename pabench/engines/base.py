@@ -129,6 +129,8 @@ class Dialect(Protocol):
     """How one engine spells things. One small file each; those that extend OpenAI's protocol extend its dialect."""
 
     name: str
+    disconnect_s: float           # it notices within so many seconds that a client has left; 0: at its next step
+    partial_reuse_label: tuple[str, str] | None  # metric and label, "True" where part of a block may be a hit
     capabilities: frozenset[str]  # those the dialect always has; `doctor` finds the rest
     metrics_path: str | None      # ":8002/metrics": on another port; None: the engine has no metrics
     extra_pages: tuple[ExtraPage, ...]  # others that tell of the KV cache, where the engine has them

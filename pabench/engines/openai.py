@@ -104,6 +104,8 @@ class OpenAIDialect:
     """The protocol as published. A fixed output length cannot be asked for, so `ignore_eos` has no effect."""
 
     name = "openai"
+    disconnect_s = 0.0
+    partial_reuse_label: tuple[str, str] | None = None
     capabilities: frozenset[str] = frozenset({"sampling", "stream"})
     metrics_path: str | None = None
     extra_pages: tuple[ExtraPage, ...] = ()

@@ -45,6 +45,7 @@ class SGLangDialect(OpenAIDialect):
     """`python -m sglang.launch_server`."""
 
     name = "sglang"
+    disconnect_s = 2.0  # what watches a stream waits so long before it aborts
     capabilities: frozenset[str] = EXTENDED_CAPABILITIES
     metrics_path: str | None = "/metrics"
     cache_reset_path: str | None = "/flush_cache"

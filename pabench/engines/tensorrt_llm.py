@@ -31,6 +31,8 @@ class TensorRTLLMDialect(OpenAIDialect):
     """`trtllm-serve`. It takes ids, but gives none back beside text: so words go both ways."""
 
     name = "tensorrt-llm"
+    disconnect_s = 1.0  # polled
+    partial_reuse_label: tuple[str, str] | None = ("trtllm_kv_cache_config_info", "enable_partial_reuse")
     capabilities: frozenset[str] = frozenset({"n", "sampling", "logprobs", "ignore_eos", "stream", "usage"})
     metrics_path: str | None = "/prometheus/metrics"
     not_applicable: frozenset[str] = frozenset({"preemptions"})  # under its default policy; the other is not told

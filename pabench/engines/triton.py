@@ -38,6 +38,7 @@ class TritonDialect(OpenAIDialect):
     """`POST /v2/models/{model}/generate` and `/generate_stream` of an ensemble or BLS model."""
 
     name = "triton"
+    disconnect_s = 0.1  # polled
     capabilities: frozenset[str] = frozenset({"sampling", "ignore_eos", "stream"})
     metrics_path: str | None = ":8002/metrics"
     cadence_s = 0.1

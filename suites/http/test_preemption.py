@@ -45,7 +45,8 @@ def _counted(engine: EngineUnderTest) -> KVSample:
 
 
 def _check_preempted(engine: EngineUnderTest, before: KVSample) -> None:
-    after = engine.metrics_when_stable(lambda sample: sample.preemptions != before.preemptions, within_s=1.0)
+    after = engine.metrics_when_stable(lambda sample: sample.preemptions != before.preemptions,
+                                       within_s=1.0 + engine.cadence_s)
     if after.preemptions is None or before.preemptions is None or after.preemptions < before.preemptions:
         fail("the count of preemptions grows", f"{before.preemptions} before, {after.preemptions} after")
     if after.preemptions == before.preemptions:

@@ -6,7 +6,7 @@ import importlib.util
 import itertools
 from collections.abc import Callable, Sequence
 from math import log
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from pabench.conformance.exchange import Geometry
 from pabench.conformance.profiles import PROFILES
 from pabench.conformance.session import EngineSession
 from pabench.conformance.verify import Ask
+from pabench.engines import dialect
 from pabench.engines.base import CAPABILITIES, Choice, Completion, EngineFacts, GenerationRequest, Usage
 from pabench.probe import PRESETS, Fork, ProbePrompt
 from pabench.resources import data_dir
@@ -25,13 +26,17 @@ from pabench.telemetry.vocabulary import KVFacts, KVSample
 BLOCKS, CONTEXTS = (1, 16, 64, 128, 256), (256, 512, 4096)
 
 
+_LOOKS = 400
+
+
 class PerfectEngine(EngineUnderTest):
     """Answers every ask rightly and at once, and refuses nothing but what does not fit."""
 
     def __init__(self, profile: str, block_size: int, context: int, capacity: int | None) -> None:
         kv = KVFacts(block_size, None if capacity is None else capacity // block_size, True, "paged")
         facts = EngineFacts("reference", "m", context, kv=kv, capabilities=CAPABILITIES)
-        session = EngineSession(None, facts, PRESETS["tiny"], PROFILES[profile], 0, None)  # type: ignore[arg-type]
+        client = SimpleNamespace(dialect=dialect("reference"))
+        session = EngineSession(client, facts, PRESETS["tiny"], PROFILES[profile], 0, None)  # type: ignore[arg-type]
         super().__init__(session, np.random.default_rng(0), Geometry.of(facts))
         self._preemptions = 0
         self._known: set[tuple[str | None, tuple[int, ...]]] = set()
@@ -71,6 +76,9 @@ class PerfectEngine(EngineUnderTest):
         assert sample is not None
         return sample
 
+    def metrics_renewed(self, ready: Callable[[KVSample], bool], *, within_s: float) -> KVSample | None:
+        return self.metrics_when_stable(ready, within_s=within_s)
+
     def _accept(self, request: GenerationRequest) -> Completion:
         assert request.max_tokens >= 1
         assert len(request.prompt) >= 4
@@ -103,12 +111,16 @@ class PerfectEngine(EngineUnderTest):
 
 
 class Done:
-    """Requests that were answered at once."""
-
-    done = True
+    """Requests that were answered at once, and seem to be under way for so long as somebody else comes meanwhile."""
 
     def __init__(self, completions: list[Completion]) -> None:
         self._completions = completions
+        self._looks = 0
+
+    @property
+    def done(self) -> bool:
+        self._looks += 1
+        return self._looks > _LOOKS
 
     def wait(self) -> list[Completion]:
         return self._completions

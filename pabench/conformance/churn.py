@@ -1,0 +1,40 @@
+"""Prompts that pass by until everything in the pool has been taken anew, where there is time for that."""
+
+from __future__ import annotations
+
+import time
+
+from pabench.conformance.engine import EngineUnderTest
+from pabench.conformance.prompts import SHORTEST_RING, long_rings
+from pabench.conformance.verify import Ask
+
+CHURN_S = 5.0  # of a case: what takes longer is not begun
+
+
+def churn(engine: EngineUnderTest, needed: int) -> int:
+    """Compute new prompts of at least `needed` tokens, a token of answer each; how many there were.
+
+    They are as long as the engine takes: computing a prompt is cheap beside decoding. Given up when they would
+    take longer than `CHURN_S`.
+    """
+    length = min(engine.longest - 2, engine.profile.prompt_tokens)
+    passed, start = 0, time.monotonic()
+    while passed < needed:
+        count = min(engine.profile.concurrency, -(-(needed - passed) // length))
+        rings = long_rings(engine.spec, engine.rng, [length] * count, SHORTEST_RING)
+        engine.told([Ask(ring, 1, f"passer-by {i}") for i, ring in enumerate(rings)])
+        passed += count * length
+        if (time.monotonic() - start) * needed > CHURN_S * passed:
+            break
+    return passed
+
+
+def not_overrun(engine: EngineUnderTest, passed: int) -> str:
+    """Why `passed` tokens have evicted nothing for sure; "" where they have: the pool holds no more."""
+    capacity = engine.geometry.capacity_tokens
+    if capacity is None:
+        return f"the engine does not tell how many blocks it has: whether {passed} tokens evicted anything is not known"
+    if passed < capacity:
+        return (f"{passed} tokens passed through a pool of {capacity}, so that nothing had to be evicted: start the "
+                "engine with fewer blocks to have this checked")
+    return ""

@@ -1,0 +1,96 @@
+"""no-starvation is asked of a queue: of so many clients that some wait, or not at all."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+
+import pytest
+
+from pabench.conformance.exchange import Exchange
+from pabench.conformance.failure import CaseFailed
+from pabench.conformance.verify import Ask
+from pabench.engines.base import CAPABILITIES, Choice, Completion
+from pabench.telemetry.vocabulary import KVSample
+from tests.conformance.test_sizes import Done, PerfectEngine, suite_file
+
+LOAD = suite_file("test_load")
+
+
+class Sent(Done):
+    """Under way at the first look, so that the gauges are looked at."""
+
+    def __init__(self, exchanges: list[Exchange]) -> None:
+        super().__init__([])
+        self.exchanges = exchanges
+
+    @property
+    def done(self) -> bool:
+        self._looks += 1
+        return self._looks > 1
+
+
+class Queue(PerfectEngine):
+    """Serves `slots` requests at once, a second each; who waits comes first, or last (`upside_down`)."""
+
+    def __init__(self, slots: int, *, gauges: bool, upside_down: bool = False) -> None:
+        super().__init__("smoke", 16, 512, 2048)
+        self.slots, self.gauges, self.upside_down = slots, gauges, upside_down
+        self.clients = 0
+
+    def can(self, capability: str) -> bool:
+        return capability in CAPABILITIES and (self.gauges or capability != "running_metrics")
+
+    def metrics(self) -> KVSample | None:
+        return KVSample(0.0, running=min(self.slots, self.clients), waiting=max(0, self.clients - self.slots))
+
+    def start(self, asks: Sequence[Ask], *, concurrency: int | None = None) -> Sent:  # type: ignore[override]
+        self.clients = concurrency or len(asks)
+        sent = [Exchange(ask.request, ask.name) for ask in asks]
+        waiting = [(0.0, i) for i in range(self.clients)]
+        coming, running = self.clients, []
+        while waiting or running:
+            now = running[0][0] if running else 0.0
+            while waiting and len(running) < self.slots:
+                sent_s, i = waiting.pop(-1 if self.upside_down else 0)
+                begin_s = max(now, sent_s)
+                choice = Choice(0, token_times_s=[begin_s + 0.1, begin_s + 1.0])
+                sent[i].sent_s, sent[i].end_s = sent_s, begin_s + 1.0 + i * 1e-6
+                sent[i].completion = Completion([choice])
+                heapq.heappush(running, (sent[i].end_s or 0.0, i))
+            end_s, _ = heapq.heappop(running)
+            if coming < len(sent):
+                waiting.append((end_s, coming))
+                coming += 1
+        self._wire.asked = True
+        return Sent(sent)
+
+
+@pytest.mark.parametrize("gauges", [True, False])
+@pytest.mark.parametrize(("slots", "clients"), [(4, 12), (16, 24), (50, 96)])
+def test_clients_come_until_some_wait(slots: int, clients: int, gauges: bool) -> None:
+    engine = Queue(slots, gauges=gauges)
+    LOAD.test_no_starvation(engine)
+    assert engine.note.startswith(f"{clients} clients, ")
+    assert f"{clients - slots} of the first waited for others to end" in engine.note
+
+
+@pytest.mark.parametrize("gauges", [True, False])
+@pytest.mark.parametrize("slots", [4, 20])
+def test_a_queue_that_is_served_from_its_wrong_end_is_found(slots: int, gauges: bool) -> None:
+    with pytest.raises(CaseFailed, match="a request is overtaken by at most"):
+        LOAD.test_no_starvation(Queue(slots, gauges=gauges, upside_down=True))
+
+
+def test_what_waits_for_a_step_is_no_queue() -> None:
+    """All are served at once, and the gauge shows those that have just come."""
+    engine = Queue(16, gauges=True)
+    engine.metrics = lambda: KVSample(0.0, running=1, waiting=11)  # type: ignore[method-assign]
+    LOAD.test_no_starvation(engine)
+    assert engine.note.startswith("24 clients")
+
+
+@pytest.mark.parametrize("gauges", [True, False])
+def test_where_nobody_waits_nothing_is_shown(gauges: bool) -> None:
+    with pytest.raises(pytest.skip.Exception, match="nobody waited among 768 clients at once"):
+        LOAD.test_no_starvation(Queue(5000, gauges=gauges))
