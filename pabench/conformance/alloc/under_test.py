@@ -74,13 +74,17 @@ class AllocatorUnderTest(ImplementationUnderTest):
         if about and about not in self._served:
             unsupported(f"no {about} was served in all traces, though the manager says that it can")
 
-    def every_schedule(self, asks: Callable[[Schedule], None], *, caching: bool) -> None:
-        """Ask `asks` of the scheduler, on as many traces as the profile says or a case file's. Raises CaseFailed."""
+    def every_schedule(self, asks: Callable[[Schedule], None], *, caching: bool, equal: bool = False) -> None:
+        """Ask `asks` of the scheduler, on as many traces as the profile says or a case file's. Raises CaseFailed.
+
+        `equal`: all requests of a trace have the same lengths.
+        """
         from pabench.conformance.alloc.traces import schedules
 
         self.claim(Pool(8, 2, 6, caching=caching))
         operations = self.profile.operations // 2
-        self._ask(schedules(operations, caching=caching), operations, lambda trace: self._schedule(trace, asks))
+        self._ask(schedules(operations, caching=caching, equal=equal), operations,
+                  lambda trace: self._schedule(trace, asks))
 
     def _ask(
         self, strategy: SearchStrategy[dict[str, Any]], operations: int, play: Callable[[Mapping[str, Any]], None]
