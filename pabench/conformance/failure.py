@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import NoReturn
 
 from pabench.conformance.registry import Requirement
@@ -41,6 +41,13 @@ class CaseFailed(RequirementFailed):
 def fail(expected: str, actual: str, *, reads: str = "", hint: str = "") -> NoReturn:
     """Raise CaseFailed."""
     raise CaseFailed(Failure(expected, actual, reads, hint))
+
+
+def not_again(error: RequirementFailed) -> CaseFailed:
+    """`error` of a case that held when it was asked again: a failure all the same, and it says so."""
+    failure = error.failure if isinstance(error, CaseFailed) else Failure("it holds", str(error))
+    said = f"{failure.actual}; failed once, held when asked again: not deterministic"
+    return CaseFailed(replace(failure, actual=said))
 
 
 def failure_text(

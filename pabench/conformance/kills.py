@@ -16,10 +16,9 @@ from pathlib import Path
 
 from pabench.conformance.bugs import Bug, load_bugs
 from pabench.conformance.hosting import ask_in_process, engine
-from pabench.conformance.levels import SUITE_LEVELS, level_of_id
+from pabench.conformance.levels import SUITE_LEVELS
 from pabench.conformance.mutants import Mutant, load_mutants
 from pabench.conformance.profiles import load_profile
-from pabench.conformance.registry import Registry, load_registry
 from pabench.conformance.results import SPEC_VERSION, load_results
 from pabench.conformance.runner import run_suite
 from pabench.conformance.verdicts import NOT_CONFORMING
@@ -69,18 +68,18 @@ def questions(
 ) -> list[Question]:
     """What is to be asked, mutant by mutant; by default of all at all levels. Raises UsageError for unknown names."""
     load_profile(profile)
-    mutants, bugs, registry = load_mutants(), load_bugs(), load_registry()
+    mutants, bugs = load_mutants(), load_bugs()
     for given, known, what in ((names, mutants, "mutant"), (levels, SUITE_LEVELS, "level")):
         if unknown := [each for each in given if each not in known]:
             raise UsageError(f"unknown {what} {unknown[0]!r}, expected one of {', '.join(known)}")
     return [
         Question(mutant, level, mutant.owes(level), _digest(mutant, level, profile))
         for mutant in mutants.values() if not names or mutant.name in names
-        for level in owed(mutant, bugs[mutant.bug], registry, mutants.values()) if not levels or level in levels
+        for level in owed(mutant, bugs[mutant.bug], mutants.values()) if not levels or level in levels
     ]
 
 
-def owed(mutant: Mutant, bug: Bug, registry: Registry, mutants: Iterable[Mutant]) -> list[str]:
+def owed(mutant: Mutant, bug: Bug, mutants: Iterable[Mutant]) -> list[str]:
     """The levels at which a mutant has to be killed.
 
     Those of the requirements that it names; and those at which its bug has to show, unless another of `mutants` with
@@ -88,17 +87,15 @@ def owed(mutant: Mutant, bug: Bug, registry: Registry, mutants: Iterable[Mutant]
     """
     named = {level for each in mutants if each.bug == bug.id for level in SUITE_LEVELS if each.owes(level)}
     return [level for level in SUITE_LEVELS
-            if mutant.owes(level) or (level in levels_of(bug, registry) and level not in named)]
+            if mutant.owes(level) or (level in levels_of(bug) and level not in named)]
 
 
-def levels_of(bug: Bug, registry: Registry) -> list[str]:
-    """The levels at which a bug has to show: the cheapest that its entry names, and http where a client can see it;
-    each where the suite has a requirement that speaks of it.
+def levels_of(bug: Bug) -> list[str]:
+    """The levels at which a bug has to show: the cheapest that its entry names, and http where a client can see it.
+
+    Where one of them cannot be had, the entry says so and why.
     """
-    first = "http" if bug.level == "engine" else bug.level  # a whole engine is asked over HTTP
-    wanted = {first, "http"} if bug.http == "yes" else {first}
-    spoken = {level_of_id(each) for each in registry if bug.id in registry[each].bugs}
-    return [level for level in SUITE_LEVELS if level in wanted & spoken]
+    return [level for level in bug.should_show if level != bug.not_shown]
 
 
 def _digest(mutant: Mutant, level: str, profile: str) -> str:

@@ -100,6 +100,13 @@ def _catalogue(bugs: Mapping[str, Bug], mutants: Mapping[str, Mutant], registry:
     yield (f"{len(bugs)} bugs that engines and kernels really had; {len(modelled)} of them have mutants. Level: the "
            "cheapest at which the bug shows (engine: a whole engine in one process, which the suite asks over HTTP). "
            "HTTP: whether a client sees it with an ordinary model.\n")
+    hidden = [bug for bug in bugs.values() if bug.not_shown]
+    yield (f"A bug has to show at its level, and over HTTP where a client sees it: {len(hidden)} cannot, in this "
+           "suite, at one of the two.\n")
+    yield from table(("bug", "not at", "because"), (
+        (f"`{bug.id}`", bug.not_shown, bug.not_shown_why) for bug in hidden
+    ))
+    yield ""
     yield from table(("bug", "engine", "level", "HTTP", "asked by", "mutants"), (
         (f"`{bug.id}`", f"{bug.engine}: {bug.reference}", bug.level, bug.http,
          ", ".join(_link(each) for each in registry if bug.id in registry[each].bugs) or "–",

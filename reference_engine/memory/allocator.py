@@ -75,6 +75,14 @@ class Allocator(Protocol):
         """Make the next `num_tokens` slots of a sequence its own to write. Do the copies before writing."""
         ...
 
+    def cost_of_new(self, num_tokens: int, final_tokens: int, keys: Sequence[bytes] = ()) -> int | None:
+        """How many of the free blocks `allocate` would take, idle ones that are found included. None: it refuses."""
+        ...
+
+    def cost_of_growth(self, seq_id: int, num_tokens: int = 1) -> int | None:
+        """How many of the free blocks `append` would take. None: it refuses."""
+        ...
+
     def truncate(self, seq_id: int, num_tokens: int) -> None:
         """Give back all slots but the first `num_tokens` >= 1."""
         ...

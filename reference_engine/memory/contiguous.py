@@ -105,6 +105,15 @@ class ContiguousAllocator:
         held.num_tokens += num_tokens
         return []
 
+    def cost_of_new(self, num_tokens: int, final_tokens: int, keys: Sequence[bytes] = ()) -> int | None:
+        """See Allocator."""
+        run_blocks = self._run_blocks(num_tokens, final_tokens)
+        return run_blocks if self._space.num_fitting(run_blocks) else None
+
+    def cost_of_growth(self, seq_id: int, num_tokens: int = 1) -> int | None:
+        """See Allocator."""
+        return 0
+
     def truncate(self, seq_id: int, num_tokens: int) -> None:
         """See Allocator. The run stays reserved."""
         held = self._seqs[seq_id]

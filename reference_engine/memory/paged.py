@@ -51,12 +51,7 @@ class PagedAllocator:
     def allocate(self, seq_id: int, num_tokens: int, final_tokens: int, keys: Sequence[bytes] = ()) -> int | None:
         """See Allocator. Never finds the last token: at least that one must be computed, to know what follows it."""
         check_new(self._seqs, seq_id, num_tokens, final_tokens)
-        hits: list[int] = []
-        idle = 0
-        if self._cache is not None:
-            hits = self._cache.find(keys[: (num_tokens - 1) // self.block_size])
-            idle = sum(map(self._cache.is_idle, hits))
-        missing = blocks_for(num_tokens, self.block_size) - len(hits)
+        hits, idle, missing = self._need_of_new(num_tokens, keys)
         if missing > self.num_free_blocks - idle:
             return None
         for block in hits:  # before anything is taken: taking may evict
@@ -65,12 +60,25 @@ class PagedAllocator:
         self._seqs[seq_id] = SequenceBlocks(blocks, num_tokens, final_tokens, num_published=len(hits))
         return len(hits) * self.block_size
 
+    def _need_of_new(self, num_tokens: int, keys: Sequence[bytes]) -> tuple[list[int], int, int]:
+        """Of a new sequence: blocks that are found, how many of them are idle, how many others it needs."""
+        hits: list[int] = []
+        idle = 0
+        if self._cache is not None:
+            hits = self._cache.find(keys[: (num_tokens - 1) // self.block_size])
+            idle = sum(map(self._cache.is_idle, hits))
+        return hits, idle, blocks_for(num_tokens, self.block_size) - len(hits)
+
+    def cost_of_new(self, num_tokens: int, final_tokens: int, keys: Sequence[bytes] = ()) -> int | None:
+        """See Allocator."""
+        _, idle, missing = self._need_of_new(num_tokens, keys)
+        return idle + missing if idle + missing <= self.num_free_blocks else None
+
     def append(self, seq_id: int, num_tokens: int = 1) -> list[BlockCopy] | None:
         """See Allocator."""
         held = self._seqs[seq_id]
         check_growth(held, seq_id, num_tokens)
-        copy_last = self._must_copy_last(held)
-        grow = blocks_for(held.num_tokens + num_tokens, self.block_size) - len(held.blocks)
+        grow, copy_last = self._need_of_growth(held, num_tokens)
         if grow + copy_last > self.num_free_blocks:
             return None
         copies = []
@@ -82,6 +90,15 @@ class PagedAllocator:
         held.blocks += self._take(grow)
         held.num_tokens += num_tokens
         return copies
+
+    def _need_of_growth(self, held: SequenceBlocks, num_tokens: int) -> tuple[int, bool]:
+        """New blocks, and whether the last one has to be copied into one more."""
+        return blocks_for(held.num_tokens + num_tokens, self.block_size) - len(held.blocks), self._must_copy_last(held)
+
+    def cost_of_growth(self, seq_id: int, num_tokens: int = 1) -> int | None:
+        """See Allocator."""
+        cost = sum(self._need_of_growth(self._seqs[seq_id], num_tokens))
+        return cost if cost <= self.num_free_blocks else None
 
     def _must_copy_last(self, held: SequenceBlocks) -> bool:
         """Copy on write: whether the next token goes into a block that another sequence holds too."""

@@ -79,7 +79,7 @@ class ReferenceScheduler:
 class ReferenceAllocator:
     """What paged and contiguous have in common: they fulfil one protocol."""
 
-    capabilities = frozenset({"fork", "admission", "truncate", "slots", "swap", "scheduler"})
+    capabilities = frozenset({"fork", "cost", "admission", "truncate", "slots", "swap", "scheduler"})
     kind = kv = ""
 
     def __init__(self) -> None:
@@ -107,6 +107,16 @@ class ReferenceAllocator:
         self._texts[seq] = (list(tokens), prefix_cache.root_key(*extra))
         keys = self._keys(seq, len(tokens)) if self._pool.caching else []
         return self._allocator.allocate(seq, len(tokens), self._pool.max_tokens, keys)
+
+    def cost(self, operation: str, seq: int, tokens: Sequence[int], extra: Sequence[str] = ()) -> int | None:
+        """See AllocatorAdapter."""
+        if operation == "append":
+            return self._allocator.cost_of_growth(seq, len(tokens))
+        keys: list[bytes] = []
+        if self._pool.caching:
+            root = prefix_cache.root_key(*extra)
+            prefix_cache.extend_keys(keys, root, tokens, len(tokens), self._pool.block_size)
+        return self._allocator.cost_of_new(len(tokens), self._pool.max_tokens, keys)
 
     def append(self, seq: int, tokens: Sequence[int]) -> Copies | None:
         """See AllocatorAdapter."""

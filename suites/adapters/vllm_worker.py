@@ -35,7 +35,7 @@ _NULL_BLOCK = 0
 class VLLMBlocks:
     """Fields and results as AllocatorAdapter has them."""
 
-    capabilities = ("paged", "prefix_cache", "extra_keys", "block_keys", "window", "scheduler")
+    capabilities = ("paged", "prefix_cache", "extra_keys", "cost", "block_keys", "window", "scheduler")
 
     def __init__(self) -> None:
         init_none_hash(_HASH)
@@ -85,6 +85,21 @@ class VLLMBlocks:
             return None
         request.append_output_token_ids(tokens)
         return []
+
+    def cost(self, operation: str, seq: int, tokens: list[int], extra: list[str]) -> int | None:
+        """As its own check for free blocks counts them, in `allocate_slots`."""
+        if operation == "allocate":
+            request = self._request(seq, tokens, extra)
+            found, computed, _ = self._manager.get_computed_blocks(request)
+            blocks, total = found.blocks, len(tokens)
+        else:
+            request = self._requests[seq]
+            blocks, computed = self._manager.empty_kv_cache_blocks.blocks, request.num_computed_tokens
+            total = request.num_tokens + len(tokens)
+        cost = self._manager.coordinator.get_num_blocks_to_allocate(
+            request_id=request.request_id, num_tokens=total, new_computed_blocks=blocks, num_encoder_tokens=0,
+            total_computed_tokens=computed, num_local_computed_tokens=computed, num_tokens_main_model=total)
+        return cost if cost <= self._manager.block_pool.get_num_free_blocks() else None
 
     def computed(self, seq: int, num_tokens: int) -> None:
         """A step has computed so many."""

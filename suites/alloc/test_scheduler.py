@@ -94,3 +94,27 @@ def _check_admission(schedule: Schedule, wanted: Wanted, refusal: str | None) ->
 def test_liveness(allocator: AllocatorUnderTest, caching: bool) -> None:
     """Requests of every size up to and beyond what the pool holds, more than can run at once; some leave."""
     allocator.every_schedule(lives, caching=caching)
+
+
+def serves_in_order(schedule: Schedule) -> None:
+    """Whenever a request has its first token, so has every one of its length that came before it."""
+    for moment in schedule:
+        if schedule.stands_still:
+            return  # another requirement's
+        if not moment.computed:
+            continue
+        waits: dict[tuple[int, int], Wanted] = {}  # lengths -> the first to come that has no token yet
+        for wanted in schedule.unfinished.values():
+            lengths = wanted.num_prompt, wanted.final_tokens
+            if wanted.num_tokens == wanted.num_prompt and wanted.num_computed < wanted.num_prompt:
+                waits.setdefault(lengths, wanted)
+            elif lengths in waits:
+                fail(f"{waits[lengths].name}, which came first, has its first token before {wanted.name} of the same "
+                     f"length, or with it", f"{wanted.name} has one, {waits[lengths].name} has none",
+                     hint="who is admitted is the first in the queue, who gives way the last to have come")
+
+
+@pytest.mark.requirement("alloc/first-come-first-served")
+def test_first_come_first_served(allocator: AllocatorUnderTest) -> None:
+    """Requests of one length, more than can run at once. Without a cache, whose hits make some of them shorter."""
+    allocator.every_schedule(serves_in_order, caching=False, equal=True)

@@ -6,7 +6,7 @@ from reference_engine.scheduling.scheduler import Scheduler
 from reference_engine.scheduling.sequence import Sequence, Status
 
 BUG = "mistralrs-starvation"
-MUST_FAIL = ("http/no-starvation",)
+MUST_FAIL = ("alloc/first-come-first-served", "http/no-starvation")
 ENGINE_ARGS = ("--max-num-seqs", "4")
 
 

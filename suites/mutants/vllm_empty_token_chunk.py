@@ -1,24 +1,23 @@
-"""A sequence without new tokens reaches the model: here by an empty prompt, which nobody refuses."""
+"""When those who run have used up the budget of a step, the next in the queue is let in with a chunk of no tokens."""
 
 from __future__ import annotations
 
-from typing import Any
-
-from reference_engine.engine import Engine
-from reference_engine.scheduling.sequence import Request, SamplingParams
+from reference_engine.scheduling.scheduler import Scheduler
+from reference_engine.scheduling.step import Step
 
 BUG = "vllm-empty-token-chunk"
-MUST_FAIL = ("http/empty-prompt-then-healthy",)
+MUST_FAIL = ("alloc/schedule-sanity",)
 ENGINE_ARGS: tuple[str, ...] = ()
 
 
 def apply() -> None:
-    """Queue a request whatever its length."""
-    prepare = Engine.prepare
+    """A seat and blocks are asked for, and nobody asks whether a token is left."""
+    admit = Scheduler._admit
 
-    def trusting(self: Engine, prompt: tuple[int, ...], params: SamplingParams, **more: Any) -> Request:
-        request = prepare(self, prompt or (0,), params, **more)
-        request.prompt = prompt
-        return request
+    def admit_to_nothing(self: Scheduler, step: Step, budget: int) -> None:
+        at = len(step.sequences)
+        admit(self, step, max(budget, 1))
+        if budget <= 0:
+            step.num_new[at:] = [0] * len(step.num_new[at:])
 
-    Engine.prepare = trusting  # type: ignore[method-assign]
+    Scheduler._admit = admit_to_nothing  # type: ignore[method-assign]

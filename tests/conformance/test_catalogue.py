@@ -10,6 +10,7 @@ import pytest
 
 from pabench.conformance import load_registry
 from pabench.conformance.bugs import load_bugs
+from pabench.conformance.kills import questions
 from pabench.conformance.levels import SUITE_LEVELS
 from pabench.conformance.mutants import load_mutants
 from pabench.conformance.page import PAGE, main, requirements_page
@@ -18,6 +19,11 @@ from pabench.resources import data_dir
 from tests.conformance.mutant_hosts import ROOT
 
 REGISTRY, BUGS, MUTANTS = load_registry(), load_bugs(), load_mutants()
+NOT_SHOWN = {
+    ("vllm-image-hash-ignores-shape", "http"), ("vllm-prefix-prefill-ignores-window", "http"),
+    ("tgi-mqa-heads-div-tp", "alloc"), ("vllm-hybrid-reused-blocks-not-zeroed", "http"),
+    ("sglang-client-supplied-mm-hash", "http"), ("vllm-swa-block-freed-in-flight", "http"),
+}
 ONE_BUG = """[[bug]]
 id = "acme-lost-block"
 engine = "acme"
@@ -72,6 +78,21 @@ def test_a_bug_has_mutants_or_a_reason_for_none() -> None:
     assert set(BUGS) - modelled - reasoned == set(), "a mutant, or no_mutant in suites/bugs.toml"
 
 
+def test_what_cannot_show_where_it_should_is_known() -> None:
+    """An entry that is excused of a level is one that somebody has looked at: add it here too, or find it a mutant."""
+    assert {(bug.id, bug.not_shown) for bug in BUGS.values() if bug.not_shown} == NOT_SHOWN
+    named = {(mutant.bug, level) for mutant in MUTANTS.values() for level in SUITE_LEVELS if mutant.owes(level)}
+    assert named & NOT_SHOWN == set(), "a mutant shows there: take not_shown out"
+
+
+def test_all_else_is_demanded() -> None:
+    """At its cheapest level, and over HTTP where a client sees it, whatever requirements say."""
+    demanded = {(one.mutant.bug, one.level) for one in questions()}
+    modelled = {mutant.bug for mutant in MUTANTS.values()}
+    should = {(bug.id, level) for bug in BUGS.values() for level in bug.should_show if bug.id in modelled}
+    assert should - demanded == NOT_SHOWN
+
+
 def test_the_page_is_up_to_date() -> None:
     assert (ROOT / PAGE).read_text() == requirements_page(), "run `python -m pabench.conformance.page`"
 
@@ -81,13 +102,17 @@ def test_the_page_names_everything(tmp_path: Path, capsys: pytest.CaptureFixture
     page = (tmp_path / "page.md").read_text()
     assert all(f"### {each}\n" in page and REGISTRY[each].why in page for each in REGISTRY)
     assert all(f"| `{bug}` |" in page for bug in BUGS)
+    assert f": {len(NOT_SHOWN)} cannot, in this suite, at one of the two." in page
+    assert all(f"| `{bug}` | {level} | {BUGS[bug].not_shown_why} |" in page for bug, level in NOT_SHOWN)
     assert all(f"[{mutant}](../suites/mutants/{mutant}.py)" in page for mutant in MUTANTS)
 
 
 @pytest.mark.parametrize(("old", "new", "complaint"), [
     ('"alloc"', '"moon"', "unknown level 'moon', expected one of kernel, alloc, engine, http"),
     ('"no"', '"perhaps"', "unknown http 'perhaps'"),
-    ("is lost.", "is lost", "fault and no_mutant must be sentences"),
+    ("is lost.", "is lost", "fault, no_mutant and not_shown_why must be sentences"),
+    ('http = "no"', 'http = "no"\nnot_shown = "alloc"', "not_shown and not_shown_why go together"),
+    ('http = "no"', 'http = "no"\nnot_shown = "http"\nnot_shown_why = "So."', "where it should show is alloc"),
     ("acme-lost-block", "Acme", "the id is not words"),
     ('engine = "acme"', "", "lacks engine"),
     ('"#1"', "1", "reference must be strings"),

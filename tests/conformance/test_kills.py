@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pabench.conformance import Outcome, Registry, Requirement, Verdict, load_registry
+from pabench.conformance import Outcome, Verdict, load_registry
 from pabench.conformance.bugs import Bug
 from pabench.conformance.kills import (
     KILLS_FILE,
@@ -67,18 +67,20 @@ def test_a_mutant_in_the_flesh(tmp_path: Path) -> None:
     ("alloc", "no", ("http/a",), ["alloc", "http"]),    # the cheapest, and what it names
     ("alloc", "no", ("alloc/a",), ["alloc"]),
     ("alloc", "yes", ("alloc/a",), ["alloc", "http"]),  # a client sees it
-    ("kernel", "no", ("http/a",), ["http"]),            # no kernel requirement speaks of this bug
+    ("kernel", "no", ("http/a",), ["kernel", "http"]),  # whether a requirement there speaks of this bug or not
     ("engine", "no", ("alloc/a",), ["alloc", "http"]),  # an engine is asked over HTTP
     ("engine", "partly", ("http/a",), ["http"]),
 ])
 def test_where_a_mutant_has_to_be_killed(level: str, http: str, names: tuple[str, ...], expected: list[str]) -> None:
     bug = Bug("acme-lost-block", "acme", "#1", "A block is lost.", level, http)
-    made = [Requirement(f"{of}/a", "MUST", 1, "It MUST.", "So.", ("acme-lost-block",), ()) for of in ("alloc", "http")]
-    registry = Registry(1, {each.id: each for each in made})
-    mutant, other = (Mutant("x", bug.id, ids, (), "") for ids in (names, ("alloc/a", "http/a")))
-    assert owed(mutant, bug, registry, [mutant]) == expected
-    # With another mutant that names both levels, it answers for its own alone.
-    assert owed(mutant, bug, registry, [mutant, other]) == [names[0].partition("/")[0]]
+    all_levels = ("kernel/a", "alloc/a", "http/a")
+    mutant, other = (Mutant("x", bug.id, ids, (), "") for ids in (names, all_levels))
+    assert owed(mutant, bug, [mutant]) == expected
+    # With another mutant that names all levels, it answers for its own alone.
+    assert owed(mutant, bug, [mutant, other]) == [names[0].partition("/")[0]]
+    for excused in bug.should_show:  # but where it is excused of a level, and then for what it names
+        bare = replace(bug, not_shown=excused, not_shown_why="So.")
+        assert owed(mutant, bare, [mutant]) == [one for one in expected if one != excused or mutant.owes(one)]
 
 
 def test_what_is_known_is_not_asked_again(answers: dict[str, Outcome], tmp_path: Path) -> None:

@@ -251,7 +251,7 @@ def test_a_model_that_says_always_the_same_is_unsupported_never_a_pass(tiny_prob
     model = tmp_path / "model"
     shutil.copytree(tiny_probe, model, ignore=shutil.ignore_patterns("probe.json"))
     ids = ["http/ring-exact", "http/abort-frees"]
-    with mutant_hosts.engine("tgi_mqa_heads_div_tp", model, tmp_path / "log") as url:
+    with mutant_hosts.engine("tgi_mqa_heads_div_tp__several", model, tmp_path / "log") as url:
         assert run_suite(url, out=tmp_path / "out", profile="smoke", ids=ids, quiet=True) == 0
         results = load_results(tmp_path / "out")
         assert run_suite(url, out=tmp_path / "out2", profile="smoke", ids=ids[:1], quiet=True) == 2

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pabench.conformance import Outcome, load_results
 from pabench.conformance.alloc import Pool
-from pabench.conformance.alloc.process import ManagerError, ProcessAdapter
+from pabench.conformance.alloc.adapter import CAPABILITIES, METHODS
+from pabench.conformance.alloc.process import ManagerError, ProcessAdapter, ProcessScheduler
+from pabench.conformance.alloc.schedule import Limits
 from pabench.conformance.runner import run_suite
 from pabench.errors import EngineDied, EngineTimeout, UsageError
 from pabench.resources import data_dir
@@ -21,7 +24,7 @@ from json_lines import serve
 
 class Bump:
     '''A new block for every token.'''
-    capabilities = ("block_keys",)
+    capabilities = tuple("{capabilities}".split())
     def describe(self): return "bump 1.0 \\x1b[2J"
     def unsupported(self, pool): return ["it has no cache"] if pool["caching"] else []
     def reset(self, pool):
@@ -47,6 +50,16 @@ class Bump:
     def block_table(self, seq): return self.tables[seq]
     def num_free_blocks(self): return len(self.blocks)
     def block_keys(self, pool, tokens, extra): return [bytes(tokens).hex()]
+    def computed(self, seq, num_tokens): pass
+    def fork(self, parent, child): return [[parent, child]] if child < 9 else None
+    def cost(self, operation, seq, tokens, extra): return len(tokens) if operation == "append" and extra == [] else None
+    def can_ever_hold(self, prompt_tokens, final_tokens, n): return n * final_tokens - prompt_tokens == 1
+    def truncate(self, seq, num_tokens): pass
+    def slide(self, seq, position): pass
+    def swap_out(self, seq, num_computed): return [[seq, num_computed]] if seq else None
+    def swap_in(self, seq): return [2, [[7, 8]]] if seq else None
+    def slots(self, seq, start, stop): return [2**40 + at for at in range(start, stop)]
+    def scheduler(self, pool, limits): pass
 
 serve(Bump())
 """
@@ -55,7 +68,7 @@ serve(Bump())
 @pytest.fixture
 def worker(tmp_path: Path) -> Path:
     path = tmp_path / "worker.py"
-    path.write_text(WORKER.format(adapters=str(data_dir("suites") / "adapters")))
+    path.write_text(WORKER.format(adapters=str(data_dir("suites") / "adapters"), capabilities="block_keys"))
     return path
 
 
@@ -73,6 +86,30 @@ def test_it_answers_and_what_it_prints_does_not_disturb(worker: Path) -> None:
         assert adapter.block_keys(Pool(4, 1, 2), [7, 8], []) == [b"\x07\x08"]
         with pytest.raises(ManagerError, match="KeyError: 9"):
             adapter.free(9)
+    finally:
+        adapter.close()
+
+
+def test_every_capability_can_be_had_through_a_process(tmp_path: Path) -> None:
+    """One round trip of each of its methods."""
+    path = tmp_path / "worker.py"
+    path.write_text(WORKER.format(adapters=str(data_dir("suites") / "adapters"), capabilities=" ".join(CAPABILITIES)))
+    pool = Pool(4, 1, 2)
+    calls: dict[str, list[tuple[tuple[Any, ...], Any]]] = {
+        "fork": [((0, 1), [(0, 1)]), ((0, 9), None)], "computed": [((0, 1), None)], "truncate": [((0, 1), None)],
+        "cost": [(("append", 0, [1, 0], ()), 2), (("allocate", 0, [1], ("a",)), None)], "slide": [((0, 1), None)],
+        "can_ever_hold": [((3, 2, 2), True), ((4, 2, 2), False)], "slots": [((0, 1, 3), [2**40 + 1, 2**40 + 2])],
+        "swap_out": [((3, 2), [(3, 2)]), ((0, 2), None)], "swap_in": [((1,), (2, [(7, 8)])), ((0,), None)],
+        "block_keys": [((pool, [7], []), [b"\x07"])],
+    }
+    adapter = ProcessAdapter([sys.executable, str(path)])
+    try:
+        assert adapter.capabilities == CAPABILITIES
+        assert {name for names in METHODS.values() for name in names} == {*calls, "scheduler"}
+        for name, asked in calls.items():
+            for arguments, answer in asked:
+                assert getattr(adapter, name)(*arguments) == answer, name
+        assert isinstance(adapter.scheduler(pool, Limits(2, 1)), ProcessScheduler)
     finally:
         adapter.close()
 

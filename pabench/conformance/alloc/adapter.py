@@ -16,6 +16,21 @@ The least is six operations and `reset`. All else is optional: an adapter that n
     block_keys      block_keys                                 what a block is found by
     slots           slots                                      the index of a slot in the whole cache
     scheduler       scheduler                                  schedule sanity, liveness
+
+What they are called with, and answer:
+
+    fork(parent, child) -> copies, or None: refused
+    computed(seq, num_tokens)                     the first num_tokens tokens are computed: whole blocks may be found
+    cost(operation, seq, tokens, extra) -> blocks that "allocate" or "append" of these would take from the free ones,
+                                                  those included that are found and held by nobody; None: a refusal
+    can_ever_hold(prompt_tokens, final_tokens, n) -> whether an idle pool holds n forks of a prompt in the end
+    truncate(seq, num_tokens)                     tokens behind the first num_tokens, never computed, are taken back
+    slide(seq, position)                          positions before this one are not reached any more
+    swap_out(seq, num_computed) -> copies to host blocks, or None: refused; the sequence holds no block then
+    swap_in(seq) -> (tokens that the prefix cache still had, copies from host blocks for the rest), or None: refused
+    block_keys(pool, tokens, extra) -> bytes for each whole block
+    slots(seq, start, stop) -> the index in the whole cache of each of these positions
+    scheduler(pool, limits) -> a SchedulerAdapter, see schedule.py
 """
 
 from __future__ import annotations
@@ -24,10 +39,12 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-CAPABILITIES = frozenset({
-    "fork", "sharing", "paged", "prefix_cache", "extra_keys", "cost", "admission", "truncate", "window", "swap",
-    "block_keys", "slots", "scheduler",
-})
+METHODS: dict[str, tuple[str, ...]] = {  # capability -> the methods that an adapter with it has
+    "fork": ("fork",), "sharing": (), "paged": (), "prefix_cache": ("computed",), "extra_keys": (), "cost": ("cost",),
+    "admission": ("can_ever_hold",), "truncate": ("truncate",), "window": ("slide",), "swap": ("swap_out", "swap_in"),
+    "block_keys": ("block_keys",), "slots": ("slots",), "scheduler": ("scheduler",),
+}
+CAPABILITIES = frozenset(METHODS)
 
 Copies = Sequence[tuple[Hashable, Hashable]]  # (source block, target block), all as if at once, before the next write
 

@@ -9,9 +9,11 @@
     > {"op": "append", "seq": 0, "tokens": [1]}
     < {"ok": [[3, 0]]}
 
-The fields are the parameters of `AllocatorAdapter`'s methods, `ok` is what they return: null for a refusal, pairs for
-copies, hexadecimal digits for keys. `{"error": "text"}` is a failure of the manager. What it writes to standard error
-is told when it dies. It is killed when an answer takes too long, and started again when it is next asked.
+The fields are the parameters of `AllocatorAdapter`'s methods and of those that a capability brings (adapter.py lists
+them all), `ok` is what they return: null for a refusal, pairs for copies, hexadecimal digits for keys. `swap_in`
+returns a list of the tokens found and the pairs: [2, [[0, 5]]]. `{"error": "text"}` is a failure of the manager. What
+it writes to standard error is told when it dies. It is killed when an answer takes too long, and started again when it
+is next asked.
 """
 
 from __future__ import annotations
@@ -131,6 +133,28 @@ class ProcessAdapter:
     def truncate(self, seq: int, num_tokens: int) -> None:
         """Tokens behind the first `num_tokens` are taken back."""
         self._call("truncate", seq=seq, num_tokens=num_tokens)
+
+    def cost(self, operation: str, seq: int, tokens: Sequence[int], extra: Sequence[str] = ()) -> int | None:
+        """Blocks that "allocate" or "append" would take; None: it would be refused."""
+        cost: int | None = self._call("cost", operation=operation, seq=seq, tokens=list(tokens), extra=list(extra))
+        return cost
+
+    def can_ever_hold(self, prompt_tokens: int, final_tokens: int, n: int) -> bool:
+        """Whether an idle pool holds n sequences forked behind a prompt."""
+        return bool(self._call("can_ever_hold", prompt_tokens=prompt_tokens, final_tokens=final_tokens, n=n))
+
+    def swap_out(self, seq: int, num_computed: int) -> Copies | None:
+        """To host memory: pairs of a block and a host block."""
+        return _copies(self._call("swap_out", seq=seq, num_computed=num_computed))
+
+    def swap_in(self, seq: int) -> tuple[int, Copies] | None:
+        """And back: tokens that were found, and pairs of a host block and a block for the rest."""
+        back = self._call("swap_in", seq=seq)
+        return None if back is None else (int(back[0]), _copies(back[1]) or [])
+
+    def slots(self, seq: int, start: int, stop: int) -> list[int]:
+        """The index in the whole cache of each of these positions."""
+        return [int(slot) for slot in self._call("slots", seq=seq, start=start, stop=stop)]
 
     def slide(self, seq: int, position: int) -> None:
         """Positions before `position` are not reached any more."""

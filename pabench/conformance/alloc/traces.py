@@ -65,15 +65,22 @@ def traces(
     return st.fixed_dictionaries({"pool": pool, "operations": st.lists(each, min_size=longest // 2, max_size=longest)})
 
 
-def schedules(longest: int, *, caching: bool) -> st.SearchStrategy[dict[str, Any]]:
-    """A pool, limits of a step, and up to `longest` operations of a scheduler. Requests may be larger than the pool."""
-    operation = st.one_of([
-        st.tuples(st.just("add"), _PROMPTS, st.integers(1, 6)), st.tuples(st.just("step")), st.tuples(st.just("step")),
-        st.tuples(st.just("add"), _PROMPTS, st.integers(1, 12)), st.tuples(st.just("abort"), _INDEX),
-    ]).map(list)
+def schedules(longest: int, *, caching: bool, equal: bool = False) -> st.SearchStrategy[dict[str, Any]]:
+    """A pool, limits of a step, and up to `longest` operations of a scheduler. Requests may be larger than the pool.
+
+    `equal`: all requests of a trace have one length of prompt and one of output.
+    """
+    if equal:
+        adds = st.tuples(st.integers(1, 8), st.integers(1, 6)).map(lambda lengths: [
+            st.tuples(st.just("add"), st.sampled_from([text[: lengths[0]] for text in _TEXTS]), st.just(lengths[1]))])
+    else:
+        adds = st.just([st.tuples(st.just("add"), _PROMPTS, st.integers(1, 6)),
+                        st.tuples(st.just("add"), _PROMPTS, st.integers(1, 12))])
+    operations = adds.flatmap(lambda add: st.lists(st.one_of([
+        add[0], st.tuples(st.just("step")), st.tuples(st.just("step")), add[-1], st.tuples(st.just("abort"), _INDEX),
+    ]).map(list), min_size=4, max_size=longest))
     pool = st.builds(Pool, num_blocks=st.integers(3, 8), block_size=st.integers(1, 4),
                      max_tokens=st.sampled_from((6, 12, 24)), caching=st.just(caching))
     limits = st.integers(1, 4).flatmap(lambda seqs: st.builds(
         Limits, max_num_batched_tokens=st.integers(seqs, 12), max_num_seqs=st.just(seqs)))
-    return st.fixed_dictionaries({"pool": pool, "limits": limits,
-                                  "operations": st.lists(operation, min_size=4, max_size=longest)})
+    return st.fixed_dictionaries({"pool": pool, "limits": limits, "operations": operations})

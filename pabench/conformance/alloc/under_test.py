@@ -9,7 +9,7 @@ trace that breaks it is what the failure tells and the case file keeps.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,9 +17,11 @@ import numpy as np
 from pabench.conformance.alloc.adapter import Pool
 from pabench.conformance.alloc.play import Play
 from pabench.conformance.alloc.schedule import Limits, Schedule
+from pabench.conformance.failure import not_again
 from pabench.conformance.implementation import ImplementationUnderTest, blamed
 from pabench.conformance.profiles import Profile
 from pabench.conformance.targets import unsupported
+from pabench.errors import RequirementFailed
 
 if TYPE_CHECKING:
     from hypothesis.strategies import SearchStrategy
@@ -27,6 +29,16 @@ if TYPE_CHECKING:
 Property = Callable[[Play], None]
 ALWAYS = ("allocate", "compute", "append", "free", "finish")
 OPTIONAL = {"fork": ("fork",), "truncate": ("truncate",)}  # capability -> operations
+
+
+@dataclass(frozen=True, slots=True)
+class _Failed:
+    """A trace that has broken a property, and how that was told."""
+
+    trace: dict[str, Any]
+    case: str
+    log: list[str]
+    error: RequirementFailed
 
 
 class AllocatorUnderTest(ImplementationUnderTest):
@@ -38,6 +50,7 @@ class AllocatorUnderTest(ImplementationUnderTest):
         super().__init__(adapter, profile, rng, drawn)
         self.trace: dict[str, Any] | None = None  # of a failure: what broke the property
         self._log: list[str] = []
+        self._first: _Failed | None = None  # that a search met
         self._served: set[str] = set()
 
     def every_trace(
@@ -61,13 +74,17 @@ class AllocatorUnderTest(ImplementationUnderTest):
         if about and about not in self._served:
             unsupported(f"no {about} was served in all traces, though the manager says that it can")
 
-    def every_schedule(self, asks: Callable[[Schedule], None], *, caching: bool) -> None:
-        """Ask `asks` of the scheduler, on as many traces as the profile says or a case file's. Raises CaseFailed."""
+    def every_schedule(self, asks: Callable[[Schedule], None], *, caching: bool, equal: bool = False) -> None:
+        """Ask `asks` of the scheduler, on as many traces as the profile says or a case file's. Raises CaseFailed.
+
+        `equal`: all requests of a trace have the same lengths.
+        """
         from pabench.conformance.alloc.traces import schedules
 
         self.claim(Pool(8, 2, 6, caching=caching))
         operations = self.profile.operations // 2
-        self._ask(schedules(operations, caching=caching), operations, lambda trace: self._schedule(trace, asks))
+        self._ask(schedules(operations, caching=caching, equal=equal), operations,
+                  lambda trace: self._schedule(trace, asks))
 
     def _ask(
         self, strategy: SearchStrategy[dict[str, Any]], operations: int, play: Callable[[Mapping[str, Any]], None]
@@ -87,21 +104,27 @@ class AllocatorUnderTest(ImplementationUnderTest):
             if reasons:
                 reject()
             played += 1
-            play(trace)
+            try:
+                play(trace)
+            except RequirementFailed as error:
+                self._first = self._first or _Failed(_as_json(trace), self.case, self._log, error)
+                raise
 
         if self.replayed is not None:
             self.trace = dict(self.replayed["trace"])
         else:
             found = search(strategy, play_if_supported, traces=self.profile.traces,
                            seed=int(self.rng.integers(2**63)), shrink_s=self.profile.shrink_s)
-            self.trace = None if found is None else {
-                name: part if name == "operations" else asdict(part) for name, part in found.items()}
+            self.trace = None if found is None else _as_json(found)
             if not played:
                 unsupported("the implementation supports none of the pools that were drawn")
             self.note = f"{self.profile.traces} traces of up to {operations} operations"
         if self.trace is not None:
             made = {"pool": Pool, "limits": Limits}
             play({name: made[name](**part) if name in made else part for name, part in self.trace.items()})
+        if self._first is not None:  # what the search found has held just now: no pass, it hangs on more than the trace
+            self.trace, self.case, self._log = self._first.trace, self._first.case, self._first.log
+            raise not_again(self._first.error)
 
     def _schedule(self, trace: Mapping[str, Any], asks: Callable[[Schedule], None]) -> None:
         schedule = Schedule(self._adapter, trace["pool"], trace["limits"], trace["operations"])
@@ -159,6 +182,11 @@ class AllocatorUnderTest(ImplementationUnderTest):
     def evidence(self) -> dict[str, Any]:
         """What was done, in words."""
         return {"log": self._log}
+
+
+def _as_json(trace: Mapping[str, Any]) -> dict[str, Any]:
+    """A trace as a case file has it."""
+    return {name: part if name == "operations" else asdict(part) for name, part in trace.items()}
 
 
 def _pool_text(pool: Pool) -> str:

@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from pabench.conformance.failure import fail
+from pabench.conformance.failure import fail, not_again
 from pabench.conformance.implementation import ImplementationUnderTest, blamed
 from pabench.conformance.kernel.adapter import Batch, Cache
 from pabench.conformance.kernel.cases import Case, case_from_json, case_to_json, in_words
 from pabench.conformance.profiles import Profile
 from pabench.conformance.targets import unsupported
 from pabench.engines.cleaning import clean
-from pabench.errors import EngineDied, EngineError
+from pabench.errors import EngineDied, EngineError, RequirementFailed
 
 if TYPE_CHECKING:
     import torch
@@ -43,6 +43,7 @@ class KernelUnderTest(ImplementationUnderTest):
         super().__init__(adapter, profile, rng, drawn)
         self.device: str = adapter.device
         self.found: Case | None = None  # of a failure: the case that broke the property
+        self._first: tuple[Case, RequirementFailed] | None = None  # that a search met
 
     def every(
         self, cases: SearchStrategy[C], ask: Callable[[KernelUnderTest, C], None], *, share: int | None = None
@@ -62,6 +63,10 @@ class KernelUnderTest(ImplementationUnderTest):
         if self.found is not None:
             self.case = in_words(self.found)
             ask(self, self.found)  # type: ignore[arg-type]
+        if self._first is not None:  # what the search found has held just now: no pass, that is a race or stale memory
+            self.found, error = self._first
+            self.case = in_words(self.found)
+            raise not_again(error)
 
     def _search(self, cases: SearchStrategy[C], ask: Callable[[KernelUnderTest, C], None], examples: int) -> C | None:
         from pabench.conformance.search import reject, search  # Hypothesis is heavy: only where it is used
@@ -81,6 +86,9 @@ class KernelUnderTest(ImplementationUnderTest):
             asked += 1
             try:
                 ask(self, case)
+            except RequirementFailed as error:
+                self._first = self._first or (case, error)
+                raise
             except EngineError:  # ends the search, and was the last case that it could be asked
                 self.found = case
                 raise
