@@ -73,7 +73,9 @@ def tile_for(num_rows: int, geometry: Geometry, *, target: str = "nvidia") -> Ti
         # Short, so that a few sequences of few KV heads fill a GPU; yet parts (group * dim float32 a split, written and
         # read again) stay below an eighth of a decode's keys and values in 16 bits.
         split = max(256, 16 * next_power_of_2(group))
-        few_warps = small_memory or (not converted if block_m == 16 else blackwell)
+        # With eight, the compiler keeps narrow drafts to 128 registers a thread, and some variants spill.
+        narrow_drafts = num_rows > 1 and lanes <= 128 and not wide
+        few_warps = small_memory or (blackwell if block_m > 16 else not converted) or (narrow_drafts and not converted)
         return Tile(block_m, tile, 4 if few_warps else 8, stages, split)
     block_m, tile = _chunk_tile(geometry, target, lanes)
     if wide and geometry.storage != torch.float32:
