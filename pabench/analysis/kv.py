@@ -46,15 +46,17 @@ def _held_by_others(held: pd.DataFrame, size: int) -> tuple[NDArray[np.float64],
     """Tokens of each request's prompt that others hold when it begins, and when it ends: `[num_requests]` each."""
     holders: Counter[int] = Counter()
     there, stay = np.zeros(len(held)), np.zeros(len(held))
-    blocks = [() if row is None else row for row in held["prefix_blocks"]]
-    begins = [(at_s, 1, row) for row, at_s in enumerate(held["first_s"])]
-    ends = [(at_s, 0, row) for row, at_s in enumerate(held["end_s"])]
-    for _, begins_now, row in sorted(begins + ends):  # who ends at that moment goes first
-        step = 1 if begins_now else -1
-        for block in blocks[row]:
+    sharing = {row: blocks.tolist() for row, blocks in enumerate(held["prefix_blocks"])
+               if blocks is not None and len(blocks)}
+    first_s, end_s = (held[name].to_numpy() for name in ("first_s", "end_s"))
+    events = [(first_s[row], 1, row) for row in sharing] + [(end_s[row], 0, row) for row in sharing]
+    for _, begins, row in sorted(events):  # who ends at that moment goes first
+        step, found = (1 if begins else -1), 0
+        for block in sharing[row]:
             before = holders[block]
-            holders[block] += step
-            (there if begins_now else stay)[row] += size * (min(before, before + step) > 0)
+            holders[block] = before + step
+            found += min(before, before + step) > 0
+        (there if begins else stay)[row] = size * found
     return there, stay
 
 

@@ -39,9 +39,9 @@ def summarise(run: Run) -> RunSummary:
     )
 
 
-def _not_applicable(name: str) -> frozenset[str]:
+def _not_applicable(name: str) -> tuple[str, ...]:
     known = DIALECTS.get(name)  # a later version's is none
-    return frozenset() if known is None else known.not_applicable
+    return () if known is None else tuple(sorted(known.not_applicable))
 
 
 def _goodput(run: Run, window: tuple[float, float]) -> dict[str, Any]:
@@ -103,7 +103,7 @@ def _cache(run: Run, window: tuple[float, float]) -> dict[str, Any]:
     geometry = run.manifest.engine.kv
     capacity = None if geometry is None else geometry.capacity_tokens
     size = counted_block_size(None if geometry is None else geometry.block_size)
-    told = bool(requests["prefix_blocks"].notna().any())  # older records do not tell
+    told = bool(requests["prefix_blocks"].notna().all())  # older records do not tell
     return {
         "peak_running": _max_or_none(telemetry["running"]),
         "mean_running": mean_or_none(steady["running"].to_numpy(dtype=np.float64)),

@@ -88,14 +88,19 @@ class RunSummary:
     in_time_share: float | None = None    # of the requests, 0..1
     goodput_per_s: float | None = None    # requests in time that ended inside the window
     deadline_miss_rate: float | None = None  # of the tokens' deadlines, 0..1; None where the SLO has none
-    not_applicable: frozenset[str] = frozenset()  # figures that an engine of this kind cannot have
+    not_applicable: tuple[str, ...] = ()  # figures that an engine of this kind cannot have
     ttft_ms_by_priority: dict[str, Quantiles] = field(default_factory=dict)  # lower first; empty: no priorities
 
     @property
     def utilisation(self) -> float | None:
-        """Share of the taken slots that hold tokens: by the engine's own split where it is told, else from outside."""
+        """Share of the taken slots that hold tokens: by the engine's own split where it is told, else from outside with
+        shared prefixes once, as far as that is known.
+        """
         exact = None if self.waste is None else self.waste.utilisation
-        return self.effective_utilisation if exact is None else exact
+        if exact is not None:
+            return exact
+        once = self.effective_utilisation_once
+        return self.effective_utilisation if once is None else once
 
     @property
     def utilisation_is_bound(self) -> bool:

@@ -15,17 +15,17 @@ def churn(engine: EngineUnderTest, needed: int) -> int:
     """Compute new prompts of at least `needed` tokens, a token of answer each; how many there were.
 
     They are as long as the engine takes: computing a prompt is cheap beside decoding. Given up when they would
-    take longer than `CHURN_S`.
+    take longer than `CHURN_S`, as the first, which is alone, tells.
     """
     length = min(engine.longest - 2, engine.profile.prompt_tokens)
-    passed, start = 0, time.monotonic()
+    passed, count, start = 0, 1, time.monotonic()
     while passed < needed:
-        count = min(engine.profile.concurrency, -(-(needed - passed) // length))
         rings = long_rings(engine.spec, engine.rng, [length] * count, SHORTEST_RING)
         engine.told([Ask(ring, 1, f"passer-by {i}") for i, ring in enumerate(rings)])
         passed += count * length
-        if (time.monotonic() - start) * needed > CHURN_S * passed:
+        if (time.monotonic() - start) * needed > CHURN_S * engine.profile.patience * passed:
             break
+        count = min(engine.profile.concurrency, 2 * count, -(-(needed - passed) // length))
     return passed
 
 

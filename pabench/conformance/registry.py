@@ -57,6 +57,8 @@ class Requirement:
             problems.append(f"unknown needs {', '.join(unknown)}; known: {', '.join(sorted(known))}")
         if misspelt := [bug for bug in self.bugs if not BUG_ID.fullmatch(bug)]:
             problems.append(f"not names of bug catalogue entries: {', '.join(misspelt)}")
+        if len(set(self.bugs)) < len(self.bugs):
+            problems.append("a bug is named twice")
         if self.since < 1:
             problems.append(f"since is {self.since}, expected a spec version from 1 on")
         if not self.text.endswith(".") or not self.why.endswith("."):

@@ -33,6 +33,7 @@ from pabench.errors import (
 )
 from pabench.resources import data_dir
 
+_LATE_GAUGES_S = 300.0  # ten cases wait for them, half a minute each where they move that late
 _OUR_CODES = (EXIT_OK, EXIT_NOT_CONFORMING, EXIT_COULD_NOT_RUN, EXIT_INTERRUPTED)
 _INTERRUPT_GRACE_S = 30.0
 _ROOT = str(Path(__file__).resolve().parents[2])  # this very pabench, installed or in a checkout
@@ -137,9 +138,9 @@ def _limits(profile: str, ready_timeout_s: float, patience: float) -> list[str]:
 
 
 def _run_timeout_s(profile: str, launch: str | None, ready_timeout_s: float, patience: float) -> float:
-    """The profile's, and what starting an engine again and again may take."""
+    """The profile's, what starting an engine again and again may take, and waiting for gauges that move late."""
     starts_s = 0 if launch is None else MAX_STARTS * ready_timeout_s
-    return load_profile(profile).patient(patience).run_timeout_s + starts_s
+    return load_profile(profile).patient(patience).run_timeout_s + starts_s + _LATE_GAUGES_S
 
 
 def _named(

@@ -47,7 +47,7 @@ class LMDeployDialect(OpenAIDialect):
 
     def kv_facts(self, metrics: MetricFamilies) -> KVFacts:
         """Geometry where the engine is the one that tells it."""
-        size, blocks = int_gauge(metrics, _BLOCK_SIZE), int_gauge(metrics, _NUM_BLOCKS)
+        size, blocks = int_gauge(metrics, _BLOCK_SIZE) or None, int_gauge(metrics, _NUM_BLOCKS)
         return KVFacts() if size is None else KVFacts(block_size=size, num_blocks=blocks, kv_mode="paged")
 
     def kv_sample(self, metrics: MetricFamilies, time_s: float) -> KVSample:

@@ -78,7 +78,7 @@ class SGLangDialect(OpenAIDialect):
         once = _totals(metrics)
         size, pages = int_gauge(once, _PAGE_SIZE), read_field(once, "num_blocks", (_NUM_PAGES,))
         if size is None:
-            size, pool = int_gauge(metrics, _SERVER_PAGE), int_gauge(metrics, _SERVER_POOL)
+            size, pool = int_gauge(metrics, _SERVER_PAGE) or None, int_gauge(metrics, _SERVER_POOL)
             pages = pool // size if pool is not None and size else None
         uncached = int_gauge(metrics, _UNCACHED)
         return KVFacts(

@@ -23,23 +23,28 @@ def prefix_blocks(requests: Sequence[ScheduledRequest], size: int) -> dict[int, 
     """Index -> numbers of the blocks of `size` tokens that the prompt begins with and another session's prompt does
     too. Equal numbers are equal blocks behind equal prefixes. Requests without one are left out.
     """
-    numbers: dict[int, int] = {}  # by the hash of a block and of all before it: of 64 bits, which are enough
-    session_of: list[int] = []    # of each number, the first that had it
-    shared: list[bool] = []       # with another session
-    chains: dict[int, list[int]] = {}
-    for request in requests:
-        prompt = request.request.prompt
-        units: Sequence[object] = prompt.split() if isinstance(prompt, str) else prompt
-        chain, prefix = [], 0
-        for at in range(0, len(units) - size + 1, size):
-            prefix = hash((prefix, *units[at:at + size]))
-            number = numbers.setdefault(prefix, len(numbers))
-            if number == len(shared):
-                session_of.append(request.session)
-                shared.append(False)
-            elif session_of[number] != request.session:
-                shared[number] = True
-            chain.append(number)
-        chains[request.index] = chain
-    found = {index: [number for number in chain if shared[number]] for index, chain in chains.items()}
-    return {index: chain for index, chain in found.items() if chain}
+    found: dict[int, list[int]] = {}
+    ahead: list[tuple[ScheduledRequest, int]] = [(request, -1) for request in requests]  # and its last shared block
+    count = at = 0
+    while ahead:  # block by block: behind one that nobody shares nothing is shared, and nothing of it is kept
+        alike: dict[tuple[int, int], list[ScheduledRequest]] = {}
+        for request, parent in ahead:
+            units = _units(request, at, size)
+            if len(units) == size:
+                alike.setdefault((parent, hash(units)), []).append(request)
+        ahead = []
+        for together in alike.values():
+            if len({request.session for request in together}) > 1:
+                for request in together:
+                    found.setdefault(request.index, []).append(count)
+                    ahead.append((request, count))
+                count += 1
+        at += size
+    return found
+
+
+def _units(request: ScheduledRequest, at: int, size: int) -> tuple[object, ...]:
+    """`size` tokens of its prompt from `at` on, words where it is text; fewer at its end."""
+    prompt = request.request.prompt
+    return tuple(prompt.split(maxsplit=at + size)[at:at + size]) if isinstance(prompt, str) else tuple(
+        prompt[at:at + size])

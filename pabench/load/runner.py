@@ -156,12 +156,14 @@ class _Run:
             manifest.failure = None if manifest.status == "interrupted" else f"{type(error).__name__}: {error}"
             raise
         finally:
-            await scraper.stop(patient=manifest.status == "running")
-            watch.close()
-            try:
-                await pool.close()
+            try:  # who breaks off the wait for late counters loses no more than these
+                await scraper.stop(patient=manifest.status == "running")
             finally:
-                self._close(pool, scraper, watch, start_s)
+                watch.close()
+                try:
+                    await pool.close()
+                finally:
+                    self._close(pool, scraper, watch, start_s)
 
     def _close(self, pool: WorkerPool, scraper: Scraper, watch: _Watch, start_s: float) -> None:
         """The books, however the measurement ended."""
@@ -224,13 +226,16 @@ class _Watch:
 
 def _refuse_another(examination: Examined, manifest: Manifest) -> None:
     """Raise UsageError where the engine is not the one that the run began with. It may have died since, and have found
-    room for a few blocks more or less: that it may.
+    room for a few blocks more or less: that it may. What is told of its cache on one side alone tells of no other.
     """
     now, then = describe_engine(examination.facts), manifest.engine
-    if now.kv is not None and then.kv is not None:
-        pools = [kv.num_blocks for kv in (now.kv, then.kv) if kv.num_blocks]
-        if len(pools) == 2 and like_pools(pools):
-            now.kv.num_blocks = then.kv.num_blocks
+    if now.kv is None or then.kv is None:
+        now.kv = then.kv
+    else:
+        for name in type(then.kv).model_fields:
+            told = [getattr(kv, name) for kv in (now.kv, then.kv)]
+            if None in told or (name == "num_blocks" and like_pools(told)):
+                setattr(now.kv, name, told[1])
     differing = [f"{name} is {getattr(now, name)!r}, was {getattr(then, name)!r}"
                  for name in type(now).model_fields if getattr(now, name) != getattr(then, name)]
     preset_now = None if examination.probe is None else examination.probe.preset

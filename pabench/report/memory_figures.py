@@ -45,8 +45,8 @@ def _utilisation_caption(group: Group) -> str:
     bound = [engine.name for engine in group.engines if any(run.summary.utilisation_is_bound for run in engine.runs)]
     caption = "Share of the slots in use that hold tokens"
     caption += f": the engine's own split for {', '.join(exact)}; else" if exact else ","
-    caption += (" live tokens from the client's record, in which prefixes that different requests share count once for "
-                "each, so that it may pass 100 % (the table of all figures has them once too).")
+    caption += (" live tokens from the client's record, with prefixes that requests share counted once (older "
+                "runs: once for each, so that it may pass 100 %).")
     return caption + (f" At most, of {', '.join(bound)}: preempted requests count as live." if bound else "")
 
 

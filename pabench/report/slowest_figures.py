@@ -109,7 +109,7 @@ def _caption(engine: Engine, run: RunData, slow: Sequence[_Slow]) -> str:
                f"99 % of the run's; the longest of each, at most {_LABELLED}.")
     if any(any(one.preempted) for one in slow):
         caption += " ▼: meanwhile the engine counted a preemption; of which request it does not tell."
-    elif len(gauge(run, "preemptions")[0]) == 0:
+    elif len(gauge(run, "preemptions")[0]) == 0 and "preemptions" not in run.summary.not_applicable:
         caption += " Preemptions: not told by this engine."
     if max(len(one.times) for one in slow) > _MAX_TICKS:
         caption += f" Of more than {_MAX_TICKS} arrivals an even share is drawn, and both ends of each such gap."

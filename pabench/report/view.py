@@ -171,4 +171,7 @@ def _notes(group: Group, memory: list[Figure]) -> Iterator[str]:
         yield "No figure of prefix hits: no engine here tells of a look-up in a prefix cache."
     if "preemptions" not in told:
         known = [summary for summary in summaries if summary.preemptions is not None]
-        yield "No preemption in any run that tells them." if known else "Preemptions: told by no engine here."
+        if all("preemptions" in summary.not_applicable for summary in summaries):
+            yield "Preemptions: none of these engines can have any."
+        else:
+            yield "No preemption in any run that tells them." if known else "Preemptions: told by no engine here."

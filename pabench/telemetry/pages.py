@@ -52,14 +52,25 @@ class PageReader:
         found = await self._metrics()
         for page in self._dialect.extra_pages:
             if page.use == "beside" or (page.use == "instead" and found is None):
-                extra = None if page.path in self._absent else await read_extra(page, self._get)
-                if extra is None:
-                    self._absent.add(page.path)
-                else:
-                    found = {**extra, **(found or {})}
+                extra = await self._beside(page, alone=found is None)
+                found = found if extra is None else {**extra, **(found or {})}
         if found is None:
             self._absent.clear()
         return found
+
+    async def _beside(self, page: ExtraPage, *, alone: bool) -> MetricFamilies | None:
+        """A page that fails costs itself, where there is another; raises EngineProtocol where it is `alone`."""
+        if page.path in self._absent:
+            return None
+        try:
+            extra = await read_extra(page, self._get)
+        except EngineProtocol:
+            if alone:
+                raise
+            return None
+        if extra is None:
+            self._absent.add(page.path)
+        return extra
 
     async def _metrics(self) -> MetricFamilies | None:
         path = self._dialect.metrics_path

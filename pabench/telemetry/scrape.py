@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol
 from urllib.parse import urlsplit
 
@@ -70,16 +71,17 @@ class Scraper:
     async def stop(self, *, patient: bool = True) -> list[KVSample]:
         """End, with a last scrape, so that the counters of the whole run are there. Returns `samples`.
 
-        `patient`: where the engine's numbers move late, scrape until they have come to rest, one cadence at most.
+        `patient`: where the engine's numbers move late, scrape until they have moved and come to rest, one cadence at
+        most.
         """
         if self._task is not None:
             task, self._task = self._task, None
             task.cancel()
             await asyncio.wait({task})
             until_s = time.monotonic() + (self._dialect.cadence_s if patient else 0.0)
-            num_before, num_failed = len(self.samples), self.failed
+            since, num_failed = max(0, len(self.samples) - 1), self.failed
             await self._scrape()
-            while self.failed == num_failed and not _at_rest(self.samples[num_before:]):
+            while self.failed == num_failed and not _at_rest(self.samples[since:]):
                 left_s = until_s - time.monotonic()
                 if left_s <= 0:
                     break
@@ -114,7 +116,10 @@ class Scraper:
 
 
 def _at_rest(samples: Sequence[KVSample]) -> bool:
-    """Whether an engine that nobody asks any more says so, and its counters stood still from one scrape to the next."""
-    if len(samples) < 2 or samples[-1].running or samples[-1].waiting:
+    """Whether an engine that nobody asks any more says so, and its counters stood still from one scrape to the next,
+    after its numbers had moved: an idle engine that they show from the first on may be that of before.
+    """
+    if len(samples) < 3 or samples[-1].running or samples[-1].waiting:
         return False
-    return all(getattr(samples[-1], name) == getattr(samples[-2], name) for name in COUNTERS)
+    still = all(getattr(samples[-1], name) == getattr(samples[-2], name) for name in COUNTERS)
+    return still and any(replace(one, time_s=0.0) != replace(samples[0], time_s=0.0) for one in samples[1:])

@@ -40,7 +40,7 @@ def look_up(bench: Bench) -> Shown:
     """
     cost = _ratios(bench, _CONTEXT)[16]
     cost = Spread(*(one - 1 for one in (cost.median, cost.low, cost.high)))
-    return Shown(cost.text("+.1%"), cost.high < 0.05,
+    return Shown(cost.text("+.1%"), None if cost.low < 0.05 <= cost.high else cost.high < 0.05,
                  f"blocks of 16 against one block a sequence, which is a contiguous cache; {_HOW}"
                  + (", which holds 5 %: neither more nor less is shown" if cost.low < 0.05 <= cost.high else ""))
 

@@ -124,7 +124,8 @@ def test_no_starvation(engine: EngineUnderTest) -> None:
     limit_s = (time.monotonic() - start) / engine.profile.rounds  # of one round, then of twice the clients, and so on
     growing = time.monotonic()
     while not queue:
-        if time.monotonic() - growing + 2 * limit_s * (1 + _ROUNDS) > _GROWING_S or 2 * clients > _MOST_CLIENTS:
+        would_take_s = time.monotonic() - growing + 2 * limit_s * (1 + _ROUNDS)
+        if would_take_s > _GROWING_S * engine.profile.patience or 2 * clients > _MOST_CLIENTS:
             unsupported(f"nobody waited among {clients} clients at once, more would take too long: ask an engine that "
                         "runs fewer sequences at once")
         clients, start = 2 * clients, time.monotonic()
@@ -162,11 +163,14 @@ def _come_back(engine: EngineUnderTest, clients: int, rounds: int) -> tuple[str,
 
 
 def _waited(exchanges: list[Exchange]) -> int:
-    """How many of requests that were sent at once got their first token when another had ended already."""
-    first_end_s = min((each.end_s or math.inf for each in exchanges), default=math.inf)
-    firsts_s = [choice.token_times_s[0] for each in exchanges if each.completion is not None
-                for choice in each.completion.choices[:1] if choice.token_times_s]
-    return sum(first_s > first_end_s for first_s in firsts_s)
+    """How many of requests that were sent together had no token yet after the time that another took from its sending
+    to its end. Each counts from its own sending: to send many takes a while.
+    """
+    sent = [each for each in exchanges if each.sent_s is not None and each.end_s is not None]
+    shortest_s = min(((each.end_s or 0.0) - (each.sent_s or 0.0) for each in sent), default=math.inf)
+    waits_s = [choice.token_times_s[0] - (each.sent_s or 0.0) for each in sent if each.completion is not None
+               for choice in each.completion.choices[:1] if choice.token_times_s]
+    return sum(wait_s > shortest_s for wait_s in waits_s)
 
 
 def _most_overtaken(exchanges: list[Exchange]) -> tuple[str, int]:

@@ -38,7 +38,8 @@ def _pool(engine: EngineUnderTest) -> int:
 
 def _counted(engine: EngineUnderTest) -> KVSample:
     """The metrics before a case. Skips the test, as UNSUPPORTED, where they do not count preemptions."""
-    before = engine.metrics()
+    engine.need("running_metrics", "the engine does not count preemptions")
+    before = engine.metrics_renewed(lambda sample: True, within_s=engine.settle_s)
     if before is None or before.preemptions is None:
         unsupported("the engine does not count preemptions")
     return before

@@ -110,7 +110,7 @@ def test_shared_block_outlives_first_holder(engine: EngineUnderTest) -> None:
     reader = engine.start([Ask(second, tokens, "B")])
     holder.verify()
     passed, start = 0, time.monotonic()
-    while passed < needed and not reader.done and time.monotonic() - start < CHURN_S:
+    while passed < needed and not reader.done and time.monotonic() - start < CHURN_S * engine.profile.patience:
         lengths = [length] * min(count, 4)
         passing = (engine.rings(lengths)[0] if length == short else
                    long_rings(engine.spec, engine.rng, lengths, SHORTEST_RING))

@@ -80,7 +80,7 @@ def test_a_ratio_that_is_inside_on_some_seeds_differs(
 
 @pytest.mark.parametrize(("costs", "verdict"), [
     ((1.02, 1.03, 1.01, 1.04, 1.02, 1.03), REPRODUCED),
-    ((1.03, 1.03, 1.01, 1.03, 1.02, 1.06), DIFFERS),    # most are below 5 %
+    ((1.03, 1.03, 1.01, 1.03, 1.02, 1.06), NOT_SHOWN),  # most are below 5 %
     ((1.09, 1.14, 1.11, 1.10, 1.08, 1.08), DIFFERS),
 ])
 def test_a_look_up_is_cheap_where_all_of_the_interval_is(

@@ -62,6 +62,8 @@ PLAIN = HARD | {"http/spec-decode-exact"}   # and no guesses are made
 ROOMY = PLAIN | {"http/preemption-exact"}   # a contiguous cache never preempts
 SHORT = {"http/max-length-exact"}           # the pool does not hold the longest sequence
 CACHE = {"http/two-laps-after-hit", "http/cached-tokens-match-block-model", "http/salt-isolates"}
+# What is asked only where there is time for it: a queue of many clients, a pool overrun while one still reads.
+IN_TIME = {"http/no-starvation", "http/shared-block-outlives-first-holder"}
 SOUND: dict[str, tuple[tuple[str, ...], set[str]]] = {
     "paged": ((), ROOMY),
     "contiguous, max": (("--kv", "contiguous"), ROOMY | CACHE),
@@ -98,7 +100,8 @@ def test_sound_engines_conform(which: str, tiny_probe: Path, tmp_path: Path) -> 
     found = outcomes(results)
     # Bit by bit the same alone and in a batch: none promises it, some are.
     assert found.pop("http/batch-invariant") in (Outcome.PASS, Outcome.FAIL)
-    assert {each for each, outcome in found.items() if outcome is not Outcome.PASS} == unsupported
+    in_time = {each for each in IN_TIME if found[each] is Outcome.UNSUPPORTED}
+    assert {each for each, outcome in found.items() if outcome is not Outcome.PASS} - in_time == unsupported
     assert set(outcomes(results)) == {each for each in load_registry() if each.startswith("http/")}
 
 
