@@ -127,4 +127,4 @@ def test_utilisation_is_the_engines_own_where_told_and_a_bound_where_preempted(t
     assert (cell.text[:2], cell.hint, cell.raw) == ("≤ ", AT_MOST, black.engines[0].runs[0].summary.utilisation)
     (caption,) = [figure.caption for figure in memory_by_load(black) if figure.id.startswith("utilisation")]
     assert "At most, of a, b:" in caption
-    assert "prefixes that different requests share count once for each" in caption
+    assert "with prefixes that requests share counted once" in caption
