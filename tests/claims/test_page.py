@@ -11,5 +11,5 @@ PAGE = (Path(__file__).resolve().parents[2] / "docs" / "claims.md").read_text(en
 
 
 def test_each_claim_has_its_row() -> None:
-    """Behind the head. When it does not: `pabench claims --traces FOLDER --markdown docs/claims.md`, on an idle machine."""
+    """Behind the head. If not: `pabench claims --traces FOLDER --markdown docs/claims.md`, on an idle machine."""
     assert re.findall(r"^\| ([a-z0-9-]+) \|", PAGE, re.M)[2:] == [claim.id for claim in load_claims()]
