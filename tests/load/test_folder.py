@@ -12,10 +12,13 @@ from aiohttp import web
 from pabench.analysis import summarise
 from pabench.engines.base import Choice, Completion, Usage
 from pabench.errors import UsageError
-from pabench.load import Manifest, run_workload
+from pabench.load import Manifest, read_manifest, run_workload
+from pabench.load.journal import journals_in
 from pabench.load.records import RequestRecord
 from pabench.load.settle import _take_tokens
 from pabench.probe import Codec
+from pabench.stub import StubOptions, StubServer
+from pabench.telemetry.scrape import Scraper
 from tests.load.support import Examined, against, against_stub, checked, only, serving, stream, workload
 
 
@@ -119,3 +122,23 @@ def test_warm_up_requests_are_sent_first_and_are_not_in_the_results(tmp_path: Pa
 def test_a_window_that_was_given_takes_the_place_of_the_one_found(tmp_path: Path) -> None:
     found = against_stub(tmp_path / "run", workload(window_s=(0.01, 0.05)), ttft_ms=5.0, itl_ms=2.0)
     assert found.manifest.window_s == (0.01, 0.05)
+
+
+def test_who_breaks_off_the_wait_for_late_counters_keeps_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All had been answered: the books are made, and the run is complete."""
+    async def broken_off(self: Scraper, *, patient: bool) -> None:
+        assert patient
+        raise asyncio.CancelledError
+
+    async def go() -> None:
+        async with StubServer(StubOptions(ttft_ms=5.0, itl_ms=1.0)) as server:
+            await run_workload(Examined(), workload(), tmp_path / "run", url=server.url, label="x")
+
+    monkeypatch.setattr(Scraper, "stop", broken_off)
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(go())
+    assert read_manifest(tmp_path / "run").status == "complete"
+    assert read_manifest(tmp_path / "run").outcomes["ok"] == 6
+    assert not journals_in(tmp_path / "run")
