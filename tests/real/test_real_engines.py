@@ -72,7 +72,7 @@ def test_transformers_serve_fails_only_what_we_confirmed_by_hand(conformance: Ca
     assert failed <= {"http/bad-input-then-healthy", "http/empty-prompt-then-healthy", "http/duplicate-request-ids"}
 
 
-@pytest.mark.parametrize(("engine", "passed"), [("vllm", 17), ("transformers", 12)])
+@pytest.mark.parametrize(("engine", "passed"), [("vllm", 18), ("transformers", 12)])
 def test_their_block_managers_conform(
     engine: str, passed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
