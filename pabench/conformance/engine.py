@@ -223,9 +223,13 @@ class EngineUnderTest:
 
     def told(self, asks: Sequence[Ask], *, concurrency: int | None = None) -> list[Completion]:
         """Answers of which a number is judged, not the text: that is verified on the probe alone."""
+        return self.start_told(asks, concurrency=concurrency).verify()
+
+    def start_told(self, asks: Sequence[Ask], *, concurrency: int | None = None) -> Pending:
+        """The same, under way."""
         if self.is_probe:
-            return self.ask(asks, concurrency=concurrency)
-        return self.generate([ask.request for ask in asks], concurrency=concurrency)
+            return self.start(asks, concurrency=concurrency)
+        return self.start_plain([ask.request for ask in asks], concurrency=concurrency)
 
     def ask_samples(self, ask: Ask) -> tuple[Ask, Completion]:
         """Like `ask`, with as many samples as the engine takes, at most `ask.n`: what it took, and its answer.

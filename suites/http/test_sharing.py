@@ -9,6 +9,7 @@ import pytest
 
 from pabench.conformance.churn import CHURN_S, not_overrun
 from pabench.conformance.engine import EngineUnderTest
+from pabench.conformance.exchange import Exchange
 from pabench.conformance.failure import fail
 from pabench.conformance.prompts import SHORTEST_RING, fork_of_prompt_length, long_rings, rings_with_shared_prefix
 from pabench.conformance.targets import unsupported
@@ -109,15 +110,18 @@ def test_shared_block_outlives_first_holder(engine: EngineUnderTest) -> None:
     holder = engine.start([Ask(first, block, "A")])
     reader = engine.start([Ask(second, tokens, "B")])
     holder.verify()
-    passed, start = 0, time.monotonic()
-    while passed < needed and not reader.done and time.monotonic() - start < CHURN_S * engine.profile.patience:
-        lengths = [length] * min(count, 4)
+    passers: list[Exchange] = []
+    start = time.monotonic()
+    while len(passers) < count and not reader.done and time.monotonic() - start < CHURN_S * engine.profile.patience:
+        lengths = [length] * min(count - len(passers), 4)
         passing = (engine.rings(lengths)[0] if length == short else
                    long_rings(engine.spec, engine.rng, lengths, SHORTEST_RING))
-        engine.told([Ask(ring, 2, f"passer-by {i}") for i, ring in enumerate(passing)])
-        passed += 0 if reader.done else len(passing) * length
-        count = max(1, count - len(passing))
+        pending = engine.start_told([Ask(ring, 2, f"passer-by {i}") for i, ring in enumerate(passing)])
+        pending.verify()
+        passers += pending.exchanges
     reader.verify()
+    read_s = reader.exchanges[0].end_s or 0.0
+    passed = length * sum((one.end_s or math.inf) <= read_s for one in passers)
     # Once more from the cache: what the first reader left must be whole too.
     engine.ask([Ask(second, len(second.tokens), "B again")])
     if reason := not_overrun(engine, passed):

@@ -23,9 +23,9 @@ def ids_of(name: str, level: str) -> list[str]:
     return [each for each in MUTANTS[name].MUST_FAIL if each.startswith(f"{level}/")]
 
 
-def ask(url: str, out: Path, *ids: str, seed: int = 0) -> tuple[int, Results]:
+def ask(url: str, out: Path, *ids: str, seed: int = 0, patience: float = 1.0) -> tuple[int, Results]:
     """Exit code and results of the smoke profile."""
-    code = run_suite(url, out=out, profile="smoke", ids=ids, seed=seed, quiet=True)
+    code = run_suite(url, out=out, profile="smoke", ids=ids, seed=seed, quiet=True, patience=patience)
     return code, load_results(out)
 
 
@@ -62,8 +62,7 @@ PLAIN = HARD | {"http/spec-decode-exact"}   # and no guesses are made
 ROOMY = PLAIN | {"http/preemption-exact"}   # a contiguous cache never preempts
 SHORT = {"http/max-length-exact"}           # the pool does not hold the longest sequence
 CACHE = {"http/two-laps-after-hit", "http/cached-tokens-match-block-model", "http/salt-isolates"}
-# What is asked only where there is time for it: a queue of many clients, a pool overrun while one still reads.
-IN_TIME = {"http/no-starvation", "http/shared-block-outlives-first-holder"}
+OVERRUN = {"http/shared-block-outlives-first-holder"}  # a static batch lets nobody pass while one of it still reads
 SOUND: dict[str, tuple[tuple[str, ...], set[str]]] = {
     "paged": ((), ROOMY),
     "contiguous, max": (("--kv", "contiguous"), ROOMY | CACHE),
@@ -76,7 +75,7 @@ SOUND: dict[str, tuple[tuple[str, ...], set[str]]] = {
          "--weight-dtype", "int8", "--dtype", "bfloat16"), HARD | SHORT),
     "no cache, whole prompts, static batches, KV in int8": (
         (*TINY, "--no-enable-prefix-caching", "--no-enable-chunked-prefill", "--batching", "static",
-         "--kv-cache-dtype", "int8"), PLAIN | SHORT | CACHE),
+         "--kv-cache-dtype", "int8"), PLAIN | SHORT | CACHE | OVERRUN),
     "KV in fp8, blocks of one": (
         ("--kv-cache-dtype", "fp8", "--block-size", "1", "--num-blocks", "448", "--check-integrity"),
         PLAIN | SHORT),
@@ -93,15 +92,14 @@ def test_sound_engines_conform(which: str, tiny_probe: Path, tmp_path: Path) -> 
     options, unsupported = SOUND[which]
     options = tuple(str(tiny_probe) if word == "{model}" else word for word in options)
     with mutant_hosts.engine(None, tiny_probe, tmp_path / "log", *options) as url:
-        code, results = ask(url, tmp_path / "out")
+        code, results = ask(url, tmp_path / "out", patience=4.0)  # other tests keep the cores busy
     texts = [row.text for row in results.rows if row.text and row.level == "MUST"]
     assert texts == []
     assert code == 0
     found = outcomes(results)
     # Bit by bit the same alone and in a batch: none promises it, some are.
     assert found.pop("http/batch-invariant") in (Outcome.PASS, Outcome.FAIL)
-    in_time = {each for each in IN_TIME if found[each] is Outcome.UNSUPPORTED}
-    assert {each for each, outcome in found.items() if outcome is not Outcome.PASS} - in_time == unsupported
+    assert {each for each, outcome in found.items() if outcome is not Outcome.PASS} == unsupported
     assert set(outcomes(results)) == {each for each in load_registry() if each.startswith("http/")}
 
 
