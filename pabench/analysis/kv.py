@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -15,18 +16,27 @@ Window = tuple[float, float]
 _SPLIT = ("token_states_tokens", "reserved_tokens", "internal_waste_tokens", "external_waste_tokens")
 
 
+class Shared(NamedTuple):
+    """Tokens of each request's prompt that others hold when it begins, and when it ends: `[num_held]` each, of the
+    requests that have a first token and an end.
+    """
+
+    there: NDArray[np.float64]
+    stay: NDArray[np.float64]
+
+
 def live_tokens(
-    requests: pd.DataFrame, times_s: NDArray[np.float64], *, once_of: int | None = None
+    requests: pd.DataFrame, times_s: NDArray[np.float64], *, shared: Shared | None = None
 ) -> NDArray[np.float64]:
     """Tokens whose keys and values must be held, at each of `times_s`: `[len(times_s)]`.
 
     A request counts from its first token (before, it may still wait) to its end: its prompt, which its samples hold
-    once, plus what was generated. With `once_of`, the size of the `prefix_blocks`, such a block that several requests
-    hold at a time counts once, as in a prefix cache; else each request has its own.
+    once, plus what was generated. With `shared` a block that several requests hold at a time counts once, as in a
+    prefix cache; else each request has its own.
     """
-    held = requests.dropna(subset=["first_s", "end_s"])
+    held = _held(requests)
     prompts = held["prompt_tokens"].to_numpy(dtype=np.float64)
-    there, stay = (0.0, 0.0) if once_of is None else _held_by_others(held, once_of)
+    there, stay = (0.0, 0.0) if shared is None else shared
     counts = np.asarray([len(row) for row in held["token_times_s"]], dtype=np.int64)
     order = np.argsort(times_s)
     asked_s = times_s[order]
@@ -42,8 +52,9 @@ def live_tokens(
     return total
 
 
-def _held_by_others(held: pd.DataFrame, size: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Tokens of each request's prompt that others hold when it begins, and when it ends: `[num_requests]` each."""
+def shared_tokens(requests: pd.DataFrame, size: int) -> Shared:
+    """What the requests hold together of their `prefix_blocks`, of `size` tokens each."""
+    held = _held(requests)
     holders: Counter[int] = Counter()
     there, stay = np.zeros(len(held)), np.zeros(len(held))
     sharing = {row: blocks.tolist() for row, blocks in enumerate(held["prefix_blocks"])
@@ -57,15 +68,19 @@ def _held_by_others(held: pd.DataFrame, size: int) -> tuple[NDArray[np.float64],
             holders[block] = before + step
             found += min(before, before + step) > 0
         (there if begins else stay)[row] = size * found
-    return there, stay
+    return Shared(there, stay)
 
 
-def mean_live_tokens(requests: pd.DataFrame, window: Window, once_of: int | None = None) -> float | None:
+def _held(requests: pd.DataFrame) -> pd.DataFrame:
+    return requests.dropna(subset=["first_s", "end_s"])
+
+
+def mean_live_tokens(requests: pd.DataFrame, window: Window, shared: Shared | None = None) -> float | None:
     """Mean of `live_tokens` over the window, by time."""
     if window[1] <= window[0] or not requests["first_s"].notna().any():
         return None
     grid = np.linspace(window[0], window[1], 2001)
-    return float(np.mean(live_tokens(requests, (grid[:-1] + grid[1:]) / 2, once_of=once_of)))
+    return float(np.mean(live_tokens(requests, (grid[:-1] + grid[1:]) / 2, shared=shared)))
 
 
 def in_window(telemetry: pd.DataFrame, window: Window) -> pd.DataFrame:
@@ -76,9 +91,9 @@ def in_window(telemetry: pd.DataFrame, window: Window) -> pd.DataFrame:
 
 def effective_utilisation(
     requests: pd.DataFrame, telemetry: pd.DataFrame, window: Window, capacity_tokens: int | None,
-    once_of: int | None = None,
+    shared: Shared | None = None,
 ) -> float | None:
-    """Live tokens / slots in use, over the scrapes in the window that tell the use; `once_of` as in `live_tokens`.
+    """Live tokens / slots in use, over the scrapes in the window that tell the use; `shared` as in `live_tokens`.
 
     Above 1 where requests share slots, or are preempted: the client cannot see that such a request holds none.
     None where it is not told, or where no answer has token times to tell the live tokens from.
@@ -86,7 +101,7 @@ def effective_utilisation(
     told = in_window(telemetry, window).dropna(subset=["kv_usage"])
     if capacity_tokens is None or told.empty or told["kv_usage"].sum() <= 0 or not requests["first_s"].notna().any():
         return None
-    live = live_tokens(requests, told["time_s"].to_numpy(dtype=np.float64), once_of=once_of)
+    live = live_tokens(requests, told["time_s"].to_numpy(dtype=np.float64), shared=shared)
     return float(live.sum() / (told["kv_usage"].sum() * capacity_tokens))
 
 

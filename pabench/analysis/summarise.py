@@ -104,16 +104,19 @@ def _cache(run: Run, window: tuple[float, float]) -> dict[str, Any]:
     capacity = None if geometry is None else geometry.capacity_tokens
     size = counted_block_size(None if geometry is None else geometry.block_size)
     told = bool(requests["prefix_blocks"].notna().all())  # older records do not tell
+    live, used = kv.mean_live_tokens(requests, window), kv.effective_utilisation(requests, telemetry, window, capacity)
+    live_once, used_once = (live, used) if told else (None, None)
+    if told and requests["prefix_blocks"].map(len).any():
+        shared = kv.shared_tokens(requests, size)
+        live_once = kv.mean_live_tokens(requests, window, shared)
+        used_once = kv.effective_utilisation(requests, telemetry, window, capacity, shared)
     return {
         "peak_running": _max_or_none(telemetry["running"]),
         "mean_running": mean_or_none(steady["running"].to_numpy(dtype=np.float64)),
         "kv_usage_mean": mean_or_none(steady["kv_usage"].to_numpy(dtype=np.float64)),
         "kv_usage_max": _max_or_none(steady["kv_usage"]),
-        "live_tokens_mean": kv.mean_live_tokens(requests, window),
-        "effective_utilisation": kv.effective_utilisation(requests, telemetry, window, capacity),
-        "live_tokens_once_mean": kv.mean_live_tokens(requests, window, size) if told else None,
-        "effective_utilisation_once": kv.effective_utilisation(requests, telemetry, window, capacity, size)
-                                      if told else None,
+        "live_tokens_mean": live, "effective_utilisation": used,
+        "live_tokens_once_mean": live_once, "effective_utilisation_once": used_once,
         "preemptions": kv.counter_increase(telemetry, "preemptions"),
         "prefix_hit_rate": kv.prefix_hit_rate(telemetry),
         "waste": kv.waste_split(telemetry, window, capacity),

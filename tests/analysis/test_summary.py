@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from pabench.analysis import Run, RunSummary, WasteSplit, comparison_frame, comparison_table, find_runs, summarise
-from pabench.analysis.kv import live_tokens
+from pabench.analysis.kv import live_tokens, shared_tokens
 from pabench.analysis.summary import Validity
 from pabench.analysis.tables import knee, knee_text
 from pabench.errors import UsageError
@@ -120,7 +120,7 @@ def test_live_tokens_with_shared_prefixes_once() -> None:
     at = np.array([1.5, 2.5, 3.5, 4.5, 5.2, 5.8, 6.5])
     assert live_tokens(requests, at).tolist() == [41, 82, 123, 82, 41, 82, 41]
     # b brings 40 - 16, c 40 - 32; a takes 40 - 32 with it, for b and c hold the others, c then 40 - 16, b all of its.
-    assert live_tokens(requests, at, once_of=16).tolist() == [41, 66, 75, 66, 41, 82, 41]
+    assert live_tokens(requests, at, shared=shared_tokens(requests, 16)).tolist() == [41, 66, 75, 66, 41, 82, 41]
 
 
 def test_kv_figures_by_hand() -> None:

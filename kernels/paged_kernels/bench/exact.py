@@ -14,8 +14,8 @@ def fault(data: Data, out: torch.Tensor) -> str:
 
     Errors are taken relative to the largest exact element of their row and head: a long context averages values to far
     below one rounding of their own. Allowed is twice the largest error of dense attention in the query's dtype over
-    the rows of a KV head, and one rounding, of float32 eight: what computes in it rounds the scores, their exponentials
-    and their sums, in an order of its own.
+    the rows of a KV head, and one rounding, of float32 eight: what computes in it rounds scores, exponentials and sums,
+    in an order of its own. The conformance suite derives 4 (1 + A) of them, A the size of a score, which is more.
     """
     shape = data.shape
     if out.shape != data.query.shape:
