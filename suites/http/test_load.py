@@ -119,7 +119,7 @@ def test_no_starvation(engine: EngineUnderTest) -> None:
 
     So many clients that some have to wait: where all are served at once there is no order to keep.
     """
-    clients, start = engine.profile.concurrency * 2, time.monotonic()
+    clients, start = _first_clients(engine), time.monotonic()
     queue, worst, overtakers = _come_back(engine, clients, engine.profile.rounds)
     limit_s = (time.monotonic() - start) / engine.profile.rounds  # of one round, then of twice the clients, and so on
     growing = time.monotonic()
@@ -136,9 +136,23 @@ def test_no_starvation(engine: EngineUnderTest) -> None:
     engine.note = f"{clients} clients, {queue}, {worst} overtaken by {overtakers}"
 
 
+def _first_clients(engine: EngineUnderTest) -> int:
+    """Twice as many as the profile sends at once; or, where twice that are more than the pool holds, one more than it
+    holds.
+    """
+    few, capacity = engine.profile.concurrency * 2, engine.geometry.capacity_tokens
+    held = math.inf if capacity is None else capacity // (-(-sum(_lengths(engine)) // engine.edge) * engine.edge)
+    return few if held >= 2 * few else max(few, int(held) + 1)
+
+
+def _lengths(engine: EngineUnderTest) -> tuple[int, int]:
+    """Tokens of a client's prompt and of its answer."""
+    return min(engine.edge + 1, engine.longest // 4), min(engine.edge, engine.longest // 2)
+
+
 def _come_back(engine: EngineUnderTest, clients: int, rounds: int) -> tuple[str, str, int]:
     """How it shows that some waited, "" where it does not; who was overtaken most, and by how many."""
-    length, tokens = min(engine.edge + 1, engine.longest // 4), min(engine.edge, engine.longest // 2)
+    length, tokens = _lengths(engine)
     rings = engine.rings([length] * engine.num_rings(clients, length))[0]
     asks = [Ask(rings[i % len(rings)], tokens, f"request {i}") for i in range(clients * rounds)]
     engine.case = f"{clients} clients, {rounds} rounds; {length} prompt tokens, greedy {tokens} tokens"

@@ -121,7 +121,7 @@ def test_shared_block_outlives_first_holder(engine: EngineUnderTest) -> None:
         passers += pending.exchanges
     reader.verify()
     read_s = reader.exchanges[0].end_s or 0.0
-    passed = length * sum((one.end_s or math.inf) <= read_s for one in passers)
+    passed = length * sum(one.end_s is not None and one.end_s <= read_s for one in passers)
     # Once more from the cache: what the first reader left must be whole too.
     engine.ask([Ask(second, len(second.tokens), "B again")])
     if reason := not_overrun(engine, passed):

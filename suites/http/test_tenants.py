@@ -6,7 +6,8 @@ from statistics import median
 
 import pytest
 
-from pabench.conformance.engine import ASSUMED_BLOCK_SIZE, EngineUnderTest
+from pabench.conformance.described import ASSUMED_BLOCK_SIZE
+from pabench.conformance.engine import EngineUnderTest
 from pabench.conformance.failure import fail
 from pabench.conformance.prompts import shared_by_all
 from pabench.conformance.targets import unsupported

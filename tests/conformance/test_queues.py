@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -21,8 +22,7 @@ class Sent(Done):
     """Under way at the first look, so that the gauges are looked at."""
 
     def __init__(self, exchanges: list[Exchange]) -> None:
-        super().__init__([])
-        self.exchanges = exchanges
+        super().__init__([], exchanges)
 
     @property
     def done(self) -> bool:
@@ -80,6 +80,14 @@ def test_clients_come_until_some_wait(slots: int, clients: int, gauges: bool) ->
 def test_a_queue_that_is_served_from_its_wrong_end_is_found(slots: int, gauges: bool) -> None:
     with pytest.raises(CaseFailed, match="a request is overtaken by at most"):
         LOAD.test_no_starvation(Queue(slots, gauges=gauges, upside_down=True))
+
+
+def test_a_pool_that_is_known_is_overrun_at_once() -> None:
+    """Of 2048 slots, 33 a client and so 48 in blocks of 16, 42 clients hold all."""
+    engine = Queue(42, gauges=True)
+    engine.profile = replace(engine.profile, concurrency=11)  # twice that, and twice again, are 44
+    LOAD.test_no_starvation(engine)
+    assert engine.note.startswith("43 clients, 1 of the first waited")
 
 
 def test_what_waits_for_a_step_is_no_queue() -> None:

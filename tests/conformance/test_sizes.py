@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from pabench.conformance.engine import EngineUnderTest
-from pabench.conformance.exchange import Geometry
+from pabench.conformance.exchange import Exchange, Geometry
 from pabench.conformance.profiles import PROFILES
 from pabench.conformance.session import EngineSession
 from pabench.conformance.verify import Ask
@@ -54,7 +54,7 @@ class PerfectEngine(EngineUnderTest):
         return ask, self.ask([ask])[0]
 
     def start(self, asks: Sequence[Ask], *, concurrency: int | None = None) -> Done:  # type: ignore[override]
-        return Done(self.ask(asks))
+        return Done(self.ask(asks), [Exchange(ask.request, ask.name, sent_s=0.0, end_s=0.0) for ask in asks])
 
     def abort_all(self, requests: Sequence[GenerationRequest], delays_s: Sequence[float]) -> None:
         assert len(requests) == len(delays_s)
@@ -113,7 +113,8 @@ class PerfectEngine(EngineUnderTest):
 class Done:
     """Requests that were answered at once, and seem to be under way for so long as somebody else comes meanwhile."""
 
-    def __init__(self, completions: list[Completion]) -> None:
+    def __init__(self, completions: list[Completion], exchanges: Sequence[Exchange] = ()) -> None:
+        self.exchanges = list(exchanges)
         self._completions = completions
         self._looks = 0
 

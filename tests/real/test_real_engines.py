@@ -62,7 +62,7 @@ def test_vllm_fails_only_what_we_confirmed_by_hand(conformance: Callable[[str], 
               if row.level == "MUST" and row.outcome not in (Outcome.PASS, Outcome.UNSUPPORTED)}
     assert failed <= {("http/chunk-boundary-exact", "with-a-seed")}
     passed = {row.requirement for row in rows if row.outcome is Outcome.PASS}
-    assert {"http/ring-exact", "http/n-samples-isolated", "http/abort-frees", "http/concurrent-isolation"} <= passed
+    assert {"http/ring-exact", "http/n-samples-isolated", "http/abort-frees", "http/no-starvation"} <= passed
 
 
 def test_transformers_serve_fails_only_what_we_confirmed_by_hand(conformance: Callable[[str], Results]) -> None:
