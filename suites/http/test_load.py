@@ -20,6 +20,7 @@ from pabench.probe import Ring
 _GROWING_S = 10.0      # to look for a number of clients of whom some wait, and to ask them
 _ROUNDS = 4            # of as many: who waits from the first to the last is overtaken by three times the clients
 _MOST_CLIENTS = 1024   # connections
+_OVERRUN = 4           # times the first clients: as many at once where the pool is known, rather than twice and twice
 _ROUTE = "/v1/completions"  # of requests that no dialect writes
 
 
@@ -137,12 +138,15 @@ def test_no_starvation(engine: EngineUnderTest) -> None:
 
 
 def _first_clients(engine: EngineUnderTest) -> int:
-    """Twice as many as the profile sends at once; or, where twice that are more than the pool holds, one more than it
-    holds.
+    """Twice as many as the profile sends at once; or, where that brings them to wait at once, a quarter more than the
+    pool holds. The last token of an answer takes no slot.
     """
     few, capacity = engine.profile.concurrency * 2, engine.geometry.capacity_tokens
-    held = math.inf if capacity is None else capacity // (-(-sum(_lengths(engine)) // engine.edge) * engine.edge)
-    return few if held >= 2 * few else max(few, int(held) + 1)
+    if capacity is None:
+        return few
+    held = capacity // (-(-(sum(_lengths(engine)) - 1) // engine.edge) * engine.edge)
+    overrun = held + max(1, held // 4)
+    return max(few, overrun) if overrun <= _OVERRUN * few else few
 
 
 def _lengths(engine: EngineUnderTest) -> tuple[int, int]:
@@ -177,14 +181,19 @@ def _come_back(engine: EngineUnderTest, clients: int, rounds: int) -> tuple[str,
 
 
 def _waited(exchanges: list[Exchange]) -> int:
-    """How many of requests that were sent together had no token yet after the time that another took from its sending
-    to its end. Each counts from its own sending: to send many takes a while.
+    """How many of requests that were sent together had no token yet when an earlier one ended, of whose time they
+    had been there for half: to send many takes a while, and who comes late has not waited.
     """
     sent = [each for each in exchanges if each.sent_s is not None and each.end_s is not None]
-    shortest_s = min(((each.end_s or 0.0) - (each.sent_s or 0.0) for each in sent), default=math.inf)
-    waits_s = [choice.token_times_s[0] - (each.sent_s or 0.0) for each in sent if each.completion is not None
-               for choice in each.completion.choices[:1] if choice.token_times_s]
-    return sum(wait_s > shortest_s for wait_s in waits_s)
+    times = sorted((each.sent_s or 0.0, each.end_s or 0.0, _first_token_s(each)) for each in sent)
+    return sum(any(sent_s <= (earlier_s + end_s) / 2 and end_s < first_s for earlier_s, end_s, _ in times[:i])
+               for i, (sent_s, _, first_s) in enumerate(times))
+
+
+def _first_token_s(exchange: Exchange) -> float:
+    """When the first token of its first choice came; before all else where none came."""
+    choices = exchange.completion.choices[:1] if exchange.completion is not None else []
+    return next((choice.token_times_s[0] for choice in choices if choice.token_times_s), -math.inf)
 
 
 def _most_overtaken(exchanges: list[Exchange]) -> tuple[str, int]:

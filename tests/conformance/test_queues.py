@@ -11,7 +11,7 @@ import pytest
 from pabench.conformance.exchange import Exchange
 from pabench.conformance.failure import CaseFailed
 from pabench.conformance.verify import Ask
-from pabench.engines.base import CAPABILITIES, Choice, Completion
+from pabench.engines.base import CAPABILITIES, Choice, Completion, GenerationRequest
 from pabench.telemetry.vocabulary import KVSample
 from tests.conformance.test_sizes import Done, PerfectEngine, suite_file
 
@@ -83,11 +83,24 @@ def test_a_queue_that_is_served_from_its_wrong_end_is_found(slots: int, gauges: 
 
 
 def test_a_pool_that_is_known_is_overrun_at_once() -> None:
-    """Of 2048 slots, 33 a client and so 48 in blocks of 16, 42 clients hold all."""
-    engine = Queue(42, gauges=True)
+    """Of 2048 slots, 33 - 1 a client and so 2 blocks of 16, 64 clients hold all: a quarter more are sent."""
+    engine = Queue(64, gauges=True)
     engine.profile = replace(engine.profile, concurrency=11)  # twice that, and twice again, are 44
     LOAD.test_no_starvation(engine)
-    assert engine.note.startswith("43 clients, 1 of the first waited")
+    assert engine.note.startswith("80 clients, 16 of the first waited")
+
+
+@pytest.mark.parametrize(("apart_s", "waited"), [(0.0, 2), (0.04, 2), (0.2, 0)])
+def test_to_be_sent_late_is_not_to_wait(apart_s: float, waited: int) -> None:
+    """A second an answer, four at once: the fifth and the sixth wait, if they come before the first is half done."""
+    first_s = [i * apart_s + 0.1 for i in range(4)] + [1.1 + i * apart_s for i in range(2)]
+    exchanges = []
+    for i, token_s in enumerate(first_s):
+        exchange = Exchange(GenerationRequest("t300", 8), f"request {i}")
+        exchange.sent_s, exchange.end_s = i * apart_s, token_s + 0.9
+        exchange.completion = Completion([Choice(0, token_times_s=[token_s, token_s + 0.9])])
+        exchanges.append(exchange)
+    assert LOAD._waited(exchanges) == waited
 
 
 def test_what_waits_for_a_step_is_no_queue() -> None:
