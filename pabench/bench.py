@@ -96,6 +96,7 @@ class BenchSuite(_Strict):
     """A comparison: see the module. `profile` "none" leaves conformance out. `slo`: in place of the workload's.
 
     Load k of each engine is drawn from `seed` + k.
+    `calibrate`: after each run, the client's own error is measured.
     `model_command` writes another model than the probe into the folder {model}. Its answers cannot be verified.
     """
 
@@ -106,6 +107,7 @@ class BenchSuite(_Strict):
     profile: Profile = "smoke"
     workload: str
     slo: Bounds | None = None
+    calibrate: bool = False
     seed: int | None = Field(default=None, ge=0)  # None: the workload's own
     loads: tuple[LoadPlan, ...] = Field(alias="load", min_length=1)
     engines: tuple[EnginePlan, ...] = Field(alias="engine", min_length=1)
@@ -256,8 +258,9 @@ def _run_engine(
     with _reach(plan, folder / "load-engine.log", model) as url:
         probe = None if suite.model_command else model
         examination = run_loop(examine(url, dialect=plan.dialect, probe=probe))
-        series = Series(examination, url, plan.label, suite.first_seed, narrator.load)
+        series = Series(examination, url, plan.label, suite.first_seed, narrator.load, calibrate=suite.calibrate)
         for number, workload in enumerate(suite.workloads()):
+            series.require(workload)
             result.runs.append(folder / folder_name(workload.load_text))
             manifest = series.run(number, workload, result.runs[-1])[0].manifest
             result.flawless &= manifest.flawless

@@ -11,7 +11,9 @@ import pandas as pd
 
 from pabench.analysis import load_run
 from pabench.analysis.latency import itl_ms
+from pabench.engines.base import EngineFacts
 from pabench.errors import UsageError
+from pabench.load import Workload
 from pabench.load.calibrate import ClientError, calibrate
 from pabench.load.manifest import Calibration
 from pabench.load.pool import ONE_PROCESS, Placement
@@ -35,6 +37,13 @@ def calibrate_run(folder: Path, placement: Placement = ONE_PROCESS) -> ClientErr
         arrival_p99_ms=found.arrival_p99_ms, gap_p99_ms=found.gap_p99_ms)
     run.manifest.write(folder)
     return found
+
+
+def require_streamed(load: Workload, facts: EngineFacts) -> None:
+    """Raise UsageError for a run whose answers have no times that a calibration could be for."""
+    if load.beam_width is not None or "stream" not in facts.capabilities:
+        raise UsageError("a calibration measures the client's error of the times of tokens, and the answers of this "
+                         "run come whole: leave --calibrate (in a bench suite, calibrate) out")
 
 
 def peak_streams(requests: pd.DataFrame) -> int:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pabench.analysis import Run, RunSummary, finish_run
+from pabench.calibration import calibrate_run, require_streamed
 from pabench.load import Placement, Progress, Workload, run_loop, run_workload
 from pabench.load.pool import ONE_PROCESS
 from pabench.load.runner import Examined
@@ -30,6 +31,12 @@ class Series:
     watch: Watch
     api_key: str | None = field(default=None, repr=False)
     placement: Placement = ONE_PROCESS
+    calibrate: bool = False  # after each run, the client's own error
+
+    def require(self, workload: Workload) -> None:
+        """Raise UsageError for a load that could not be calibrated, where each is to be."""
+        if self.calibrate:
+            require_streamed(workload, self.examination.facts)
 
     def run(self, number: int, workload: Workload, folder: Path) -> tuple[Run, RunSummary]:
         """Carry load `number` into the new `folder`, and judge it. Raises UsageError for what the engine cannot do."""
@@ -37,4 +44,8 @@ class Series:
             run_loop(run_workload(self.examination, workload, folder, url=self.url, label=self.label,
                                   seed=self.seed + number, progress=progress, api_key=self.api_key,
                                   placement=self.placement))
-        return finish_run(folder)
+        run, summary = finish_run(folder)
+        if self.calibrate and run.manifest.failure is None and summary.ttft_ms is not None:
+            calibrate_run(folder, self.placement)
+            return finish_run(folder)
+        return run, summary

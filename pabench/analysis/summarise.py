@@ -35,6 +35,7 @@ def summarise(run: Run) -> RunSummary:
         duration_s=duration_s, window_s=window,
         **_throughput(requests, window), **_latencies(run), **_cache(run, window),
         diagnoses=_diagnoses(requests), **_goodput(run, window),
+        client_error_ms=None if manifest.calibration is None else manifest.calibration.arrival_p99_ms,
         not_applicable=_not_applicable(manifest.engine.dialect),
     )
 

@@ -88,6 +88,7 @@ class RunSummary:
     in_time_share: float | None = None    # of the requests, 0..1
     goodput_per_s: float | None = None    # requests in time that ended inside the window
     deadline_miss_rate: float | None = None  # of the tokens' deadlines, 0..1; None where the SLO has none
+    client_error_ms: float | None = None  # of a token's arrival, p99, against the stub; None: not calibrated
     not_applicable: tuple[str, ...] = ()  # figures that an engine of this kind cannot have
     ttft_ms_by_priority: dict[str, Quantiles] = field(default_factory=dict)  # lower first; empty: no priorities
 

@@ -180,5 +180,7 @@ _ROWS: tuple[tuple[str, Callable[[RunSummary], Text]], ...] = (
     ("preemptions", lambda one: Text(NOT_APPLICABLE) if "preemptions" in one.not_applicable else
         _number(one.preemptions, "{:.0f}")),
     ("verified tokens", _verified),
+    ("client's own error p99, ms", lambda one: Text("not calibrated") if one.client_error_ms is None else
+        _number(one.client_error_ms, "{:.2f}")),
     ("verdict", _verdict),
 )

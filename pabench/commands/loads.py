@@ -11,6 +11,7 @@ import typer
 
 from pabench.commands.options import (
     AsJson,
+    Calibrate,
     DeadlineBound,
     DialectName,
     KeyVariable,
@@ -29,12 +30,12 @@ from pabench.commands.options import (
     bounds,
     examined,
     new_folder,
+    require_here,
     require_new,
 )
 from pabench.errors import EXIT_NOT_CONFORMING, EXIT_OK, PabenchError, UsageError
 
 if TYPE_CHECKING:  # each command imports what it needs, so that `--help` is quick
-    from pabench.engines.doctor import Examination
     from pabench.load import Manifest, Placement, Progress, Workload
 
 app = typer.Typer()
@@ -56,11 +57,11 @@ def run(
     window: Annotated[str | None, typer.Option(help="Take throughput from these seconds, e.g. 5,25, and not from the "
                                                     "steady window that is found.")] = None,
     seed: LoadSeed = None,
+    api: Annotated[str | None, typer.Option(help="Where prompts go: completions, or chat, each as the one message of a "
+                                                 "chat.")] = None,
     cache: Annotated[str | None, typer.Option(help="State of the prefix cache at the start, brought about and checked: "
                                                    "cold, warm, or a share of the prompts, e.g. 0.5.")] = None,
-    calibrate: Annotated[bool, typer.Option(
-        "--calibrate", help="Afterwards, measure the client's own error against the stub, at as many streams.",
-    )] = False,
+    calibrate: Calibrate = False,
     resume: Annotated[Path | None, typer.Option(
         help="Go on with the run in this folder, which was broken off, as it was planned.")] = None,
     workers: Workers = 1, ray: RayAddress = None,
@@ -75,20 +76,20 @@ def run(
 
     Example: pabench run --url http://127.0.0.1:8000 --resume results/20261128-101500-sharegpt-mini
     """
+    from pabench.calibration import require_streamed
     from pabench.load import Placement, load_workload, read_manifest, resume_run, run_workload
 
-    if ray is not None and calibrate:
-        raise UsageError("--calibrate measures this machine's client against a stub beside it, and --ray spreads the "
-                         "clients: leave one of them out, or run `pabench calibrate` on the machines")
+    require_here(ray, calibrate=calibrate)
     placement, key = Placement(workers, ray), api_key_in(api_key_env)
     changes = {"users": users, "rate_per_s": rate, "num_requests": num_requests, "duration_s": duration_s,
                "slo": bounds(ttft_ms=ttft_ms, tpot_ms=tpot_ms, deadline_ms=deadline_ms),
-               "window_s": _window(window), "cache": _cache(cache)}
+               "window_s": _window(window), "cache": _cache(cache), "api": api}
     show = _Show(as_json=as_json, quiet=quiet, calibrate=calibrate, placement=placement, api_key=key)
     if resume is not None:
         _refuse_changes(workload=workload, out=out, label=label, seed=seed, **changes)
         before, examination = read_manifest(resume), examined(url, dialect, probe, api_key_env, model=model)
-        _refuse_whole(before.workload, examination, calibrate=calibrate)
+        if calibrate:
+            require_streamed(before.workload, examination.facts)
         show.carry(before.workload, before.label, resume, lambda progress: resume_run(
             examination, resume, url=url, progress=progress, api_key=key, placement=placement))
     if workload is None:
@@ -97,17 +98,11 @@ def run(
     folder = out or new_folder(plan.name)
     require_new(folder)
     examination = examined(url, dialect, probe, api_key_env, model=model)
-    _refuse_whole(plan, examination, calibrate=calibrate)
+    if calibrate:
+        require_streamed(plan, examination.facts)
     name = label or examination.facts.dialect
     show.carry(plan, name, folder, lambda progress: run_workload(
         examination, plan, folder, url=url, label=name, seed=seed, progress=progress, api_key=key, placement=placement))
-
-
-def _refuse_whole(load: Workload, examination: Examination, *, calibrate: bool) -> None:
-    """Before a run is carried whose answers have no times that a calibration could be for."""
-    if calibrate and (load.beam_width is not None or "stream" not in examination.facts.capabilities):
-        raise UsageError("--calibrate measures the client's error of the times of tokens, and the answers of this run "
-                         "come whole: leave it out")
 
 
 @dataclass(frozen=True, slots=True)

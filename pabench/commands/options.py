@@ -46,6 +46,8 @@ WorkloadName = Annotated[
     str, typer.Option("--workload", help="Name of a workload that ships with pabench, or a TOML file."),
 ]
 Label = Annotated[str | None, typer.Option("--label", help="What to call the engine in tables and reports.")]
+Calibrate = Annotated[bool, typer.Option(
+    "--calibrate", help="After a run, measure the client's own error against the stub, at as many streams.")]
 NumRequests = Annotated[int | None, typer.Option("--num-requests", help="How many requests in a run.")]
 Workers = Annotated[
     int, typer.Option("--workers", help="Processes that carry the load: more than one where one's core is not enough."),
@@ -92,6 +94,13 @@ def require_new(folder: Path) -> None:
     """Before any work: results are never overwritten, nor mixed with others."""
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise UsageError(f"{folder} is a file or holds something already: give a new folder with --out")
+
+
+def require_here(ray: str | None, *, calibrate: bool) -> None:
+    """Before any work: the stub of a calibration stands on this machine."""
+    if ray is not None and calibrate:
+        raise UsageError("--calibrate measures this machine's client against a stub beside it, and --ray spreads the "
+                         "clients: leave one of them out, or run `pabench calibrate` on the machines")
 
 
 def new_folder(name: str) -> Path:

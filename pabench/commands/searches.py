@@ -11,6 +11,7 @@ import typer
 
 from pabench.commands.options import (
     AsJson,
+    Calibrate,
     DeadlineBound,
     DialectName,
     KeyVariable,
@@ -30,6 +31,7 @@ from pabench.commands.options import (
     bounds,
     examined,
     new_folder,
+    require_here,
     require_new,
 )
 from pabench.errors import EXIT_NOT_CONFORMING, EXIT_OK, PabenchError
@@ -49,6 +51,7 @@ def sweep(
     out: Annotated[Path | None, typer.Option(help="New folder (results/<time>-sweep by default).")] = None,
     label: Label = None,
     seed: LoadSeed = None,
+    calibrate: Calibrate = False,
     workers: Workers = 1, ray: RayAddress = None,
     dialect: DialectName = None, model: ModelName = None, probe: ProbeName = None, api_key_env: KeyVariable = None,
     as_json: AsJson = False, quiet: Quiet = False,
@@ -66,6 +69,7 @@ def sweep(
     from pabench.terminal.live import live_load
     from pabench.terminal.runs import show_sweep
 
+    require_here(ray, calibrate=calibrate)
     placement = Placement(workers, ray)
     slo = bounds(ttft_ms=ttft_ms, tpot_ms=tpot_ms, deadline_ms=deadline_ms)
     plans = [load_workload(workload, num_requests=num_requests, duration_s=duration_s, slo=slo, **load)
@@ -74,8 +78,9 @@ def sweep(
     require_new(folder)
     examination = examined(url, dialect, probe, api_key_env, model=model)
     series = Series(examination, url, label or examination.facts.dialect, plans[0].seed if seed is None else seed,
-                    partial(live_load, quiet=silent, api_key=key), key, placement)
+                    partial(live_load, quiet=silent, api_key=key), key, placement, calibrate)
     for number, plan in enumerate(plans):  # what a later load cannot have is said before the first is run
+        series.require(plan)
         plan_load(plan, series.seed + number, examination.facts, examination.probe, "")
     summaries, flawless = [], True
     try:

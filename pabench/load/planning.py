@@ -112,7 +112,8 @@ def check_able(workload: Workload, facts: EngineFacts, spec: ProbeSpec | None) -
     if workload.cache not in (None, "warm") and (workload.n > 1 or workload.beam_width is not None):
         raise UsageError(f"workload {workload.name!r} states what the cache does not hold, and samples of a request "
                          'find their own prompt in it, so that nobody could tell: leave it out, or state "warm"')
-    needed = {"beam": workload.beam_width is not None, "cached_tokens": workload.cache is not None, "n": workload.n > 1,
+    needed = {"beam": workload.beam_width is not None, "cached_tokens": workload.cache is not None,
+              "chat": workload.api == "chat", "n": workload.n > 1,
               "priority": workload.priorities is not None, "sampling": workload.temperature > 0,
               "stream": workload.cancel_share > 0}
     missing = [name for name, need in needed.items() if need and name not in facts.capabilities]
@@ -144,7 +145,7 @@ def _schedule_one(
     prompt, num_output = turn.prompt, turn.output_tokens
     oracle = prompt if isinstance(prompt, Ring | Fork) else None
     ids = prompt.prompt if isinstance(prompt, Ring | Fork) else prompt
-    by_ids = "token_ids" in facts.capabilities
+    by_ids = "token_ids" in facts.capabilities and workload.api != "chat"
     request = GenerationRequest(
         prompt=ids if isinstance(ids, str) or by_ids else Codec.encode(ids),
         max_tokens=num_output, n=workload.beam_width or workload.n, beam_width=workload.beam_width or 0,
@@ -152,7 +153,7 @@ def _schedule_one(
         # A ring says the same whatever is drawn. A fork does not, nor a text.
         seed=(seed * 1_000_003 + index) % 2**31 if workload.temperature > 0 and workload.prompt != "probe" else None,
         stream="stream" in facts.capabilities and workload.beam_width is None, request_id=f"{prefix}-{index}",
-        priority=priority,
+        priority=priority, chat=workload.api == "chat",
     )
     return ScheduledRequest(
         index=index, user=user, intended_s=intended_s, request=request,

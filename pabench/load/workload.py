@@ -77,8 +77,9 @@ class Workload(_Strict):
     A ring takes at least 5 prompt tokens and a fork 7: shorter draws become that long.
 
     `prompt`: "probe" (rings, every answer verified), "fork" (for n samples of one prompt, verified), "text" (random
-    words, any model, nothing verified). `trace` is a file of requests that `pabench.traces` reads, for lengths of law
-    "trace" and arrivals of kind "trace"; a relative path counts from the workload's file. Prompts as long as the
+    words, any model, nothing verified). `api`: the route; in a "chat" a prompt, in words, is the one message. `trace`
+    is a file of requests that `pabench.traces` reads, for lengths of law "trace" and arrivals of kind "trace"; a
+    relative path counts from the workload's file. Prompts as long as the
     trace's share what its hash ids say. With a `session` arrivals
     are those of sessions, and `num_requests` counts all their turns. `cancel_share` of the
     requests are cut off by the client after `cancel_after_tokens` tokens. `duration_s` ends the sending; what is in
@@ -91,6 +92,7 @@ class Workload(_Strict):
     name: str = Field(min_length=1)
     description: str = Field(min_length=1)
     prompt: Literal["probe", "fork", "text"]
+    api: Literal["completions", "chat"] = "completions"
     prompt_tokens: LengthLaw
     output_tokens: LengthLaw
     arrivals: Arrivals

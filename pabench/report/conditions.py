@@ -131,7 +131,7 @@ def _depth(key: str) -> int:
 
 def _text(value: Any, key: str) -> str:
     if value is None:
-        return ""
+        return "not calibrated" if key == "calibration" else ""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):

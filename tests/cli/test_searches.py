@@ -66,7 +66,8 @@ def test_what_a_search_cannot_find_is_refused_before_it_runs(
     for command, says in (
         (("capacity", "--workload", "beams", "--ttft-ms", "9"), "beams of workload 'beams' come whole"),
         (("capacity", "--workload", "smoke", "--ttft-ms", "9", "--duration-s", "1"), "fewer than 35 can never be"),
-        (("run", "--workload", "beams", "--calibrate"), "come whole: leave it out"),
+        (("run", "--workload", "beams", "--calibrate"), "come whole: leave --calibrate"),
+        (("sweep", "--workload", "beams", "--users", "1,4", "--calibrate"), "come whole: leave --calibrate"),
         (("sweep", "--workload", "smoke", "--users", "1,64"), "64 users, and only 12 requests for them"),
     ):
         refused = pabench(*command, "--url", quick_stub.url, "--out", "found", "--quiet")

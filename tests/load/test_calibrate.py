@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from array import array
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
+from pabench import calibration
 from pabench.analysis import load_run, summarise
 from pabench.calibration import calibrate_run, peak_streams
+from pabench.engines.launch import EngineProcess
 from pabench.errors import UsageError
 from pabench.load import run_workload
 from pabench.load.calibrate import arrivals, calibrate
 from pabench.load.connection import Exchange
 from pabench.load.manifest import Calibration, read_manifest
+from pabench.series import Series
 from pabench.stub import StubOptions, StubServer
 from tests.load.support import Examined, workload
 
@@ -50,6 +55,23 @@ def test_a_run_that_is_calibrated_says_so_and_is_judged_by_it(tmp_path: Path) ->
     manifest.write(tmp_path / "run")
     reasons = summarise(load_run(tmp_path / "run")).validity.reasons
     assert sum("against the stub" in reason for reason in reasons) == 2
+
+
+def test_each_load_of_a_series_is_calibrated_at_its_own_streams(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibration, "_DURATION_S", 0.5)
+    command = [sys.executable, "-m", "pabench", "stub", "--ttft-ms", "20", "--itl-ms", "5", "--port", "{port}"]
+    with EngineProcess(command, url="http://127.0.0.1:{port}", log=tmp_path / "stub.log") as stub:
+        series = Series(Examined(), stub.url, "stub", 0, lambda *_: nullcontext(lambda _: None), calibrate=True)
+        for number, users in enumerate((1, 3)):
+            load = workload(arrivals={"kind": "closed", "users": users})
+            run, summary = series.run(number, load, tmp_path / str(users))
+            assert run.manifest.calibration is not None
+            assert run.manifest.calibration.streams == users
+            assert summary.client_error_ms == run.manifest.calibration.arrival_p99_ms
+    with pytest.raises(UsageError, match="come whole: leave --calibrate"):
+        series.require(workload(beam_width=2))
 
 
 def test_answers_of_one_token_are_calibrated_at_a_gap_of_the_stubs_own(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import json
 import socket
 import time
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pytest
@@ -14,9 +15,10 @@ from aiohttp import web
 
 from pabench.analysis import summarise
 from pabench.engines.base import EngineFacts
-from pabench.errors import EngineUnreachable
+from pabench.errors import EngineUnreachable, UsageError
 from pabench.load import Manifest, run_workload, verify
 from pabench.probe import Codec
+from pabench.stub import StubOptions, StubServer
 from tests.load.support import CAPABILITIES, Examined, against, against_stub, checked, only, serving, stream, workload
 
 
@@ -31,6 +33,35 @@ def test_right_answers_are_ok_and_verified(tmp_path: Path) -> None:
     assert (run.requests["sent_s"] >= run.requests["intended_s"]).all()
     assert (run.requests["first_s"] > run.requests["sent_s"]).all()
     assert not list((tmp_path / "run").glob("journal*"))
+
+
+def test_chats_are_sent_as_chats_and_verified(tmp_path: Path) -> None:
+    load = workload(api="chat", warmup_requests=2)
+    facts = EngineFacts("openai", "stub", 4096, capabilities=CAPABILITIES | {"chat"})
+    said: list[dict[str, Any]] = []
+
+    async def go() -> Manifest:
+        async with StubServer(StubOptions(ttft_ms=5.0, itl_ms=1.0)) as server:
+            manifest = await run_workload(Examined(facts), load, tmp_path / "run", url=server.url, label="stub")
+            said.extend(server.stub.bodies)
+            return manifest
+
+    run = checked(tmp_path / "run", asyncio.run(go()))
+    only(run, "ok")
+    assert run.requests["verified_tokens"].tolist() == [8] * 6
+    assert run.requests["prompt_tokens"].tolist() == [12] * 6
+    assert run.manifest.workload.api == "chat"
+    assert len(said) == 8
+    for body in said:
+        assert "prompt" not in body
+        [message] = body["messages"]
+        assert message["role"] == "user"
+        assert len(Codec.decode(message["content"])) == 12
+
+
+def test_a_chat_needs_an_engine_that_takes_one(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="needs chat, which dialect 'openai' of this engine lacks"):
+        against_stub(tmp_path / "run", workload(api="chat"))
 
 
 def test_wrong_tokens_are_found_and_diagnosed(tmp_path: Path) -> None:

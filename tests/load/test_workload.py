@@ -37,6 +37,7 @@ def test_unknown_workload_lists_the_known_ones() -> None:
     ({"priorities": [{"priority": 0, "share": 0.5}]}, "shares of priorities add up to 0.5, expected 1"),
     ({"priorities": [{"priority": 0, "share": 0.5}, {"priority": 0, "share": 0.5}]}, "a priority is named twice"),
     ({"priorities": [{"priority": 0.5, "share": 1.0}]}, r"priorities.0.priority: .*got 0.5"),
+    ({"api": "chats"}, "api: .*'completions' or 'chat'.*got 'chats'"),
     ({"slo": {}}, "slo: give ttft_ms, tpot_ms, deadline_ms or several"),
     ({"slo": {"ttft_ms": 0}}, "slo.ttft_ms: .*got 0"),
     ({"window_s": [5.0, 5.0]}, r"window_s is \[5.0, 5.0\], expected a start"),

@@ -1,19 +1,18 @@
 """Real engines serve the KV probe: conformance, then a load of which every token is verified.
 
-Everything is asked through the same command that a user has: `pabench bench tests/real/real.toml`.
+Everything is asked through the same command that a user has: `pabench bench tests/real/real.toml`, and `pressure.toml`.
 """
 
 from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
 import pytest
 
-from pabench.analysis import RunSummary, load_run, summarise
+from pabench.analysis import load_run, summarise
 from pabench.conformance import Outcome, Results, load_results
 from pabench.conformance.runner import run_suite
 
@@ -32,42 +31,43 @@ def bench(name: str) -> Path:
 
 
 @pytest.fixture(scope="module")
-def results() -> Path:
-    """One bench over all real engines."""
+def roomy() -> Path:
+    """One bench over engines that have room for all."""
     return bench("real")
 
 
 @pytest.fixture(scope="module")
-def conformance(results: Path) -> Callable[[str], Results]:
-    return lambda engine: load_results(results / engine / "conformance" / "verdicts.jsonl")
+def small() -> Path:
+    """One bench of vLLM with a pool so small that it preempts."""
+    return bench("pressure") / "vllm-160-blocks"
 
 
-@pytest.fixture(scope="module")
-def load(results: Path) -> Callable[[str], RunSummary]:
-    return lambda engine: summarise(load_run(results / engine / "64-users"))
+def conformance(engine: Path) -> Results:
+    return load_results(engine / "conformance" / "verdicts.jsonl")
 
 
-@pytest.mark.parametrize("engine", ["vllm", "vllm-160-blocks", "transformers-serve"])
-def test_every_token_of_the_load_is_verified(load: Callable[[str], RunSummary], engine: str) -> None:
-    summary = load(engine)
+@pytest.mark.parametrize("engine", ["vllm", "transformers-serve"])
+def test_every_token_of_the_load_is_verified(roomy: Path, engine: str) -> None:
+    summary = summarise(load_run(roomy / engine / "64-users"))
     assert summary.outcomes["ok"] == 128
     assert summary.wrong_tokens == 0
     assert summary.verified_tokens == summary.output_tokens
 
 
-def test_vllm_fails_only_what_we_confirmed_by_hand(conformance: Callable[[str], Results]) -> None:
+def test_vllm_fails_only_what_we_confirmed_by_hand(small: Path) -> None:
     """docs/findings.md tells how: a seed on a prompt of several steps ends it."""
-    rows = conformance("vllm-160-blocks").rows
+    rows = conformance(small).rows
     failed = {(row.requirement, row.case) for row in rows
               if row.level == "MUST" and row.outcome not in (Outcome.PASS, Outcome.UNSUPPORTED)}
     assert failed <= {("http/chunk-boundary-exact", "with-a-seed")}
     passed = {row.requirement for row in rows if row.outcome is Outcome.PASS}
-    assert {"http/ring-exact", "http/n-samples-isolated", "http/abort-frees", "http/no-starvation"} <= passed
+    assert {"http/ring-exact", "http/n-samples-isolated", "http/abort-frees", "http/no-starvation",
+            "http/preemption-exact"} <= passed
 
 
-def test_transformers_serve_fails_only_what_we_confirmed_by_hand(conformance: Callable[[str], Results]) -> None:
+def test_transformers_serve_fails_only_what_we_confirmed_by_hand(roomy: Path) -> None:
     """docs/findings.md tells how; what it leaves unfailed one day is no reason to fail here."""
-    failed = {row.requirement for row in conformance("transformers-serve").rows
+    failed = {row.requirement for row in conformance(roomy / "transformers-serve").rows
               if row.outcome not in (Outcome.PASS, Outcome.UNSUPPORTED, Outcome.NOTRUN)}
     assert failed <= {"http/bad-input-then-healthy", "http/empty-prompt-then-healthy", "http/duplicate-request-ids"}
 
@@ -83,27 +83,17 @@ def test_their_block_managers_conform(
     assert sum(row.outcome is Outcome.PASS for row in rows) == passed
 
 
-def test_a_tiny_pool_preempts_and_stays_exact(
-    load: Callable[[str], RunSummary], conformance: Callable[[str], Results]
-) -> None:
-    summary = load("vllm-160-blocks")
-    assert summary.preemptions is not None
-    assert summary.preemptions > 0
-    assert summary.kv_usage_max is not None
-    assert summary.kv_usage_max > 0.9
-    passed = {row.requirement for row in conformance("vllm-160-blocks").rows if row.outcome is Outcome.PASS}
-    assert "http/preemption-exact" in passed
-
-
-def test_a_tiny_pool_shares_preempts_and_gives_back_at_once() -> None:
+def test_a_tiny_pool_shares_preempts_and_gives_back_at_once(small: Path) -> None:
     """Shared prompts, four samples of each request, and a quarter of the clients that leave."""
-    summary = summarise(load_run(bench("pressure") / "vllm-160-blocks" / "24-users"))
+    summary = summarise(load_run(small / "24-users"))
     assert summary.outcomes["ok"] + summary.outcomes["aborted"] == 96
     assert summary.outcomes["aborted"] > 10
     assert summary.wrong_tokens == 0
     assert summary.verified_tokens > 20_000
     assert summary.preemptions is not None
     assert summary.preemptions > 50
+    assert summary.kv_usage_max is not None
+    assert summary.kv_usage_max > 0.9
     assert summary.prefix_hit_rate is not None
     assert summary.prefix_hit_rate > 0.3
     assert summary.effective_utilisation is not None
