@@ -3,6 +3,9 @@ PYTHON ?= python3
 BIN    := .venv/bin
 ENVS   := .envs
 
+# Tests start hundreds of processes: what one has compiled the next need not compile again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: setup demo test test-mutants test-kernels compile-kernels install-real test-real check clean
 
 setup: .venv/.done

@@ -67,10 +67,12 @@ def calibrate(
         return run_loop(_measure(stub.url, streams, itl_ms, duration_s, Path(folder), placement))
 
 
-def fast_stub(folder: Path, *, ttft_ms: float, itl_ms: float, tokens_per_chunk: int = 1) -> EngineProcess:
+def fast_stub(
+    folder: Path, *, ttft_ms: float, itl_ms: float, tokens_per_chunk: int = 1, stamps: bool = True
+) -> EngineProcess:
     """The fast stub as a process of its own, on a free port; its output goes into `folder`."""
     command = [sys.executable, "-m", "pabench", "stub", "--fast", "--ttft-ms", str(ttft_ms), "--itl-ms", str(itl_ms),
-               "--tokens-per-chunk", str(tokens_per_chunk), "--port", "{port}"]
+               "--tokens-per-chunk", str(tokens_per_chunk), "--port", "{port}", *([] if stamps else ["--no-stamps"])]
     return EngineProcess(command, url="http://127.0.0.1:{port}", log=folder / "stub.log")
 
 

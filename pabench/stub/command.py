@@ -22,6 +22,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Parse `arguments` (of this process when None) and serve until interrupted. Raises UsageError on bad values."""
     given = vars(_parser().parse_args(arguments))
     if not given.pop("fast"):
+        if given["no_stamps"]:
+            raise UsageError("--no-stamps is of the fast stub: give --fast as well, or leave it out")
         serve(StubOptions(**given))
         return
     defaults = asdict(StubOptions())
@@ -63,5 +65,7 @@ def _parser() -> argparse.ArgumentParser:
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind, default=default, help=text + told)
     parser.add_argument("--role-chunk", action="store_true", help="send an empty first chunk at once")
     parser.add_argument("--no-done", action="store_true", help="leave out [DONE]")
+    parser.add_argument("--no-stamps", action="store_true",
+                        help="with --fast: leave out when a chunk was written, as engines do")
     parser.add_argument("--fast", action="store_true", help="timing alone, of one fixed word: 100 000 chunks a second")
     return parser

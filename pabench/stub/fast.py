@@ -26,7 +26,7 @@ import uvloop
 from pabench.errors import UsageError
 from pabench.stub.options import StubOptions
 
-FAST_OPTIONS = ("host", "port", "model", "ttft_ms", "itl_ms", "tokens_per_chunk", "max_model_len")
+FAST_OPTIONS = ("host", "port", "model", "ttft_ms", "itl_ms", "tokens_per_chunk", "max_model_len", "no_stamps")
 _SPIN_NS = 1_000_000
 _CHUNKED = (b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no-cache\r\n"
             b"Transfer-Encoding: chunked\r\n\r\n")
@@ -36,13 +36,16 @@ _TAIL = b"}\n\n\r\n"
 
 @dataclass(slots=True)
 class _Stream:
-    """One answer being said: `said` of `chunks` so far, the next at `due_ns`."""
+    """One answer being said: `said` of `chunks` so far, the next at `due_ns`. A head is what a chunk holds, or, in a
+    stream that is `stamped`, what of it comes before the stamp.
+    """
 
     transport: asyncio.Transport
     head: bytes
     last_head: bytes
     end: bytes
     chunks: int
+    stamped: bool
     due_ns: int
     said: int = 0
 
@@ -99,7 +102,10 @@ class FastStub:
         stream.said += 1
         more = stream.said < stream.chunks
         head, end = (stream.head, b"") if more else (stream.last_head, stream.end)
-        stream.transport.write(b"%b%*d%b%b" % (head, _STAMP_BYTES, now_ns, _TAIL, end))
+        if stream.stamped:
+            stream.transport.write(b"%b%*d%b%b" % (head, _STAMP_BYTES, now_ns, _TAIL, end))
+        else:
+            stream.transport.write(head + end)
         return more
 
 
@@ -157,8 +163,9 @@ class _Line(asyncio.Protocol):
         self._transport.write(_CHUNKED)
         self._stub.arrived_ns.append(now_ns)
         due_ns = now_ns + int(self._stub.options.ttft_ms * 1e6)
-        model, size = self._stub.options.model, self._stub.options.tokens_per_chunk
-        self._stub.add(_Stream(self._transport, *_layout(model, tokens, size, chat), due_ns))
+        options = self._stub.options
+        layout = _layout(options.model, tokens, options.tokens_per_chunk, chat, not options.no_stamps)
+        self._stub.add(_Stream(self._transport, *layout, due_ns))
 
     def _tell(self, content: object, status: bytes = b"200 OK") -> None:
         body = orjson.dumps(content)
@@ -167,10 +174,8 @@ class _Line(asyncio.Protocol):
 
 
 @lru_cache(maxsize=256)
-def _layout(model: str, tokens: int, size: int, chat: bool) -> tuple[bytes, bytes, bytes, int]:
-    """Of an answer in chunks of `size` tokens: what comes before the stamp in a chunk, and in the last one, the end of
-    the stream, and how many chunks there are.
-    """
+def _layout(model: str, tokens: int, size: int, chat: bool, stamped: bool) -> tuple[bytes, bytes, bytes, int, bool]:
+    """Of an answer in chunks of `size` tokens, what a `_Stream` holds from its head on."""
     frame: dict[str, object] = {"id": "fast", "object": "chat.completion.chunk" if chat else "text_completion",
                                 "created": 0, "model": model}
     chunks = -(-tokens // size)
@@ -179,13 +184,16 @@ def _layout(model: str, tokens: int, size: int, chat: bool) -> tuple[bytes, byte
         text = " word" * words
         said = {"delta": {"content": text}} if chat else {"text": text}
         choice = {"index": 0, "logprobs": None, "finish_reason": finish, **said}
-        event = b"data: " + orjson.dumps(frame | {"choices": [choice]})[:-1] + b',"pabench_sent_ns":'
+        event = b"data: " + orjson.dumps(frame | {"choices": [choice]})
+        if not stamped:
+            return b"%x\r\n%b\n\n\r\n" % (len(event) + 2, event)
+        event = event[:-1] + b',"pabench_sent_ns":'
         return b"%x\r\n%b" % (len(event) + _STAMP_BYTES + len(_TAIL) - 2, event)
 
     usage = {"prompt_tokens": 1, "completion_tokens": tokens, "total_tokens": tokens + 1}
     event = b"data: " + orjson.dumps(frame | {"choices": [], "usage": usage}) + b"\n\ndata: [DONE]\n\n"
     end = b"%x\r\n%b\r\n0\r\n\r\n" % (len(event), event)
-    return head(size, None), head(tokens - (chunks - 1) * size, "length"), end, chunks
+    return head(size, None), head(tokens - (chunks - 1) * size, "length"), end, chunks, stamped
 
 
 def serve_fast(options: StubOptions) -> None:

@@ -22,6 +22,7 @@ class StubOptions:
     max_model_len: int = 65536      # tokens, prompt and output
     role_chunk: bool = False        # an empty first chunk at once, as chat servers send it
     no_done: bool = False           # leave out `[DONE]`
+    no_stamps: bool = False         # of the fast stub: leave out when a chunk was written, as engines do
     status: int | None = None       # refuse every generation with this HTTP status
     error_rate: float = 0.0         # share of generations refused with 500, spread evenly
     error_after: int | None = None  # tokens, then an error inside the stream

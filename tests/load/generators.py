@@ -175,7 +175,7 @@ def run_beside(peer: Peer, requests: int, tokens: int, tokenizer: Path, *, ttft_
     stub_core, own_core = sorted(os.sched_getaffinity(0))[:2]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        with on_core(stub_core), fast_stub(folder, ttft_ms=ttft_ms, itl_ms=itl_ms) as stub:
+        with on_core(stub_core), fast_stub(folder, ttft_ms=ttft_ms, itl_ms=itl_ms, stamps=False) as stub:
             load = Load(stub.url, requests, tokens, tokenizer, folder, rate_per_s)
             before = resource.getrusage(resource.RUSAGE_CHILDREN)
             with on_core(own_core), (folder / "log").open("wb") as log:

@@ -35,7 +35,7 @@ def dispersion(times_s: NDArray[np.float64], window_s: float) -> float:
 
 
 def _stub(folder: Path, tokens_per_chunk: int) -> EngineProcess:
-    return fast_stub(folder, ttft_ms=20.0, itl_ms=10.0, tokens_per_chunk=tokens_per_chunk)
+    return fast_stub(folder, ttft_ms=20.0, itl_ms=10.0, tokens_per_chunk=tokens_per_chunk, stamps=False)
 
 
 def _peak_gib() -> float:

@@ -55,6 +55,15 @@ def test_a_stream_is_whole_on_time_and_stamped(url: str, path: str, length: str)
     assert (stamps[4] - stamps[0]) / 1e6 == pytest.approx(20, abs=5)  # type: ignore[operator]
 
 
+@pytest.mark.parametrize("path", ["completions", "chat/completions"])
+def test_without_stamps_all_chunks_but_the_last_are_alike(tmp_path: Path, path: str) -> None:
+    with started(tmp_path, "--no-stamps") as where:
+        *chunks, usage = post(f"{where}/v1/{path}", {"stream": True, "max_tokens": 5})
+    assert chunks[0] == chunks[3] != chunks[4]
+    assert all("pabench_sent_ns" not in chunk for chunk in chunks)
+    assert usage["usage"]["completion_tokens"] == 5  # type: ignore[index]
+
+
 def test_a_chunk_of_several_tokens_takes_their_time(tmp_path: Path) -> None:
     with started(tmp_path, "--tokens-per-chunk", "4") as where:
         *chunks, usage = post(f"{where}/v1/completions", {"stream": True, "max_tokens": 10})
@@ -93,3 +102,5 @@ def test_what_it_cannot_answer_is_refused(url: str, body: bytes) -> None:
 def test_it_has_no_faults() -> None:
     with pytest.raises(UsageError, match=r"--fast knows host, .* alone, got error_rate as well"):
         main(["--fast", "--error-rate", "0.5"])
+    with pytest.raises(UsageError, match="--no-stamps is of the fast stub"):
+        main(["--no-stamps"])
