@@ -96,11 +96,12 @@ def draw_probe_prompts(
     ids = spec.ring_ids if ids is None else ids
     lengths = [min(tokens - _RING_EXTRA, len(ids)) for tokens in prompt_tokens]
     lanes = lay_lanes(len(ids), lengths, users)
+    one_each = tuple(ids)  # of which all rings are made: with numbers of their own they take 2.4 times the memory
     rings = []
     for i, salt in enumerate(draw_salts(spec, rng, len(lengths), users)):
         lane = lanes.lane[i]
-        offsets = rng.permutation(lanes.widths[lane])[: lengths[i]] + lanes.starts[lane] + ids.start
-        rings.append(Ring(tuple(offsets.tolist()), salt, prompt_tokens[i]))
+        offsets = rng.permutation(lanes.widths[lane])[: lengths[i]] + lanes.starts[lane]
+        rings.append(Ring(tuple(map(one_each.__getitem__, offsets.tolist())), salt, prompt_tokens[i]))
     return rings, lanes.disjoint
 
 

@@ -159,6 +159,12 @@ def test_no_prompt_repeats_and_warm_ups_have_their_own() -> None:
     assert len(heads) == 68  # not even one block of four tokens in common
 
 
+def test_a_million_rings_hold_each_id_once() -> None:
+    load = workload(num_requests=200, prompt_tokens={"law": "fixed", "tokens": 128})
+    held = [token for request in planned(load).requests for token in request.request.prompt[2:]]
+    assert len({id(token) for token in held}) == len(set(held)) < len(held) / 5
+
+
 def test_forks_draw_n_samples_with_seeds_of_their_own() -> None:
     schedule = planned(workload(prompt="fork", temperature=1.0, n=4, prompt_tokens={"law": "fixed", "tokens": 31}))
     assert all(isinstance(one.oracle, Fork) and one.prompt_tokens == 31 for one in schedule.requests)
