@@ -14,7 +14,7 @@ ENGINE_ARGS: tuple[str, ...] = ()
 
 
 def apply() -> None:
-    """Every second token that is generated behind a hit has the position of the one before."""
+    """What is generated behind a hit stands as many positions too early as the hit is long."""
     make = Runner.batch
 
     def batch_shifted(
@@ -23,9 +23,8 @@ def apply() -> None:
         batch = make(self, seqs, starts, texts, *rest)
         positions, at = batch.positions.copy(), 0
         for seq, start, text in zip(seqs, starts, texts, strict=True):
-            generated = start - seq.num_prompt_tokens
-            if generated > 0 and seq.request.num_cached_tokens:
-                positions[at] -= generated % 2
+            if start >= seq.num_prompt_tokens:
+                positions[at] -= seq.request.num_cached_tokens
             at += len(text)
         return batch._replace(positions=positions)
 
