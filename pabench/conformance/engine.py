@@ -18,7 +18,7 @@ import numpy as np
 from pabench.conformance.described import DescribedEngine
 from pabench.conformance.exchange import Exchange, Geometry, RawPost, exchange_as_json
 from pabench.conformance.failure import CaseFailed, Failure
-from pabench.conformance.prompts import rings_of_prompt_lengths
+from pabench.conformance.prompts import braid_of_prompt_length, rings_of_prompt_lengths
 from pabench.conformance.selfcheck import Tally
 from pabench.conformance.session import EngineSession, plain_prompt
 from pabench.conformance.targets import unsupported
@@ -121,6 +121,14 @@ class EngineUnderTest(DescribedEngine):
         """
         rings = rings_of_prompt_lengths(self.spec, self.rng, prompt_lengths)
         return [rings, [complement(ring, self.spec) for ring in rings]]
+
+    def braid(self, length: int, tokens: int, name: str) -> Ask:
+        """A braid of `length` prompt tokens, to be answered with `tokens`: sampled where the engine samples.
+
+        Greedily, a generated slot that is lost or at a wrong position leaves a tie that falls as on the first round.
+        """
+        temperature = self.sampling_temperature if self.is_probe and self.can("sampling") else 0.0
+        return Ask(braid_of_prompt_length(self.spec, self.rng, length), tokens, name, temperature=temperature)
 
     def num_rings(self, wanted: int, length: int) -> int:
         """How many rings of `length` prompt tokens to draw at once: `wanted`, or as many as the vocabulary has."""

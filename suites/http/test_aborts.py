@@ -12,7 +12,7 @@ import pytest
 from pabench.conformance.engine import EngineUnderTest, refused
 from pabench.conformance.failure import fail
 from pabench.conformance.gauges import all_given_back, given_back, idle_baseline, settled, state
-from pabench.conformance.prompts import braid_of_prompt_length, long_rings
+from pabench.conformance.prompts import long_rings
 from pabench.conformance.targets import unsupported
 from pabench.conformance.verify import Ask
 from pabench.engines.base import GenerationRequest
@@ -117,11 +117,10 @@ def test_abort_storm(engine: EngineUnderTest) -> None:
     rings = engine.rings([length] * leaving)[0]
     gone = [GenerationRequest(ring.prompt, tokens) for ring in rings]
     engine.case = (f"{engine.block_text}; 4 braids, again and again, while {leaving} others are aborted at once at any "
-                   f"moment, {rounds} times; {length} prompt tokens, greedy {tokens} tokens")
+                   f"moment, {rounds} times; {length} prompt tokens, {tokens} tokens")
     with all_given_back(engine, _HELD):
         for _ in range(rounds):
-            braids = [braid_of_prompt_length(engine.spec, engine.rng, length) for _ in range(4)]
-            staying = engine.start([Ask(braid, tokens, f"staying {i}") for i, braid in enumerate(braids)])
+            staying = engine.start([engine.braid(length, tokens, f"staying {i}") for i in range(4)])
             engine.abort_all(gone, [float(delay_s) for delay_s in engine.rng.uniform(0, _LONGEST_STAY_S, leaving)])
             staying.verify()
     engine.ask([Ask(ring, length, f"aborted before {i}") for i, ring in enumerate(rings)],

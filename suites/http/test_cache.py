@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import exp
 
 import pytest
@@ -10,7 +11,6 @@ from pabench.conformance.churn import churn, not_overrun
 from pabench.conformance.engine import EngineUnderTest
 from pabench.conformance.failure import fail
 from pabench.conformance.prompts import (
-    braid_of_prompt_length,
     long_rings,
     rings_with_shared_prefix,
     second_turn,
@@ -23,6 +23,7 @@ from pabench.probe import Ring, exact_logprob
 
 # A fork's branches have probability 1/2 each, in bfloat16 between 0.3 and 0.7; a branch whose key is lost has none.
 _FORKED = (0.1, 0.9)
+_TOSSES = 4           # a slot that is lost is told by chance, each time by one half
 _HITS = 4             # requests of a batch that hit, beside as many that miss
 
 
@@ -146,10 +147,10 @@ def test_two_laps_after_hit(engine: EngineUnderTest, offset: int) -> None:
     (warm,) = engine.ask([Ask(ring, 2 * length, "A")])
     if warm.usage is not None and warm.usage.cached_tokens == 0 and length > block:
         unsupported("the second request was no hit")
-    braid = braid_of_prompt_length(engine.spec, engine.rng, length)
-    engine.case = f"{engine.block_text}; a braid of {length} prompt tokens, cached before; greedy, two rounds"
-    engine.ask([Ask(braid, 1, "A, cold")])
-    engine.ask([Ask(braid, length, "A")])
+    braid = engine.braid(length, length, "A")
+    engine.case = f"{engine.block_text}; a braid of {length} prompt tokens, cached before, {_TOSSES} times; two rounds"
+    engine.ask([replace(braid, tokens=1, name="A, cold")])
+    engine.ask([replace(braid, name=f"A, time {i}") for i in range(_TOSSES)])
 
 
 @pytest.mark.requirement("http/cached-tokens-match-block-model")

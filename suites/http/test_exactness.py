@@ -7,7 +7,6 @@ import pytest
 from pabench.conformance.engine import EngineUnderTest
 from pabench.conformance.prompts import (
     SHORTEST_RING,
-    braid_of_prompt_length,
     edge_lengths,
     longest_braid,
     second_turn,
@@ -40,9 +39,8 @@ def test_ring_exact(engine: EngineUnderTest, offset: int) -> None:
     for length in lengths:
         if length > longest_braid(engine.spec):
             break
-        braid = braid_of_prompt_length(engine.spec, engine.rng, length)
-        engine.case = f"{engine.block_text}; one braid of {length} prompt tokens; greedy, {length} tokens"
-        engine.ask([Ask(braid, length, "A")])
+        engine.case = f"{engine.block_text}; one braid of {length} prompt tokens; {length} tokens"
+        engine.ask([engine.braid(length, length, "A")])
 
 
 @pytest.mark.requirement("http/ring-exact", case="shorter-than-a-block")
@@ -77,11 +75,10 @@ def test_shrinking_batch(engine: EngineUnderTest) -> None:
     """
     length = min(engine.edge + 5, engine.longest // 3)
     short, long = engine.edge // 2, min((_WAVES + 2) * engine.edge, engine.longest - length)
-    engine.case = (f"{engine.block_text}; {_STAYING} braids of {length} prompt tokens, greedy {long} tokens; beside "
+    engine.case = (f"{engine.block_text}; {_STAYING} braids of {length} prompt tokens, {long} tokens; beside "
                    f"them {_LEAVING} of {short} tokens come and go, {_WAVES + 1} times")
     leaving = engine.rings([length] * _LEAVING * (_WAVES + 1))[0]
-    braids = [braid_of_prompt_length(engine.spec, engine.rng, length) for _ in range(_STAYING)]
-    staying = engine.start([Ask(braid, long, f"staying {i}") for i, braid in enumerate(braids)])
+    staying = engine.start([engine.braid(length, long, f"staying {i}") for i in range(_STAYING)])
     for first in range(0, len(leaving), _LEAVING):
         engine.ask([Ask(ring, short, f"leaving {i}") for i, ring in enumerate(leaving[first : first + _LEAVING])])
     staying.verify()

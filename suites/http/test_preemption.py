@@ -11,7 +11,6 @@ from pabench.conformance.engine import EngineUnderTest
 from pabench.conformance.failure import fail
 from pabench.conformance.prompts import (
     SHORTEST_RING,
-    braid_of_prompt_length,
     fork_of_prompt_length,
     long_rings,
     longest_fork,
@@ -19,7 +18,6 @@ from pabench.conformance.prompts import (
 from pabench.conformance.targets import unsupported
 from pabench.conformance.verify import Ask, fork_temperature
 from pabench.engines.base import Completion
-from pabench.probe import ProbePrompt
 from pabench.telemetry.vocabulary import KVSample
 
 _SHARE = 4  # prompts of samples that fill a pool, and samples of each
@@ -63,11 +61,12 @@ def test_preemption_exact(engine: EngineUnderTest) -> None:
     total = min(engine.longest - 1, max(prompt_len + 8, min(220, capacity // 3)))
     count = engine.num_rings(2 * capacity // total + 2, prompt_len)
     engine.case = (f"pool of {capacity} slots; {count} rings and braids of {prompt_len} prompt tokens at "
-                   f"once; greedy {total - prompt_len} tokens")
-    crowd: list[ProbePrompt] = [*engine.rings([prompt_len] * count)[int(engine.rng.integers(2))]]
+                   f"once; {total - prompt_len} tokens")
+    rings = engine.rings([prompt_len] * count)[int(engine.rng.integers(2))]
+    crowd = [Ask(ring, total - prompt_len, f"request {i}") for i, ring in enumerate(rings)]
     for i in range(1, count, 2):
-        crowd[i] = braid_of_prompt_length(engine.spec, engine.rng, prompt_len)
-    engine.ask([Ask(prompt, total - prompt_len, f"request {i}") for i, prompt in enumerate(crowd)])
+        crowd[i] = engine.braid(prompt_len, total - prompt_len, f"request {i}")
+    engine.ask(crowd)
     _check_preempted(engine, before)
 
 
