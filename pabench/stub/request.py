@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -94,23 +95,25 @@ def _prompt_ids(body: Mapping[str, Any]) -> tuple[int, ...]:
 
 
 def continue_prompt(prompt: tuple[int, ...], rng: random.Random | None) -> Iterator[tuple[int, float]]:
-    """(token, log-probability) for ever: the successor of the last token's earlier occurrence in the prompt.
+    """(token, log-probability) for ever: the successor of the last token's earlier occurrence.
 
-    A token with several successors is a fork: `rng` draws one, None takes the first. Where there is no earlier
-    occurrence, or a word that is none of the probe's, ids counting up from the first ring id are said.
+    Of several successors the one that occurred most; of several of those, a fork, `rng` draws one, None takes the
+    first. What is said counts from then on. Where there is no earlier occurrence, or a word that is none of the
+    probe's, ids counting up from the first ring id are said.
     """
-    successors: dict[int, list[int]] = {}
+    successors: dict[int, Counter[int]] = {}
     for token, after in pairwise(prompt):
-        known = successors.setdefault(token, [])
-        if after not in known:
-            known.append(after)
+        successors.setdefault(token, Counter())[after] += 1
     successors.pop(UNK, None)
     filler = FIRST_RING
     token = prompt[-1] if prompt else UNK
     while True:
-        choices = successors.get(token, [])
-        if choices:
+        found = successors.get(token)
+        if found:
+            most = max(found.values())
+            choices = [after for after, count in found.items() if count == most]
             token = rng.choice(choices) if rng is not None else choices[0]
+            found[token] += 1
             yield token, -math.log(len(choices))
         else:
             token, filler = filler, filler + 1

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import random
 import sys
 import time
 
@@ -162,6 +163,15 @@ def test_a_prompt_that_is_none_of_the_probe_gets_some_answer():
 def test_without_an_earlier_occurrence_ids_count_up():
     tokens = continue_prompt((0, 16, 300), None)
     assert [next(tokens)[0] for _ in range(3)] == [272, 273, 274]
+
+
+def test_an_answer_stays_on_the_branch_that_it_took():
+    for seed in range(8):
+        tokens = continue_prompt((0, 16, 300, 302, 300, 303, 300), random.Random(seed))
+        said = [next(tokens) for _ in range(8)]
+        assert said[2:] == [(said[0][0], 0.0), (300, 0.0)] * 3
+        taken = (0, 16, 300, 302, 300, 303, 300, said[0][0], 300)  # by the last turn of a conversation
+        assert next(continue_prompt(taken, random.Random(seed))) == (said[0][0], 0.0)
 
 
 def test_a_seed_draws_the_same_branches():
