@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 from paged_kernels.triton_backend.compile import TARGETS, Cost, Variant, _ahead, _fault, variants
+from paged_kernels.triton_backend.compile_moves import moves
 from paged_kernels.triton_backend.tiles import Geometry, tile_for
 
 BF16 = Variant("decode", 128, torch.bfloat16, torch.bfloat16, False)
@@ -30,7 +31,7 @@ def test_a_main_loop_that_loads_nothing_ahead_is_at_fault(buffers: int, flying: 
     assert cost.buffers == buffers
     assert _fault(BF16, cost, target, room) == fault
     assert _fault(BF16._replace(query=torch.float32), cost, target, room) == "", "exact products hold all in registers"
-    assert _fault("merge", cost, target, room) == _fault(BF16, cost, TARGETS["gfx942"][0], room) == ""
+    assert _fault(next(moves(target)), cost, target, room) == _fault(BF16, cost, TARGETS["gfx942"][0], room) == ""
 
 
 def test_no_copies_at_all_are_a_fault_too() -> None:

@@ -3,18 +3,21 @@
 Every tile of the attention kernel is compiled for each target, plain and with all options on, over stored values of
 each kind; then cache write, block copy and merge. A row a variant: registers, bytes that spill to memory, shared
 memory, and how many tiles of keys and of values have a buffer. Exit code 1 where something spills, or needs more shared
-memory than the target has, or loads no tile ahead, or does not compile. Run it without TRITON_INTERPRET.
+memory than the target has, or loads no tile ahead, or does not compile. All cores are used. Run it without
+TRITON_INTERPRET.
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
+import os
 import re
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from itertools import chain
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -179,20 +182,29 @@ def main(argv: list[str]) -> int:
           "shared KiB | buffers | |")
     print("|" + " --- |" * 13)
     bad = 0
-    for name in names:
-        target, room = TARGETS[name]
-        costs = chain(((variant, compile_variant(variant, target)) for variant in variants()),
-                      ((move.text, compile_move(move, target)) for move in moves(target)))
-        for variant, cost in costs:
-            fault = _fault(variant, cost, target, room)
+    wanted = [(name, at) for name in names for at in range(len(_all_of(name)))]
+    with ProcessPoolExecutor(len(os.sched_getaffinity(0)), mp_context=multiprocessing.get_context("spawn")) as pool:
+        for name, text, cost, fault in pool.map(_compile, *zip(*wanted, strict=True)):
             bad += bool(fault)
-            print(f"| {name} | {variant} | {cost.registers} | {cost.spilled_bytes} | {cost.shared_bytes / 1024:.0f} "
+            print(f"| {name} | {text} | {cost.registers} | {cost.spilled_bytes} | {cost.shared_bytes / 1024:.0f} "
                   f"| {cost.buffers or '–'} | {fault} |", flush=True)
     print(f"\n{bad} variants at fault" if bad else "\nno spills")
     return 1 if bad else 0
 
 
-def _fault(variant: Variant | str, cost: Cost, target: GPUTarget, room: int) -> str:
+def _all_of(name: str) -> list[Variant | Move]:
+    """All that is compiled for a target, in the order of the table."""
+    return [*variants(), *moves(TARGETS[name][0])]
+
+
+def _compile(name: str, at: int) -> tuple[str, str, Cost, str]:
+    """The row of a target and a place in `_all_of`, which can be sent to another process as kernels cannot."""
+    (target, room), one = TARGETS[name], _all_of(name)[at]
+    cost = compile_variant(one, target) if isinstance(one, Variant) else compile_move(one, target)
+    return name, str(one) if isinstance(one, Variant) else one.text, cost, _fault(one, cost, target, room)
+
+
+def _fault(variant: Variant | Move, cost: Cost, target: GPUTarget, room: int) -> str:
     """What is wrong with a variant; "" for nothing."""
     if cost.spilled_bytes:
         return "spills"
