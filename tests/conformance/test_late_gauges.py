@@ -11,6 +11,7 @@ from pabench.conformance.failure import CaseFailed
 from pabench.conformance.gauges import all_given_back, idle_again
 from pabench.engines import dialect
 from pabench.engines.base import GenerationRequest
+from pabench.telemetry.vocabulary import KVSample
 from tests.conformance.paced import PROFILE, SETTLE_S, Paced, asked
 from tests.conformance.test_sizes import ABORTS, suite_file
 
@@ -64,6 +65,17 @@ def test_load_that_the_gauges_cannot_show_in_time_is_not_asked_of_them() -> None
         asked(Paced(cadence_s=3.0, token_s=0.002), profile) as engine,
         pytest.raises(pytest.skip.Exception, match=r"the gauges move each 3 s"),
     ):
+        GAUGES.test_gauges_in_range(engine)
+
+
+def test_a_suite_that_is_kept_waiting_does_not_blame_the_gauges(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes to look when all is over: the gauges of an engine at rest."""
+    profile = replace(PROFILE, case_timeout_s=2.0)
+    monkeypatch.setattr(GAUGES, "sampled", lambda _: KVSample(0.0, running=0, waiting=0, kv_usage=0.0))
+    with asked(Paced(), profile) as engine, pytest.raises(CaseFailed, match="all without running requests"):
+        GAUGES.test_gauges_in_range(engine)
+    monkeypatch.setattr(GAUGES, "_ON_TIME_S", 0.0)
+    with asked(Paced(), profile) as engine, pytest.raises(pytest.skip.Exception, match=r"0 of \d+ samples .* on time"):
         GAUGES.test_gauges_in_range(engine)
 
 
