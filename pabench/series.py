@@ -41,11 +41,9 @@ class Series:
     def run(self, number: int, workload: Workload, folder: Path) -> tuple[Run, RunSummary]:
         """Carry load `number` into the new `folder`, and judge it. Raises UsageError for what the engine cannot do."""
         with self.watch(workload, self.label, folder) as progress:
-            run_loop(run_workload(self.examination, workload, folder, url=self.url, label=self.label,
-                                  seed=self.seed + number, progress=progress, api_key=self.api_key,
-                                  placement=self.placement))
-        run, summary = finish_run(folder)
-        if self.calibrate and run.manifest.failure is None and summary.ttft_ms is not None:
+            manifest = run_loop(run_workload(
+                self.examination, workload, folder, url=self.url, label=self.label, seed=self.seed + number,
+                progress=progress, api_key=self.api_key, placement=self.placement))
+        if self.calibrate and manifest.failure is None and manifest.outcomes["ok"] + manifest.outcomes["wrong"]:
             calibrate_run(folder, self.placement)
-            return finish_run(folder)
-        return run, summary
+        return finish_run(folder)

@@ -145,7 +145,7 @@ def _schedule_one(
     prompt, num_output = turn.prompt, turn.output_tokens
     oracle = prompt if isinstance(prompt, Ring | Fork) else None
     ids = prompt.prompt if isinstance(prompt, Ring | Fork) else prompt
-    by_ids = "token_ids" in facts.capabilities and workload.api != "chat"
+    by_ids = "token_ids" in facts.capabilities
     request = GenerationRequest(
         prompt=ids if isinstance(ids, str) or by_ids else Codec.encode(ids),
         max_tokens=num_output, n=workload.beam_width or workload.n, beam_width=workload.beam_width or 0,
