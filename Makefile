@@ -6,7 +6,7 @@ ENVS   := .envs
 # Tests start hundreds of processes: what one has compiled the next need not compile again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test test-mutants test-kernels compile-kernels install-real test-real check clean
+.PHONY: setup demo test test-mutants test-kernels compile-kernels test-wheel install-real test-real check clean
 
 setup: .venv/.done
 
@@ -40,6 +40,10 @@ test-kernels: setup
 # The kernels for GPUs that are not there: refuses registers that spill to memory.
 compile-kernels: setup
 	TRITON_DEFAULT_FP_FUSION=1 $(BIN)/python -m paged_kernels.triton_backend.compile
+
+# What the built wheel installs, and what works of it in an empty environment.
+test-wheel: setup
+	$(BIN)/pytest tests/packaging -m wheel
 
 # ruff, mypy: what pre-commit runs too.
 check: setup

@@ -28,7 +28,7 @@ settings.register_profile("full", max_examples=1000, deadline=None)
 settings.load_profile(os.environ.get("PABENCH_HYPOTHESIS", "ci"))
 
 
-_FIRST = ("test_wheel.py", "test_browser.py")  # long chains: one that begins last keeps one worker, and no other
+_FIRST = ("test_browser.py",)  # a long chain: one that begins last keeps one worker, and no other
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

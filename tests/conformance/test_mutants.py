@@ -82,7 +82,7 @@ SOUND: dict[str, tuple[tuple[str, ...], set[str]]] = {
 }
 
 
-# `make test` asks the one with most mechanisms; all others go with the mutants.
+# `make test` asks the one with most mechanisms; all others, and those below, go with the mutants.
 FIRST = {"swap, n-gram, priority, small chunks"}
 
 
@@ -117,6 +117,7 @@ NO_ROOM = {"http/abort-frees[four-samples]", "http/stream-equals-whole[samples]"
            "http/n-samples-isolated[one-slot]", "http/n-samples-isolated[partial-block]"}
 
 
+@pytest.mark.mutants
 @pytest.mark.parametrize("which", SMALL)
 def test_small_engines_fail_nothing(which: str, tiny_probe: Path, tmp_path: Path) -> None:
     ids = ["http/n-samples-isolated", "http/stream-equals-whole", "http/usage-exact", "http/abort-frees"]
@@ -128,6 +129,7 @@ def test_small_engines_fail_nothing(which: str, tiny_probe: Path, tmp_path: Path
     assert unsupported == (NO_ROOM if which == "few large blocks" else set())
 
 
+@pytest.mark.mutants
 def test_a_soft_probe_tells_how_exact_the_cache_is(tmp_path: Path) -> None:
     """In float32 next to nothing is lost, in fp8 much more, and every token is right all the same."""
     soft = tmp_path / "soft"

@@ -18,6 +18,7 @@ from paged_kernels.triton_backend.device import interpreted
 from paged_kernels.triton_backend.plan import Capacity, TritonPlan
 from paged_kernels.triton_backend.schedule import ITEM, Batch, schedule
 from paged_kernels.triton_backend.tiles import Geometry, tile_for
+from triton.runtime import interpreter
 
 from pabench.conformance.kernel.layouts import _sparse
 
@@ -62,6 +63,20 @@ def test_an_interpreter_that_cannot_count_says_so(monkeypatch, triton, numpy, co
     refused = pytest.raises(ValueError, match=r"take Triton 3\.7 or newer")
     with contextlib.nullcontext() if counts else refused:
         device.check_device(torch.device("cpu"))
+
+
+@pytest.mark.skipif(not interpreted(), reason="a GPU has no interpreter")
+def test_the_interpreter_adapts_the_language_once_a_launch(monkeypatch):
+    """And not at each device function that a kernel calls; afterwards the language is as it was."""
+    adapted = []
+    original = interpreter._patch_builtin
+    monkeypatch.setattr(interpreter, "_patch_builtin", lambda *args: (adapted.append(args[0]), original(*args)))
+    outs, lses = torch.randn(2, 3, 2, 16), torch.randn(2, 3, 2)
+    for _ in range(2):
+        adapted.clear()
+        merge_states(outs, lses, backend="triton")
+        assert interpreter.tl.core.is_builtin(interpreter.tl.load)
+    assert sum(each is interpreter.tl.tensor for each in adapted) == 1
 
 
 def test_a_plan_without_a_capacity_is_not_refilled():

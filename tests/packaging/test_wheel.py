@@ -1,4 +1,7 @@
-"""The built wheel: what it installs, and what works of it in an empty environment without torch."""
+"""The built wheel: what it installs, and what works of it in an empty environment without torch.
+
+Run by `make test-wheel`: pip fetches what the wheel requires.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,8 @@ import pytest
 from pabench.engines import EngineProcess
 
 ROOT = Path(__file__).resolve().parents[2]
+
+pytestmark = pytest.mark.wheel
 
 
 @pytest.fixture(scope="module")

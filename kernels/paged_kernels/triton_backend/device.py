@@ -9,12 +9,17 @@ import torch
 import triton
 from triton.runtime.interpreter import InterpretedFunction
 
+from paged_kernels.triton_backend import interpreter
 from paged_kernels.triton_backend.attend import attend_kernel
 
 
 def interpreted() -> bool:
     """Whether kernels run in Triton's interpreter: TRITON_INTERPRET was 1 when they were imported."""
     return isinstance(attend_kernel, InterpretedFunction)
+
+
+if interpreted():
+    interpreter.hasten()
 
 
 def check_device(device: torch.device) -> None:

@@ -182,14 +182,14 @@ def poisoned_allocations() -> Iterator[None]:
     """New tensors hold NaN, or the largest whole number, until they are written: what is never written shows."""
     import torch
 
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    before = torch.get_deterministic_debug_mode()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.set_deterministic_debug_mode("warn")  # `use_deterministic_algorithms` imports the compiler: seconds
         try:
             yield
         finally:
-            torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+            torch.set_deterministic_debug_mode(before)
 
 
 def _wait_for(device: str) -> None:
