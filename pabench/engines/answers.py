@@ -20,10 +20,12 @@ from pabench.engines.answer_fields import (
 )
 from pabench.engines.answer_json import MAX_ERROR_CHARS, error_text, load_json
 from pabench.engines.base import Choice, Completion, TextReader, Usage
-from pabench.engines.sse import Event, EventReader
+from pabench.engines.sse import DATA, END, Event, EventReader
 from pabench.engines.template import Template, template_of
+from pabench.engines.word_count import WordCount
 from pabench.errors import EngineProtocol
 
+_TOGETHER = 64  # reads that are tried at once; of a stream that is often otherwise, so few that little is tried in vain
 _TRIES = 4  # templates in a row that no read was alike to, after which no more are made of the stream
 
 
@@ -59,10 +61,16 @@ def parse_stream_answer(
     if status != 200:
         return parse_answer(status, b"".join(piece for _, piece in chunks), read_text)
     state, reader = _Reading(read_text), EventReader()
-    for time_s, piece in chunks:
-        if state.template is not None and reader.is_between and state.take_alike(state.template, piece, time_s):
+    for begin in range(0, len(chunks), _TOGETHER):
+        group = chunks[begin:begin + _TOGETHER]
+        if state.template is not None and reader.is_between and state.take_all_alike(state.template, group):
             continue
-        state.take_events(reader.take(time_s, piece))
+        for time_s, piece in group:
+            if state.template is not None and reader.is_between and state.take_alike(state.template, piece, time_s):
+                continue
+            state.take_events(reader.take(time_s, piece))
+            if state.is_done:
+                break
         if state.is_done:
             break
     else:
@@ -99,6 +107,11 @@ class _Reading:
         self._alike.add(*said, None, time_s)
         return True
 
+    def take_all_alike(self, template: Template, reads: Sequence[tuple[float, bytes]]) -> bool:
+        """`take_alike` of all `reads` at once, each of which brings one token; else take none, and return False."""
+        said = template.read_all([piece for _, piece in reads])
+        return said is not None and self._alike.add_tokens(*said, [time_s for time_s, _ in reads])
+
     def take_events(self, events: Sequence[Event]) -> None:
         """Add events of a stream, to its end."""
         for event in events:
@@ -106,7 +119,10 @@ class _Reading:
             self.is_done = event.data.strip() == b"[DONE]"
             if self.is_done:
                 break
-            self._take_event(event)
+            # Of several in one read each may be alike.
+            if self.template is None or event.name or not self.take_alike(
+                    self.template, DATA + event.data + END, event.time_s):
+                self._take_event(event)
 
     def _take_event(self, event: Event) -> None:
         try:
@@ -236,15 +252,25 @@ class _ChoiceReading:
         if time_s is not None:
             choice.token_times_s += [time_s] * self._count(text, ids, logprobs)
 
+    def add_tokens(self, texts: Sequence[str], ids: list[int] | None, times_s: Sequence[float]) -> bool:
+        """`add` chunks of one token each. False, and nothing is added, where their words have to be counted one by one.
+        """
+        if ids is None and self._words is not None and not self._words.add_one_each(texts):
+            return False
+        text = "".join(texts)
+        self.add(text, ids, None, None)
+        self.choice.token_times_s += times_s
+        if ids is not None and self._words is not None:
+            self._words.pass_over(text)
+        return True
+
     def _count(self, text: str, ids: list[int] | None, logprobs: list[float] | None) -> int:
-        words = self._words.add(text) if self._words is not None else None
-        if ids is not None:
-            return len(ids)
-        if logprobs is not None:
-            return len(logprobs)
-        if words is not None:
-            return words
-        return 1 if text else 0
+        told = ids if ids is not None else logprobs
+        if told is None:
+            return self._words.add(text) if self._words is not None else 1 if text else 0
+        if self._words is not None:
+            self._words.pass_over(text)
+        return len(told)
 
     def finish(self) -> Choice:
         """The sample, with ids read from its text where the engine gave none."""
@@ -253,27 +279,3 @@ class _ChoiceReading:
         if choice.token_ids is None and self._read_text is not None:
             choice.token_ids = self._read_text(choice.text)
         return choice
-
-
-class WordCount:
-    """How many new words each piece of text brings. A word cut by a chunk's edge counts when its first part comes."""
-
-    def __init__(self, read_text: TextReader) -> None:
-        self._read_text = read_text
-        self._tail = ""       # from the last word on: it may still grow
-        self._in_tail = 0
-
-    def add(self, text: str) -> int:
-        """Take a piece; how many words it brings."""
-        self._tail += text
-        in_tail = len(self._read_text(self._tail))
-        new = max(0, in_tail - self._in_tail)
-        # All but the last word is settled: drop it, so that the work stays linear in the text.
-        words = self._tail.rsplit(None, 1)
-        if len(words) == 2 and not self._tail[-1].isspace():
-            self._tail = words[1]
-            in_tail = len(self._read_text(self._tail))
-        elif self._tail and self._tail[-1].isspace():
-            self._tail, in_tail = "", 0
-        self._in_tail = in_tail
-        return new

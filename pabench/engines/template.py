@@ -6,7 +6,7 @@ text and another id in its gaps, to say nothing but these two, and only what is 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,9 @@ from pabench.engines.sse import DATA, END, Event
 from pabench.errors import EngineProtocol
 
 _MARK = "another text"
-_ID_BYTES = b"0123456789, "
+_DIGITS = b"0123456789"
+_ID_BYTES = _DIGITS + b", "
+_ID_DIGITS = 9  # of any id below MAX_INT, and of none above
 Said = tuple[str, list[int] | None]  # what an event adds to its choice: text and token ids
 
 
@@ -56,6 +58,28 @@ class Template:
         return None if text is None else (text, ids)
 
 
+    def read_all(self, pieces: Sequence[bytes]) -> tuple[list[str], list[int] | None] | None:
+        """Texts and ids of `pieces`, each of them an event with one id where the template has ids: what `read` says of
+        each, at a tenth of the cost. None where that takes `read`: one is spelt otherwise, or beyond ASCII.
+        """
+        whole, edges = b"".join(pieces), len(self.before) + len(self.after)
+        if not (whole.startswith(self.before) and whole.endswith(self.after)):
+            return None
+        said = whole[len(self.before):len(whole) - len(self.after)].split(self.after + self.before)
+        if [len(one) + edges for one in said] != list(map(len, pieces)):
+            return None
+        ids: list[int] | None = None
+        if self.between is not None:
+            split = [one.partition(self.between) for one in said]
+            said = [text for text, _, _ in split]
+            ids = _one_id_each([spelt for _, _, spelt in split])
+            if ids is None:
+                return None
+        raw = b"".join(said)
+        plain = all(said) and raw.isascii() and b'"' not in raw and _plain_text(raw) is not None
+        return ([one.decode() for one in said], ids) if plain else None
+
+
 def _plain_text(raw: bytes) -> str | None:
     """The text between quotes where JSON needs no escape for it and has none; None where it is empty."""
     if not raw or b"\\" in raw:
@@ -68,7 +92,7 @@ def _plain_text(raw: bytes) -> str | None:
 
 
 def _plain_ids(raw: bytes) -> list[int] | None:
-    if raw.isdigit() and len(raw) < 10 and (raw[0] != 48 or len(raw) == 1):  # one, as nearly always
+    if raw.isdigit() and len(raw) <= _ID_DIGITS and (raw[0] != 48 or len(raw) == 1):  # one, as nearly always
         return [int(raw)]
     if raw.translate(None, _ID_BYTES):
         return None
@@ -77,6 +101,16 @@ def _plain_ids(raw: bytes) -> list[int] | None:
     except orjson.JSONDecodeError:
         return None
     return ids if all(type(value) is int and value < MAX_INT for value in ids) else None
+
+
+def _one_id_each(spelt: Sequence[bytes]) -> list[int] | None:
+    if max(map(len, spelt)) > _ID_DIGITS or b"".join(spelt).translate(None, _DIGITS):
+        return None
+    try:
+        ids: list[int] = orjson.loads(b"[%b]" % b",".join(spelt))
+    except orjson.JSONDecodeError:
+        return None  # one is empty, or begins with a 0
+    return ids
 
 
 def template_of(event: Event, answer: Mapping[str, Any]) -> Template | None:

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from pabench.engines.answer_json import error_text, load_json
-from pabench.engines.answers import WordCount, parse_answer
+from pabench.engines.answers import parse_answer
 from pabench.engines.base import Choice, Completion, GenerationRequest, TextReader
 from pabench.engines.cleaning import clean
 from pabench.engines.openai import OpenAIDialect, owners, require_plain, require_text
 from pabench.engines.sse import Event, read_events
+from pabench.engines.word_count import WordCount
 from pabench.errors import EngineProtocol, UsageError
 from pabench.telemetry.vocabulary import KVFacts, KVSample, MetricFamilies
 

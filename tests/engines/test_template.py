@@ -15,6 +15,7 @@ from pabench.engines import answers
 from pabench.engines.answers import parse_stream_answer
 from pabench.engines.base import Completion, TextReader
 from pabench.engines.template import Template
+from pabench.engines.word_count import WordCount
 from pabench.errors import EngineProtocol
 from pabench.probe import Codec
 
@@ -159,6 +160,35 @@ def test_most_events_of_a_stream_are_not_parsed(dumps: str, ids: bool, monkeypat
     assert choice.text == "".join(texts)
     assert choice.token_ids == ([each for at in range(50) for each in (at, at + 1)] if ids else None)
     assert choice.token_times_s == [time_s for time_s in map(float, range(50)) for _ in range(1 + ids)]
+
+
+@pytest.mark.parametrize("pieces", [
+    [" t3", " t4", " t5"], ["t3 ", "t4 ", "t5 "], [" t3 ", " t4 "], [" t3", " t4 ", " t5"], ["t3", " t4", " t5"],
+    [" t3", "t4 ", "t5 "], [" ", " t3 t4"], [" t3 t4", " "], [" t3", " ", " t4"], ["t3", "4 "], [" t3", " nonsense"],
+])
+@pytest.mark.parametrize("tail", ["", "t1", "t1 ", " "])
+def test_pieces_of_a_word_each_are_counted_together_as_one_by_one(pieces: list[str], tail: str) -> None:
+    together, alone = WordCount(Codec.decode), WordCount(Codec.decode)
+    assert together.add(tail) == alone.add(tail)
+    counts = [alone.add(piece) for piece in pieces]
+    if together.add_one_each(pieces):
+        assert counts == [1] * len(pieces)
+    else:
+        for piece in pieces:
+            together.add(piece)
+    assert [together.add(piece) for piece in ("7", " t8", "9")] == [alone.add(piece) for piece in ("7", " t8", "9")]
+
+
+def test_a_stream_of_a_word_a_chunk_is_read_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the engine tells no ids too: else this is the dearest part of a run."""
+    alone: list[bytes] = []
+    genuine = Template.read
+    monkeypatch.setattr(Template, "read", lambda self, piece: (alone.append(piece), genuine(self, piece))[1])
+    chunks = spelt("orjson", *(f" t{300 + at}" for at in range(256)), ids=False)
+    (choice,) = parse_stream_answer(200, chunks, Codec.decode).choices
+    assert choice.token_ids == list(range(300, 556))
+    assert choice.token_times_s == list(map(float, range(256)))
+    assert len(alone) < 64  # those of the group in which the template was found
 
 
 def test_a_stream_whose_events_are_never_alike_makes_no_more_templates(monkeypatch: pytest.MonkeyPatch) -> None:
