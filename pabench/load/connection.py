@@ -90,9 +90,10 @@ class Connection:
         assert self._line is not None, "it is connected"
         self._exchange, self._limit = exchange, cancel_after_tokens
         self._done = asyncio.get_running_loop().create_future()
+        self._bodies: list[bytes] = []
+        self.on_body = self._bodies.append  # the parser calls it: parts of the body
         self._parser = httptools.HttpResponseParser(self)
         self._in_body = self._framed = self._complete = self._goes_on = False
-        self._bodies: list[bytes] = []
         self._num_bytes = 0
         self._refusal: str | None = None
         self._line.write(data)
@@ -157,10 +158,6 @@ class Connection:
         if status >= 200 and self._exchange is not None:
             self._exchange.status, self._in_body = status, True
 
-    def on_body(self, body: bytes) -> None:
-        """A part of the body."""
-        self._bodies.append(body)
-
     def on_message_complete(self) -> None:
         """The answer has ended."""
         self._complete = self._in_body
@@ -168,7 +165,7 @@ class Connection:
 
     def _keep(self, exchange: Exchange, time_s: float) -> None:
         piece = self._bodies[0] if len(self._bodies) == 1 else b"".join(self._bodies)
-        self._bodies = []
+        self._bodies.clear()
         exchange.times_s.append(time_s)
         exchange.pieces.append(piece)
         count = piece.count(b"data:")

@@ -17,13 +17,16 @@ from collections.abc import Callable
 from typing import Any, Protocol, cast
 
 clock = time.monotonic
+_wall_ns = time.time_ns
 Take = Callable[[bytes, float | None], None]  # bytes and when they arrived, on `clock`; None: nobody knows
 Lost = Callable[[Exception | None], None]    # None: the other side has said that it ends
 Address = tuple[int, tuple[Any, ...]]        # family, and what `connect` takes
 
 SO_TIMESTAMPNS = 35                          # not named by Python's socket module
 _TIMESPEC = struct.Struct("@qq")
+_unpack = _TIMESPEC.unpack
 _STAMP_SPACE = socket.CMSG_SPACE(_TIMESPEC.size)
+_STAMP_KIND = (socket.SOL_SOCKET, SO_TIMESTAMPNS)
 _READ_BYTES = 1 << 15
 
 
@@ -129,10 +132,10 @@ class StampedLine:
         except OSError as error:
             self._end(error)
             return
-        if data:
-            self._take(data, _arrival(stamps))
-        else:
+        if not data:
             self._end(None)
+            return
+        self._take(data, _arrival(stamps))
 
     def _end(self, error: Exception | None) -> None:
         if self.is_open:
@@ -144,10 +147,10 @@ class StampedLine:
 def _arrival(stamps: list[tuple[int, int, bytes]]) -> float | None:
     """When the last of the bytes came. The kernel tells that on the wall clock: its distance from now is taken."""
     for level, kind, value in stamps:
-        if level == socket.SOL_SOCKET and kind == SO_TIMESTAMPNS:
-            seconds, nanoseconds = _TIMESPEC.unpack(value)
-            since_ns: int = time.time_ns() - seconds * 10**9 - nanoseconds
-            return clock() - max(0, since_ns) / 1e9
+        if (level, kind) == _STAMP_KIND:
+            seconds, nanoseconds = _unpack(value)
+            since_ns: int = _wall_ns() - seconds * 1_000_000_000 - nanoseconds
+            return clock() - since_ns / 1e9 if since_ns > 0 else clock()
     return None
 
 
