@@ -15,9 +15,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pabench.analysis.latency import token_times
-
-_SLICE = 50_000  # requests at a time: a long run's tokens several times over would not fit into memory
+from pabench.analysis.latency import SLICE, token_times
 
 
 class Deadlines(NamedTuple):
@@ -29,8 +27,8 @@ class Deadlines(NamedTuple):
 
 def deadlines(requests: pd.DataFrame, deadline_ms: float, ttft_ms: float | None = None) -> Deadlines:
     """Deadlines that the tokens of `requests` (columns of REQUEST_SCHEMA) missed, and how many they had."""
-    parts = [_of_slice(requests[at:at + _SLICE], deadline_ms / 1e3, None if ttft_ms is None else ttft_ms / 1e3)
-             for at in range(0, len(requests), _SLICE)]
+    parts = [_of_slice(requests[at:at + SLICE], deadline_ms / 1e3, None if ttft_ms is None else ttft_ms / 1e3)
+             for at in range(0, len(requests), SLICE)]
     nothing = np.empty(0, dtype=np.int64)
     return Deadlines(*(np.concatenate([nothing, *found]) for found in zip(*parts, strict=True)) if parts
                      else (nothing, nothing))

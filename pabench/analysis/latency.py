@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 Samples = NDArray[np.float64]
+SLICE = 50_000  # requests at a time: a long run's tokens several times over would not fit into memory
 
 
 def ok_requests(requests: pd.DataFrame) -> pd.DataFrame:
@@ -35,6 +38,10 @@ def lateness_ms(requests: pd.DataFrame) -> Samples:
 
 def tpot_ms(requests: pd.DataFrame) -> Samples:
     """(last - first) / (tokens - 1) of each sample of an answer that has at least two tokens."""
+    return _in_slices(requests, _tpot_ms)
+
+
+def _tpot_ms(requests: pd.DataFrame) -> Samples:
     times, starts = _sample_times(requests)
     counts = np.diff(starts)
     many = counts > 1
@@ -47,6 +54,10 @@ def itl_ms(requests: pd.DataFrame) -> Samples:
 
     Tokens that came in one chunk share its arrival: its gap to the chunk before is spread over them evenly.
     """
+    return _in_slices(requests, _itl_ms)
+
+
+def _itl_ms(requests: pd.DataFrame) -> Samples:
     times, starts = _sample_times(requests)
     if len(times) == 0:
         return np.empty(0)
@@ -83,13 +94,18 @@ def token_times(requests: pd.DataFrame) -> Samples:
     return _joined(requests["token_times_s"])
 
 
+def _in_slices(requests: pd.DataFrame, samples_of: Callable[[pd.DataFrame], Samples]) -> Samples:
+    return np.concatenate([np.empty(0), *(samples_of(requests[at:at + SLICE])
+                                          for at in range(0, len(requests), SLICE))])
+
+
 def _sample_times(requests: pd.DataFrame) -> tuple[Samples, NDArray[np.int64]]:
     """Token times of all samples, one sample after the other, each in order: `[num_tokens]` seconds; and where each
     begins, and the last one ends: `[num_samples + 1]`.
     """
     times = _joined(requests["token_times_s"])
     lengths = np.asarray([len(row) for row in requests["token_times_s"]], dtype=np.int64)
-    if (requests["n"] == 1).all():  # a million answers of a hundred tokens: to sort them takes a minute and 8 GiB
+    if (requests["n"] == 1).all():  # to sort a million answers of a hundred tokens takes a minute
         ends = np.cumsum(lengths[lengths > 0])
         if _in_order(times, ends):
             return times, np.append(0, ends)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pandas as pd
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pabench.analysis import latency
 from pabench.analysis.latency import itl_ms, tpot_ms
 from pabench.analysis.runs import Run
 from pabench.analysis.within import ratio_interval
@@ -24,6 +26,14 @@ def answers(times_s: list[list[float]], n: int = 1) -> pd.DataFrame:
 def test_one_sample_a_request_is_the_same_without_sorting(times_s: list[list[float]]) -> None:
     for figure in (itl_ms, tpot_ms):
         assert np.array_equal(figure(answers(times_s)), figure(answers(times_s, n=2)))
+
+
+@given(st.lists(st.lists(st.floats(0, 100), max_size=8).map(sorted), max_size=6))
+def test_a_long_run_is_the_same_in_slices(times_s: list[list[float]]) -> None:
+    for figure in (itl_ms, tpot_ms):
+        with mock.patch.object(latency, "SLICE", 2):
+            in_slices = figure(answers(times_s))
+        assert np.array_equal(in_slices, figure(answers(times_s)))
 
 
 def test_stamps_that_changed_places_are_sorted() -> None:

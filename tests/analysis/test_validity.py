@@ -97,6 +97,16 @@ def test_lag_that_is_alike_for_all_arrivals_moves_ttft_and_not_itl() -> None:
     assert moved_by_lag(samples, rare, 0.99, ends=1) > 5
 
 
+@pytest.mark.parametrize("quantile", [0.5, 0.99])
+def test_what_lag_does_to_very_many_samples_is_told_by_some_of_them(quantile: float) -> None:
+    rng = np.random.default_rng(1)
+    lag = np.quantile(rng.exponential(2.0, 1000), np.linspace(0, 1, 101))
+    few = rng.gamma(4, 5.0, 20_000)
+    moved = moved_by_lag(few, lag, quantile, ends=1)
+    assert moved > 1
+    assert moved_by_lag(np.repeat(few, 100), lag, quantile, ends=1) == pytest.approx(moved, rel=0.1)
+
+
 def test_lag_shows_in_arrivals_of_the_kernel_only_where_it_outlasts_the_gap() -> None:
     itl = np.full(100, 20.0)
     assert _unmerged(np.asarray([3.0, 19.0, 21.0]), itl).tolist() == [0.0, 0.0, 21.0]
