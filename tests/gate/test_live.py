@@ -12,11 +12,7 @@ from pathlib import Path
 import pytest
 
 from pabench.engines import EngineProcess
-from pabench.resources import data_dir
-
-STUB = [sys.executable, "-m", "pabench", "stub", "--port", "{port}"]
-QUICK = ("--workload", "smoke", "--quiet", "--json", "--policy", "quick.toml")
-ALIKE = ("--ttft-ms", "40", "--itl-ms", "10")
+from tests.gate.command import ALIKE, QUICK, STUB, gate
 
 
 @pytest.fixture
@@ -28,14 +24,6 @@ def stubs(tmp_path: Path) -> Iterator[dict[str, str]]:
         yield {name: running.enter_context(EngineProcess([*STUB, *more], url="http://127.0.0.1:{port}",
                                                          log=tmp_path / f"{name}.log")).url
                for name, more in options.items()}
-
-
-def gate(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    shipped = (data_dir("suites") / "gate.toml").read_text(encoding="utf-8")
-    quick = shipped.replace("looks = [4, 8, 16, 32, 48]", "looks = [3, 6]")
-    (tmp_path / "quick.toml").write_text(quick, encoding="utf-8")
-    return subprocess.run([sys.executable, "-m", "pabench", "gate", "run", *arguments], cwd=tmp_path,
-                          capture_output=True, text=True, timeout=120)
 
 
 def test_alike_passes_slower_fails_wrong_fails(tmp_path: Path, stubs: dict[str, str]) -> None:
@@ -63,25 +51,3 @@ def test_alike_passes_slower_fails_wrong_fails(tmp_path: Path, stubs: dict[str, 
     again = subprocess.run([sys.executable, "-m", "pabench", "gate", "--baseline", "slow/baseline", "--candidate",
                             "slow/candidate"], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert again.returncode == 1, again.stderr
-
-
-def test_it_launches_engines_itself_and_cannot_decide_on_two_pairs(tmp_path: Path) -> None:
-    command = " ".join([*STUB, *ALIKE])
-    done = gate(tmp_path, "--a", command, "--b", command, *QUICK, "--max-pairs", "2", "--out", "out",
-                "--num-requests", "6", "--users", "2")
-    assert done.returncode in (0, 3), done.stderr
-    assert (tmp_path / "out" / "baseline" / "000-engine.log").exists()
-    assert (tmp_path / "out" / "gate.md").read_text().startswith("## pabench gate: ")
-
-
-@pytest.mark.parametrize(("arguments", "told"), [
-    (("--a", "python serve.py", "--b", "http://127.0.0.1:1"),
-     "--baseline is 'python serve.py', which has no {port}: put it where the engine's port belongs\n"),
-    (("--a", "http://127.0.0.1:1", "--b", "http://127.0.0.1:1"), "baseline: "),
-    (("--a", "http://127.0.0.1:1", "--b", "http://127.0.0.1:1", "--max-pairs", "1"), "expected 2 or more"),
-    (("--a", "http://127.0.0.1:1", "--b", "http://127.0.0.1:1", "--profile", "huge"), "huge"),
-])
-def test_what_cannot_run_says_why_and_exits_2(tmp_path: Path, arguments: tuple[str, ...], told: str) -> None:
-    done = gate(tmp_path, *arguments, "--workload", "smoke")
-    assert done.returncode == 2
-    assert told in done.stderr

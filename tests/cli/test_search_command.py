@@ -1,0 +1,72 @@
+"""Searches from the command line, where no time is asked of them."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pabench.engines.launch import EngineProcess
+from tests.cli.conftest import Run
+
+
+@pytest.fixture
+def quick_stub(tmp_path: Path) -> Iterator[EngineProcess]:
+    """A millisecond a token: no time is asked of it here."""
+    command = [sys.executable, "-m", "pabench", "stub", "--ttft-ms", "1", "--itl-ms", "1", "--port", "{port}"]
+    with EngineProcess(command, url="http://127.0.0.1:{port}", log=tmp_path / "stub.log") as process:
+        yield process
+
+
+def test_what_a_search_cannot_find_is_refused_before_it_runs(
+    pabench: Run, quick_stub: EngineProcess, tmp_path: Path
+) -> None:
+    for command, says in (
+        (("capacity", "--workload", "beams", "--ttft-ms", "9"), "beams of workload 'beams' come whole"),
+        (("capacity", "--workload", "smoke", "--ttft-ms", "9", "--duration-s", "1"), "fewer than 35 can never be"),
+        (("run", "--workload", "beams", "--calibrate"), "come whole: leave --calibrate"),
+        (("sweep", "--workload", "beams", "--users", "1,4", "--calibrate"), "come whole: leave --calibrate"),
+        (("sweep", "--workload", "smoke", "--users", "1,64"), "64 users, and only 12 requests for them"),
+    ):
+        refused = pabench(*command, "--url", quick_stub.url, "--out", "found", "--quiet")
+        assert refused.returncode == 2
+        assert says in " ".join(refused.stderr.split())
+        assert not (tmp_path / "found").exists(), "no run was begun"
+
+
+def test_a_working_set_is_measured_shown_and_kept(pabench: Run, quick_stub: EngineProcess, tmp_path: Path) -> None:
+    search = ("working-set", "--url", quick_stub.url, "--out", "found", "--quiet")
+    refused = pabench(*search, "--max-tokens", "5")
+    assert refused.returncode == 2
+    assert "--max-tokens is 5, expected at least 1024" in refused.stderr
+    assert not (tmp_path / "found").exists()
+    done = pabench(*search, "--max-tokens", "1024", "--json")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told == json.loads((tmp_path / "found" / "working-set.json").read_text())
+    assert (told["schema_version"], told["complete"], told["wrong_answers"]) == (1, True, 0)
+    states = {figure["name"]: figure["state"] for figure in told["figures"]}
+    assert states["block size"] == states["eviction knee"] == "not applicable"
+
+
+def test_a_working_set_that_is_broken_off_tells_what_it_has_found(
+    quick_stub: EngineProcess, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "pabench", "working-set", "--url", quick_stub.url, "--out", "found"]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "cold" in line:
+                break
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+    assert process.returncode == 130, err
+    assert "broken off" in out
+    told = json.loads((tmp_path / "found" / "working-set.json").read_text())
+    assert told["complete"] is False
+    assert len(told["cold_and_warm"]) >= 3
