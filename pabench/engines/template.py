@@ -20,7 +20,7 @@ from pabench.errors import EngineProtocol
 _MARK = "another text"
 _DIGITS = b"0123456789"
 _ID_BYTES = _DIGITS + b", "
-_ID_DIGITS = 9  # of any id below MAX_INT, and of none above
+_ID_DIGITS = 9  # of an id that is below MAX_INT for sure
 Said = tuple[str, list[int] | None]  # what an event adds to its choice: text and token ids
 
 
@@ -57,10 +57,9 @@ class Template:
         text = _plain_text(raw)
         return None if text is None else (text, ids)
 
-
     def read_all(self, pieces: Sequence[bytes]) -> tuple[list[str], list[int] | None] | None:
         """Texts and ids of `pieces`, each of them an event with one id where the template has ids: what `read` says of
-        each, at a tenth of the cost. None where that takes `read`: one is spelt otherwise, or beyond ASCII.
+        each, at a fraction of the cost. None where that takes `read`: one is spelt otherwise, or beyond ASCII.
         """
         whole, edges = b"".join(pieces), len(self.before) + len(self.after)
         if not (whole.startswith(self.before) and whole.endswith(self.after)):

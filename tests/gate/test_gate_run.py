@@ -6,16 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.gate.command import ALIKE, QUICK, STUB, gate
-
-
-def test_it_launches_engines_itself_and_cannot_decide_on_two_pairs(tmp_path: Path) -> None:
-    command = " ".join([*STUB, *ALIKE])
-    done = gate(tmp_path, "--a", command, "--b", command, *QUICK, "--max-pairs", "2", "--out", "out",
-                "--num-requests", "6", "--users", "2")
-    assert done.returncode in (0, 3), done.stderr
-    assert (tmp_path / "out" / "baseline" / "000-engine.log").exists()
-    assert (tmp_path / "out" / "gate.md").read_text().startswith("## pabench gate: ")
+from tests.gate.command import gate
 
 
 @pytest.mark.parametrize(("arguments", "told"), [

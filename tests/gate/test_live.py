@@ -51,3 +51,12 @@ def test_alike_passes_slower_fails_wrong_fails(tmp_path: Path, stubs: dict[str, 
     again = subprocess.run([sys.executable, "-m", "pabench", "gate", "--baseline", "slow/baseline", "--candidate",
                             "slow/candidate"], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert again.returncode == 1, again.stderr
+
+
+def test_it_launches_engines_itself_and_cannot_decide_on_two_pairs(tmp_path: Path) -> None:
+    command = " ".join([*STUB, *ALIKE])
+    done = gate(tmp_path, "--a", command, "--b", command, *QUICK, "--max-pairs", "2", "--out", "out",
+                "--num-requests", "6", "--users", "2")
+    assert done.returncode in (0, 3), done.stderr
+    assert (tmp_path / "out" / "baseline" / "000-engine.log").exists()
+    assert (tmp_path / "out" / "gate.md").read_text().startswith("## pabench gate: ")
