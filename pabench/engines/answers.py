@@ -62,15 +62,7 @@ def parse_stream_answer(
         return parse_answer(status, b"".join(piece for _, piece in chunks), read_text)
     state, reader = _Reading(read_text), EventReader()
     for begin in range(0, len(chunks), _TOGETHER):
-        group = chunks[begin:begin + _TOGETHER]
-        if state.template is not None and reader.is_between and state.take_all_alike(state.template, group):
-            continue
-        for time_s, piece in group:
-            if state.template is not None and reader.is_between and state.take_alike(state.template, piece, time_s):
-                continue
-            state.take_events(reader.take(time_s, piece))
-            if state.is_done:
-                break
+        _read(state, reader, chunks[begin:begin + _TOGETHER])
         if state.is_done:
             break
     else:
@@ -80,6 +72,18 @@ def parse_stream_answer(
         if body and not body.startswith((b":", b"event:")):
             raise EngineProtocol(f"expected server-sent events, got {body[:80]!r}")
     return state.finish(status, streamed=True)
+
+
+def _read(state: _Reading, reader: EventReader, reads: Sequence[tuple[float, bytes]]) -> None:
+    """All `reads` at once where they are alike, else one by one, to the stream's end."""
+    if state.template is not None and reader.is_between and state.take_all_alike(state.template, reads):
+        return
+    for time_s, piece in reads:
+        if state.template is not None and reader.is_between and state.take_alike(state.template, piece, time_s):
+            continue
+        state.take_events(reader.take(time_s, piece))
+        if state.is_done:
+            return
 
 
 class _Reading:

@@ -121,7 +121,10 @@ def test_shared_block_outlives_first_holder(engine: EngineUnderTest) -> None:
 def _pass_a_reader(
     engine: EngineUnderTest, shared: int, tail: int, tokens: int, passing: list[int], are_rings: bool
 ) -> int:
-    """Tokens of the prompts of lengths `passing` that had passed when B, who reads `tokens`, ended."""
+    """Tokens of the prompts of lengths `passing`, all alike, that had passed when B, who reads `tokens`, ended.
+
+    `are_rings`: they are so short that no token comes twice before they close.
+    """
     first, second = rings_with_shared_prefix(engine.spec, engine.rng, shared, tail, 2)
     engine.generate([GenerationRequest(first.prompt[:shared], max_tokens=1, stream=False)])
     holder = engine.start([Ask(first, engine.edge, "A")])

@@ -23,9 +23,15 @@ def pabench(tmp_path: Path) -> Run:
     return run
 
 
+def stub_of(folder: Path, *, ttft_ms: float, itl_ms: float) -> EngineProcess:
+    """A stub engine that answers the probe's rings, to be entered; its log goes to `folder`."""
+    command = [sys.executable, "-m", "pabench", "stub", "--ttft-ms", str(ttft_ms), "--itl-ms", str(itl_ms), "--port",
+               "{port}"]
+    return EngineProcess(command, url="http://127.0.0.1:{port}", log=folder / "stub.log")
+
+
 @pytest.fixture
 def stub(tmp_path: Path) -> Iterator[EngineProcess]:
-    """A stub engine that answers the probe's rings, 20 ms a token."""
-    command = [sys.executable, "-m", "pabench", "stub", "--ttft-ms", "20", "--itl-ms", "20", "--port", "{port}"]
-    with EngineProcess(command, url="http://127.0.0.1:{port}", log=tmp_path / "stub.log") as process:
+    """20 ms a token."""
+    with stub_of(tmp_path, ttft_ms=20, itl_ms=20) as process:
         yield process

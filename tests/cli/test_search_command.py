@@ -12,14 +12,13 @@ from pathlib import Path
 import pytest
 
 from pabench.engines.launch import EngineProcess
-from tests.cli.conftest import Run
+from tests.cli.conftest import Run, stub_of
 
 
 @pytest.fixture
 def quick_stub(tmp_path: Path) -> Iterator[EngineProcess]:
     """A millisecond a token: no time is asked of it here."""
-    command = [sys.executable, "-m", "pabench", "stub", "--ttft-ms", "1", "--itl-ms", "1", "--port", "{port}"]
-    with EngineProcess(command, url="http://127.0.0.1:{port}", log=tmp_path / "stub.log") as process:
+    with stub_of(tmp_path, ttft_ms=1, itl_ms=1) as process:
         yield process
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import pytest
 
 from pabench.engines.launch import EngineProcess
 from pabench.load.workload import known_workloads
-from tests.cli.conftest import Run
+from tests.cli.conftest import Run, stub_of
 
 
 def test_a_sweep_runs_every_load_and_calls_no_edge_a_knee(pabench: Run, stub: EngineProcess, tmp_path: Path) -> None:
@@ -28,8 +27,7 @@ def test_a_sweep_runs_every_load_and_calls_no_edge_a_knee(pabench: Run, stub: En
 @pytest.fixture
 def slow_stub(tmp_path: Path) -> Iterator[EngineProcess]:
     """A second to the first token: so slow that this machine's own lag is small beside it."""
-    command = [sys.executable, "-m", "pabench", "stub", "--ttft-ms", "1000", "--itl-ms", "5", "--port", "{port}"]
-    with EngineProcess(command, url="http://127.0.0.1:{port}", log=tmp_path / "stub.log") as process:
+    with stub_of(tmp_path, ttft_ms=1000, itl_ms=5) as process:
         yield process
 
 
