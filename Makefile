@@ -33,9 +33,9 @@ test: setup check
 test-mutants: setup
 	$(BIN)/pytest tests/conformance -m mutants -n 3 --dist worksteal
 
-# Each attention kernel on a thousand cases, in Triton's interpreter.
+# Each attention kernel on a thousand cases, in Triton's interpreter; others that take long.
 test-kernels: setup
-	$(BIN)/pytest tests/kernels -m thousand -n 2 --timeout 1200
+	$(BIN)/pytest tests -m kernels -n 2 --timeout 1200
 
 # The kernels for GPUs that are not there: refuses registers that spill to memory.
 compile-kernels: setup

@@ -34,38 +34,38 @@ def test_wrong_url(pabench: Run, command: str) -> None:
 
 
 @pytest.mark.parametrize("command", ["doctor", "run --workload smoke", "conform --out c"])
-def test_no_url_at_all(pabench: Run, command: str) -> None:
-    one_line(pabench(*command.split(), "--url", "localhost"), 2, "localhost", "http://")
+def test_no_url_at_all(pabench_here: Run, command: str) -> None:
+    one_line(pabench_here(*command.split(), "--url", "localhost"), 2, "localhost", "http://")
 
 
-def test_something_else_listens(pabench: Run) -> None:
+def test_something_else_listens(pabench_here: Run) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
-        one_line(pabench("doctor", "--url", f"http://127.0.0.1:{server.getsockname()[1]}", "--timeout-s", "1"), 2)
+        one_line(pabench_here("doctor", "--url", f"http://127.0.0.1:{server.getsockname()[1]}", "--timeout-s", "1"), 2)
 
 
-def test_unknown_workload(pabench: Run) -> None:
-    one_line(pabench("run", "--url", "http://127.0.0.1:9", "--workload", "nope"), 2, "nope", "sharegpt-mini")
+def test_unknown_workload(pabench_here: Run) -> None:
+    one_line(pabench_here("run", "--url", "http://127.0.0.1:9", "--workload", "nope"), 2, "nope", "sharegpt-mini")
 
 
-def test_unknown_suite(pabench: Run) -> None:
-    one_line(pabench("bench", "nope"), 2, "nope", "demo")
+def test_unknown_suite(pabench_here: Run) -> None:
+    one_line(pabench_here("bench", "nope"), 2, "nope", "demo")
 
 
-def test_unknown_preset(pabench: Run) -> None:
-    one_line(pabench("probe", "build", "--preset", "nope"), 2, "nope", "gqa")
+def test_unknown_preset(pabench_here: Run) -> None:
+    one_line(pabench_here("probe", "build", "--preset", "nope"), 2, "nope", "gqa")
 
 
-def test_no_probe_in_the_folder(pabench: Run, tmp_path: Path) -> None:
-    one_line(pabench("probe", "check", tmp_path), 2, "holds no KV probe")
+def test_no_probe_in_the_folder(pabench_here: Run, tmp_path: Path) -> None:
+    one_line(pabench_here("probe", "check", tmp_path), 2, "holds no KV probe")
 
 
-def test_a_damaged_probe(pabench: Run, tiny_probe: Path, tmp_path: Path) -> None:
+def test_a_damaged_probe(pabench_here: Run, tiny_probe: Path, tmp_path: Path) -> None:
     folder = tmp_path / "damaged"
     folder.mkdir()
     for file in tiny_probe.iterdir():
         (folder / file.name).write_bytes(file.read_bytes())
     (folder / "config.json").write_text("{}")
-    result = pabench("probe", "check", folder)
+    result = pabench_here("probe", "check", folder)
     assert result.returncode == 1
     assert "config.json differs" in result.stdout
 
@@ -75,8 +75,8 @@ def test_a_folder_that_is_no_model(pabench: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("command", ["report", "matrix"])
-def test_nothing_to_show(pabench: Run, tmp_path: Path, command: str) -> None:
-    one_line(pabench(command, tmp_path), 2)
+def test_nothing_to_show(pabench_here: Run, tmp_path: Path, command: str) -> None:
+    one_line(pabench_here(command, tmp_path), 2)
 
 
 @pytest.mark.parametrize("command", ["stub", "serve"])
@@ -86,14 +86,14 @@ def test_port_in_use(pabench: Run, tiny_probe: Path, command: str) -> None:
         one_line(pabench(command, *model, "--port", server.getsockname()[1]), 2, "in use")
 
 
-def test_the_key_is_not_in_the_environment(pabench: Run) -> None:
-    one_line(pabench("doctor", "--url", "http://127.0.0.1:9", "--api-key-env", "NO_SUCH_KEY"), 2, "NO_SUCH_KEY")
+def test_the_key_is_not_in_the_environment(pabench_here: Run) -> None:
+    one_line(pabench_here("doctor", "--url", "http://127.0.0.1:9", "--api-key-env", "NO_SUCH_KEY"), 2, "NO_SUCH_KEY")
 
 
-def test_results_are_not_overwritten(pabench: Run, stub: EngineProcess) -> None:
+def test_results_are_not_overwritten(pabench_here: Run, stub: EngineProcess) -> None:
     arguments = ("run", "--url", stub.url, "--workload", "smoke", "--out", "run", "--quiet")
-    assert pabench(*arguments).returncode == 0
-    one_line(pabench(*arguments), 2, "holds something already")
+    assert pabench_here(*arguments).returncode == 0
+    one_line(pabench_here(*arguments), 2, "holds something already")
 
 
 def start_run(stub: EngineProcess, out: Path, *before: str) -> subprocess.Popen[str]:
@@ -169,13 +169,13 @@ def test_json_goes_to_stdout_and_nothing_else(pabench: Run, stub: EngineProcess)
     assert json.loads(result.stdout)["facts"]["dialect"]
 
 
-def test_a_stub_beside_the_caller_calibrates_no_other_machine(pabench: Run) -> None:
-    one_line(pabench("run", "--url", "http://127.0.0.1:9", "--workload", "smoke", "--ray", "auto", "--calibrate"), 2,
-             "--calibrate", "--ray")
+def test_a_stub_beside_the_caller_calibrates_no_other_machine(pabench_here: Run) -> None:
+    command = ("run", "--url", "http://127.0.0.1:9", "--workload", "smoke", "--ray", "auto", "--calibrate")
+    one_line(pabench_here(*command), 2, "--calibrate", "--ray")
 
 
-def test_a_model_is_of_an_engine(pabench: Run) -> None:
-    one_line(pabench("conform", "--impl", "reference-paged", "--model", "x", "--out", "c"), 2, "model", "--impl")
+def test_a_model_is_of_an_engine(pabench_here: Run) -> None:
+    one_line(pabench_here("conform", "--impl", "reference-paged", "--model", "x", "--out", "c"), 2, "model", "--impl")
 
 
 @pytest.mark.parametrize(("option", "value", "says"), [
@@ -183,8 +183,8 @@ def test_a_model_is_of_an_engine(pabench: Run) -> None:
     ("--out", "file/x", "cannot use file/x/baseline: Not a directory"),
 ])
 def test_a_gate_that_cannot_run_is_no_regression(
-    pabench: Run, stub: EngineProcess, tmp_path: Path, option: str, value: str, says: str
+    pabench_here: Run, stub: EngineProcess, tmp_path: Path, option: str, value: str, says: str
 ) -> None:
     (tmp_path / "file").touch()
     given = {"--baseline": stub.url, "--candidate": stub.url, "--workload": "smoke", "--out": "gate"} | {option: value}
-    one_line(pabench("gate", "run", "--quiet", *(word for pair in given.items() for word in pair)), 2, says)
+    one_line(pabench_here("gate", "run", "--quiet", *(word for pair in given.items() for word in pair)), 2, says)

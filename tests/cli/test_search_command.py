@@ -23,7 +23,7 @@ def quick_stub(tmp_path: Path) -> Iterator[EngineProcess]:
 
 
 def test_what_a_search_cannot_find_is_refused_before_it_runs(
-    pabench: Run, quick_stub: EngineProcess, tmp_path: Path
+    pabench_here: Run, quick_stub: EngineProcess, tmp_path: Path
 ) -> None:
     for command, says in (
         (("capacity", "--workload", "beams", "--ttft-ms", "9"), "beams of workload 'beams' come whole"),
@@ -32,19 +32,19 @@ def test_what_a_search_cannot_find_is_refused_before_it_runs(
         (("sweep", "--workload", "beams", "--users", "1,4", "--calibrate"), "come whole: leave --calibrate"),
         (("sweep", "--workload", "smoke", "--users", "1,64"), "64 users, and only 12 requests for them"),
     ):
-        refused = pabench(*command, "--url", quick_stub.url, "--out", "found", "--quiet")
+        refused = pabench_here(*command, "--url", quick_stub.url, "--out", "found", "--quiet")
         assert refused.returncode == 2
         assert says in " ".join(refused.stderr.split())
         assert not (tmp_path / "found").exists(), "no run was begun"
 
 
-def test_a_working_set_is_measured_shown_and_kept(pabench: Run, quick_stub: EngineProcess, tmp_path: Path) -> None:
+def test_a_working_set_is_measured_shown_and_kept(pabench_here: Run, quick_stub: EngineProcess, tmp_path: Path) -> None:
     search = ("working-set", "--url", quick_stub.url, "--out", "found", "--quiet")
-    refused = pabench(*search, "--max-tokens", "5")
+    refused = pabench_here(*search, "--max-tokens", "5")
     assert refused.returncode == 2
     assert "--max-tokens is 5, expected at least 1024" in refused.stderr
     assert not (tmp_path / "found").exists()
-    done = pabench(*search, "--max-tokens", "1024", "--json")
+    done = pabench_here(*search, "--max-tokens", "1024", "--json")
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert told == json.loads((tmp_path / "found" / "working-set.json").read_text())

@@ -26,19 +26,19 @@ def test_a_sweep_runs_every_load_and_calls_no_edge_a_knee(pabench: Run, stub: En
 
 @pytest.fixture
 def slow_stub(tmp_path: Path) -> Iterator[EngineProcess]:
-    """A second to the first token: so slow that this machine's own lag is small beside it."""
-    with stub_of(tmp_path, ttft_ms=1000, itl_ms=5) as process:
+    """Half a second to the first token: so slow that this machine's own lag is small beside it."""
+    with stub_of(tmp_path, ttft_ms=500, itl_ms=5) as process:
         yield process
 
 
 def test_a_search_says_on_which_side_the_capacity_lies(
-    pabench: Run, slow_stub: EngineProcess, tmp_path: Path
+    pabench: Run, pabench_here: Run, slow_stub: EngineProcess, tmp_path: Path
 ) -> None:
     search = ("capacity", "--url", slow_stub.url, "--workload", "smoke", "--duration-s", "1", "--from-rate", "40")
-    refused = pabench(*search)
+    refused = pabench_here(*search)
     assert refused.returncode == 2
     assert "--ttft-ms" in refused.stderr
-    done = pabench(*search, "--ttft-ms", "900", "--tries", "1", "--quiet", "--json", "--label", "slow",
+    done = pabench(*search, "--ttft-ms", "400", "--tries", "1", "--quiet", "--json", "--label", "slow",
                    "--out", "found")
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
@@ -47,10 +47,10 @@ def test_a_search_says_on_which_side_the_capacity_lies(
     kept = json.loads((tmp_path / "found" / "capacity.json").read_text())
     assert (kept["label"], kept["finished"], kept["capacity"]["tried"]) == ("slow", True, told["tried"])
     assert kept["conclusion"].startswith("below 40 req/s")
-    shown = pabench("results", "show", "found")
+    shown = pabench_here("results", "show", "found")
     assert shown.returncode == 0, shown.stderr
     assert "capacity: below 40 req/s" in shown.stdout
-    listed = pabench("results", "list", "found", "--json")
+    listed = pabench_here("results", "list", "found", "--json")
     assert [row["label"] for row in json.loads(listed.stdout)] == ["slow"]
-    assert pabench("report", "found").returncode == 0
+    assert pabench_here("report", "found").returncode == 0
     assert "Every rate that was tried" in (tmp_path / "report.html").read_text()

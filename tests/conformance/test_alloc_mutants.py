@@ -21,6 +21,7 @@ def test_every_mutant_is_failed_by_what_it_names(name: str, tmp_path: Path) -> N
     assert kill.good, kill
 
 
+@pytest.mark.mutants
 @pytest.mark.parametrize(("impl", "passed"), [("reference-paged", 22), ("reference-contiguous", 13)])
 def test_ours_conform(impl: str, passed: int, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert run_suite(impl=impl, out=tmp_path / "out", profile="smoke", live=False) == 0

@@ -55,6 +55,7 @@ def test_what_needs_a_gpu_says_so(name: str, tmp_path: Path, capfd: pytest.Captu
     assert "runs on an NVIDIA GPU" in capfd.readouterr().err
 
 
+@pytest.mark.kernels
 def test_flex_attention_equals_dense(tmp_path: Path) -> None:
     ids = ["kernel/alibi"]
     assert run_suite(impl="flex-attention", out=tmp_path / "out", profile="smoke", ids=ids, quiet=True) == 0

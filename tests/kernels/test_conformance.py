@@ -19,14 +19,14 @@ THOUSAND = {"attention": ["kernel/equals-dense"], "splits": ["kernel/split-invar
             "memory": ["kernel/cache-write-injective", "kernel/block-copy-exact", "kernel/merge-equals-dense"]}
 
 
-# In Triton's interpreter it takes long: with the thousand cases, then.
-@pytest.mark.parametrize("impl", ["paged-torch", "paged-numba",
-                                  pytest.param("paged-triton", marks=pytest.mark.thousand)])
+# Compiled, or in Triton's interpreter, it takes long: with the thousand cases, then.
+@pytest.mark.parametrize("impl", ["paged-torch", *(pytest.param(name, marks=pytest.mark.kernels)
+                                                   for name in ("paged-numba", "paged-triton"))])
 def test_a_backend_conforms(impl: str, tmp_path: Path) -> None:
     _conforms(impl, "smoke", SMOKE, tmp_path / "out")
 
 
-@pytest.mark.thousand
+@pytest.mark.kernels
 @pytest.mark.parametrize("kernels", THOUSAND)
 def test_a_thousand_cases_of_each_kernel(kernels: str, tmp_path: Path) -> None:
     _conforms("paged-triton", "full", THOUSAND[kernels], tmp_path / "out")
