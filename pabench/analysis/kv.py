@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pabench.analysis.latency import token_times
+from pabench.analysis.latency import prompt_tokens, token_times
 from pabench.analysis.summary import WasteSplit
 
 Window = tuple[float, float]
@@ -35,7 +35,7 @@ def live_tokens(
     prefix cache; else each request has its own.
     """
     held = _held(requests)
-    prompts = held["prompt_tokens"].to_numpy(dtype=np.float64)
+    prompts = prompt_tokens(held)
     there, stay = (0.0, 0.0) if shared is None else shared
     counts = np.asarray([len(row) for row in held["token_times_s"]], dtype=np.int64)
     order = np.argsort(times_s)

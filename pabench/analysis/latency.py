@@ -89,6 +89,13 @@ def output_tokens(requests: pd.DataFrame) -> Samples:
     return requests["output_tokens"].fillna(requests["stream_tokens"]).to_numpy(dtype=np.float64)
 
 
+def prompt_tokens(requests: pd.DataFrame) -> Samples:
+    """Tokens of each prompt: from usage, else as the client counted, which of a text and behind a chat template is a
+    guess.
+    """
+    return requests["usage_prompt_tokens"].fillna(requests["prompt_tokens"]).to_numpy(dtype=np.float64)
+
+
 def token_times(requests: pd.DataFrame) -> Samples:
     """Arrival of every token of every request: `[num_tokens]` seconds, one request behind the other."""
     return _joined(requests["token_times_s"])

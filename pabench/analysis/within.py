@@ -47,7 +47,7 @@ def _draws(run: Run, metric: str) -> Samples | None:
     """The figure over resampled runs."""
     name, _, statistic = metric.removesuffix("_ms").rpartition("_")
     if metric == "throughput_tokens_per_s":
-        return _resampled(_tokens_a_bin(run), np.mean)
+        return _resampled(_rate_a_bin(run), np.mean)
     if name not in _LATENCY:
         return None
     take = np.mean if statistic == "mean" else partial(np.quantile, q=float(statistic[1:]) / 100)
@@ -71,15 +71,15 @@ def _resampled_gaps(requests: pd.DataFrame, take: Callable[..., object]) -> Samp
     return np.asarray([take(np.concatenate([each[at] for at in pick])) for pick in picks], dtype=np.float64)
 
 
-def _tokens_a_bin(run: Run) -> Samples:
-    """Output tokens a bin of the steady window, each as long as an answer takes (the median)."""
+def _rate_a_bin(run: Run) -> Samples:
+    """Output tokens a second in each bin of the steady window, as long as an answer of this run takes (the median)."""
     start, end = run.manifest.window_s or (0.0, run.manifest.duration_s or 0.0)
     e2e_s = latency.e2e_ms(latency.ok_requests(run.requests)) / 1e3
     edges = np.arange(start, end, max(_BIN_S, float(np.median(e2e_s)) if len(e2e_s) else 0.0))
     if len(edges) < 3:
         return np.empty(0)
     counts, _ = np.histogram(latency.token_times(run.requests), edges)
-    return counts.astype(np.float64)
+    return np.asarray(counts / np.diff(edges), dtype=np.float64)
 
 
 def _resampled(samples: Samples, take: Callable[..., object]) -> Samples | None:

@@ -25,8 +25,16 @@ def clean(text: str, max_chars: int = 300) -> str:
 
 
 def without_key(text: str, api_key: str | None) -> str:
-    """`text` with the key, which an engine may quote, as `***`."""
-    return text.replace(api_key, "***") if api_key else text
+    """`text` with the key, which an engine may quote, as `***`; where it was `masked` too."""
+    return text.replace(api_key, "***").replace("*" * max(4, len(api_key)), "***") if api_key else text
+
+
+def masked(body: bytes, status: int | None, api_key: str | None) -> bytes:
+    """`body` of an answer, the key in it as so many stars: where it tells of an error, since a word of a good answer
+    may be like a key.
+    """
+    key = (api_key or "").encode()
+    return body.replace(key, b"*" * len(key)) if key and (status != 200 or b"error" in body) else body
 
 
 def markdown(text: str) -> str:

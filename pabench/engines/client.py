@@ -20,7 +20,7 @@ import aiohttp
 import orjson
 
 from pabench.engines.base import Completion, Dialect, GenerationRequest, TextReader
-from pabench.engines.cleaning import clean
+from pabench.engines.cleaning import clean, masked
 from pabench.engines.wording import worded
 from pabench.errors import EngineDied, EngineProtocol, EngineTimeout, EngineUnreachable, UsageError
 from pabench.probe import Codec
@@ -78,12 +78,19 @@ class _Exchange:
     def body(self) -> bytes:
         return b"".join(piece for _, piece in self.chunks)
 
+    def leave_out(self, api_key: str | None) -> None:
+        """Mask the key, which may lie across pieces; they stay as long as they were."""
+        body, at = masked(self.body, self.status, api_key), 0
+        for number, (time_s, piece) in enumerate(self.chunks):
+            self.chunks[number] = (time_s, body[at:at + len(piece)])
+            at += len(piece)
+
 
 class EngineClient:
     """Talks to one engine. An async context manager; a call ends within `timeout_s` seconds or raises EngineTimeout.
 
     `read_text` reads ids from answers in text; the probe's Codec is taken where ids had to be sent as words.
-    `api_key` goes into the Authorization header and nowhere else.
+    `api_key` goes into the Authorization header and nowhere else; an engine's error that quotes it is read without it.
     """
 
     def __init__(
@@ -101,6 +108,7 @@ class EngineClient:
         self.model = model
         self._timeout_s = timeout_s
         self._read_text = read_text
+        self._api_key = api_key
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._session: aiohttp.ClientSession | None = None
         self._answered = False
@@ -239,6 +247,7 @@ class EngineClient:
                 if enough is not None and enough(exchange):
                     response.close()
                     break
+        exchange.leave_out(self._api_key)
         return exchange
 
     @contextlib.asynccontextmanager

@@ -16,6 +16,7 @@ from itertools import islice
 
 import aiohttp
 import numpy as np
+import orjson
 
 from pabench.errors import UsageError
 from pabench.load.client import LoadClient, PreparedRequest
@@ -27,6 +28,7 @@ from pabench.load.workload import CacheState
 from pabench.probe import Codec, Ring
 
 _AT_ONCE = 16
+_RESETS, _RESET_PAUSE_S = 10, 0.2  # an engine lets go of the last request's blocks a moment after its answer
 _SEPARATOR = 1          # token
 _LARGEST_BLOCK = 256
 _WARM_SHARE = 0.9      # of the tokens in whole blocks that a warm cache could give
@@ -64,11 +66,25 @@ async def _empty(http: aiohttp.ClientSession, reset_url: str | None) -> str:
     if reset_url is None:
         return "the engine has no route to empty its cache, so it is only checked"
     try:
-        async with http.post(reset_url) as answer:
-            return (f"the cache was emptied (POST {reset_url})" if answer.status == 200 else
-                    f"POST {reset_url} gave HTTP {answer.status}, so it is only checked")
+        for _ in range(_RESETS):
+            async with http.post(reset_url) as answer:
+                if answer.status != 200:
+                    return f"POST {reset_url} gave HTTP {answer.status}, so it is only checked"
+                if not _refuses(await answer.read()):
+                    return f"the cache was emptied (POST {reset_url})"
+            await asyncio.sleep(_RESET_PAUSE_S)
+        return f"POST {reset_url} was refused, as while blocks are held, so it is only checked"
     except aiohttp.ClientError as error:
         return f"POST {reset_url} failed ({type(error).__name__}), so it is only checked"
+
+
+def _refuses(body: bytes) -> bool:
+    """vLLM answers with 200, and with this where a block is still held; others with anything."""
+    try:
+        told = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return False
+    return isinstance(told, dict) and told.get("success") is False
 
 
 def prefixes_to_fill(requests: Sequence[ScheduledRequest], share: float, block_size: int, seed: int) -> dict[int, int]:

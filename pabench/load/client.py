@@ -6,7 +6,7 @@ import asyncio
 import errno
 import socket
 import ssl
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from urllib.parse import SplitResult, quote, urlsplit
@@ -18,6 +18,7 @@ from pabench.engines.cleaning import clean
 from pabench.engines.wording import worded
 from pabench.errors import UsageError
 from pabench.load.connection import AnswerBroken, Connection, Exchange, NotHTTP, Tally
+from pabench.load.cutting import TokenLimit
 from pabench.load.line import Address, clock
 from pabench.load.schedule import ScheduledRequest
 
@@ -28,20 +29,22 @@ _OUR_FAULTS = {errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, e
 
 @dataclass(frozen=True, slots=True)
 class PreparedRequest:
-    """A request with its bytes ready. `cancel_after_tokens`: cut it off then; None: never."""
+    """A request with its bytes ready. `enough`: asked at each read whether to cut it off; None: never."""
 
     index: int
     path: str
     body: bytes
     headers: Mapping[str, str]
-    cancel_after_tokens: int | None = None
+    enough: Callable[[Exchange], bool] | None = None
 
 
 def prepare(scheduled: ScheduledRequest, dialect: Dialect, model: str) -> PreparedRequest:
     """Build path, body and headers. Raises UsageError for what the dialect cannot say."""
     path, body = dialect.build(worded(scheduled.request, dialect), model)
     headers = {"X-Request-Id": scheduled.request.request_id} if scheduled.request.request_id else {}
-    return PreparedRequest(scheduled.index, path, orjson.dumps(body), headers, scheduled.cancel_after_tokens)
+    limit = scheduled.cancel_after_tokens
+    return PreparedRequest(scheduled.index, path, orjson.dumps(body), headers,
+                           None if limit is None else TokenLimit(limit, dialect))
 
 
 class LoadClient:
@@ -147,7 +150,7 @@ class LoadClient:
         if exchange.sent_s is None:
             exchange.sent_s = clock()
         try:
-            await connection.ask(exchange, head.encode() + request.body, request.cancel_after_tokens)
+            await connection.ask(exchange, head.encode() + request.body, request.enough)
         except BaseException:
             connection.abort()
             raise
@@ -178,7 +181,7 @@ class LoadClient:
                 except OSError as error:
                     failure = error
                     continue
-                self._addresses = [address, *(other for other in self._addresses if other != address)]
+                self._addresses = [address]  # what becomes of the engine there, no other address can tell
                 return connection
         except OSError as error:
             failure = error

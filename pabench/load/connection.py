@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from array import array
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -72,7 +73,7 @@ class Connection:
         self._line: Line | None = None
         self._exchange: Exchange | None = None
         self._done: asyncio.Future[None] | None = None
-        self._limit: int | None = None
+        self._enough: Callable[[Exchange], bool] | None = None
         self._parser: Any = None  # of the answer that is being read: it holds this connection, so it goes with it
         self.idle_since_s = 0.0
 
@@ -85,16 +86,20 @@ class Connection:
         """Whether it is open, as far as is known."""
         return self._line is not None and self._line.is_open
 
-    def ask(self, exchange: Exchange, data: bytes, cancel_after_tokens: int | None) -> asyncio.Future[None]:
-        """Send `data`; done when the answer has ended or was cut off. Raises AnswerBroken and NotHTTP in there."""
+    def ask(
+        self, exchange: Exchange, data: bytes, enough: Callable[[Exchange], bool] | None
+    ) -> asyncio.Future[None]:
+        """Send `data`; done when the answer has ended, or was cut off as `enough` said. Raises AnswerBroken and NotHTTP
+        in there.
+        """
         assert self._line is not None, "it is connected"
-        self._exchange, self._limit = exchange, cancel_after_tokens
+        self._exchange, self._enough = exchange, enough
         self._done = asyncio.get_running_loop().create_future()
         self._bodies: list[bytes] = []
         self.on_body = self._bodies.append  # the parser calls it: parts of the body
         self._parser = httptools.HttpResponseParser(self)
-        self._in_body = self._framed = self._complete = self._goes_on = False
-        self._num_bytes = 0
+        self._in_body = self._framed = self._complete = self._goes_on = self._more = False
+        self._num_bytes = self._num_bodies = 0
         self._refusal: str | None = None
         self._line.write(data)
         return self._done
@@ -122,11 +127,16 @@ class Connection:
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-            self._end(NotHTTP(f"expected an HTTP answer, got {data[:80]!r} ({error})"))
-            return
+            if not self._complete:
+                self._end(NotHTTP(f"expected an HTTP answer, got {data[:80]!r} ({error})"))
+                return
+            self._more = True
         if self._refusal is not None:
             self._end(NotHTTP(self._refusal))
             return
+        if self._more:  # behind the answer: nobody asked for that, so what comes next cannot be told
+            del self._bodies[self._num_bodies:]
+            self._goes_on = False
         if self._bodies:
             self._keep(exchange, time_s)
         if self._complete:
@@ -145,6 +155,10 @@ class Connection:
 
     # The parser calls these.
 
+    def on_message_begin(self) -> None:
+        """Whether it is another one behind the answer."""
+        self._more = self._complete
+
     def on_header(self, name: bytes, value: bytes) -> None:
         """Whether the end of the body will be told."""
         name = name.lower()
@@ -155,13 +169,14 @@ class Connection:
     def on_headers_complete(self) -> None:
         """The body comes now, unless the status is one of those before the real one (1xx)."""
         status = self._parser.get_status_code()
-        if status >= 200 and self._exchange is not None:
+        if status >= 200 and not self._more and self._exchange is not None:
             self._exchange.status, self._in_body = status, True
 
     def on_message_complete(self) -> None:
         """The answer has ended."""
-        self._complete = self._in_body
-        self._goes_on = self._parser.should_keep_alive()  # it forgets with the next step
+        if not self._more:
+            self._complete, self._num_bodies = self._in_body, len(self._bodies)
+            self._goes_on = self._parser.should_keep_alive()  # it forgets with the next step
 
     def _keep(self, exchange: Exchange, time_s: float) -> None:
         piece = self._bodies[0] if len(self._bodies) == 1 else b"".join(self._bodies)
@@ -171,7 +186,7 @@ class Connection:
         count = piece.count(b"data:")
         exchange.num_events += count
         self._tally.num_events += count
-        if self._limit is not None and exchange.num_events >= self._limit:
+        if self._enough is not None and self._enough(exchange):
             exchange.fail("planned")
             self._end(None)
             self.abort()

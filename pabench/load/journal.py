@@ -28,6 +28,7 @@ from typing import BinaryIO
 import numpy as np
 import orjson
 
+from pabench.engines.cleaning import masked, without_key
 from pabench.errors import UsageError
 from pabench.load.connection import Exchange
 from pabench.load.records import RecordsUnwritable, unwritable
@@ -72,16 +73,17 @@ def still_going_on(folder: Path) -> UsageError:
 
 
 class Journal:
-    """Writes one journal. `start_s` is the run's zero on `line.clock`.
+    """Writes one journal. `start_s` is the run's zero on `line.clock`. `api_key`: an engine may quote it, and who
+    recovers the run after a kill does not know it, so it is left out.
 
     The file stays locked while the journal is open: a worker may outlive a caller that was killed, which lets go of
     `held`.
     """
 
-    def __init__(self, path: Path, start_s: float) -> None:
+    def __init__(self, path: Path, start_s: float, api_key: str | None = None) -> None:
         self.error: RecordsUnwritable | None = None
         self.left: list[Exchange] = []  # what the disk did not take, with times from the run's zero
-        self._path, self._start_s = path, start_s
+        self._path, self._start_s, self._api_key = path, start_s, api_key
         self._queue: queue.SimpleQueue[Exchange | KVSample | None] = queue.SimpleQueue()
         try:
             self._file: BinaryIO = path.open("wb", buffering=0)
@@ -105,7 +107,7 @@ class Journal:
         while (entry := self._queue.get()) is not None:
             if self.error is None:
                 try:
-                    _write(self._file, _encode(entry, self._start_s))
+                    _write(self._file, _encode(entry, self._start_s, self._api_key))
                     continue
                 except OSError as error:
                     self.error = unwritable(self._path, error)
@@ -194,7 +196,7 @@ def _write(file: BinaryIO, data: bytes) -> None:
         view = view[file.write(view):]
 
 
-def _encode(entry: Exchange | KVSample, start_s: float) -> bytes:
+def _encode(entry: Exchange | KVSample, start_s: float, api_key: str | None) -> bytes:
     if isinstance(entry, KVSample):
         return orjson.dumps({"sample": asdict(entry) | {"time_s": entry.time_s - start_s}}) + b"\n"
     # All in C: this thread must not keep the event loop's from running.
@@ -204,10 +206,12 @@ def _encode(entry: Exchange | KVSample, start_s: float) -> bytes:
         "index": entry.index, "intended_s": entry.intended_s - start_s,
         "asked_s": _since(entry.asked_s, start_s), "sent_s": _since(entry.sent_s, start_s),
         "status": entry.status, "end_s": _since(entry.end_s, start_s), "fault": entry.fault,
-        "fault_text": entry.fault_text, "num_events": entry.num_events, "reused": entry.reused,
+        "fault_text": None if entry.fault_text is None else without_key(entry.fault_text, api_key),
+        "num_events": entry.num_events, "reused": entry.reused,
     }
     line = orjson.dumps({"exchange": head, "num_pieces": len(sizes), "num_bytes": int(sizes.sum())})
-    return b"".join((line, b"\n", times_s.tobytes(), sizes.tobytes(), *entry.pieces, b"\n"))
+    body = masked(b"".join(entry.pieces), entry.status, api_key)
+    return b"".join((line, b"\n", times_s.tobytes(), sizes.tobytes(), body, b"\n"))
 
 
 def _from_start(entry: Exchange, start_s: float) -> Exchange:

@@ -140,7 +140,9 @@ class _Run:
             _open_folder(self.out)
             with held(self.out):
                 self.manifest.write(self.out)
-                await self._measure(pool, Scraper(http, self.job.url, dialect))
+                scraper = Scraper(http, self.job.url, dialect)
+                await scraper.start()  # its first scrape comes before the first request, however long it takes
+                await self._measure(pool, scraper)
         return self.manifest
 
     async def _measure(self, pool: WorkerPool, scraper: Scraper) -> None:
@@ -148,8 +150,6 @@ class _Run:
         watch = _Watch(scraper, Journal(journal_path(self.out, TELEMETRY), start_s), self.progress)
         manifest = self.manifest
         try:
-            await scraper.start()
-            await asyncio.sleep(0)  # its first scrape is on its way before the first request
             await pool.run(start_s, watch)
         except BaseException as error:
             manifest.status = "interrupted" if isinstance(error, asyncio.CancelledError) else "failed"

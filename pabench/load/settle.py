@@ -17,6 +17,8 @@ from pabench.probe import Codec, ProbeSpec
 
 _ABORTED = {"planned", "interrupt"}
 Whole = Callable[[Exchange], Exchange]
+# Finish reasons of an answer that the engine gave up: vLLM and SGLang say "abort", TensorRT-LLM the others.
+_BROKEN_OFF = frozenset({"abort", "aborted", "cancelled", "canceled", "error", "timeout"})
 Verdict = tuple[str, str | None, str | None]  # outcome, error kind, error text
 
 
@@ -187,6 +189,9 @@ def _judge_content(
     n, length = request.request.n, request.request.max_tokens
     if len(answer.choices) != n:
         return "error", "length", f"asked for {n} samples, got {len(answer.choices)}"
+    ended = [choice.finish_reason for choice in answer.choices if choice.finish_reason in _BROKEN_OFF]
+    if ended:
+        return "error", "stream", f"the engine broke the answer off: its finish reason is {ended[0]!r}"
     got = _lengths(answer)
     early = [choice.finish_reason for choice in answer.choices if choice.finish_reason not in (None, "length")]
     if fixed_length and got is None and early:

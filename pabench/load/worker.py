@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from pabench.engines import dialect as find_dialect
+from pabench.engines.cleaning import without_key
 from pabench.load.client import LoadClient, PreparedRequest, prepare
 from pabench.load.connection import Exchange
 from pabench.load.journal import Journal
@@ -88,13 +89,13 @@ class LocalWorker:
         if not failed:
             return []
         why = failed[0].fault_text or failed[0].fault or f"HTTP {failed[0].status}"
-        return [f"{len(failed)} of {len(exchanges)} warm-up requests failed: {why}"]
+        return [f"{len(failed)} of {len(exchanges)} warm-up requests failed: {without_key(why, self._job.api_key)}"]
 
     async def run(self, start_s: float, progress: Progress | None) -> None:
         """See Worker. Raises RecordsUnwritable where the journal cannot be begun."""
         job = self._job
         self._client.reset()
-        journal = Journal(job.journal, start_s)
+        journal = Journal(job.journal, start_s, job.api_key)
         run = Measurement(job.url, job.workload, job.lanes, self._written, self._client, journal, start_s=start_s,
                           until_s=job.until_s)
         try:

@@ -64,8 +64,9 @@ class Scraper:
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Begin, with a first scrape at once."""
+        """Begin, with a first scrape: what is asked after this call, every counter shows as an increase."""
         if self._dialect.metrics_path is not None and self._task is None:
+            await self._scrape()
             self._task = asyncio.create_task(self._run())
 
     async def stop(self, *, patient: bool = True) -> list[KVSample]:
@@ -91,13 +92,13 @@ class Scraper:
 
     async def _run(self) -> None:
         start_s = time.monotonic()
-        tick = 0
+        tick = 1
         while True:
+            await asyncio.sleep(start_s + tick * self._interval_s - time.monotonic())
             await self._scrape()
             now = (time.monotonic() - start_s) / self._interval_s
             self.missed += max(0, int(now) - tick)
             tick = max(tick, int(now)) + 1
-            await asyncio.sleep(start_s + tick * self._interval_s - time.monotonic())
 
     async def _scrape(self) -> None:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
@@ -70,3 +71,20 @@ def test_a_few_very_long_answers_have_an_interval() -> None:
     rng = np.random.default_rng(2)
     one, other = (run_of(rng.normal(10, 1, (20, 6000))) for _ in range(2))
     assert ratio_interval(one, other, "itl_p50_ms") is not None
+
+
+def closed_loop(itl_s: float, seed: int) -> Run:
+    """One user, who asks again at once; 50 tokens an answer, for a minute."""
+    gaps = np.random.default_rng(seed).uniform(0.9 * itl_s, 1.1 * itl_s, (int(60 / itl_s / 50), 50))
+    times_s = np.cumsum(gaps).reshape(gaps.shape)
+    frame = answers(list(times_s)).assign(index=range(len(gaps)), outcome="ok", sent_s=times_s[:, 0] - itl_s,
+                                          last_s=times_s[:, -1], end_s=times_s[:, -1])
+    manifest = SimpleNamespace(window_s=(5.0, 55.0), duration_s=60.0)
+    return Run(Path(), manifest, frame, pd.DataFrame())  # type: ignore[arg-type]  # nothing else of it is asked
+
+
+def test_an_interval_of_throughput_holds_the_ratio_of_engines_of_different_speed() -> None:
+    """An answer takes the slower one twice as long, and so does each bin of its tokens."""
+    low, high = ratio_interval(closed_loop(0.02, 1), closed_loop(0.04, 2), "throughput_tokens_per_s") or (0.0, 0.0)
+    assert low <= 0.5 <= high
+    assert high - low < 0.05

@@ -103,6 +103,13 @@ def test_live_tokens_by_hand() -> None:
     assert live_tokens(frame([A, B, C, D]), times).tolist() == [0, 11, 34, 36, 0, 11]
 
 
+def test_a_prompt_is_as_long_as_the_engine_says() -> None:
+    """Of a text, and behind a chat template, the client can only guess."""
+    one = RequestRecord("t", 0, 0, intended_s=0, sent_s=0, first_s=1.0, last_s=1.0, end_s=3.0, outcome="ok",
+                        prompt_tokens=100, usage_prompt_tokens=150, token_times_s=[1.0], token_choices=[0])
+    assert live_tokens(frame([one]), np.array([2.0])).tolist() == [151]
+
+
 def test_samples_of_a_request_hold_their_prompt_once() -> None:
     both = RequestRecord("n", 0, 0, intended_s=0, sent_s=0, first_s=1.0, last_s=1.0, end_s=3.0, outcome="ok", n=2,
                          prompt_tokens=50, token_times_s=[1.0, 1.0], token_choices=[0, 1])

@@ -204,6 +204,25 @@ def test_the_key_goes_into_the_authorization_header_only():
     assert headers["x-request-id"] == "r7"
 
 
+def test_an_error_that_quotes_the_key_is_read_without_it():
+    async def main():
+        async def handler(request):
+            response = web.StreamResponse(status=429, headers={"Content-Type": "application/json"})
+            await response.prepare(request)
+            for part in (b'{"error": {"message": "limit of s3', b'cret reached"}}'):
+                await response.write(part)
+                await asyncio.sleep(0.05)
+            return response
+
+        routes = {"POST /v1/completions": handler}
+        async with serving(routes) as url, EngineClient(url, dialect("openai"), "m", api_key="s3cret") as client:
+            return (await client.generate(GenerationRequest("x", 5)), await client.post_raw("/v1/completions", b"{}"))
+
+    answer, (status, body) = run(main())
+    assert answer.error == "limit of ****** reached"
+    assert (status, body) == (429, b'{"error": {"message": "limit of ****** reached"}}')
+
+
 def test_raw_bytes_are_sent_as_they_are():
     async def main():
         async with StubServer() as server, EngineClient(server.url, dialect("vllm"), "stub") as client:

@@ -7,14 +7,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import aiohttp
 import pytest
+from aiohttp import web
 
 from pabench.analysis import load_run, summarise
 from pabench.engines.base import EngineFacts
 from pabench.engines.doctor import examine
 from pabench.engines.reference import ReferenceDialect
 from pabench.errors import UsageError
-from pabench.load import Manifest, run_loop, run_workload
+from pabench.load import Manifest, cache_state, run_loop, run_workload
 from pabench.load.cache_state import check, prefixes_to_fill
 from pabench.load.manifest import CacheCheck, read_manifest
 from pabench.load.planning import plan
@@ -222,3 +224,30 @@ def test_a_state_that_nobody_can_check_is_refused() -> None:
         workload(prompt="text", cache="cold")
     with pytest.raises(UsageError, match="needs cached_tokens"):
         plan(stated("cold"), 0, EngineFacts("openai", "m", 4096, capabilities=CAPABILITIES), PRESETS["tiny"], "p")
+
+
+@pytest.mark.parametrize(("held", "told"), [(0, "was emptied"), (3, "was emptied"),
+                                            (99, "was refused, as while blocks")])
+def test_a_cache_whose_blocks_are_held_is_not_called_emptied(
+    held: int, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vLLM says so in the body: the status is 200."""
+    monkeypatch.setattr(cache_state, "_RESET_PAUSE_S", 0.01)
+    asked: list[bool] = []
+
+    async def reset(_: web.Request) -> web.Response:
+        asked.append(len(asked) >= held)
+        return web.json_response({"success": asked[-1]})
+
+    async def go() -> str:
+        app = web.Application()
+        app.router.add_post("/reset_prefix_cache", reset)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        async with aiohttp.ClientSession() as http:
+            said = await cache_state._empty(http, f"http://127.0.0.1:{runner.addresses[0][1]}/reset_prefix_cache")
+        await runner.cleanup()
+        return said
+
+    assert told in run_loop(go())

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from unittest import mock
 
 import orjson
 import pytest
 from aiohttp import web
 
-from pabench.analysis import summarise
+from pabench.analysis import load_run, summarise
 from pabench.engines.base import Choice, Completion, Usage
 from pabench.errors import UsageError
 from pabench.load import Manifest, read_manifest, run_workload
@@ -36,6 +37,26 @@ def test_a_key_that_the_engine_quotes_is_in_no_record(before: str, tmp_path: Pat
     only(run, "error", "http")
     assert set(run.requests["error_text"]) == {f"{before}***"}
     assert not any(b"sk-s" in path.read_bytes() for path in (tmp_path / "run").iterdir())
+
+
+@pytest.mark.parametrize("status", [401, 200])
+def test_nor_is_it_where_the_run_was_killed(status: int, tmp_path: Path) -> None:
+    """Who recovers it does not know the key."""
+    async def refuse(request: web.Request) -> web.Response:
+        said = {"error": {"message": f"refused: {request.headers['Authorization']}"}}
+        return (web.json_response(said, status=status) if status != 200 else
+                web.Response(body=b"data: " + orjson.dumps(said) + b"\n\n", content_type="text/event-stream"))
+
+    async def go() -> None:
+        async with serving(refuse) as url:
+            await run_workload(Examined(), workload(), tmp_path / "run", url=url, label="x", api_key="sk-s3cret")
+
+    with mock.patch("pabench.load.runner.close_run", side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
+        asyncio.run(go())
+    assert not any(b"sk-s" in path.read_bytes() for path in (tmp_path / "run").iterdir())
+    run = load_run(tmp_path / "run")
+    assert set(run.requests["outcome"]) == {"error"}
+    assert run.requests["error_text"].str.contains(r"refused: Bearer \*{9}$").all()
 
 
 def test_text_alone_is_counted_by_usage(tmp_path: Path) -> None:

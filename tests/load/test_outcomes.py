@@ -292,3 +292,48 @@ def test_of_many_wrong_answers_the_first_are_diagnosed(tmp_path: Path, monkeypat
     run = against_stub(tmp_path / "run", workload(), wrong_every=4)
     only(run, "wrong")
     assert run.requests["diagnosis"].notna().tolist() == [True, True, False, False, False, False]
+
+
+@pytest.mark.parametrize("reason", ["abort", "cancelled", "error"])
+def test_an_answer_that_the_engine_gave_up_is_an_error(reason: str, tmp_path: Path) -> None:
+    """Of an engine whose answers may end early, too: this one has no `ignore_eos`."""
+    async def answer(_: web.Request) -> web.Response:
+        body = stream([5, 6, 7], finish=False).replace(b"data: [DONE]\n\n", b"") + b"data: " + orjson.dumps(
+            {"choices": [{"index": 0, "text": "", "finish_reason": reason}]}) + b"\n\ndata: [DONE]\n\n"
+        return web.Response(body=body, content_type="text/event-stream")
+
+    examined = Examined(EngineFacts("openai", "m", 4096, capabilities=CAPABILITIES - {"ignore_eos"}), None)
+
+    async def go() -> Manifest:
+        async with serving(answer) as url:
+            return await run_workload(examined, workload(prompt="text"), tmp_path / "run", url=url, label="x")
+
+    run = checked(tmp_path / "run", asyncio.run(go()))
+    only(run, "error", "stream")
+    assert set(run.requests["error_text"]) == {f"the engine broke the answer off: its finish reason is '{reason}'"}
+
+
+@pytest.mark.parametrize(("word", "role"), [("t7", True), ("data:", False), ("data: data:", True)])
+def test_a_planned_cut_counts_tokens_and_not_events(word: str, role: bool, tmp_path: Path) -> None:
+    """Nor what looks like an event."""
+    async def answer(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        texts = ([""] if role else []) + [f"{word} "] * 60
+        for text in texts:
+            event = {"choices": [{"index": 0, "text": text, "finish_reason": None}]}
+            await response.write(b"data: " + orjson.dumps(event) + b"\n\n")
+            await asyncio.sleep(0.01)
+        return response
+
+    load = workload(prompt="text", num_requests=2, cancel_share=1.0, cancel_after_tokens=8,
+                    output_tokens={"law": "fixed", "tokens": 60})
+    examined = Examined(EngineFacts("openai", "m", 4096, capabilities=CAPABILITIES), None)
+
+    async def go() -> Manifest:
+        async with serving(answer) as url:
+            return await run_workload(examined, load, tmp_path / "run", url=url, label="x")
+
+    run = checked(tmp_path / "run", asyncio.run(go()))
+    only(run, "aborted", "planned")
+    assert run.requests["stream_tokens"].tolist() == [8, 8]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import resource
 import socket
 import ssl
@@ -263,3 +265,43 @@ def test_a_request_larger_than_the_sockets_room_goes_out_whole() -> None:
 
     exchange, num_read = run_loop(go())
     assert (exchange.fault, num_read) == (None, len(body))
+
+
+def test_the_address_that_has_worked_alone_tells_what_became_of_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name may stand for several addresses, of which one leads nowhere: that is no news of the engine's."""
+    asked: list[tuple[str, int]] = []
+
+    async def connect(address: line.Address, *arguments: object) -> line.Line:
+        asked.append(address[1][:2])
+        if address[1][0] != "127.0.0.1":
+            raise OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
+        return await genuine(address, *arguments)  # type: ignore[arg-type]
+
+    genuine = line.connect
+    monkeypatch.setattr(connection, "connect", connect)
+
+    async def go() -> list[Exchange]:
+        async with answering(WHOLE) as (url, _), LoadClient(url, timeout_s=5.0) as client:
+            nowhere = (socket.AF_INET, ("127.0.0.2", client._port))
+            client._addresses = [nowhere, (socket.AF_INET, ("127.0.0.1", client._port))]
+            first = await client.send(ASKED, 0.0)
+        async with LoadClient(url, timeout_s=5.0) as after:
+            after._addresses = client._addresses
+            return [first, await after.send(ASKED, 0.0)]
+
+    first, after = run_loop(go())
+    assert (first.fault, after.fault) == (None, "connect"), after.fault_text
+    assert [host for host, _ in asked] == ["127.0.0.2", "127.0.0.1", "127.0.0.1"]
+
+
+@pytest.mark.usefixtures("_stamps")
+@pytest.mark.parametrize("stray", [b"HTTP/1.1 408 Too Late\r\nContent-Length: 5\r\n\r\nlater", b"\0\0\0 no HTTP"])
+@pytest.mark.parametrize("whole", [WHOLE, CHUNKED + b"4\r\nbody\r\n0\r\n\r\n"])
+def test_what_comes_behind_an_answer_is_no_part_of_it(whole: bytes, stray: bytes) -> None:
+    async def go() -> list[Exchange]:
+        async with answering(whole + stray, 0.2) as (url, _), LoadClient(url, timeout_s=5.0) as client:
+            return [await client.send(ASKED, 0.0) for _ in range(2)]
+
+    for exchange in run_loop(go()):
+        assert (exchange.fault, exchange.status, b"".join(exchange.pieces)) == (None, 200, b"body")
+        assert not exchange.reused

@@ -134,3 +134,22 @@ def test_an_engine_without_metrics_is_left_alone(name):
     pages = Pages(lambda _: (200, "x 1\n"))
     scraper = scraped(pages, 0.1, name)
     assert (pages.number, scraper.samples, scraper.failed) == (0, [], 0)
+
+
+def test_a_slow_page_is_read_before_what_is_asked_after_the_start():
+    async def run():
+        pages = Pages(lambda number: (200, f"vllm:num_requests_running {number}\n"), delay_s=0.15)
+        app = web.Application()
+        app.router.add_get("/metrics", pages.serve)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        async with aiohttp.ClientSession() as session:
+            scraper = Scraper(session, f"http://127.0.0.1:{runner.addresses[0][1]}", dialect("vllm"), 0.05)
+            await scraper.start()
+            before = [sample.running for sample in scraper.samples]
+            await scraper.stop()
+        await runner.cleanup()
+        return before
+
+    assert asyncio.run(run()) == [1]
