@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 from pabench.conformance.failure import Failure
 from pabench.engines.base import Choice, Completion, GenerationRequest
 from pabench.engines.cleaning import clean
-from pabench.probe import HARD_BETA, Diagnosis, ProbePrompt, ProbeSpec, Ring, check_answer, diagnose
+from pabench.probe import HARD_BETA, Diagnosis, ProbePrompt, ProbeSpec, Ring, check_answer, diagnose, exact_logprob
 
 # Between the two branches of a fork that was met before, the logits differ by 2/3 of what they do elsewhere (two of
 # three matches agree), about 8 nats: a low temperature makes the choice certain, and keeps the first one even.
@@ -17,6 +17,12 @@ FORK_TEMPERATURE = 0.25
 def fork_temperature(spec: ProbeSpec) -> float:
     """FORK_TEMPERATURE, which is a hard probe's, for `spec`: a soft one has smaller logits."""
     return FORK_TEMPERATURE * spec.beta / HARD_BETA
+
+
+def is_certain(spec: ProbeSpec, logprob: float | None) -> bool:
+    """Whether it is that of a token which the probe is certain of, to a tenth."""
+    certain = exact_logprob(spec)
+    return logprob is not None and abs(logprob - certain) <= 0.1 + abs(certain) / 10
 
 
 _ENOUGH = 3    # tokens in a row that tell a shift from chance

@@ -126,6 +126,23 @@ def test_duplicate_request_ids(engine: EngineUnderTest) -> None:
             fail("one of both requests is served", "; ".join(f"{a.status}: {a.error}" for a in answers))
         engine.verify([asks[i] for i in served], [answers[i] for i in served])
         engine.note = f"{len(served)} of 2 served"
+    _one_leaves(engine, length, tokens)
+
+
+def _one_leaves(engine: EngineUnderTest, length: int, tokens: int) -> None:
+    """Of two under one id, one client disconnects: the other is served as before, or was refused with a 4xx."""
+    if not engine.can("stream"):
+        return
+    name = f"pabench-same-{int(engine.rng.integers(2**62)):x}"
+    stays, leaves = (Ask(ring, tokens, what, request_id=name)
+                     for ring, what in zip(engine.rings([length] * 2)[0], ("who stays", "who leaves"), strict=True))
+    engine.case = (f"2 rings at once under the one request id {name}, of which one client leaves after 2 of {tokens} "
+                   "tokens")
+    pending = engine.start([stays])
+    engine.abort(leaves.request, 2)
+    answers = pending.wait()
+    if not refused(answers[0]):
+        engine.verify([stays], answers)
 
 
 def _sizes(engine: EngineUnderTest) -> tuple[int, int]:

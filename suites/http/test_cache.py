@@ -17,12 +17,13 @@ from pabench.conformance.prompts import (
     shared_by_all,
 )
 from pabench.conformance.targets import unsupported
-from pabench.conformance.verify import Ask
+from pabench.conformance.verify import Ask, is_certain
 from pabench.engines.base import Completion, GenerationRequest
-from pabench.probe import Ring, exact_logprob
+from pabench.probe import ProbeSpec, Ring, exact_logprob
 
 # A fork's branches have probability 1/2 each, in bfloat16 between 0.3 and 0.7; a branch whose key is lost has none.
 _FORKED = (0.1, 0.9)
+_UNEXPECTED = 1.0     # nats that a token which nothing foretells is below one that is certain, and others apart
 _TOSSES = 4           # a slot that is lost is told by chance, each time by one half
 _HITS = 4             # requests of a batch that hit, beside as many that miss
 
@@ -107,13 +108,23 @@ def test_second_turn(engine: EngineUnderTest) -> None:
         first = engine.rings([blocks * block - behind - answer])[0][0]
         engine.case = (f"{engine.block_text}; a ring of {len(first.prompt)} prompt tokens, {answer} of answer, that is "
                        f"{blocks} blocks less {behind}, then {block // 2} new tokens; greedy")
-        engine.ask([Ask(first, answer, "turn 1")])
+        (told,) = engine.ask([Ask(first, answer, "turn 1", logprobs=True, stream=False)])
+        if engine.is_probe:
+            _check_all_certain(engine.spec, told)
         read = second_turn(engine.spec, engine.rng, first, answer, block // 2)
         engine.ask([Ask(read, len(first.tokens) - 1, "turn 2")])
         seam = second_turn(engine.spec, engine.rng, first, answer, block // 2, at_seam=True)
         (told,) = engine.ask([Ask(seam, 1, "turn 2", logprobs=True, stream=False)])
         if engine.is_probe:  # another model's next token is as likely as it is: `ask` has compared it
             _check_both_likely(told, len(first.prompt) + answer)
+
+
+def _check_all_certain(spec: ProbeSpec, answer: Completion) -> None:
+    """Else what is told of a fork may be told of any token."""
+    logprobs = answer.choices[0].logprobs or []
+    if not logprobs or not all(is_certain(spec, value) for value in logprobs):
+        fail(f"log-probability {exact_logprob(spec):.2f} of each token of turn 1, which its ring demands",
+             f"{min(logprobs, default='none')}")
 
 
 def _check_both_likely(answer: Completion, seam: int) -> None:
@@ -227,15 +238,24 @@ def test_prompt_logprobs(engine: EngineUnderTest) -> None:
             engine.told([Ask(ring, 2, "A")])  # without them: now it is surely cached
     certain = exact_logprob(engine.spec)
     for at in range(size, length) if engine.is_probe else ():
-        value = told[0][at]
-        if value is None or abs(value - certain) > 0.1 + abs(certain) / 10:
-            fail(f"log-probability {certain:.2f} of token {at}, which the second lap demands", f"{value}")
+        if not is_certain(engine.spec, told[0][at]):
+            fail(f"log-probability {certain:.2f} of token {at}, which the second lap demands", f"{told[0][at]}")
+    if engine.is_probe:
+        _check_unexpected(told[0][1:size], certain)
     for at, (cold, *warm) in enumerate(zip(*told, strict=True)):
         for value in warm:
             if (cold is None) != (value is None) or abs((cold or 0) - (value or 0)) > 0.5 + abs(cold or 0) / 50:
                 fail(f"log-probability of prompt token {at}: {cold}, as it was cold", f"{value}",
                      hint="it was computed for the part behind the hit alone: do not read the cache for such a "
                           "request, or keep what it would have told")
+
+
+def _check_unexpected(first_lap: list[float | None], certain: float) -> None:
+    """No token of the first lap is certain, and they are not all as unlikely."""
+    likely = [value for value in first_lap if value is None or value > certain - _UNEXPECTED]
+    if likely or max(filter(None, first_lap)) - min(filter(None, first_lap)) < _UNEXPECTED:
+        fail(f"log-probabilities of the first lap's tokens, which nothing foretells, below {certain - _UNEXPECTED:.1f} "
+             "and far apart", f"{likely[0] if likely else first_lap[0]}" + (" of one" if likely else " of all, nearly"))
 
 
 def _prompt_logprobs(answer: Completion, length: int) -> list[float | None]:

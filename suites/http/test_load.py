@@ -15,7 +15,7 @@ from pabench.conformance.gauges import idle_again, sampled
 from pabench.conformance.targets import unsupported
 from pabench.conformance.verify import Ask
 from pabench.engines.base import GenerationRequest
-from pabench.probe import Ring
+from pabench.probe import Ring, check_answer
 
 _GROWING_S = 10.0      # to look for a number of clients of whom some wait, and to ask them
 _ROUNDS = 4            # of as many: who waits from the first to the last is overtaken by three times the clients
@@ -57,6 +57,38 @@ def test_oversized_rejected(engine: EngineUnderTest, limit: str) -> None:
     if answer.status >= 500:
         fail("the oversized request is refused with a 4xx status", f"HTTP {answer.status}: {answer.error[:200]}")
     others.verify()
+
+
+@pytest.mark.requirement("http/oversized-rejected-others-served")
+@pytest.mark.parametrize("limit", ["context-by-output", "pool-by-output"])
+def test_output_oversized(engine: EngineUnderTest, limit: str) -> None:
+    """A prompt that fits, whose answer does not: refused, or served as far as it goes; others come right behind."""
+    context, capacity = engine.geometry.context_tokens, engine.geometry.capacity_tokens
+    if limit == "pool-by-output" and (capacity is None or context is None or capacity + 4 * engine.edge > context):
+        unsupported("every sequence that the context allows fits into the pool")
+    room = capacity if limit == "pool-by-output" else context
+    if room is None:
+        unsupported("the engine does not tell its longest context")
+    if capacity is not None and capacity < room:
+        unsupported(f"a pool of {capacity} slots ends before the context of {room} tokens does")
+    length, tokens = room - engine.edge, 4 * engine.edge
+    *rings, oversized = engine.rings([min(engine.edge + 1, engine.longest // 4)] * 5)[0]
+    engine.case = (f"a prompt of {length} tokens and max_tokens {tokens} where the {limit.partition('-')[0]} has "
+                   f"{room}; 4 rings right behind it")
+    ask = Ask(Ring(oversized.tokens, oversized.salt, length), tokens, "the oversized request")
+    giant = engine.start_plain([ask.request])
+    engine.start([Ask(ring, 8, f"request {i}") for i, ring in enumerate(rings)]).verify()
+    answer = giant.wait()[0]
+    if answer.status >= 500 or (answer.error is not None and answer.status < 400):
+        fail("the oversized request is refused with a 4xx status, or ends when there is no room",
+             f"HTTP {answer.status}: {(answer.error or '')[:200]}",
+             hint="what it may need in the end is to be compared with the whole pool when it arrives")
+    for choice in answer.choices if engine.is_probe and answer.error is None else ():
+        ids = choice.token_ids or []
+        if choice.finish_reason != "length" or not check_answer(ask.prompt, ids).ok:
+            fail(f"{ask.name} goes round its ring as far as there is room, and ends with 'length'",
+                 f"{len(ids)} tokens, {'right' if check_answer(ask.prompt, ids).ok else 'not all right'}, ended with "
+                 f"{choice.finish_reason!r}")
 
 
 @pytest.mark.requirement("http/bad-input-then-healthy")

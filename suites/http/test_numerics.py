@@ -12,7 +12,7 @@ from pabench.conformance.failure import fail
 from pabench.conformance.gauges import sampled
 from pabench.conformance.prompts import braid_of_prompt_length, fork_of_prompt_length
 from pabench.conformance.targets import unsupported
-from pabench.conformance.verify import Ask, fork_temperature
+from pabench.conformance.verify import Ask, fork_temperature, is_certain
 from pabench.engines.base import Completion
 from pabench.probe import exact_logprob
 
@@ -28,6 +28,10 @@ def test_batch_invariant(engine: EngineUnderTest) -> None:
     engine.case = f"{count} forks of {length} to {length + count - 1} prompt tokens, one at a time, then all at once"
     alone = [engine.told([ask])[0] for ask in asks]
     crowd = engine.told(asks)
+    constant = [_logprobs(one)[0] for one in alone if not any(is_certain(engine.spec, told) for told in _logprobs(one))]
+    if engine.is_probe and constant:
+        fail(f"log-probability {exact_logprob(engine.spec):.2f} of tokens behind a fork, which it demands",
+             f"{constant[0]}, and none like that", hint="of a constant nothing could be told")
     drift = max(_drift(one, other) for one, other in zip(alone, crowd, strict=True))
     if drift > 0:
         fail("the same log-probabilities alone and in a batch, to the last bit",

@@ -11,7 +11,13 @@ from pabench.conformance.churn import CHURN_S, not_overrun
 from pabench.conformance.engine import EngineUnderTest
 from pabench.conformance.exchange import Exchange
 from pabench.conformance.failure import fail
-from pabench.conformance.prompts import SHORTEST_RING, fork_of_prompt_length, long_rings, rings_with_shared_prefix
+from pabench.conformance.prompts import (
+    SHORTEST_RING,
+    braid_of_prompt_length,
+    fork_of_prompt_length,
+    long_rings,
+    rings_with_shared_prefix,
+)
 from pabench.conformance.targets import unsupported
 from pabench.conformance.verify import Ask
 from pabench.engines.base import Completion, GenerationRequest
@@ -29,7 +35,8 @@ _READERS = 4       # one behind the other, until one reads long enough
 def test_same_block_behind_another_prefix(engine: EngineUnderTest) -> None:
     """X+S and Y+S differ in their first block alone, salt and tokens. S must be read from behind its own.
 
-    X+S is cached first, then Y without S: only so does a cache that forgets the parent find S behind the wrong one.
+    X+S is cached first, then Y without S, then with one block more of S each time: only so does a cache that forgets
+    the parent, or the parent's, find S behind the wrong one.
     """
     engine.need_cold("X+S is cached when Y+S is asked for")
     block = engine.edge
@@ -39,9 +46,11 @@ def test_same_block_behind_another_prefix(engine: EngineUnderTest) -> None:
     ring, other = engine.rings([length, block + 1])[0]
     # Behind SEP and the salt, the first block holds all tokens of a ring of a block and one.
     behind_y = Ring(other.tokens + ring.tokens[len(other.tokens):], other.salt)
-    engine.case = f"{engine.block_text}; X+S of {length} tokens, then Y alone of {block + 1}, then Y+S; greedy"
+    engine.case = (f"{engine.block_text}; X+S of {length} tokens, then Y alone of {block + 1}, then Y and a block more "
+                   "of S each time; greedy")
     engine.ask([Ask(ring, length, "X+S")])
-    engine.generate([GenerationRequest(behind_y.prompt[: block + 1], max_tokens=1, stream=False)])
+    for end in range(block + 1, length, block):
+        engine.generate([GenerationRequest(behind_y.prompt[:end], max_tokens=1, stream=False)])
     engine.ask([Ask(behind_y, length, "Y+S")])
 
 
@@ -200,6 +209,21 @@ def test_beam_isolated(engine: EngineUnderTest, offset: int) -> None:
     crowd = [Ask(other, tokens, f"{'BCD'[i]}", n=2, beam_width=2, stream=False) for i, other in enumerate(others)]
     for each, answer in zip(others, engine.ask(crowd), strict=True):
         _check_both_branches(each, [choice.token_ids or [] for choice in answer.choices])
+
+
+@pytest.mark.requirement("http/beam-isolated", case="on-the-way")
+def test_beams_part_on_the_way(engine: EngineUnderTest) -> None:
+    """Beams of a braid, which forks at each second token: most of them part behind the prompt, inside a block."""
+    length = _fork_length(engine, 5)
+    for width in (2, 4):
+        braid = braid_of_prompt_length(engine.spec, engine.rng, length)
+        tokens = min(length, 2 * engine.edge + 3)
+        engine.case = f"{engine.block_text}; a braid of {length} prompt tokens; {width} beams, {tokens} tokens"
+        (answer,) = engine.ask([Ask(braid, tokens, "A", n=width, beam_width=width, stream=False)])
+        texts = {tuple(choice.token_ids or ()) for choice in answer.choices}
+        if len(texts) != width:
+            fail(f"{width} beams that differ", f"{len(texts)} different ones",
+                 hint="does a beam overwrite the other's slots, or inherit its score?")
 
 
 def _check_both_branches(fork: Fork, answers: list[list[int]]) -> None:
