@@ -87,7 +87,8 @@ def run(
     show = _Show(as_json=as_json, quiet=quiet, calibrate=calibrate, placement=placement, api_key=key)
     if resume is not None:
         _refuse_changes(workload=workload, out=out, label=label, seed=seed, **changes)
-        before, examination = read_manifest(resume), examined(url, dialect, probe, api_key_env, model=model)
+        before = read_manifest(resume)
+        examination = examined(url, dialect, probe, api_key_env, before.workload.timeout_s, model=model)
         if calibrate:
             require_streamed(before.workload, examination.facts)
         show.carry(before.workload, before.label, resume, lambda progress: resume_run(
@@ -97,7 +98,7 @@ def run(
     plan = load_workload(workload, **changes)
     folder = out or new_folder(plan.name)
     require_new(folder)
-    examination = examined(url, dialect, probe, api_key_env, model=model)
+    examination = examined(url, dialect, probe, api_key_env, plan.timeout_s, model=model)
     if calibrate:
         require_streamed(plan, examination.facts)
     name = label or examination.facts.dialect

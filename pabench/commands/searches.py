@@ -76,7 +76,7 @@ def sweep(
              for load in sweep_loads(users, rates)]
     key, folder, silent = api_key_in(api_key_env), out or new_folder("sweep"), quiet or as_json
     require_new(folder)
-    examination = examined(url, dialect, probe, api_key_env, model=model)
+    examination = examined(url, dialect, probe, api_key_env, plans[0].timeout_s, model=model)
     series = Series(examination, url, label or examination.facts.dialect, plans[0].seed if seed is None else seed,
                     partial(live_load, quiet=silent, api_key=key), key, placement, calibrate)
     for number, plan in enumerate(plans):  # what a later load cannot have is said before the first is run
@@ -133,7 +133,7 @@ def capacity(
         require_enough(slo, from_rate=from_rate, duration_s=duration_s, tries=tries)
     key, folder, silent = api_key_in(api_key_env), out or new_folder("capacity"), quiet or as_json
     require_new(folder)
-    examination = examined(url, dialect, probe, api_key_env, model=model)
+    examination = examined(url, dialect, probe, api_key_env, asked.timeout_s, model=model)
     require_searchable(asked, examination.facts)
     series = Series(examination, url, label or examination.facts.dialect, asked.seed if seed is None else seed,
                     partial(live_load, quiet=silent, api_key=key), key, placement)

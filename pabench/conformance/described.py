@@ -11,7 +11,6 @@ from pabench.probe import PRESETS, ProbeSpec
 
 ASSUMED_BLOCK_SIZE = 16   # where the engine does not tell: edges of larger powers of two are among its multiples
 _SMALLEST_EDGE = 8        # tokens: shorter rings and forks say nothing
-_ASSUMED_CONTEXT = 2048
 _STAND_IN = PRESETS["long"]  # the most tokens, so that rings for other models are never short of them
 
 
@@ -55,9 +54,7 @@ class DescribedEngine:
     @property
     def longest(self) -> int:
         """Longest sequence, prompt and output, that the engine can hold."""
-        context = self.geometry.context_tokens or (
-            self._session.spec.max_context_tokens if self._session.spec else _ASSUMED_CONTEXT
-        )
+        context = self.geometry.context_tokens or self._session.context_tokens
         return min(context, self.geometry.capacity_tokens or context)
 
     def can(self, capability: str) -> bool:

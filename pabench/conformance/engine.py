@@ -51,7 +51,9 @@ class EngineUnderTest(DescribedEngine):
     @property
     def note(self) -> str:
         """Shown beside a PASS: what was, and was not, exercised; without the probe, what was compared."""
-        return "; ".join(filter(None, [self._note, self._session.selfcheck.text(self._tally)]))
+        busy = sum(exchange.num_busy for exchange in self.exchanges)
+        again = f"asked again after {busy} answers of HTTP 429" if busy else ""
+        return "; ".join(filter(None, [self._note, again, self._session.selfcheck.text(self._tally)]))
 
     @note.setter
     def note(self, text: str) -> None:
@@ -217,7 +219,8 @@ class EngineUnderTest(DescribedEngine):
             return Failure("one prompt, alone and cold, has one answer", fault,
                            hint="does a sequence own all of its blocks, or is one of them in another's hands?")
         if problem := check.noise(self).problem:
-            unsupported(f"the engine does not serve the KV probe, and by self-consistency: {problem}")
+            unsupported(f"the engine is not known to serve the KV probe (if it does, name it with --probe), and by "
+                        f"self-consistency: {problem}")
         others = [(other.name_of(choice), choice) for other, completion in zip(asks, completions, strict=True)
                   if other.prompt != ask.prompt for choice in completion.choices]
         for choice in sorted(completions[i].choices, key=lambda choice: choice.index):

@@ -37,6 +37,7 @@ class Exchange:
     end_s: float | None = None
     completion: Completion | None = None
     error: EngineError | None = None
+    num_busy: int = 0  # answers of HTTP 429 before this one, each asked again
 
     @property
     def under_way(self) -> bool:

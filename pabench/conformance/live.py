@@ -16,8 +16,8 @@ from rich.text import Text
 
 from pabench.conformance.plugin import SUITE_RUN
 from pabench.conformance.running import SuiteRun, from_here
-from pabench.conformance.verdicts import Outcome, Verdict, by_requirement, exit_code
-from pabench.errors import EXIT_NOT_CONFORMING, EXIT_OK
+from pabench.conformance.verdicts import Outcome, Verdict, by_requirement, exit_code, not_compared
+from pabench.errors import EXIT_COULD_NOT_RUN, EXIT_NOT_CONFORMING, EXIT_OK
 
 _STYLES = {Outcome.PASS: "green", Outcome.XFAIL: "yellow", Outcome.UNSUPPORTED: "dim", Outcome.DISABLED: "dim",
            Outcome.NOTRUN: "magenta", Outcome.ERROR: "magenta"}
@@ -161,4 +161,6 @@ def _conclusion(run: SuiteRun) -> Text:
     word, style = {EXIT_OK: ("conforming", "bold green"), EXIT_NOT_CONFORMING: ("not conforming", _OTHER)}.get(
         code, ("could not decide", _OTHER))
     noun = "requirement" if len(rows) == 1 else "requirements"
-    return Text(f"{word}: {run.target.impl}, {len(rows)} {noun}: {counts}", style=style)
+    reason = not_compared(run.verdicts) if code == EXIT_COULD_NOT_RUN else ""
+    why = f"; no answer could be judged: {reason}" if reason else ""
+    return Text(f"{word}: {run.target.impl}, {len(rows)} {noun}: {counts}{why}", style=style)

@@ -58,6 +58,8 @@ def pytest_configure(config: pytest.Config) -> None:
     if any(config.getoption(f"--pabench-{each}") for each in ("url", "launch", "impl")):
         from pabench.conformance.running import SuiteRun
 
+        if getattr(config.option, "numprocesses", None) or hasattr(config, "workerinput"):
+            raise pytest.UsageError("a run of the suite is one process, which asks one engine: leave -n away")
         config.pluginmanager.register(SuiteRun.from_config(config), SUITE_RUN)
 
 

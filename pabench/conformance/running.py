@@ -171,7 +171,9 @@ class SuiteRun:
                 print(f"could not run: cannot write to {self.out}: {error.strerror}", file=sys.stderr)
         code = EXIT_COULD_NOT_RUN if self.could_not_run else code
         self.target.close()
-        if all(requirement_id(item) is not None for item in session.items) or exitstatus == pytest.ExitCode.OK:
+        asked = sum(requirement_id(item) is not None for item in session.items)
+        own = len(session.items) - asked  # tests, of which pytest says what became of them
+        if not own or (exitstatus == pytest.ExitCode.OK and (asked or self.could_not_run)):
             session.exitstatus = code
 
     # One test ----------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import shlex
 import threading
 import time
 from collections.abc import Coroutine
+from functools import cached_property
 from typing import Any, TypeVar
 
 from pabench.conformance.exchange import Exchange, RawPost
@@ -26,6 +27,8 @@ from pabench.probe import FIRST_RING, SEP, ProbeSpec
 _GRACE_S = 10.0           # for the client to notice its own time limit
 _EXAMINED_S = 10.0        # for each request that finds out what the engine can do
 _ALIVE_TIMEOUT_S = 15.0   # for one token of an idle engine
+_ASSUMED_CONTEXT, _LEAST_CONTEXT = 2048, 64  # tokens, of an engine that does not tell
+_TOO_LONG = (400, 413, 422)
 _RESTART_S = 0.5          # between two looks at an engine that may be going down
 
 T = TypeVar("T")
@@ -107,6 +110,26 @@ class EngineSession:
             self.loop.run(self.client.__aexit__(None, None, None), 5.0)
         finally:
             self.loop.close()
+
+    @cached_property
+    def context_tokens(self) -> int:
+        """The longest context, found out where the engine does not tell: what its probe, or a model of now, surely has;
+        half of that where a prompt so long is refused, and so on.
+        """
+        if self.facts.max_context_tokens is not None:
+            return self.facts.max_context_tokens
+        length = self.spec.max_context_tokens if self.spec else _ASSUMED_CONTEXT
+        while length > _LEAST_CONTEXT:
+            request = GenerationRequest(plain_prompt(self.facts, length - 1), max_tokens=1, stream=False)
+            try:
+                answer = self.loop.run(self.client.generate(request), self.profile.request_timeout_s)
+            except EngineTimeout:
+                pass  # too long for this machine, too
+            else:
+                if answer.status not in _TOO_LONG:
+                    break
+            length //= 2
+        return length
 
     def still_lives(self) -> bool:
         """Whether the engine answers a request of one token; sets `gone` when it does not.

@@ -104,6 +104,9 @@ def _summarise(requirement: str, rows: list[Verdict]) -> RequirementVerdict:
     )
 
 
+_PLAINEST = "http/ring-exact"  # one prompt, one answer: where this cannot be judged, no text can
+
+
 def replay_code(rows: Iterable[Verdict]) -> int:
     """As `exit_code`, of a case that is asked again: 1 where it still fails, at whatever level."""
     rows = list(rows)
@@ -114,7 +117,8 @@ def exit_code(rows: Iterable[Verdict]) -> int:
     """0 conforming, 1 not conforming, 2 could not run.
 
     A MUST that failed, or any XPASS, is 1: a proven fault outweighs everything else. Else an ERROR or a NOTRUN of
-    a MUST is 2, and so is a run in which no case passed or failed as expected: silence is not conformity.
+    a MUST is 2, and so is a run in which no case passed or failed as expected, or which could not hold any answer
+    against anything (`not_compared`): silence is not conformity.
     A SHOULD or INFO that failed is shown and changes nothing.
     """
     rows = list(rows)
@@ -123,6 +127,13 @@ def exit_code(rows: Iterable[Verdict]) -> int:
         return EXIT_NOT_CONFORMING
     if any(row.outcome in (Outcome.ERROR, Outcome.NOTRUN) for row in musts):
         return EXIT_COULD_NOT_RUN
-    if not any(row.outcome in ASKED for row in rows):
+    if not any(row.outcome in ASKED for row in rows) or not_compared(rows):
         return EXIT_COULD_NOT_RUN
     return EXIT_OK
+
+
+def not_compared(rows: Iterable[Verdict]) -> str:
+    """Why no answer of an engine could be held against anything, where that was to be done; else ""."""
+    plainest = [row for row in rows if row.requirement == _PLAINEST]
+    left_out = [row for row in plainest if row.outcome is Outcome.UNSUPPORTED]
+    return (left_out[0].reason or "it is not told why") if left_out and len(left_out) == len(plainest) else ""

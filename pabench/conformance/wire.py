@@ -6,6 +6,7 @@ import asyncio
 import concurrent.futures
 import time
 from collections.abc import Callable, Coroutine, Sequence
+from http import HTTPStatus
 from typing import Any, NoReturn, TypeVar
 
 from pabench.conformance.exchange import Exchange, RawPost
@@ -14,6 +15,7 @@ from pabench.engines.base import Completion, GenerationRequest
 from pabench.engines.client import ABORT_DELAY_S
 from pabench.errors import EngineDied, EngineError, EngineTimeout, EngineUnreachable
 
+_BUSY_PAUSE_S = 0.1  # before an engine that took no more requests is asked again
 _NAMED = 3  # requests in an error
 
 T = TypeVar("T")
@@ -29,6 +31,7 @@ class Wire:
         self._session = session
         self._pending: list[Pending] = []
         self._deadline = time.monotonic() + session.profile.case_timeout_s
+        self._served_s = 0.0  # when an answer came last that was none of HTTP 429
 
     @property
     def time_left_s(self) -> float:
@@ -133,11 +136,20 @@ class Wire:
         return not isinstance(exchange.error, (EngineDied, EngineUnreachable, EngineTimeout))
 
     async def _generate(self, exchange: Exchange) -> Completion:
+        """Ask, and again where the engine takes no more requests at once (429), as long as it serves others."""
         assert isinstance(exchange.request, GenerationRequest)
-        exchange.sent_s = time.monotonic()
-        exchange.completion = await self._session.client.generate(exchange.request)
-        exchange.end_s = time.monotonic()
-        return exchange.completion
+        exchange.sent_s = first_s = time.monotonic()
+        while (answer := await self._session.client.generate(exchange.request)).status == HTTPStatus.TOO_MANY_REQUESTS:
+            idle_s = time.monotonic() - max(first_s, self._served_s)
+            if idle_s > self._session.profile.refusal_s or self.time_left_s < _BUSY_PAUSE_S:
+                break
+            exchange.num_busy += 1
+            await asyncio.sleep(_BUSY_PAUSE_S)
+            exchange.sent_s = time.monotonic()
+        else:
+            self._served_s = time.monotonic()
+        exchange.completion, exchange.end_s = answer, time.monotonic()
+        return answer
 
     async def _abort(self, exchange: Exchange, after_tokens: int, delay_s: float = ABORT_DELAY_S) -> Completion:
         assert isinstance(exchange.request, GenerationRequest)

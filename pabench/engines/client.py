@@ -30,6 +30,7 @@ from pabench.telemetry.scrape import metrics_url
 from pabench.telemetry.vocabulary import KVSample, MetricFamilies
 
 _HEALTH_TIMEOUT_S = 5.0
+_MAX_BYTES = 64 << 20     # of an answer: one without end must not fill the memory
 _GONE_ATTEMPTS = 3
 _GONE_PAUSE_S = 0.1
 NO_ROUTE = (400, 404)  # the former from older Tritons
@@ -234,7 +235,7 @@ class EngineClient:
         """Send, and read until the answer ends, breaks or is `enough`."""
         if self._session is None:
             raise RuntimeError("EngineClient is used inside `async with`")
-        exchange = _Exchange()
+        exchange, num_bytes = _Exchange(), 0
         async with (
             self._named_faults(f"{method} {path}", exchange, elsewhere=path.startswith(":")),
             self._session.request(method, metrics_url(self.url, path), data=data, headers=headers) as response,
@@ -244,6 +245,10 @@ class EngineClient:
             exchange.headers = dict(response.headers)
             async for piece in response.content.iter_any():
                 exchange.chunks.append((time.monotonic(), piece))
+                num_bytes += len(piece)
+                if num_bytes > _MAX_BYTES:
+                    raise EngineProtocol(f"{method} {path} at {self.url}: the answer is longer than {_MAX_BYTES >> 20} "
+                                         "MiB, and was not read to its end")
                 if enough is not None and enough(exchange):
                     response.close()
                     break

@@ -88,6 +88,7 @@ async def examine(
         trials.max_context_tokens = _max_context(entry)
         client.model = model or str(entry.get("id") or "") or await _pinned_model(client)
         await trials.run()
+        _require_model(models, model, trials)
         kv = client.dialect.kv_facts(metrics)
         facts = EngineFacts(
             dialect=client.dialect.name,
@@ -206,18 +207,36 @@ async def _with_extra_pages(client: EngineClient, metrics: MetricFamilies, notes
     return metrics
 
 
+def _require_model(models: Mapping[str, Any], wanted: str | None, trials: Trials) -> None:
+    """Raise UsageError where no request was answered for `wanted`, which the engine does not name either.
+
+    One that is answered may be an adapter, or of an engine that takes any name.
+    """
+    entries = _entries(models)
+    if wanted is not None and not trials.capabilities and entries and wanted not in [one.get("id") for one in entries]:
+        raise UsageError(f"--model is {clean(wanted, 80)!r}, and the engine serves {_names(entries)}")
+
+
+def _entries(models: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    data = models.get("data")
+    return [entry for entry in data if isinstance(entry, Mapping)] if isinstance(data, list) else []
+
+
+def _names(entries: list[Mapping[str, Any]]) -> str:
+    return ", ".join(clean(str(entry.get("id")), 80) for entry in entries[:8])
+
+
 def _entry(models: Mapping[str, Any], wanted: str | None, notes: list[str]) -> Mapping[str, Any]:
     """What `/v1/models` says of the model to examine: `wanted`, else the first; empty where it says nothing."""
-    data = models.get("data")
-    entries = [entry for entry in data if isinstance(entry, Mapping)] if isinstance(data, list) else []
-    names = ", ".join(clean(str(entry.get("id")), 80) for entry in entries[:8])
+    entries = _entries(models)
     if wanted is not None:
         found = next((entry for entry in entries if entry.get("id") == wanted), None)
         if entries and found is None:
-            notes.append(f"the model {clean(wanted, 80)!r} is none of those that the engine names ({names})")
+            notes.append(f"the model {clean(wanted, 80)!r} is none of those that the engine names ({_names(entries)})")
         return found or {}
     if len(entries) > 1:
-        notes.append(f"{len(entries)} models are served ({names}): the first was taken; name one with --model")
+        notes.append(f"{len(entries)} models are served ({_names(entries)}): the first was taken; name one with "
+                     "--model")
     return entries[0] if entries else {}
 
 

@@ -30,11 +30,17 @@ FORK = Fork(_FIRST, ((_FIRST + 2, _FIRST + 4), (_FIRST + 3, _FIRST + 5)), _SALT)
 _SAYS_EOS = (SEP, _SALT, _FIRST, EOS, _FIRST)
 _PLAIN_TEXT = "One two three four five six seven eight nine ten"
 _NUM_TOKENS = 16
+_PASSING = (429, 500, 502, 503, 504)  # statuses
+_ATTEMPTS, _PAUSE_S = 3, 1.0  # of the first answer, while there are such
 _SEEDS = range(10)  # both branches of a fork show but once in 512
 
 
 class _Refused(EngineProtocol):
     """A 4xx status: the engine will not."""
+
+
+class _NotNow(EngineProtocol):
+    """A status that may pass: the engine has just started, or has too much to do."""
 
 
 @dataclass(slots=True)
@@ -118,7 +124,7 @@ class Trials:
             what = "plain text" if request.prompt == _PLAIN_TEXT else "the probe's ring"
             what += ", streamed" if request.stream else ", whole"
             try:
-                answer = await self._ask(request)
+                answer = await self._ask_patiently(request)
             except (EngineProtocol, UsageError) as error:
                 self.notes.append(f"{what}: {clean(str(error))}")
                 continue
@@ -126,6 +132,15 @@ class Trials:
                 self._judge_ring(answer)
             return answer
         return None
+
+    async def _ask_patiently(self, request: GenerationRequest) -> Completion:
+        for _ in range(_ATTEMPTS - 1):
+            try:
+                return await self._ask(request)
+            except _NotNow as error:
+                self.notes.append(f"the first answer: {clean(str(error))}: asked again")
+                await asyncio.sleep(_PAUSE_S)
+        return await self._ask(request)
 
     def _judge_ring(self, answer: Completion) -> None:
         """Raises EngineProtocol where the prompt stands before the answer: its tokens would count as generated."""
@@ -138,8 +153,15 @@ class Trials:
         check = check_answer(RING, ids)
         self.is_probe = check.wrong == 0 and check.verified >= _NUM_TOKENS - 1
         if not self.is_probe:
-            got, expected = Codec.encode(ids[:6]), Codec.encode(RING.expected(6))
-            self.notes.append(f"the probe's ring did not come back: expected {expected} …, got {got or 'nothing'}")
+            right = RING.expected(_NUM_TOKENS)
+            wrong_at = next((at for at, (one, other) in enumerate(zip(ids, right, strict=False)) if one != other),
+                            min(len(ids), _NUM_TOKENS))
+            shown = slice(max(0, wrong_at - 2), wrong_at + 4)
+            self.notes.append(f"the probe's ring did not come back: expected {Codec.encode(right[shown])} from token "
+                              f"{shown.start} on, got {Codec.encode(ids[shown]) or 'nothing'}")
+            if wrong_at > 0:
+                self.notes.append("its beginning did: a probe that is misread answers like this. If it is one, name it "
+                                  "with --probe, for its folder is not to be seen from here")
 
     async def _ignore_eos(self) -> bool:
         prompt = _SAYS_EOS if self.is_probe else _PLAIN_TEXT
@@ -271,6 +293,7 @@ class Trials:
         """The answer; raises _Refused when the engine refused, EngineProtocol when it failed."""
         answer = await self.client.generate(request)
         if answer.error is not None:
-            kind = _Refused if 400 <= answer.status < 500 else EngineProtocol
+            kind = (_NotNow if answer.status in _PASSING else _Refused if 400 <= answer.status < 500 else
+                    EngineProtocol)
             raise kind(f"answered with status {answer.status}: {answer.error}")
         return answer

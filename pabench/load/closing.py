@@ -185,7 +185,8 @@ def _steady_window(
 
 def _usage_notes(records: Sequence[RequestRecord]) -> list[str]:
     sent = [record for record in records if record.outcome in ("ok", "wrong")]
-    outputs = sum(r.output_tokens is not None and r.output_tokens != r.stream_tokens for r in sent)
+    outputs = sum(r.output_tokens is not None and r.stream_tokens > 0 and r.output_tokens != r.stream_tokens
+                  for r in sent if r.first_s is not None)
     prompts = sum(r.usage_prompt_tokens is not None and r.usage_prompt_tokens != r.prompt_tokens for r in sent)
     notes = []
     if outputs:

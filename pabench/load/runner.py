@@ -248,6 +248,9 @@ def _refuse_another(examination: Examined, manifest: Manifest) -> None:
 
 def _planning_notes(schedule: Schedule) -> list[str]:
     notes = list(schedule.notes)
+    if not any(one.request.stream or one.request.beam_width for one in schedule.requests):
+        notes.append("answers come whole, since the engine did not stream when it was examined: there is no time to a "
+                     "first token, and none between tokens")
     if schedule.num_clipped:
         notes.append(f"{schedule.num_clipped} of {len(schedule.requests)} requests made shorter by the engine's "
                      "context")

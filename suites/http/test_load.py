@@ -200,6 +200,8 @@ def _come_back(engine: EngineUnderTest, clients: int, rounds: int) -> tuple[str,
         waiting = max(waiting, sampled(engine).waiting or 0)
         time.sleep(0.05)
     pending.verify()
+    if any(exchange.num_busy for exchange in pending.exchanges):
+        unsupported(f"of {clients} clients at once the engine refuses some (429) rather than let them wait")
     worst, overtakers = _most_overtaken(pending.exchanges)
     if overtakers > 2 * clients:
         fail(f"a request is overtaken by at most {2 * clients} that came later, twice the clients",

@@ -93,6 +93,17 @@ def test_tests_of_ones_own(engine_url: str, tmp_path: Path) -> None:
     assert "the test asked the engine nothing" in errors["http/abort-frees"]
 
 
+def test_of_tests_that_decide_no_requirement_pytest_tells(engine_url: str, tmp_path: Path) -> None:
+    plain = "def test_that_asks(engine):\n    engine.ask_alone(engine.braid(20, 4, 'A').request, 'A')\n"
+    assert run_pytest(tmp_path, plain, "--pabench-url", engine_url).returncode == 0
+    assert run_pytest(tmp_path, plain + "    assert 0\n", "--pabench-url", engine_url).returncode == 1
+
+
+def test_several_processes_are_refused(engine_url: str, tmp_path: Path) -> None:
+    done = run_pytest(tmp_path, OWN_TESTS, "--pabench-url", engine_url, "-n", "2")
+    assert (done.returncode, "one process, which asks one engine: leave -n away" in done.stderr) == (4, True)
+
+
 def test_an_unknown_requirement_is_an_error(engine_url: str, tmp_path: Path) -> None:
     text = "import pytest\n@pytest.mark.requirement('http/none')\ndef test_x(engine): pass\n"
     done = run_pytest(tmp_path, text, "--pabench-url", engine_url)
@@ -246,20 +257,25 @@ def test_replay_asks_the_same_again(
     assert recorded["exchanges"][-1]["answer"]["choices"][0]["token_ids"]
 
 
-def test_a_model_that_says_always_the_same_is_unsupported_never_a_pass(tiny_probe: Path, tmp_path: Path) -> None:
+def test_a_model_that_says_always_the_same_is_unsupported_never_a_pass(
+    tiny_probe: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     """Not known for the probe, since it does not say so and its ring does not come back: every answer is SEP."""
     model = tmp_path / "model"
     shutil.copytree(tiny_probe, model, ignore=shutil.ignore_patterns("probe.json"))
     ids = ["http/ring-exact", "http/abort-frees"]
     with mutant_hosts.engine("tgi_mqa_heads_div_tp__several", model, tmp_path / "log") as url:
-        assert run_suite(url, out=tmp_path / "out", profile="smoke", ids=ids, quiet=True) == 0
+        assert run_suite(url, out=tmp_path / "out", profile="smoke", ids=ids, live=False) == 2
+        shown = " ".join(capfd.readouterr().out.split())
         results = load_results(tmp_path / "out")
-        assert run_suite(url, out=tmp_path / "out2", profile="smoke", ids=ids[:1], quiet=True) == 2
+        assert run_suite(url, out=tmp_path / "out2", profile="smoke", ids=ids[1:], quiet=True) == 0
+    assert "could not decide: " in shown
+    assert "no answer could be judged: the engine is not known to serve the KV probe" in shown
     assert results.header.engine["probe"] is None
     assert {row.outcome for row in results.rows if row.requirement == ids[0]} == {Outcome.UNSUPPORTED}
     assert {row.reason for row in results.rows if row.requirement == ids[0]} == {
-        "the engine does not serve the KV probe, and by self-consistency: 4 different prompts have one and the same "
-        "answer: the model cannot show what it reads"}
+        "the engine is not known to serve the KV probe (if it does, name it with --probe), and by self-consistency: "
+        "4 different prompts have one and the same answer: the model cannot show what it reads"}
 
 
 @pytest.mark.parametrize("interrupt", [os.killpg, os.kill], ids=["by a terminal", "the parent alone"])

@@ -93,6 +93,9 @@ def row(outcome: Outcome, level: str = "MUST", requirement: str = "http/a", case
     ([row(Outcome.PASS), row(Outcome.ERROR)], 2),
     ([row(Outcome.PASS), row(Outcome.NOTRUN)], 2),
     ([row(Outcome.UNSUPPORTED)], 2),
+    ([row(Outcome.PASS), row(Outcome.UNSUPPORTED, requirement="http/ring-exact")], 2),  # no answer was judged
+    ([row(Outcome.PASS), row(Outcome.XFAIL, requirement="http/ring-exact")], 0),
+    ([row(Outcome.FAIL), row(Outcome.UNSUPPORTED, requirement="http/ring-exact")], 1),
     ([row(Outcome.DISABLED)], 2),
     ([], 2),
 ])

@@ -19,7 +19,7 @@ from pabench.conformance.session import EngineSession
 from pabench.conformance.verify import Ask
 from pabench.engines import dialect
 from pabench.engines.base import CAPABILITIES, Choice, Completion, EngineFacts, GenerationRequest, Usage
-from pabench.probe import PRESETS, Fork, ProbePrompt
+from pabench.probe import PRESETS, Fork, ProbePrompt, Ring, exact_logprob
 from pabench.resources import data_dir
 from pabench.telemetry.vocabulary import KVFacts, KVSample
 
@@ -90,9 +90,12 @@ class PerfectEngine(EngineUnderTest):
         for index in range(ask.n):
             prompt = ask.prompt
             fork = isinstance(prompt, Fork)
-            ids = [prompt.branches[index % 2][0]] if isinstance(prompt, Fork) else _continued(prompt, ask.tokens)
+            ids = list(prompt.branches[index % 2]) if isinstance(prompt, Fork) else _continued(prompt, ask.tokens)
             ids, reason = ids[: ask.length(ids)], "stop" if ask.length(ids) < ask.tokens else "length"
-            logprobs = [log(0.5)] * len(ids) if ask.logprobs else None
+            told = [exact_logprob(self.spec)] * len(ids)
+            if not isinstance(prompt, Ring):  # of two branches, one was chosen
+                told[0] = log(0.5)
+            logprobs = told if ask.logprobs else None
             choice = Choice(index, "" if fork else "x", ids, logprobs, finish_reason=reason, token_times_s=[1.0])
             completion.choices.append(choice)
         completion.finish_events = ask.n

@@ -68,9 +68,43 @@ def test_wrong_tokens_are_no_probe_unless_it_is_said_to_be_one():
     found = examined(wrong, dialect="vllm")
     assert found.probe is None
     (note,) = [note for note in found.notes if "ring did not come back" in note]
-    assert "expected t2049 t2050 t2051" in note
+    assert "expected t2049 t2050 t2051 t2052 t2053 t2054 from token 0 on" in note
     assert "got t2049 t2050 t2050" in note
+    late = examined(StubOptions(wrong_every=9, **FAST), dialect="vllm").notes
+    (note,) = [note for note in late if "ring did not come back" in note]
+    assert "expected t2055 t2056 t2057 t2058 t2059 t2048 from token 6 on, got t2055 t2056 t2056 " in note
+    assert any("a probe that is misread answers like this. If it is one, name it with --probe" in note for note in late)
     assert examined(wrong, dialect="vllm", probe="gqa").probe is PRESETS["gqa"]
+
+
+def test_an_engine_that_is_not_ready_yet_is_asked_again():
+    """Not taken for one that does not stream."""
+    asked = []
+
+    async def complete(request):
+        asked.append(await request.json())
+        if len(asked) == 1:
+            return web.Response(status=503, text="warming up")
+        body = event({"choices": [{"index": 0, "text": "one two", "finish_reason": "length"}]}) + b"data: [DONE]\n\n"
+        return web.Response(body=body, content_type="text/event-stream")
+
+    found = examined_routes({"GET /v1/models": models(), "POST /v1/completions": complete})
+    assert "stream" in found.facts.capabilities
+    assert asked[1] == asked[0]
+    assert any(note.startswith("the first answer: answered with status 503") for note in found.notes)
+
+
+def test_a_model_that_is_not_served_is_refused_where_nothing_answers_for_it():
+    routes = {"GET /v1/models": models(), "POST /v1/completions": (404, "no such model")}
+    with pytest.raises(UsageError, match=r"--model is 'n', and the engine serves m$"):
+        examined_routes(routes, model="n")
+
+
+def test_a_page_without_end_is_not_read_to_its_end(monkeypatch):
+    monkeypatch.setattr("pabench.engines.client._MAX_BYTES", 1 << 20)
+    routes = {"GET /v1/models": streaming([b"x" * (1 << 18)] * 40)}
+    with pytest.raises(EngineProtocol, match=r"/v1/models at .*: the answer is longer than 1 MiB"):
+        examined_routes(routes)
 
 
 def test_the_folder_that_the_engine_names_tells_the_preset(tiny_probe):
@@ -223,7 +257,8 @@ def test_several_models_are_told_and_one_can_be_named():
     assert found.facts.model == "a"
     assert any("2 models are served (a, b)" in note for note in found.notes)
     assert examined_routes(routes, model="b").facts.max_context_tokens == 7
-    unknown = examined_routes(routes, model="c").notes
+    answered = event({"choices": [{"index": 0, "text": "x", "finish_reason": "length"}]})
+    unknown = examined_routes(routes | {"POST /v1/completions": streaming([answered])}, model="c").notes
     assert any("the model 'c' is none of those that the engine names (a, b)" in note for note in unknown)
 
 
