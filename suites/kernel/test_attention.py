@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import strategies as st
 
 from pabench.conformance.kernel import KernelUnderTest
-from pabench.conformance.kernel.cases import DTYPES, LAYOUTS, SCALED, STORAGE, CacheForm
+from pabench.conformance.kernel.cases import DTYPES, LAYOUTS, SCALED, STORAGE, AttendCase, CacheForm
 from pabench.conformance.kernel.checks import equals_dense, every_row_written, lse_equals_dense, scales_count
 from pabench.conformance.kernel.strategies import (
     BLOCK_SIZES,
@@ -14,10 +16,17 @@ from pabench.conformance.kernel.strategies import (
     HEAD_DIMS,
     ROWS,
     attend_cases,
+    crowd_cases,
     edges,
     forms,
     plain_cases,
 )
+
+# Option -> what it is of the cache, and of the batch.
+_OPTIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "window": ({}, {"window": 9}), "soft-cap": ({}, {"soft_cap": 2.0}), "alibi": ({}, {"alibi": True}),
+    "scales": ({"storage": "int8", "scales": "head"}, {}), "lse": ({}, {"with_lse": True}),
+}
 
 
 @pytest.mark.requirement("kernel/equals-dense")
@@ -25,6 +34,13 @@ from pabench.conformance.kernel.strategies import (
 def test_equals_dense(kernel: KernelUnderTest, rows: str) -> None:
     """Any batch, with any options together."""
     kernel.every(attend_cases(rows=rows), equals_dense, share=1 if rows in ("decode", "prefill") else 4)
+
+
+@pytest.mark.requirement("kernel/equals-dense", case="many-sequences")
+@pytest.mark.parametrize("num_seqs", [9, 40])
+def test_many_sequences(kernel: KernelUnderTest, num_seqs: int) -> None:
+    """More sequences than a warp's part of a tile has lanes, each with a table of its own."""
+    kernel.every(crowd_cases(num_seqs), equals_dense)
 
 
 @pytest.mark.requirement("kernel/lse-correct")
@@ -50,6 +66,18 @@ def test_group_map(kernel: KernelUnderTest, group: int) -> None:
     """So many query heads read one KV head."""
     kv_heads = 1 if group > 16 else 2
     kernel.every(plain_cases(form={"num_kv_heads": kv_heads}, group=group, longest=40, max_seqs=2), equals_dense)
+
+
+@pytest.mark.requirement("kernel/group-map", case="with")
+@pytest.mark.parametrize("option", _OPTIONS)
+def test_large_groups_with_options(kernel: KernelUnderTest, option: str) -> None:
+    """Rows of a group that fill more than a tile of 16, and each option that knows its head or its row."""
+    if option == "lse":
+        kernel.need("lse", "it is what is asked for")
+    cache, scoring = _OPTIONS[option]
+    form = {"num_kv_heads": 2, "head_dim": 16, **cache}
+    kernel.every(st.sampled_from((20, 8)).flatmap(lambda group: plain_cases(
+        form=form, group=group, longest=40, max_seqs=2, **scoring)), equals_dense)
 
 
 @pytest.mark.requirement("kernel/head-dims")
@@ -129,9 +157,21 @@ def test_strided_views(kernel: KernelUnderTest, layout: str) -> None:
 @pytest.mark.parametrize("storage", STORAGE)
 def test_far_blocks(kernel: KernelUnderTest, storage: str) -> None:
     """The live blocks lie more than 2^31 elements behind the cache's beginning."""
-    form = CacheForm(storage=storage, layout="far", scales="tensor" if storage in SCALED else "")
-    kernel.every(attend_cases(form=st.just(form), dtype="float32" if storage in SCALED else storage, window=None,
-                              soft_cap=None, alibi=False, longest=40, max_seqs=2), equals_dense)
+    kernel.every(_far_cases(storage, 2**31), equals_dense)
+
+
+@pytest.mark.requirement("kernel/64-bit-addresses", case="past-32-bits")
+@pytest.mark.parametrize("storage", STORAGE)
+def test_farther_blocks(kernel: KernelUnderTest, storage: str) -> None:
+    """The live blocks lie more than 2^32 elements behind the cache's beginning: 32 bits without a sign wrap around."""
+    kernel.every(_far_cases(storage, 2**32), equals_dense)
+
+
+def _far_cases(storage: str, far_elements: int) -> st.SearchStrategy[AttendCase]:
+    scales = "tensor" if storage in SCALED else ""
+    form = CacheForm(storage=storage, layout="far", far_elements=far_elements, scales=scales)
+    return attend_cases(form=st.just(form), dtype="float32" if storage in SCALED else storage, window=None,
+                        soft_cap=None, alibi=False, longest=40, max_seqs=2)
 
 
 @pytest.mark.requirement("kernel/shared-prefix")

@@ -16,7 +16,7 @@ from pabench.conformance.kernel.checks import (
     same_in_parts,
     same_whatever,
 )
-from pabench.conformance.kernel.strategies import attend_cases, forms, long_cases, plain_cases
+from pabench.conformance.kernel.strategies import attend_cases, forms, long_cases, plain_cases, very_long_cases
 
 
 @pytest.mark.requirement("kernel/ignores-slots-past-seq-len")
@@ -61,6 +61,13 @@ def test_split_lengths(kernel: KernelUnderTest) -> None:
 def test_split_with_options(kernel: KernelUnderTest) -> None:
     """Long contexts of any storage with windows, caps, ALiBi and drafts: each crosses edges between parts."""
     kernel.every(long_cases(), equals_dense, share=20)
+
+
+@pytest.mark.requirement("kernel/split-invariant", case="very-long")
+@pytest.mark.parametrize("rows", ["decode", "chunk"])
+def test_very_long(kernel: KernelUnderTest, rows: str) -> None:
+    """More parts than fit into a fixed number of them."""
+    kernel.every(very_long_cases(rows), equals_dense)
 
 
 @pytest.mark.requirement("kernel/split-invariant", case="two-parts")

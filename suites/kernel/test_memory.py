@@ -8,14 +8,23 @@ import pytest
 from hypothesis import strategies as st
 
 from pabench.conformance.kernel import KernelUnderTest
-from pabench.conformance.kernel.cases import LAYOUTS, SCALED, STORAGE, CacheForm, WriteCase
+from pabench.conformance.kernel.cases import DTYPES, LAYOUTS, SCALED, SCALES, STORAGE, CacheForm, WriteCase
 from pabench.conformance.kernel.memory_checks import (
     copied_exactly,
     merges_as_dense,
     nothing_else_written,
     written_exactly,
 )
-from pabench.conformance.kernel.strategies import copy_cases, forms, merge_cases, write_cases
+from pabench.conformance.kernel.strategies import (
+    copy_cases,
+    forms,
+    many_copied,
+    many_written,
+    merge_cases,
+    write_cases,
+)
+
+_FAR = pytest.mark.parametrize("far_elements", [2**31, 2**32], ids=["31-bits", "32-bits"])
 
 
 @pytest.mark.requirement("kernel/cache-write-injective")
@@ -35,6 +44,13 @@ def test_all_slots(kernel: KernelUnderTest) -> None:
 def _all_slots(case: WriteCase) -> st.SearchStrategy[WriteCase]:
     slots = range(case.num_blocks * case.form.block_size)
     return st.permutations(slots).map(lambda order: replace(case, slots=tuple(order)))
+
+
+@pytest.mark.requirement("kernel/cache-write-injective", case="many-tokens")
+@pytest.mark.parametrize("num_tokens", [70, 300])
+def test_many_tokens(kernel: KernelUnderTest, num_tokens: int) -> None:
+    """More tokens than a tile has rows, as a prefill writes them."""
+    kernel.every(many_written(num_tokens), written_exactly)
 
 
 @pytest.mark.requirement("kernel/pad-writes-nothing")
@@ -66,20 +82,36 @@ def test_block_copy_exact(kernel: KernelUnderTest) -> None:
     kernel.every(copy_cases(), copied_exactly, share=1)
 
 
+@pytest.mark.requirement("kernel/block-copy-exact", case="many-pairs")
+@pytest.mark.parametrize("num_pairs", [9, 40])
+def test_many_pairs(kernel: KernelUnderTest, num_pairs: int) -> None:
+    """More pairs than one launch may be made for, as a swap has them."""
+    kernel.every(many_copied(num_pairs), copied_exactly)
+
+
 @pytest.mark.requirement("kernel/64-bit-addresses", case="write")
-def test_far_writes(kernel: KernelUnderTest) -> None:
-    """Slots more than 2^31 elements from the cache's beginning."""
+@_FAR
+@pytest.mark.parametrize("storage", ["float32", "bfloat16", *SCALED])
+def test_far_writes(kernel: KernelUnderTest, storage: str, far_elements: int) -> None:
+    """Slots more than 2^31 or 2^32 elements from the cache's beginning; a scaled storage may have a path of its own."""
     kernel.need("write", "far slots are written")
-    kernel.every(st.sampled_from(("float32", "bfloat16")).flatmap(lambda storage: write_cases(
-        form=st.just(CacheForm(storage=storage, layout="far")))), written_exactly)
+    kernel.every(st.sampled_from(SCALES if storage in SCALED else ("",)).flatmap(lambda scales: write_cases(
+        form=st.just(CacheForm(storage=storage, scales=scales, layout="far", far_elements=far_elements)))),
+        written_exactly)
 
 
 @pytest.mark.requirement("kernel/64-bit-addresses", case="copy")
-def test_far_copies(kernel: KernelUnderTest) -> None:
-    """Blocks more than 2^31 elements from the cache's beginning."""
+@_FAR
+@pytest.mark.parametrize("storage", DTYPES)
+def test_far_copies(kernel: KernelUnderTest, storage: str, far_elements: int) -> None:
+    """Blocks more than 2^31 or 2^32 elements from the cache's beginning.
+
+    A copy may count in words of four bytes: then it is float32 that has as many of them as it has elements.
+    """
     kernel.need("copy", "far blocks are copied")
-    kernel.every(copy_cases(form=st.just(CacheForm(storage="bfloat16", layout="far")), target_blocks=None, num_blocks=6,
-                            pairs=((0, 5), (2, 1))), copied_exactly)
+    form = CacheForm(storage=storage, layout="far", far_elements=far_elements)
+    kernel.every(copy_cases(form=st.just(form), target_blocks=None, num_blocks=6, pairs=((0, 5), (2, 1))),
+                 copied_exactly)
 
 
 @pytest.mark.requirement("kernel/merge-equals-dense")

@@ -42,6 +42,7 @@ class CacheForm:
     storage: str = "float32"  # of STORAGE
     scales: str = ""          # of SCALES where the storage is one of SCALED, else ""
     layout: str = "plain"     # of LAYOUTS
+    far_elements: int = 2**31  # that a cache in the layout "far" has before its last blocks, which are those in use
 
     def __post_init__(self) -> None:
         """Refuse what cannot be. Raises ValueError."""
@@ -49,6 +50,8 @@ class CacheForm:
         _check(self.layout in LAYOUTS, f"layout {self.layout!r}, expected one of {', '.join(LAYOUTS)}")
         scaled = self.storage in SCALED
         _check(self.scales in (SCALES if scaled else ("",)), f"scales {self.scales!r} for a cache of {self.storage}")
+        far = self.layout == "far" or self.far_elements == 2**31
+        _check(far, f"{self.far_elements} elements before a cache in the layout {self.layout!r}")
         sizes = (self.block_size, self.num_kv_heads, self.head_dim, self.value_dim)
         _check(min(sizes) >= 1, f"a size below 1 in {sizes}")
         same = self.head_dim == self.value_dim

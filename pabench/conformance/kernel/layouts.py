@@ -4,11 +4,12 @@
     hnd        heads before slots: [num_blocks, num_kv_heads, block_size, dim], seen transposed
     combined   keys and values are halves of one tensor [num_blocks, 2, block_size, num_kv_heads, dim]
     padded     room between the rows, the slots and the blocks, and before the first
-    far        plain, but so long that its last blocks lie more than 2^31 elements from its beginning
+    far        plain, but so long that its last blocks lie more than `far_elements` from its beginning: 2^31, where
+               a product wraps around in 32 bits with a sign, or 2^32, where it does in those without one too
 
-A far cache is mapped, never filled: pages that nobody touches cost nothing; on a device it takes its memory. It has as
-much room before its first element: an address that wraps around in 32 bits reads zeros there rather than ending the
-process, or the device.
+A far cache is mapped, never filled: pages that nobody touches cost nothing; on a device it takes its memory. It has
+room for 2^31 elements before its first: an address that wraps around in 32 bits reads zeros there, or in the part that
+is jumped over, rather than ending the process, or the device.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import torch
 
 from pabench.conformance.kernel.cases import CacheForm
 
-_FAR_ELEMENTS = 2**31
+_ROOM = 2**31  # elements before a far cache
 _MAP_NORESERVE = 0x4000
 
 
@@ -56,7 +57,7 @@ def num_blocks_in(form: CacheForm, pool: int) -> int:
     if form.layout != "far":
         return pool
     stride = form.block_size * form.num_kv_heads * min(form.head_dim, form.value_dim)
-    return pool + -(-_FAR_ELEMENTS // stride)
+    return pool + -(-form.far_elements // stride)
 
 
 def place_cache(form: CacheForm, num_blocks: int, device: str, fill: str) -> PlacedCache:
@@ -120,7 +121,7 @@ def _place(sizes: Sequence[int], dtype: torch.dtype, layout: str, device: str, f
         strides, block = _contiguous(inner), _contiguous((1, *inner))[0]
     elements = num_blocks * block + offset
     if layout == "far":
-        offset, elements = _FAR_ELEMENTS, _FAR_ELEMENTS + elements
+        offset, elements = _ROOM, _ROOM + elements
         base = _sparse(elements, dtype) if device == "cpu" else torch.zeros(elements, dtype=dtype, device=device)
     else:
         base = _filled(elements, dtype, device, fill)

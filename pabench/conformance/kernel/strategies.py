@@ -1,6 +1,7 @@
 """Cases as Hypothesis draws them: small, with lengths at edges, and every option in some of them.
 
-Lengths lie around edges of blocks and of tiles rather than being long: an interpreter runs the kernels too.
+Lengths lie around edges of blocks and of tiles rather than being long: an interpreter runs the kernels too. What is
+large, many sequences, tokens or pairs, is so in cases of its own, which are small in all else.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ _LONGEST = {"decode": 130, "prefill": 34, "chunk": 66, "mixed": 50}  # many rows
 # Where splits of 256, 512 and 1024 positions end, and those of 2048 that chunks have.
 _SPLIT_EDGES = (255, 256, 257, 300, 511, 512, 513, 769, 1023, 1025)
 _CHUNK_EDGES = (2047, 2048, 2049, 2050)
+_VERY_LONG = (4097, 8195)
 
 
 def edges(block_size: int, longest: int) -> list[int]:
@@ -126,6 +128,21 @@ def long_cases() -> st.SearchStrategy[AttendCase]:
     return st.sampled_from((decodes, decodes, drafts, drafts, of(_CHUNK_EDGES, (9, 12), 1))).flatmap(lambda each: each)
 
 
+def very_long_cases(rows: str) -> st.SearchStrategy[AttendCase]:
+    """One sequence past 4096 positions or past 8192, of which everything else is small."""
+    form = {"num_kv_heads": 1, "head_dim": 16, "storage": "float32"}
+    return st.sampled_from(_VERY_LONG).flatmap(lambda context: plain_cases(
+        rows=rows, form=form, context_lens=(context,), max_seqs=1, dtype="float32"))
+
+
+def crowd_cases(num_seqs: int) -> st.SearchStrategy[AttendCase]:
+    """So many sequences, each of a few positions, in decodes or in chunks too, with any options."""
+    form = forms(num_kv_heads=1, head_dim=16)
+    contexts = st.lists(st.integers(1, 20), min_size=num_seqs, max_size=num_seqs).map(tuple)
+    return st.tuples(contexts, st.sampled_from(("decode", "decode", "chunk"))).flatmap(lambda drawn: attend_cases(
+        rows=drawn[1], form=form, longest=20, context_lens=drawn[0], group=2))
+
+
 def _rows(rows: str, context: int) -> st.SearchStrategy[int]:
     """Query rows of a sequence of so many positions."""
     if context == 0:
@@ -153,6 +170,13 @@ def write_cases(
     return WriteCase(**values)
 
 
+def many_written(num_tokens: int) -> st.SearchStrategy[WriteCase]:
+    """So many tokens into adjacent blocks in any order, and two that are written nowhere among them."""
+    form = forms(block_size=16, num_kv_heads=1, head_dim=16)
+    return st.permutations(range(num_tokens + 2)).flatmap(lambda order: write_cases(
+        form=form, num_blocks=-(-num_tokens // 16), slots=tuple(at if at < num_tokens else -1 for at in order)))
+
+
 @st.composite
 def copy_cases(draw: st.DrawFn, /, *, form: st.SearchStrategy[CacheForm] | None = None, **fixed: Any) -> CopyCase:
     """Blocks to blocks: within a cache, where a source may be another's target, or into another cache."""
@@ -164,6 +188,14 @@ def copy_cases(draw: st.DrawFn, /, *, form: st.SearchStrategy[CacheForm] | None 
     values: dict[str, Any] = {"pairs": pairs, "num_blocks": num_blocks, "target_blocks": target_blocks, "form": cache,
                               "seed": draw(SEEDS)} | fixed
     return CopyCase(**values)
+
+
+def many_copied(num_pairs: int) -> st.SearchStrategy[CopyCase]:
+    """So many small blocks into any others, of another cache or of the same."""
+    form = forms(block_size=2, num_kv_heads=1, head_dim=16)
+    blocks = num_pairs + 2
+    return st.tuples(st.permutations(range(blocks)), st.sampled_from((blocks, None))).flatmap(lambda drawn: copy_cases(
+        form=form, num_blocks=blocks, target_blocks=drawn[1], pairs=tuple(enumerate(drawn[0][:num_pairs]))))
 
 
 @st.composite
