@@ -28,8 +28,8 @@ from pabench.resources import data_dir
 ROOT = Path(__file__).resolve().parents[2]
 COMMON = ("--block-size", "16", "--dtype", "float32", "--served-model-name", "probe")
 DEFAULTS = ("--num-blocks", "256", "--max-num-seqs", "16", "--max-model-len", "512")
-# What each forked process would import again. torch imports the second when its new memory is to be filled.
-PRELOADED = ["reference_engine.__main__", "torch._inductor.config"]
+# What each forked process would import again. Nothing that imports Triton: it asks for its interpreter beforehand.
+PRELOADED = ["reference_engine.__main__"]
 _READY_S = 60.0
 
 

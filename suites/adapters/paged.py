@@ -78,7 +78,8 @@ def in_triton() -> PagedKernels:
     """On a GPU, or interpreted."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu" and os.environ.setdefault("TRITON_INTERPRET", "1") == "1":
-        loaded = sys.modules.get("paged_kernels.triton_backend.attend")
-        if loaded is not None and not hasattr(loaded.attend_kernel, "rewrite"):
-            raise RuntimeError("Triton was imported before TRITON_INTERPRET was 1")
+        for module, function in (("triton.language", "max"), ("paged_kernels.triton_backend.attend", "attend_kernel")):
+            loaded = sys.modules.get(module)
+            if loaded is not None and not hasattr(getattr(loaded, function), "rewrite"):
+                raise RuntimeError("Triton was imported before TRITON_INTERPRET was 1")
     return PagedKernels("triton", frozenset({"lse", "write", "copy", "merge"}), device)

@@ -76,8 +76,9 @@ def test_large_groups_with_options(kernel: KernelUnderTest, option: str) -> None
         kernel.need("lse", "it is what is asked for")
     cache, scoring = _OPTIONS[option]
     form = {"num_kv_heads": 2, "head_dim": 16, **cache}
-    kernel.every(st.sampled_from((20, 8)).flatmap(lambda group: plain_cases(
-        form=form, group=group, longest=40, max_seqs=2, **scoring)), equals_dense)
+    contexts = st.integers(12, 40)  # a decode and a chunk in each: they are two paths
+    kernel.every(st.tuples(st.sampled_from((20, 8)), contexts, contexts).flatmap(lambda drawn: plain_cases(
+        form=form, group=drawn[0], context_lens=drawn[1:], query_lens=(1, 5), **scoring)), equals_dense)
 
 
 @pytest.mark.requirement("kernel/head-dims")

@@ -12,7 +12,7 @@ from pabench.conformance import Outcome, load_results
 from pabench.conformance.adapters import _module, make_adapter
 from pabench.conformance.failure import CaseFailed
 from pabench.conformance.kernel import layouts, under_test
-from pabench.conformance.kernel.cases import MergeCase
+from pabench.conformance.kernel.cases import CacheForm, MergeCase, WriteCase
 from pabench.conformance.runner import replay_case, run_suite
 from tests.conformance.mutant_hosts import ROOT
 
@@ -108,9 +108,19 @@ def test_an_error_that_the_device_survives_is_the_calls(tmp_path: Path, monkeypa
 
 def test_a_far_cache_has_room_before_it_on_any_device() -> None:
     for device in ("cpu", "meta"):
-        placed = layouts._place((4, 2, 1, 8), torch.float16, "far", device, "nan")
-        assert placed.view.storage_offset() == 2**31
-        assert placed.base.numel() == 2**31 + 4 * 2 * 8
+        for room in (2**31, 2**32):
+            placed = layouts._place((4, 2, 1, 8), torch.float16, "far", device, "nan", room)
+            assert placed.view.storage_offset() == room
+            assert placed.base.numel() == room + 4 * 2 * 8
+
+
+def test_what_takes_memory_on_a_device_is_not_asked_there() -> None:
+    kernel = under_test.KernelUnderTest(make_adapter("paged-torch"), None, None, None)  # type: ignore[arg-type]
+    farther = WriteCase((0,), form=CacheForm(layout="far", far_elements=2**32))
+    assert kernel._reasons(farther) == []
+    kernel.device = "cuda"
+    assert kernel._reasons(farther) == ["2^32 elements before a cache take no memory on the CPU alone"]
+    assert kernel._reasons(WriteCase((0,), form=CacheForm(layout="far"))) == []
 
 
 def test_flashinfer_merges_what_its_kernels_are_built_for() -> None:

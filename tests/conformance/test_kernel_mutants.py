@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import multiprocessing
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -53,6 +55,14 @@ def outcomes(name: str | None, impl: str | None, out: Path, *ids: str, profile: 
     finally:
         process.kill()
         process.join()
+
+
+def test_triton_is_not_there_before_it_is_asked_for_its_interpreter() -> None:
+    """What is imported before runs on a GPU alone: each mutant of its kernels would fail, whatever its fault."""
+    words = f"import sys, {', '.join(PRELOADED)}; print('triton' in sys.modules)"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(mutant_hosts.ROOT / "kernels"), *sys.path])}
+    done = subprocess.run([sys.executable, "-c", words], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
 
 
 @pytest.mark.mutants

@@ -131,6 +131,7 @@ def test_a_case_is_the_same_from_json(case: Case) -> None:
     ({"operation": "write", "slots": [1, 1]}, "a slot is written twice"),
     ({"operation": "copy", "pairs": [[0, 9]]}, "a pair names no block"),
     ({"operation": "write", "slots": [0], "form": {"storage": "int8"}}, "scales '' for a cache of int8"),
+    ({"operation": "write", "slots": [0], "form": {"far_elements": 2**32}}, "before a cache in the layout 'plain'"),
 ])
 def test_what_is_no_case_is_refused(document: dict, complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
@@ -203,3 +204,9 @@ def test_cases_say_what_is_not_as_usual() -> None:
     assert in_words(MergeCase(parts=3)) == "MergeCase(parts 3)"
     assert in_words(WriteCase((0, -1), form=CacheForm(head_dim=80))) == "WriteCase(slots (0, -1), head_dim 80)"
     assert in_words(CopyCase(((0, 1),))) == "CopyCase(pairs ((0, 1),))"
+
+
+def test_cases_say_what_is_long_by_its_ends() -> None:
+    assert in_words(AttendCase((1,) * 40, (1,) * 40)) == "AttendCase(context_lens 40 times 1, query_lens 40 times 1)"
+    written = WriteCase((*range(31), -1), num_blocks=2)
+    assert in_words(written) == "WriteCase(slots (0, 1, 2, 3, … -1; 32 in all))"

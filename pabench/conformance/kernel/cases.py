@@ -169,6 +169,7 @@ class MergeCase:
 
 
 Case = AttendCase | WriteCase | CopyCase | MergeCase
+_MOST_TOLD = 16  # entries of one value that a line shows
 _KINDS: dict[str, type[Case]] = {"attend": AttendCase, "write": WriteCase, "copy": CopyCase, "merge": MergeCase}
 
 
@@ -203,8 +204,17 @@ def _told(part: Case | CacheForm) -> list[str]:
         if isinstance(value, CacheForm):
             told += _told(value)
         elif value != each.default:
-            told.append(f"{each.name} {value}")
+            told.append(f"{each.name} {_short(value)}")
     return told
+
+
+def _short(value: Any) -> str:
+    """A long tuple by its ends: the case file has all of it."""
+    if not isinstance(value, tuple) or len(value) <= _MOST_TOLD:
+        return str(value)
+    if len(set(value)) == 1:
+        return f"{len(value)} times {value[0]}"
+    return f"({', '.join(map(str, value[:4]))}, … {value[-1]}; {len(value)} in all)"
 
 
 def _tuples(value: Any) -> Any:

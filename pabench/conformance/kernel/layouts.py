@@ -7,9 +7,9 @@
     far        plain, but so long that its last blocks lie more than `far_elements` from its beginning: 2^31, where
                a product wraps around in 32 bits with a sign, or 2^32, where it does in those without one too
 
-A far cache is mapped, never filled: pages that nobody touches cost nothing; on a device it takes its memory. It has
-room for 2^31 elements before its first: an address that wraps around in 32 bits reads zeros there, or in the part that
-is jumped over, rather than ending the process, or the device.
+A far cache is mapped, never filled: pages that nobody touches cost nothing; on a device it takes its memory. It has as
+much room before its first element: an address that wraps around in 32 bits, or that of a word of several elements,
+reads zeros there, or in the part that is jumped over, rather than ending the process, or the device.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ import torch
 
 from pabench.conformance.kernel.cases import CacheForm
 
-_ROOM = 2**31  # elements before a far cache
 _MAP_NORESERVE = 0x4000
 
 
@@ -69,12 +68,13 @@ def place_cache(form: CacheForm, num_blocks: int, device: str, fill: str) -> Pla
         strides = (2 * half, *_contiguous((*sizes[1:], form.head_dim)))
         key, value = (Placed(base, base.as_strided((*sizes, form.head_dim), strides, offset)) for offset in (0, half))
     else:
-        key, value = (_place((*sizes, dim), torch_dtype(form.storage), form.layout, device, fill)
+        key, value = (_place((*sizes, dim), torch_dtype(form.storage), form.layout, device, fill, form.far_elements)
                       for dim in (form.head_dim, form.value_dim))
     if form.scales != "slot":
         return PlacedCache(key, value)
     layout = "plain" if form.layout == "combined" else form.layout
-    return PlacedCache(key, value, *(_place(sizes, torch.float32, layout, device, fill) for _ in range(2)))
+    scales = (_place(sizes, torch.float32, layout, device, fill, form.far_elements) for _ in range(2))
+    return PlacedCache(key, value, *scales)
 
 
 def torch_dtype(name: str) -> torch.dtype:
@@ -105,7 +105,9 @@ def same_bits(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return a.view(integer) == b.view(integer)
 
 
-def _place(sizes: Sequence[int], dtype: torch.dtype, layout: str, device: str, fill: str) -> Placed:
+def _place(
+    sizes: Sequence[int], dtype: torch.dtype, layout: str, device: str, fill: str, far_elements: int = 2**31
+) -> Placed:
     """[num_blocks, block_size, num_kv_heads] or with a last dim more; the last dim is contiguous but for scales."""
     sizes = tuple(sizes)
     num_blocks, inner, offset = sizes[0], sizes[1:], 0
@@ -121,7 +123,7 @@ def _place(sizes: Sequence[int], dtype: torch.dtype, layout: str, device: str, f
         strides, block = _contiguous(inner), _contiguous((1, *inner))[0]
     elements = num_blocks * block + offset
     if layout == "far":
-        offset, elements = _ROOM, _ROOM + elements
+        offset, elements = far_elements, far_elements + elements
         base = _sparse(elements, dtype) if device == "cpu" else torch.zeros(elements, dtype=dtype, device=device)
     else:
         base = _filled(elements, dtype, device, fill)
