@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from hypothesis import strategies as st
@@ -11,6 +11,8 @@ from pabench.conformance.alloc.adapter import Pool
 from pabench.conformance.alloc.schedule import Limits
 
 _TOKENS = st.integers(0, 1)
+# What a trace has in their place: ids whose digits run together (1 11 and 11 1), or that agree in their low 16 bits.
+_ALPHABETS = ((0, 1), (1, 11), (1, 1 + 2**16))
 # Prompts begin with a part of one of these: so that blocks are found again, and their ends differ.
 _TEXTS = ([0, 1, 0, 0, 1, 1, 0, 1, 1, 1, 0, 0], [1, 0, 0, 0, 1, 1, 0, 1, 1, 1, 0, 0])
 _PROMPTS = st.builds(lambda text, length, tail: text[:length] + tail, st.sampled_from([*_TEXTS[:1], *_TEXTS]),
@@ -20,7 +22,9 @@ _WEIGHTS = {"allocate": 5, "append": 3, "compute": 4, "fork": 2, "finish": 3, "f
             "truncate": 1}
 _INDEX = st.integers(0, 7)
 _FEW_KEYS = st.sampled_from([[], [], [], [], ["a"], ["b"]])
-_MANY_KEYS = st.sampled_from([[], ["a"], ["b"], ["a", "b"], ["ab"], ["30x100", "p"], ["100x30", "p"]])
+# Digests differ in their last digit, or in their first.
+_DIGESTS = [[first + "0" * 30 + last] for first, last in ("01", "02", "31")]
+_MANY_KEYS = st.sampled_from([[], ["a"], ["b"], ["a", "b"], ["ab"], ["30x100", "p"], ["100x30", "p"], *_DIGESTS])
 
 
 def pools(
@@ -62,7 +66,16 @@ def traces(
 ) -> st.SearchStrategy[dict[str, Any]]:
     """A pool, and up to `longest` operations of these kinds."""
     each = operations(kinds, many_keys=many_keys)
-    return st.fixed_dictionaries({"pool": pool, "operations": st.lists(each, min_size=longest // 2, max_size=longest)})
+    return st.builds(_spelled, st.sampled_from(_ALPHABETS), pool,
+                     st.lists(each, min_size=longest // 2, max_size=longest))
+
+
+def _spelled(alphabet: Sequence[int], pool: Pool, operations: Sequence[list[Any]]) -> dict[str, Any]:
+    """A trace, with the tokens of an alphabet in the place of 0 and 1."""
+    at = {"allocate": 1, "append": 2}  # where an operation has its tokens
+    return {"pool": pool, "operations": [
+        [[alphabet[token] for token in part] if place == at.get(each[0]) else part for place, part in enumerate(each)]
+        for each in operations]}
 
 
 def schedules(longest: int, *, caching: bool, equal: bool = False) -> st.SearchStrategy[dict[str, Any]]:
