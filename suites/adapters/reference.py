@@ -86,11 +86,12 @@ class ReferenceAllocator:
         self._allocator: Allocator
         self._pool: Pool
         self._swap: SwapSpace
+        self._away: set[int] = set()  # sequences in host memory
         self._texts: dict[int, tuple[list[int], bytes]] = {}  # tokens, and the key that their chain begins with
 
     def _begin(self, pool: Pool, allocator: Allocator) -> None:
         self._pool, self._allocator, self._texts = pool, allocator, {}
-        self._swap = SwapSpace(pool.host_blocks, allocator)
+        self._swap, self._away = SwapSpace(pool.host_blocks, allocator), set()
 
     def describe(self) -> str:
         """See AllocatorAdapter."""
@@ -140,7 +141,11 @@ class ReferenceAllocator:
 
     def free(self, seq: int) -> None:
         """See AllocatorAdapter."""
-        self._allocator.free(seq)
+        if seq in self._away:
+            self._away.remove(seq)
+            self._swap.discard(seq)
+        else:
+            self._allocator.free(seq)
 
     def block_table(self, seq: int) -> list[int | None]:
         """See AllocatorAdapter."""
@@ -152,13 +157,19 @@ class ReferenceAllocator:
 
     def swap_out(self, seq: int, num_computed: int) -> Copies | None:
         """See AllocatorAdapter."""
-        return self._swap.swap_out(seq, num_computed)
+        copies = self._swap.swap_out(seq, num_computed)
+        if copies is not None:
+            self._away.add(seq)
+        return copies
 
     def swap_in(self, seq: int) -> tuple[int, Copies] | None:
         """See AllocatorAdapter."""
         num_tokens = len(self._texts[seq][0])
         keys = self._keys(seq, num_tokens) if self._pool.caching else []
-        return self._swap.swap_in(seq, num_tokens, self._pool.max_tokens, keys)
+        back = self._swap.swap_in(seq, num_tokens, self._pool.max_tokens, keys)
+        if back is not None:
+            self._away.remove(seq)
+        return back
 
     def slots(self, seq: int, start: int, stop: int) -> list[int]:
         """See AllocatorAdapter."""

@@ -4,45 +4,76 @@ from __future__ import annotations
 
 import pytest
 
-from pabench.conformance.alloc import AllocatorUnderTest, Play, Pool
-from pabench.conformance.alloc.checks import check_contents, check_cover, check_distinct, check_sum, check_unchanged
+from pabench.conformance.alloc import AllocatorUnderTest, Play, Pool, Step
+from pabench.conformance.alloc.checks import (
+    check_contents,
+    check_cover,
+    check_distinct,
+    check_hit,
+    check_sum,
+    check_unchanged,
+)
 from pabench.conformance.failure import fail
+
+KINDS = pytest.mark.parametrize("caching", [False, True], ids=["plain", "cached"])
 
 
 def keeps_its_window(play: Play) -> None:
-    """The blocks that the window reaches are there and hold their own; those behind it are given back."""
+    """The blocks that the window reaches are there and hold their own, found or not; those behind it are given back."""
     size = play.pool.block_size
     for step in play:
-        for check in (check_cover, check_contents, check_distinct, check_sum):
+        for check in (check_hit, check_cover, check_contents, check_distinct, check_sum):
             check(play, step)
         for held in play.live:
-            kept = [at for at in range(max(held.num_dropped, 0) // size) if held.table[at] is not None]
+            kept = [at for at in range(max(held.num_slid, 0) // size) if held.table[at] is not None]
             if kept:
-                fail(f"{held.name} gives up the blocks wholly before position {held.num_dropped}",
+                fail(f"{held.name} gives up the blocks wholly before position {held.num_slid}",
                      f"block {held.table[kept[0]]} at {kept[0]} of its table is still held")
 
 
 @pytest.mark.requirement("alloc/window-keeps-its-blocks")
-def test_window_keeps_its_blocks(allocator: AllocatorUnderTest) -> None:
-    """Windows that are shorter and longer than a block, at every offset to its edge."""
-    allocator.every_trace(keeps_its_window, window=True)
+@KINDS
+def test_window_keeps_its_blocks(allocator: AllocatorUnderTest, caching: bool) -> None:
+    """Windows that are shorter and longer than a block, at every offset to its edge; over blocks that are found too."""
+    if caching:
+        allocator.need("prefix_cache", "nothing is found")
+    allocator.every_trace(keeps_its_window, window=True, caching=caching)
 
 
 def comes_back(play: Play) -> None:
-    """The same contents; of a manager that holds what is needed and no more, in as many blocks."""
+    """The same contents; of a manager that holds what is needed and no more, in as many blocks, here and there."""
     exact = "paged" in play.adapter.capabilities
     for step in play:
-        for check in (check_cover, check_contents, check_sum, check_unchanged):
+        for check in (check_hit, check_cover, check_contents, check_sum, check_unchanged):
             check(play, step)
-        took, needed = step.free_before - step.free_after, -(-step.held.num_tokens // play.pool.block_size)
-        if step.operation == "swap_in" and not step.refused and exact and took != needed:
-            fail(f"{step.held.name} comes back into {needed} blocks", f"{took} were taken")
+        if exact and step.operation == "swap_in" and not step.refused:
+            _check_taken(play, step)
+        if exact and step.operation == "swap_out" and step.refused:
+            _check_room(play, step)
+
+
+def _check_taken(play: Play, step: Step) -> None:
+    took, found = step.free_before - step.free_after, step.held.table[: step.num_cached // play.pool.block_size]
+    needed = play.num_blocks(step.held) - sum(block in step.held_before for block in found)
+    if took != needed:
+        fail(f"{step.held.name} comes back into {needed} blocks", f"{took} were taken")
+
+
+def _check_room(play: Play, step: Step) -> None:
+    needed, room = play.num_blocks(step.held), play.num_free_host()
+    if needed <= room:
+        fail(f"{step.held.name} goes to host memory: it needs {needed} blocks, and {room} of "
+             f"{play.pool.host_blocks} are free there", "it was refused",
+             hint="who comes back from there, or is ended there, gives its host blocks back")
 
 
 @pytest.mark.requirement("alloc/swap-in-restores")
-def test_swap_in_restores(allocator: AllocatorUnderTest) -> None:
-    """To host memory and back, while others take the blocks in between."""
-    allocator.every_trace(comes_back, swap=True, about="swap_in")
+@KINDS
+def test_swap_in_restores(allocator: AllocatorUnderTest, caching: bool) -> None:
+    """To host memory and back, while others take the blocks in between, or the prefix cache keeps some of them."""
+    if caching:
+        allocator.need("prefix_cache", "nothing is found")
+    allocator.every_trace(comes_back, swap=True, caching=caching, about="swap_in")
 
 
 @pytest.mark.requirement("alloc/oversized-said-beforehand")

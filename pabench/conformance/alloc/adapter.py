@@ -26,7 +26,8 @@ What they are called with, and answer:
     can_ever_hold(prompt_tokens, final_tokens, n) -> whether an idle pool holds n forks of a prompt in the end
     truncate(seq, num_tokens)                     tokens behind the first num_tokens, never computed, are taken back
     slide(seq, position)                          positions before this one are not reached any more
-    swap_out(seq, num_computed) -> copies to host blocks, or None: refused; the sequence holds no block then
+    swap_out(seq, num_computed) -> copies to host blocks, or None: refused; the sequence holds no block then,
+                                                  and `free` ends it there
     swap_in(seq) -> (tokens that the prefix cache still had, copies from host blocks for the rest), or None: refused
     block_keys(pool, tokens, extra) -> bytes for each whole block
     slots(seq, start, stop) -> the index in the whole cache of each of these positions
@@ -97,7 +98,7 @@ class AllocatorAdapter(Protocol):
         ...
 
     def free(self, seq: int) -> None:
-        """Give up all that a sequence holds."""
+        """Give up all that a sequence holds, in host memory too."""
         ...
 
     def block_table(self, seq: int) -> Sequence[Hashable]:

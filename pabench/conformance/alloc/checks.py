@@ -92,13 +92,14 @@ def check_hit(play: Play, step: Step) -> None:
     held, size = step.held, play.pool.block_size
     if step.num_cached > held.num_tokens:
         fail(f"at most the {held.num_tokens} tokens of {held.name} are found", f"{step.num_cached} are")
-    for position in range(step.num_cached):
+    for position in range(max(held.num_dropped, 0), step.num_cached):  # a window needs no more
         block = held.table[position // size]
         found = None if block is None else play.memory[block][position % size]
         if found != held.prefixes[position]:
             fail(f"of the {step.num_cached} tokens found for {held.name}, position {position} (block {block}, slot "
                  f"{position % size}) holds: {play.prefixes.text(held.prefixes[position])}",
-                 f"there stands: {play.prefixes.text(found)}", hint=_why_false(play, held.prefixes[position], found))
+                 f"there stands: {play.prefixes.text(found)}",
+                 hint=_why_false(play, block, held.prefixes[position], found))
 
 
 def check_single_writer(play: Play, step: Step) -> None:
@@ -119,12 +120,14 @@ def _tables(tables: Mapping[str, Sequence[Block | None]]) -> str:
     return ", ".join(f"{name} {text(table)}" for name, table in tables.items()) or "no sequences"
 
 
-def _why_false(play: Play, wanted: int, found: int | None) -> str:
+def _why_false(play: Play, block: Block | None, wanted: int, found: int | None) -> str:
     if found is None:
         return "nothing was ever computed there: a block may be found when a step has computed it, not before"
     own, other = play.prefixes.text(wanted), play.prefixes.text(found)
     if own.rpartition("]")[2].split()[-1:] == other.rpartition("]")[2].split()[-1:]:
         return "the block's own tokens may agree; what stands before it, or the extra keys, do not: a key covers all"
+    if play.memory.is_complete(block):
+        return "nobody was given the block since: other tokens have the same key, which has to cover each of them whole"
     return "the block was given to another sequence since: forget what it held when it is handed out"
 
 

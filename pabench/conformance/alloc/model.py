@@ -51,6 +51,7 @@ class Held:
     num_computed: int = 0
     table: list[Block | None] = field(default_factory=list)  # as it was when the sequence was last looked at
     num_dropped: int = 0                                     # positions behind the window, not to be read any more
+    num_slid: int = 0                                        # those that the manager was told of
     host: list[Block] | None = None                          # its blocks in host memory, while it is swapped out
 
     @property
@@ -78,6 +79,10 @@ class Memory:
     def complete(self, block: Block, prefix: Prefix) -> None:
         """A block was computed to its last slot by a sequence that tells so: it may be found."""
         self._complete.setdefault(block, prefix)
+
+    def is_complete(self, block: Block | None) -> bool:
+        """Whether it may be found."""
+        return block in self._complete
 
     def hand_out(self, blocks: Iterable[Block]) -> None:
         """Blocks that come to a sequence as new: what stands in them stays there, and may not be found any more."""

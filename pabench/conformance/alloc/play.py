@@ -6,7 +6,7 @@
     fork      i                a new sequence with the contents of i; first a step computes what i still lacks
     truncate  i, k             the last k tokens of i that are not computed are taken back
     swap_out  i, swap_in i     to host memory, and back
-    free      i
+    free      i                wherever it is: those in host memory are counted last
     finish    i                first a step computes what i still lacks, then as free
 
 `i` counts the sequences there are, modulo their number, so that a trace without some of its operations is a trace
@@ -67,7 +67,7 @@ class Play:
         self.live: list[Held] = []     # those that hold blocks
         self.swapped: list[Held] = []
         self.log: list[str] = []
-        self.served: set[str] = set()  # operations of which one was not refused
+        self.served: set[str] = set()  # operations of which one was not refused; "hit": something was found
         self._num_seqs = 0
 
     def begin(self) -> None:
@@ -87,7 +87,7 @@ class Play:
         if name == "allocate":
             step = do(*arguments)
         else:
-            which = self.swapped if name == "swap_in" else self.live
+            which = {"swap_in": self.swapped, "free": self.live + self.swapped}.get(name, self.live)
             if not which:
                 return
             held = which[arguments[0] % len(which)]
@@ -114,6 +114,7 @@ class Play:
         step.refused, step.num_resident = found is None, resident
         if found is not None:
             step.num_cached = held.num_computed = found
+            held.num_dropped = self._num_unreached(found)
             self.live.append(held)
         said = f"allocate {held.name}: {self._text(tokens, held.extra)}"
         return self._end(step, said, f"{step.num_cached} tokens found" if self.pool.caching else "")
@@ -138,7 +139,7 @@ class Play:
             with blamed(f"computed({held.name}, {stop})"):
                 self.adapter.computed(held.seq, stop)
         if self.pool.window is not None:
-            held.num_dropped = max(held.num_dropped, stop - self.pool.window + 1)
+            held.num_dropped = held.num_slid = max(held.num_dropped, self._num_unreached(stop))
             with blamed(f"slide({held.name}, {held.num_dropped})"):
                 self.adapter.slide(held.seq, held.num_dropped)
         return self._end(step, f"compute {held.name}: tokens {start} to {stop - 1}")
@@ -173,6 +174,7 @@ class Play:
         self._copy(step, copies)
         if not step.refused:
             child.num_computed, child.num_dropped = held.num_computed, held.num_dropped
+            child.num_slid = held.num_slid
             self.live.append(child)
         return self._end(step, f"fork {child.name} from {held.name}")
 
@@ -220,12 +222,12 @@ class Play:
         return self._end(step, f"swap in {held.name}")
 
     def free(self, held: Held) -> Step:
-        """All that a sequence holds."""
+        """All that a sequence holds, in host memory too."""
         step = self._begin("free", held)
         with blamed(f"free({held.name})"):
             self.adapter.free(held.seq)
-        self.live.remove(held)
-        return self._end(step, f"free {held.name}")
+        (self.live if held.host is None else self.swapped).remove(held)
+        return self._end(step, f"free {held.name}" + ("" if held.host is None else ", in host memory"))
 
     # How -----------------------------------------------------------------------------------------------------------
 
@@ -233,6 +235,14 @@ class Play:
         """As the manager says."""
         with blamed("num_free_blocks()"):
             return int(self.adapter.num_free_blocks())
+
+    def num_free_host(self) -> int:
+        """Host blocks that nobody needs who was moved there."""
+        return self.pool.host_blocks - sum(max(len(held.host or ()), self.num_blocks(held)) for held in self.swapped)
+
+    def num_blocks(self, held: Held) -> int:
+        """That the tokens of a sequence fill, the last one perhaps in part."""
+        return -(-held.num_tokens // self.pool.block_size)
 
     def holders(self, block: Block) -> list[Held]:
         """The sequences whose tables have a block."""
@@ -246,6 +256,10 @@ class Play:
         """The table of a sequence, as the manager says now."""
         with blamed(f"block_table({held.name})"):
             return list(self.adapter.block_table(held.seq))
+
+    def _num_unreached(self, position: int) -> int:
+        """Positions that the window of `position` has left behind; below 0 where it reaches over all."""
+        return 0 if self.pool.window is None else position - self.pool.window + 1
 
     def _new(self, tokens: Sequence[int], extra: Sequence[str]) -> Held:
         prefix, prefixes = self.prefixes.root(extra), []
@@ -279,7 +293,7 @@ class Play:
         if step.refused:
             result = "refused"
         else:
-            self.served.add(step.operation)
+            self.served |= {step.operation} | ({"hit"} if step.num_cached else set())
             holds = step.operation != "free" and step.held in self.live
             parts = [f"blocks {_blocks(step.held.table)}", *_copy_texts(step), more] if holds else []
             result = ", ".join(filter(None, parts))
