@@ -200,7 +200,7 @@ def test_single_writer(allocator: AllocatorUnderTest, which: str) -> None:
     else:
         allocator.need("prefix_cache", "nothing is found")
     kinds = ("allocate", "append", "finish", "fork") if which == "forks" else None
-    allocator.every_trace(writes_alone, caching=which == "hits", kinds=kinds, about="fork" if which == "forks" else "")
+    allocator.every_trace(writes_alone, caching=which == "hits", kinds=kinds, about=which.removesuffix("s"))
 
 
 def reads_its_own(play: Play) -> None:

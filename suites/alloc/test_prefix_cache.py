@@ -10,6 +10,8 @@ from pabench.conformance.alloc import AllocatorUnderTest, Play, Pool
 from pabench.conformance.alloc.checks import check_hit
 from pabench.conformance.failure import fail
 
+_ALIKE = (["0" * 31 + "1"], ["0" * 31 + "2"])  # extra keys as long as digests
+
 
 def finds_what_stands_there(play: Play) -> None:
     """Every hit against what the blocks hold."""
@@ -20,16 +22,17 @@ def finds_what_stands_there(play: Play) -> None:
 @pytest.mark.requirement("alloc/hit-oracle")
 def test_hit_oracle(allocator: AllocatorUnderTest) -> None:
     """All operations, so that blocks are recycled, cut short, never computed."""
-    allocator.every_trace(finds_what_stands_there, caching=True, kinds=("allocate", "compute", "append", "finish"))
+    allocator.every_trace(finds_what_stands_there, caching=True, kinds=("allocate", "compute", "append", "finish"),
+                          about="hit")
     if allocator.can("truncate") or allocator.can("fork"):
         allocator.every_trace(finds_what_stands_there, caching=True)
 
 
 @pytest.mark.requirement("alloc/hash-covers-parent-and-extra-keys")
 def test_hash_covers_parent_and_extra_keys(allocator: AllocatorUnderTest) -> None:
-    """Prompts of two tokens and many extra keys in blocks of one or two: much is alike, little is the same."""
+    """Prompts of two tokens, which are alike, and many extra keys in blocks of one or two: little is the same."""
     allocator.every_trace(finds_what_stands_there, caching=True, kinds=("allocate", "finish", "free"), largest_block=2,
-                          many_keys=True)
+                          many_keys=True, about="hit")
 
 
 def finds_what_is_there(play: Play) -> None:
@@ -62,21 +65,22 @@ def leaves_a_token(play: Play) -> None:
 @pytest.mark.requirement("alloc/hit-leaves-a-token")
 def test_hit_leaves_a_token(allocator: AllocatorUnderTest) -> None:
     """Whole prompts found again, of every length to the block size."""
-    allocator.every_trace(leaves_a_token, caching=True, kinds=("allocate", "finish", "free"))
+    allocator.every_trace(leaves_a_token, caching=True, kinds=("allocate", "finish", "free"), about="hit")
 
 
 @pytest.mark.requirement("alloc/block-key-not-predictable")
 def test_block_key_not_predictable(allocator: AllocatorUnderTest) -> None:
-    """Keys of many short prompts, with and without extra keys."""
+    """Keys of many short prompts, with and without extra keys. Some tokens and some keys are much alike."""
     pool = Pool(8, 1, 8, caching=True)
     allocator.claim(pool)
     seen: dict[bytes, str] = {}
-    for extra, length in itertools.product(([], ["a"], ["b"], ["a", "b"], ["ab"]), range(1, 7)):
-        for tokens in itertools.product((0, 1), repeat=length):
-            key, prompt = allocator.block_keys(pool, list(tokens), extra)[-1], f"{list(tokens)} with {extra}"
-            allocator.case = f"the key of the last block of {prompt}, blocks of 1"
-            if len(key) < 16:
-                fail("a key of at least 16 bytes, or a hit that compares the tokens", f"{len(key)} bytes",
-                     hint="two prompts with one key can be made by whoever wants another's blocks")
-            if seen.setdefault(key, prompt) != prompt:
-                fail("a key of its own", f"that of {seen[key]}")
+    prompts = [tokens for length in range(1, 7) for tokens in itertools.product((0, 1), repeat=length)]
+    prompts += itertools.product((1, 1 + 2**16), repeat=2)
+    for extra, tokens in itertools.product(([], ["a"], ["b"], ["a", "b"], ["ab"], *_ALIKE), prompts):
+        key, prompt = allocator.block_keys(pool, list(tokens), extra)[-1], f"{list(tokens)} with {extra}"
+        allocator.case = f"the key of the last block of {prompt}, blocks of 1"
+        if len(key) < 16:
+            fail("a key of at least 16 bytes, or a hit that compares the tokens", f"{len(key)} bytes",
+                 hint="two prompts with one key can be made by whoever wants another's blocks")
+        if seen.setdefault(key, prompt) != prompt:
+            fail("a key of its own", f"that of {seen[key]}")

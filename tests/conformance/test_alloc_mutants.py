@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from pabench.conformance import Outcome, load_results
+from pabench.conformance.hosting import ask_in_process
 from pabench.conformance.kills import questions, run_mutants
 from pabench.conformance.mutants import load_mutants
 from pabench.conformance.runner import run_suite
@@ -19,6 +20,17 @@ MUTANTS = [name for name, mutant in load_mutants().items() if mutant.owes("alloc
 def test_every_mutant_is_failed_by_what_it_names(name: str, tmp_path: Path) -> None:
     (kill,) = run_mutants(questions([name], ["alloc"], "ci"), tmp_path, "ci", lambda *_: None)
     assert kill.good, kill
+
+
+@pytest.mark.mutants
+def test_where_nothing_is_found_no_hit_passes(tmp_path: Path) -> None:
+    ids = [f"alloc/{name}" for name in ("hit-oracle", "hash-covers-parent-and-extra-keys", "hit-leaves-a-token",
+                                        "single-writer")]
+    ask_in_process("vllm_evict_duplicate_hides_survivor__never_found", "alloc", ids, out=tmp_path / "out",
+                   profile="smoke", log=tmp_path / "log")
+    found = {row.name: row.outcome for row in load_results(tmp_path / "out").rows}
+    assert found.pop("alloc/single-writer[forks]") is Outcome.PASS
+    assert found == dict.fromkeys([*ids[:3], "alloc/single-writer[hits]"], Outcome.UNSUPPORTED)
 
 
 @pytest.mark.mutants
