@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from pabench.analysis import kv, latency
 from pabench.analysis.deadlines import deadlines, miss_rate
+from pabench.analysis.failures import failed_ways
 from pabench.analysis.runs import Run
 from pabench.analysis.slo import SLO, in_time
 from pabench.analysis.stats import mean_or_none, quantiles
@@ -37,6 +38,7 @@ def summarise(run: Run) -> RunSummary:
         diagnoses=_diagnoses(requests), **_goodput(run, window),
         client_error_ms=None if manifest.calibration is None else manifest.calibration.arrival_p99_ms,
         not_applicable=_not_applicable(manifest.engine.dialect),
+        failures=failed_ways(requests), notes=tuple(manifest.notes),
     )
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pabench.analysis.failures import FAILED, Failed
+
 
 @dataclass(frozen=True, slots=True)
 class Quantiles:
@@ -91,6 +93,13 @@ class RunSummary:
     client_error_ms: float | None = None  # of a token's arrival, p99, against the stub; None: not calibrated
     not_applicable: tuple[str, ...] = ()  # figures that an engine of this kind cannot have
     ttft_ms_by_priority: dict[str, Quantiles] = field(default_factory=dict)  # lower first; empty: no priorities
+    failures: tuple[Failed, ...] = ()     # the most frequent ways in which requests failed
+    notes: tuple[str, ...] = ()           # of its manifest: what a reader must know
+
+    @property
+    def other_failures(self) -> int:
+        """Requests that failed in ways that are not among `failures`."""
+        return sum(self.outcomes.get(name, 0) for name in FAILED) - sum(way.count for way in self.failures)
 
     @property
     def utilisation(self) -> float | None:

@@ -97,6 +97,20 @@ def all_table(engines: Sequence[Engine]) -> Table:
     return _runs_table("figures", "All figures of all runs", engines, figures, whole=True)
 
 
+def failed_table(engines: Sequence[Engine]) -> Table | None:
+    """Why requests failed, run by run; None where none did."""
+    columns = [_ENGINE, _LOAD, Column("requests", "Requests"), Column("how", "How", numeric=False),
+               Column("said", "What was said", numeric=False)]
+    rows: list[list[Cell]] = []
+    for engine in engines:
+        for s in (run.summary for run in engine.runs):
+            ways = [(way.count, way.way, way.said) for way in s.failures]
+            ways += [(s.other_failures, "in other ways", "")] if s.other_failures else []
+            rows += [[words(engine.name, engine=engine.index), words(s.load), Cell(count(number), number), words(way),
+                      words(said)] for number, way, said in ways]
+    return table("failed-requests", "Requests that failed", columns, rows) if rows else None
+
+
 def _priorities(engines: Sequence[Engine]) -> list[str]:
     found = {priority for engine in engines for run in engine.runs for priority in run.summary.ttft_ms_by_priority}
     return sorted(found, key=int)

@@ -20,7 +20,7 @@ from pabench.report.load_figures import load_figures
 from pabench.report.matrix import Failure, WrongAnswers, failures, matrices, wrong_answers
 from pabench.report.memory_figures import memory_at_level, memory_by_load
 from pabench.report.ratios import ratios_table
-from pabench.report.run_tables import all_table, key_table
+from pabench.report.run_tables import all_table, failed_table, key_table
 from pabench.report.slowest_figures import slowest_figures
 from pabench.report.sources import Sources
 from pabench.report.strip import Card, cards
@@ -73,6 +73,7 @@ class Page:
     matrices: tuple[Table, ...]
     failures: tuple[Failure, ...]
     wrong_answers: tuple[WrongAnswers, ...]
+    failed: Table | None            # why requests failed
     unverified: tuple[str, ...]     # engines whose answers no oracle checked
     unchecked: tuple[str, ...]      # engines without a conformance result
     gates: tuple[GateView, ...]
@@ -108,6 +109,7 @@ def make_page(sources: Sources) -> Page:
         matrices=tuple(matrices(engines)),
         failures=tuple(failures(engines)),
         wrong_answers=tuple(wrong_answers(engines)),
+        failed=failed_table(engines),
         unverified=tuple(e.name for e in engines if all(r.summary.verified_tokens is None for r in e.runs)),
         unchecked=tuple(e.name for e in engines if not e.suites),
         gates=tuple(gate_view(found, number) for number, found in enumerate(sources.decisions)),

@@ -97,7 +97,6 @@ def show_manifest(manifest: Manifest) -> None:
         "workload": f"{manifest.workload.name}, {manifest.workload.load_text}, seed {manifest.seed}",
         "host": f"{host.cpu}, {host.cores} cores, Python {host.python}",
         "pabench": f"{manifest.versions.get('pabench')} {manifest.git_commit or ''}",
-        "notes": "; ".join(manifest.notes) or UNKNOWN,
     }
     table = Table(show_header=False)
     for name, value in rows.items():

@@ -8,11 +8,14 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
+import pyarrow.parquet as pq
+
+from pabench.analysis.failures import COLUMNS, failed_ways
 from pabench.engines.cleaning import WHOLE, clean, without_key
 from pabench.errors import UsageError
 from pabench.load import Progress, ProgressState
 from pabench.load.manifest import read_manifest
-from pabench.load.records import MANIFEST_FILE, unwritable
+from pabench.load.records import MANIFEST_FILE, REQUESTS_FILE, unwritable
 
 LOG_FILE = "run.log"
 EVERY_S = 5.0
@@ -86,6 +89,9 @@ def _told(folder: Path, ending: str) -> Iterator[str]:
     """The end of the run, as its manifest has it."""
     manifest = read_manifest(folder)
     yield from (f"note: {text}" for text in manifest.notes)
+    if (folder / REQUESTS_FILE).exists():
+        requests = pq.read_table(folder / REQUESTS_FILE, columns=list(COLUMNS)).to_pandas()
+        yield from (way.text for way in failed_ways(requests))
     counts = ", ".join(f"{count} {name}" for name, count in manifest.outcomes.items() if count)
     why = f" ({manifest.failure})" if manifest.failure else ""
     yield f"{ending}: {manifest.status}{why}; {counts or 'no request'}"

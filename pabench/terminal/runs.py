@@ -39,12 +39,18 @@ def show_summaries(summaries: Sequence[RunSummary]) -> None:
 def _show_remarks(summaries: Sequence[RunSummary]) -> None:
     out = Console(highlight=False)
     for summary in summaries:
+        name = f"{escape(clean(summary.label))}, {summary.load}"
         for priority, ttft in summary.ttft_ms_by_priority.items():
-            out.print(f"{escape(clean(summary.label))}, {summary.load}, priority {priority}: TTFT p50 {ttft.p50:,.0f}, "
-                      f"p99 {ttft.p99:,.0f} ms, {ttft.count} requests")
+            out.print(f"{name}, priority {priority}: TTFT p50 {ttft.p50:,.0f}, p99 {ttft.p99:,.0f} ms, "
+                      f"{ttft.count} requests")
         if not summary.validity.valid:
-            out.print(f"INVALID {escape(clean(summary.label))}, {summary.load}: "
-                      f"{escape('; '.join(summary.validity.reasons))}")
+            out.print(f"INVALID {name}: {escape('; '.join(summary.validity.reasons))}")
+        for failed in summary.failures:
+            out.print(f"{name}: {escape(clean(failed.text, WHOLE))}", style="red")
+        if summary.other_failures:
+            out.print(f"{name}: {summary.other_failures} more failed in other ways", style="red")
+        for note in summary.notes:
+            out.print(f"note: {name}: {escape(clean(note, WHOLE))}", style="yellow")
         for text in summary.diagnoses:
             out.print(escape("\n".join(clean(line) for line in text.splitlines())), style="red")
 

@@ -36,10 +36,10 @@ def pabench_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     return run
 
 
-def stub_of(folder: Path, *, ttft_ms: float, itl_ms: float) -> EngineProcess:
-    """A stub engine that answers the probe's rings, to be entered; its log goes to `folder`."""
-    command = [sys.executable, "-m", "pabench", "stub", "--ttft-ms", str(ttft_ms), "--itl-ms", str(itl_ms), "--port",
-               "{port}"]
+def stub_of(folder: Path, *more: str, ttft_ms: float, itl_ms: float) -> EngineProcess:
+    """A stub engine that answers the probe's rings, to be entered; its log goes to `folder`. `more`: its options."""
+    command = [sys.executable, "-m", "pabench", "stub", "--ttft-ms", str(ttft_ms), "--itl-ms", str(itl_ms), *more,
+               "--port", "{port}"]
     return EngineProcess(command, url="http://127.0.0.1:{port}", log=folder / "stub.log")
 
 
