@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
@@ -39,7 +40,9 @@ def failed_ways(requests: pd.DataFrame) -> tuple[Failed, ...]:
     """The most frequent ways in which requests (with COLUMNS) failed, most frequent first; empty where none did."""
     failed = requests[requests["outcome"].isin(FAILED)]
     counts = failed.groupby(list(COLUMNS), dropna=False, sort=False).size().sort_values(ascending=False, kind="stable")
-    return tuple(
-        Failed(int(count), outcome, None if pd.isna(kind) else kind, None if pd.isna(status) else int(status),
-               "" if pd.isna(said) else clean(said))
-        for (outcome, kind, status, said), count in counts.head(_MOST).items())
+    return tuple(map(_failed, counts.head(_MOST).reset_index(name="number").itertuples(index=False)))
+
+
+def _failed(row: Any) -> Failed:
+    kind, status, said = (None if pd.isna(told) else told for told in (row.error_kind, row.http_status, row.error_text))
+    return Failed(int(row.number), row.outcome, kind, None if status is None else int(status), clean(said or ""))
