@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from pabench.analysis import RunSummary, comparison_table, load_run, summarise, throughput_table
-from pabench.analysis.tables import knee_text
+from pabench.analysis.tables import knee, knee_text
 from pabench.bench import EngineResult
 from pabench.capacity import Search, Tried
 from pabench.engines.cleaning import WHOLE, clean
@@ -63,7 +63,11 @@ def summary_json(summaries: Sequence[RunSummary]) -> str:
 def show_sweep(summaries: Sequence[RunSummary], folder: Path, *, as_json: bool) -> None:
     """What a sweep came to, on stdout."""
     if as_json:
-        print(summary_json(summaries))
+        best = knee(summaries)
+        at = None if best is None else {"load": best.load, "users": best.users, "rate_per_s": best.rate_per_s}
+        told = {"folder": str(folder), "knee": at, "conclusion": knee_text(summaries),
+                "runs": [asdict(summary) for summary in summaries]}
+        print(orjson.dumps(told, default=str).decode())
         return
     if not summaries:
         return
@@ -84,7 +88,8 @@ def show_capacity(search: Search, folder: Path, *, as_json: bool) -> None:
     """What a search for the capacity came to, on stdout."""
     found = search.capacity
     if as_json:
-        print(orjson.dumps({"slo": asdict(search.slo), **asdict(found)}).decode())
+        print(orjson.dumps({"folder": str(folder), "conclusion": search.text, "slo": asdict(search.slo),
+                            **asdict(found)}).decode())
         return
     out = Console(highlight=False)
     table = Table(title=f"In time: {search.slo.text}", title_justify="left")

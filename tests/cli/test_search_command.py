@@ -11,8 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from pabench.analysis.sides import read_run
 from pabench.engines.launch import EngineProcess
+from pabench.terminal.runs import show_sweep
 from tests.cli.conftest import Run, stub_of
+from tests.report.synthetic import Made, write_run
 
 
 @pytest.fixture
@@ -36,6 +39,23 @@ def test_what_a_search_cannot_find_is_refused_before_it_runs(
         assert refused.returncode == 2
         assert says in " ".join(refused.stderr.split())
         assert not (tmp_path / "found").exists(), "no run was begun"
+
+
+def test_a_sweep_in_json_has_its_knee_and_folder(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """4 users are the best of three loads."""
+    for users, slower in ((1, 1.0), (4, 0.7), (16, 4.0)):
+        write_run(tmp_path / f"{users:02}", Made("one", users=users, requests=32, slower=slower))
+    runs = [read_run(tmp_path / name).summary for name in ("01", "04", "16")]
+    show_sweep(runs, tmp_path, as_json=True)
+    told = json.loads(capsys.readouterr().out)
+    assert (told["folder"], told["knee"]) == (str(tmp_path), {"load": "4 users", "users": 4, "rate_per_s": None})
+    assert told["conclusion"].startswith("knee (")
+    assert [run["users"] for run in told["runs"]] == [1, 4, 16]
+    show_sweep(runs[:1], tmp_path, as_json=True)
+    told = json.loads(capsys.readouterr().out)
+    assert (told["knee"], told["conclusion"][:9]) == (None, "no knee: ")
 
 
 def test_a_working_set_is_measured_shown_and_kept(pabench_here: Run, quick_stub: EngineProcess, tmp_path: Path) -> None:

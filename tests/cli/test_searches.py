@@ -43,6 +43,7 @@ def test_a_search_says_on_which_side_the_capacity_lies(
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert (told["inside"], told["outside"], len(told["tried"])) == (None, 40.0, 1)
+    assert (told["folder"], told["conclusion"][:14]) == ("found", "below 40 req/s")
     # It is kept, and shown again.
     kept = json.loads((tmp_path / "found" / "capacity.json").read_text())
     assert (kept["label"], kept["finished"], kept["capacity"]["tried"]) == ("slow", True, told["tried"])
