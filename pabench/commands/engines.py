@@ -21,7 +21,7 @@ app.add_typer(probe_app, name="probe")
 @probe_app.command("build")
 def probe_build(
     preset: Annotated[str, typer.Option(help="tiny, gqa, mqa, mha, d80, d96, d256, long or soft.")] = "gqa",
-    out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("probe"),
+    out: Annotated[Path, typer.Option(help="Folder to write: new, empty, or of a KV probe.")] = Path("probe"),
     dtype: Annotated[str, typer.Option(help="Of the stored weights: float32, float16 or bfloat16.")] = "float32",
     gguf: Annotated[bool, typer.Option("--gguf", help="Also OUT/probe.gguf, for llama.cpp (extra `gguf`).")] = False,
 ) -> None:
@@ -29,12 +29,13 @@ def probe_build(
 
     Example: pabench probe build --preset gqa --out probe
     """
-    from pabench.probe import build_checkpoint, build_gguf
+    from pabench.probe import GGUF_FILE, build_checkpoint, build_gguf, require_room
     from pabench.probe import preset as named
 
     spec = named(preset)
+    require_room(out)
     if gguf:
-        build_gguf(spec, out / "probe.gguf")
+        build_gguf(spec, out / GGUF_FILE)
     build_checkpoint(spec, out, dtype)
     print(f"{out}: probe {spec.preset!r}, {spec.num_layers} layers, {spec.num_q_heads} query heads, "
           f"{spec.num_kv_heads} KV heads, head_dim {spec.head_dim}, vocabulary {spec.vocab_size}, {dtype}")

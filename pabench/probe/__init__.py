@@ -1,6 +1,6 @@
 """The KV probe: a Llama checkpoint whose text is an exact function of the KV cache. See docs/kv-probe.md."""
 
-from pabench.probe.checkpoint import build_checkpoint, check_checkpoint, load_spec
+from pabench.probe.checkpoint import GGUF_FILE, build_checkpoint, check_checkpoint, load_spec, require_room
 from pabench.probe.diagnosis import Diagnosis, diagnose
 from pabench.probe.gguf_file import build_gguf
 from pabench.probe.oracle import Check, check_answer
@@ -23,8 +23,9 @@ from pabench.probe.text import Codec
 from pabench.probe.weights import exact_logprob
 
 __all__ = [
-    "DTYPES", "EOS", "FIRST_RING", "FIRST_SALT", "HARD_BETA", "PAD", "PRESETS", "SEP", "SOFT_BETA", "UNK",
+    "DTYPES", "EOS", "FIRST_RING", "FIRST_SALT", "GGUF_FILE", "HARD_BETA", "PAD", "PRESETS", "SEP", "SOFT_BETA", "UNK",
     "Chain", "Check", "Codec", "Diagnosis", "Fork", "ProbePrompt", "ProbeSpec", "Ring",
     "build_checkpoint", "build_gguf", "check_answer", "check_checkpoint", "complement", "diagnose", "draw_braid",
     "draw_fork", "draw_rings", "exact_logprob", "load_spec", "preset",
+    "require_room",
 ]

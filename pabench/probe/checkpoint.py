@@ -19,19 +19,44 @@ from pabench.probe.weights import INTERMEDIATE_SIZE, build_weights
 # The prompt is what the messages say, word for word: nothing is added, so that a ring stays a ring.
 CHAT_TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% if not loop.last %} {% endif %}{% endfor %}"
 
+GGUF_FILE = "probe.gguf"  # beside them, for llama.cpp
+
 
 def build_checkpoint(spec: ProbeSpec, out: Path, dtype: str = "float32") -> None:
-    """Write the probe to the folder `out` (made if missing) with its weights in `dtype`."""
+    """Write the probe to the folder `out` (made if missing) with its weights in `dtype`. Raises UsageError, before
+    anything is written, where `out` holds something else (`require_room`).
+    """
     if dtype not in DTYPES:
         raise UsageError(f"unknown dtype {dtype!r}: expected one of {', '.join(DTYPES)}")
+    require_room(out)
     try:
         out.mkdir(parents=True, exist_ok=True)
+        for name, content in _json_files(spec, dtype).items():  # first, so that what is broken off is known as a probe
+            (out / name).write_text(json.dumps(content, indent=2) + "\n")
         write_tensors(build_weights(spec), out / "model.safetensors", dtype)
         _tokenizer(spec).save(str(out / "tokenizer.json"))
-        for name, content in _json_files(spec, dtype).items():
-            (out / name).write_text(json.dumps(content, indent=2) + "\n")
     except OSError as error:
         raise UsageError(f"cannot write the probe to {out}: {error.strerror or error}") from None
+
+
+def require_room(out: Path) -> None:
+    """Raise UsageError unless `out` is a folder to write a probe to: new, empty, or one that holds a KV probe already.
+
+    A probe has the names of any other model's files: written over one, it would destroy it.
+    """
+    try:
+        found = sorted(path.name for path in out.iterdir() if path.name != GGUF_FILE)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise UsageError(f"cannot write the probe to {out}: {error.strerror or error}") from None
+    if not found:
+        return
+    try:
+        load_spec(out)
+    except UsageError:
+        raise UsageError(f"{out} holds something already that is no KV probe ({', '.join(found[:3])}"
+                         f"{', …' if found[3:] else ''}): give a new folder with --out") from None
 
 
 def load_spec(folder: Path) -> ProbeSpec:
@@ -76,6 +101,7 @@ def check_checkpoint(folder: Path) -> list[str]:
 
 def _json_files(spec: ProbeSpec, dtype: str) -> dict[str, dict[str, Any]]:
     return {
+        "probe.json": asdict(spec),
         "config.json": _config(spec, dtype),
         "generation_config.json": {"bos_token_id": SEP, "eos_token_id": EOS, "pad_token_id": PAD, "do_sample": False},
         "tokenizer_config.json": {
@@ -84,7 +110,6 @@ def _json_files(spec: ProbeSpec, dtype: str) -> dict[str, dict[str, Any]]:
             "clean_up_tokenization_spaces": False, "model_max_length": spec.max_context_tokens,
             "chat_template": CHAT_TEMPLATE,
         },
-        "probe.json": asdict(spec),
     }
 
 

@@ -55,6 +55,14 @@ def test_unknown_preset(pabench_here: Run) -> None:
     one_line(pabench_here("probe", "build", "--preset", "nope"), 2, "nope", "gqa")
 
 
+def test_a_model_is_not_overwritten_by_a_probe(pabench_here: Run, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    command = ("probe", "build", "--preset", "tiny", "--out", tmp_path)
+    for more in ((), ("--gguf",)):
+        one_line(pabench_here(*command, *more), 2, "no KV probe (config.json)", "--out")
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
 def test_no_probe_in_the_folder(pabench_here: Run, tmp_path: Path) -> None:
     one_line(pabench_here("probe", "check", tmp_path), 2, "holds no KV probe")
 

@@ -68,3 +68,27 @@ def test_no_probe_here(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="cannot write"):
         build_checkpoint(PRESETS["tiny"], tmp_path / "file")
+
+
+@pytest.mark.parametrize("held", ["config.json", "manifest.json", "probe.json"])
+def test_what_is_no_probe_is_never_written_over(tmp_path: Path, held: str) -> None:
+    (tmp_path / held).write_text('{"model_type": "qwen3"}')
+    (tmp_path / "model.safetensors").write_bytes(b"hours of training")
+    with pytest.raises(UsageError, match=r"holds something already that is no KV probe \(.*model.safetensors"):
+        build_checkpoint(PRESETS["tiny"], tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {held, "model.safetensors"}
+    assert (tmp_path / held).read_text() == '{"model_type": "qwen3"}'
+    assert (tmp_path / "model.safetensors").read_bytes() == b"hours of training"
+
+
+def test_a_probe_is_built_over_another_and_over_a_broken_off_one(tmp_path: Path, tiny_probe: Path) -> None:
+    build_checkpoint(PRESETS["soft"], tmp_path / "out")
+    build_checkpoint(PRESETS["tiny"], tmp_path / "out")
+    assert check_checkpoint(tmp_path / "out") == []
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half" / "probe.json").write_bytes((tiny_probe / "probe.json").read_bytes())
+    build_checkpoint(PRESETS["tiny"], tmp_path / "half")
+    (tmp_path / "gguf").mkdir()
+    (tmp_path / "gguf" / "probe.gguf").touch()  # as `--gguf` leaves it where the rest could not be written
+    build_checkpoint(PRESETS["tiny"], tmp_path / "gguf")
+    assert check_checkpoint(tmp_path / "gguf") == []
