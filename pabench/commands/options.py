@@ -78,16 +78,21 @@ def examined(
 
     key = api_key_in(key_variable)
     return asyncio.run(examine(url, dialect=dialect, probe=probe, model=model, timeout_s=timeout_s,
-                               api_key=key))
+                               api_key=key, key_name=key_variable))
 
 
 def api_key_in(variable: str | None) -> str | None:
-    """The key itself is never an argument: arguments show in process lists and in manifests."""
+    """The key in the variable that the caller names."""
+    from pabench.engines.keys import key_in
+
     if variable is None:
         return None
     if variable not in os.environ:
         raise UsageError(f"--api-key-env names {variable!r}, which is not set in the environment")
-    return os.environ[variable]
+    key = key_in(variable)
+    if key is None:
+        raise UsageError(f"--api-key-env names {variable!r}, which is empty")
+    return key
 
 
 def require_new(folder: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shlex
 import tempfile
 from collections.abc import Mapping
@@ -31,6 +30,7 @@ from pabench.conformance.targets import Subject
 from pabench.conformance.verify import Ask
 from pabench.engines.cleaning import clean, without_secrets
 from pabench.engines.client import base_url
+from pabench.engines.keys import key_in
 from pabench.errors import EngineError, RequirementFailed, UsageError
 
 API_KEY_VARIABLE = "PABENCH_API_KEY"  # not an option: those show in the process list
@@ -49,6 +49,7 @@ class EngineTarget:
         self, url: str | None, *, dialect: str | None, model: str | None, probe: str | None,
         launch: str | None = None, ready_timeout_s: float = READY_TIMEOUT_S, folder: Path | None = None,
     ) -> None:
+        self._api_key = key_in(API_KEY_VARIABLE)
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
         self._launched: LaunchedEngine | None = None
         self._news: News = lambda text: None
@@ -92,7 +93,7 @@ class EngineTarget:
         if self._launched is not None:
             self._launched.start()
         self._session = open_session(
-            self.url, profile, seed, api_key=os.environ.get(API_KEY_VARIABLE), **self._spoken
+            self.url, profile, seed, api_key=self._api_key, **self._spoken
         )
 
     def smoke(self) -> str:
@@ -151,7 +152,7 @@ class EngineTarget:
         """Start the engine again and look for the request that it died of."""
         if self._launched is None or not isinstance(subject, EngineUnderTest):
             return ""
-        end = self._launched.end().replace(os.environ.get(API_KEY_VARIABLE) or "\0", "***")
+        end = self._launched.end().replace(self._api_key or "\0", "***")
         try:
             self._launched.start()
             self.session.gone = None

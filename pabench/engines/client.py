@@ -21,6 +21,7 @@ import orjson
 
 from pabench.engines.base import Completion, Dialect, GenerationRequest, TextReader
 from pabench.engines.cleaning import clean, masked
+from pabench.engines.keys import authorization
 from pabench.engines.wording import worded
 from pabench.errors import EngineDied, EngineProtocol, EngineTimeout, EngineUnreachable, UsageError
 from pabench.probe import Codec
@@ -110,7 +111,7 @@ class EngineClient:
         self._timeout_s = timeout_s
         self._read_text = read_text
         self._api_key = api_key
-        self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._headers = authorization(api_key)
         self._session: aiohttp.ClientSession | None = None
         self._answered = False
 

@@ -62,17 +62,20 @@ async def examine(
     model: str | None = None,
     timeout_s: float = 10.0,
     api_key: str | None = None,
+    key_name: str | None = None,
 ) -> Examination:
     """Examine the engine at `url`: a few small requests, each bounded by `timeout_s` seconds.
 
     `dialect` and `model` are found out unless given. `probe` says which KV probe is served: a preset's name, or a
-    folder with a probe.json. Raises EngineError with one line when there is no engine to examine.
+    folder with a probe.json. `key_name`: the variable that holds the key, in errors. Raises EngineError with one line
+    when there is no engine to examine.
     """
     given = _given_probe(probe)
     spoken = dialects.dialect(dialect or "openai")
     async with EngineClient(url, spoken, model or "", timeout_s=timeout_s, api_key=api_key) as client:
         trials = Trials(client)
-        models, headers = await _models(client, model)
+        refused = f"the key in {key_name}" if key_name else "the key that it was given"
+        models, headers = await _models(client, model, refused if api_key else None)
         without: list[str] = []
         # Reading this page of trtllm-serve takes from it what somebody else may collect.
         common = "tensorrt_llm" not in owners(models) and (dialect is None or spoken.metrics_path == _METRICS_PATH)
@@ -154,10 +157,12 @@ def _filled(found: KVSample | KVFacts, empty: KVSample | KVFacts) -> list[str]:
     return [name for name, value in asdict(found).items() if value != blank[name]]
 
 
-async def _models(client: EngineClient, wanted: str | None) -> tuple[Mapping[str, Any], Mapping[str, str]]:
+async def _models(
+    client: EngineClient, wanted: str | None, key: str | None
+) -> tuple[Mapping[str, Any], Mapping[str, str]]:
     """The answer of `/v1/models`, or Triton's list as such, and headers. Raises EngineProtocol where it is no engine's.
 
-    `wanted`: the model that the caller names.
+    `wanted`: the model that the caller names. `key`: the key that is sent, in words.
     """
     status, headers, body = await client.get(MODELS_PATH)
     if status in NO_ROUTE and (models := await triton_models(client, wanted)) is not None:
@@ -167,8 +172,9 @@ async def _models(client: EngineClient, wanted: str | None) -> tuple[Mapping[str
     except ValueError:
         models = None
     if status in (401, 403):
-        raise EngineProtocol(f"{client.url} asks for a key (status {status}): name the variable that "
-                             "holds it with --api-key-env")
+        raise EngineProtocol(f"{client.url} refuses {key} (status {status}): is it this engine's?" if key else
+                             f"{client.url} asks for a key (status {status}): name the variable that holds it with "
+                             "--api-key-env")
     if status != 200:
         said = clean(error_text(models) or "", 200)
         raise EngineProtocol(

@@ -15,6 +15,7 @@ import orjson
 
 from pabench.engines.base import Dialect
 from pabench.engines.cleaning import clean
+from pabench.engines.keys import authorization
 from pabench.engines.wording import worded
 from pabench.errors import UsageError
 from pabench.load.connection import AnswerBroken, Connection, Exchange, NotHTTP, Tally
@@ -214,8 +215,5 @@ def _head(host: str, api_key: str | None) -> str:
     """The headers that all requests have in common, and the blank line after them."""
     fields = {"Host": host, "Content-Type": "application/json", "Accept": "*/*", "Accept-Encoding": "identity",
               "User-Agent": "pabench"}
-    if api_key:
-        if not (api_key.isascii() and api_key.isprintable()):
-            raise UsageError("the API key holds characters that no HTTP header can: expected printable ASCII")
-        fields["Authorization"] = f"Bearer {api_key}"
+    fields |= authorization(api_key)
     return "".join(f"{name}: {value}\r\n" for name, value in fields.items()) + "\r\n"

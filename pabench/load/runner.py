@@ -14,6 +14,7 @@ import aiohttp
 from pabench.engines import dialect as find_dialect
 from pabench.engines.base import Dialect, EngineFacts
 from pabench.engines.client import base_url
+from pabench.engines.keys import authorization
 from pabench.errors import EngineUnreachable, UsageError
 from pabench.load import cache_state
 from pabench.load.client import LoadClient, PreparedRequest, prepare
@@ -131,7 +132,7 @@ class _Run:
                                     "right?")
         jobs = split_job(self.job, self.placement.processes)
         self.manifest.workers = len(jobs)
-        headers = {"Authorization": f"Bearer {self.job.api_key}"} if self.job.api_key else {}
+        headers = authorization(self.job.api_key)
         async with WorkerPool(self.placement.workers_for(jobs)) as pool, aiohttp.ClientSession(headers=headers) as http:
             self.manifest.notes += await pool.prepare()
             dialect = find_dialect(self.job.dialect)
