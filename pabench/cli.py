@@ -17,6 +17,7 @@ import typer.core
 
 from pabench import __version__
 from pabench.commands import compare, conformance, engines, loads, results, searches
+from pabench.commands.options import interrupted_text, results_in
 from pabench.errors import EXIT_COULD_NOT_RUN, EXIT_INTERRUPTED, EXIT_OK, PabenchError
 
 _WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
@@ -27,12 +28,13 @@ class _Commands(typer.core.TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:  # typer carries its own copy of click, so its types have no public name
         """Run the command that was asked for."""
+        results_in(None)
         try:
             return super().invoke(ctx)
         except PabenchError as error:
             _fail(str(error), error.exit_code)
         except KeyboardInterrupt:
-            _fail("interrupted; what was measured is kept", EXIT_INTERRUPTED)
+            _fail(interrupted_text(), EXIT_INTERRUPTED)
         except BrokenPipeError:
             os._exit(EXIT_OK)  # the reader of our output went away: nothing left to tell it
         except OSError as error:

@@ -123,13 +123,14 @@ def gate_run(
     if profile != "none":
         load_profile(profile)
     key = api_key_in(api_key_env)
-    sides = tuple(Side(name, where, dialect, probe, key, ready_timeout_s)
+    sides = tuple(Side(name, where, dialect, probe, key, ready_timeout_s, api_key_env)
                   for name, where in (("baseline", baseline), ("candidate", candidate)))
     folder = out or new_folder("gate")
     require_new(folder)
     silent = quiet or as_json
     first = plan.seed if seed is None else seed
     work = GateRun((sides[0], sides[1]), plan, rules, folder, first, profile, _teller(silent), silent)
+    work.examine_urls()
     _finish(work.run(), folder, as_json)
 
 

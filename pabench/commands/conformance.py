@@ -20,6 +20,7 @@ from pabench.commands.options import (
     api_key_in,
     need_engine,
     new_folder,
+    results_in,
 )
 
 app = typer.Typer()
@@ -99,6 +100,7 @@ def mutants(
         check_out(markdown)
     asked = questions(names or (), level or (), profile)
     folder = out or new_folder("mutants")
+    results_in(folder)
     kills = run_mutants(asked, folder, profile, show_kill)
     show_kills(kills)
     if markdown is not None:

@@ -32,6 +32,7 @@ from pabench.commands.options import (
     new_folder,
     require_here,
     require_new,
+    results_in,
 )
 from pabench.errors import EXIT_NOT_CONFORMING, EXIT_OK, PabenchError, UsageError
 
@@ -87,6 +88,7 @@ def run(
     show = _Show(as_json=as_json, quiet=quiet, calibrate=calibrate, placement=placement, api_key=key)
     if resume is not None:
         _refuse_changes(workload=workload, out=out, label=label, seed=seed, **changes)
+        results_in(resume)
         before = read_manifest(resume)
         examination = examined(url, dialect, probe, api_key_env, before.workload.timeout_s, model=model)
         if calibrate:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from contextvars import ContextVar
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,6 +15,8 @@ from pabench.errors import UsageError
 
 if TYPE_CHECKING:  # each command imports what it needs, so that `--help` is quick
     from pabench.engines.doctor import Examination
+
+_results: ContextVar[Path | None] = ContextVar("results", default=None)
 
 Url = Annotated[str, typer.Option("--url", help="Where the engine listens, e.g. http://127.0.0.1:8000")]
 OptionalUrl = Annotated[str | None, typer.Option("--url", help="Where an engine listens, e.g. http://127.0.0.1:8000")]
@@ -99,6 +102,22 @@ def require_new(folder: Path) -> None:
     """Before any work: results are never overwritten, nor mixed with others."""
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise UsageError(f"{folder} is a file or holds something already: give a new folder with --out")
+    results_in(folder)
+
+
+def results_in(folder: Path | None) -> None:
+    """The command that runs keeps its results there (None: nowhere yet), as `interrupted_text` tells."""
+    _results.set(folder)
+
+
+def interrupted_text() -> str:
+    """What is said on Ctrl-C: where that which was measured is kept, if anything was."""
+    folder = _results.get()
+    if folder is None:
+        return "interrupted"
+    if not any(path.is_file() and path.suffix != ".log" for path in folder.rglob("*")):  # a launched engine's
+        return "interrupted, before anything was measured"
+    return f"interrupted; what was measured is kept in {folder}"
 
 
 def require_here(ray: str | None, *, calibrate: bool) -> None:

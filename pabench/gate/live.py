@@ -48,6 +48,7 @@ class Side:
     probe: str | None = None
     api_key: str | None = None
     ready_timeout_s: float = 600.0
+    key_name: str | None = None      # the variable that holds the key, for an error
 
     def __post_init__(self) -> None:
         if not self.is_url:
@@ -91,6 +92,13 @@ class GateRun:
     set_aside: list[str] = field(default_factory=list)
     doubts: list[str] = field(default_factory=list)  # of conformance
     _examined: dict[str, Examination] = field(default_factory=dict)
+
+    def examine_urls(self) -> None:
+        """What is there already, before anything is measured. Raises EngineError that names the side."""
+        for side in self.sides:
+            if side.is_url:
+                with _of(side):
+                    self._examine(side, side.where)
 
     def run(self) -> Decision:
         """Measure and judge, look by look. Raises EngineError and UsageError when it cannot go on."""
@@ -147,20 +155,18 @@ class GateRun:
     def _measure(self, side: Side, number: int) -> Measured:
         folder = self.out / side.name / f"{number:03}-{self.seed + number}"
         folder.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with side.reach(folder.with_name(f"{number:03}-engine.log")) as url:
-                examination = self._examine(side, url)
-                run_loop(run_workload(examination, self.workload, folder, url=url, label=side.name,
-                                      seed=self.seed + number, api_key=side.api_key))
-        except EngineError as error:
-            raise type(error)(f"{side.name}: {error}") from error
+        with _of(side), side.reach(folder.with_name(f"{number:03}-engine.log")) as url:
+            examination = self._examine(side, url)
+            run_loop(run_workload(examination, self.workload, folder, url=url, label=side.name,
+                                  seed=self.seed + number, api_key=side.api_key))
         run, summary = finish_run(folder)
         return Measured(summary, run.manifest)
 
     def _examine(self, side: Side, url: str) -> Examination:
         """What it is: asked of each process anew, so that all are asked alike before their load."""
         if side.name not in self._examined:
-            found = run_loop(examine(url, dialect=side.dialect, probe=side.probe, api_key=side.api_key))
+            found = run_loop(examine(url, dialect=side.dialect, probe=side.probe, api_key=side.api_key,
+                                     key_name=side.key_name))
             if not side.is_url:
                 return found
             self._examined[side.name] = found
@@ -196,3 +202,12 @@ class GateRun:
 
     def _notes(self) -> tuple[str, ...]:
         return tuple(f"set aside, INVALID: {text}" for text in self.set_aside)
+
+
+@contextmanager
+def _of(side: Side) -> Iterator[None]:
+    """What an engine does wrong is said to be this side's."""
+    try:
+        yield
+    except EngineError as error:
+        raise type(error)(f"{side.name}: {error}") from error

@@ -20,10 +20,12 @@ def judge_folders(baseline: Path, candidate: Path, policy: Policy) -> Decision:
     """
     before, after = read_runs(baseline), read_runs(candidate)
     _refuse_same(before, after)
+    broken = sure_failures(after)  # also in a run that is set aside
+    before, after, notes = _finished(before, after)
     shares = policy.shares_on_disk(max(Counter(run.load for run in side).most_common(1)[0][1]
                                        for side in (before, after)))
     failing, doubts = new_conformance_failures(baseline, candidate)
-    failures = [*sure_failures(after), *failing]
+    failures = [*broken, *failing]
     if not failures:  # they stand, whatever else the runs are worth
         refuse_mixture("the baseline", before)
         refuse_mixture("the candidate", after)
@@ -32,10 +34,32 @@ def judge_folders(baseline: Path, candidate: Path, policy: Policy) -> Decision:
             failures += found[0]
             doubts += found[1]
     if failures:
-        return Decision(REGRESSION, failures=tuple(failures))
+        return Decision(REGRESSION, failures=tuple(failures), notes=tuple(notes))
     refuse_invalid([*before, *after])
     samples = samples_of(before, after, tuple(policy.metrics), policy.watch.metrics)
-    return decide(samples, policy, num_looks=shares, doubts=doubts, notes=_notes(before, after))
+    return decide(samples, policy, num_looks=shares, doubts=doubts, notes=[*notes, *_notes(before, after)])
+
+
+def _finished(
+    before: list[Measured], after: list[Measured]
+) -> tuple[list[Measured], list[Measured], list[str]]:
+    """Both sides without the pair that was measured last, and a note of that, where a gate was broken off in it: one of
+    its runs was interrupted or is not there, and all before it are whole pairs.
+    """
+    last = max([*before, *after], key=lambda run: run.manifest.started_at)
+    pair = [[run for run in side if _turn(run) == _turn(last)] for side in (before, after)]
+    rest = [[run for run in side if _turn(run) != _turn(last)] for side in (before, after)]
+    turns = [Counter(map(_turn, side)) for side in rest]
+    lone, cut = not (pair[0] and pair[1]), any(run.summary.status == "interrupted" for side in pair for run in side)
+    if not (lone or cut) or not rest[0] or turns[0] != turns[1] or max(turns[0].values()) > 1:
+        return before, after, []
+    which = ", ".join(str(run.summary.path) for side in pair for run in side)
+    why = "interrupted" if cut else "the other side has no run of its seed"
+    return rest[0], rest[1], [f"set aside, the last pair is not whole: {which} ({why})"]
+
+
+def _turn(run: Measured) -> tuple[str, int]:
+    return run.load, run.manifest.seed
 
 
 def _refuse_same(baseline: list[Measured], candidate: list[Measured]) -> None:

@@ -152,6 +152,41 @@ def test_an_engine_that_dies_keeps_what_was_measured(stub: EngineProcess, tmp_pa
     assert sum(run.manifest.outcomes.values()) == 100
 
 
+@pytest.mark.parametrize(("command", "name"), [
+    (("gate", "run", "--baseline", "{url}", "--candidate", "{url}", "--workload", "sharegpt-mini"), "gate"),
+    (("sweep", "--url", "{url}", "--workload", "sharegpt-mini", "--users", "4,8"), "sweep"),
+])
+def test_what_is_interrupted_names_the_folder_that_it_chose(
+    stub: EngineProcess, tmp_path: Path, command: tuple[str, ...], name: str
+) -> None:
+    words = [word.replace("{url}", stub.url) for word in command]
+    with subprocess.Popen([sys.executable, "-m", "pabench", *words, "--quiet"], cwd=tmp_path, text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline and not any(tmp_path.rglob("*journal*")):
+            time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=30)
+    (folder,) = (tmp_path / "results").iterdir()
+    assert folder.name.endswith(f"-{name}")
+    assert process.returncode == 130, errors
+    assert errors.strip() == f"pabench: interrupted; what was measured is kept in results/{folder.name}"
+
+
+def test_where_nothing_was_measured_nothing_is_kept(tmp_path: Path) -> None:
+    """Ctrl-C while the engine is examined: it has taken the connection, and does not answer."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        process = subprocess.Popen([sys.executable, "-m", "pabench", "run", "--url", url, "--workload", "smoke"],
+                                   cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        connection, _ = server.accept()
+        with connection:
+            process.send_signal(signal.SIGINT)
+            _, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors) == (130, "pabench: interrupted, before anything was measured\n")
+    assert not (tmp_path / "results").exists()
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 64 KiB, where this user may mount one."""
@@ -184,6 +219,17 @@ def test_a_stub_beside_the_caller_calibrates_no_other_machine(pabench_here: Run)
 
 def test_a_model_is_of_an_engine(pabench_here: Run) -> None:
     one_line(pabench_here("conform", "--impl", "reference-paged", "--model", "x", "--out", "c"), 2, "model", "--impl")
+
+
+@pytest.mark.parametrize("side", ["baseline", "candidate"])
+def test_a_gate_looks_at_both_engines_before_it_measures(
+    pabench_here: Run, stub: EngineProcess, tmp_path: Path, side: str
+) -> None:
+    given = {"--baseline": stub.url, "--candidate": stub.url, f"--{side}": f"http://127.0.0.1:{free_port()}"}
+    command = ("gate", "run", "--quiet", "--workload", "smoke", "--out", "gate")
+    done = pabench_here(*command, *(word for pair in given.items() for word in pair))
+    one_line(done, 2, f"pabench: {side}: nothing answers at ")
+    assert not (tmp_path / "gate").exists()
 
 
 @pytest.mark.parametrize(("option", "value", "says"), [

@@ -112,6 +112,42 @@ def test_invalid_runs_are_refused(tmp_path: Path) -> None:
         judge_folders(base, same, POLICY)
 
 
+@pytest.mark.parametrize("partner", [True, False])
+@pytest.mark.parametrize("status", ["interrupted", "complete"])
+def test_the_last_pair_of_a_gate_that_was_broken_off_is_set_aside(tmp_path: Path, status: str, partner: bool) -> None:
+    base, same = sides(tmp_path, ENGINE)
+    whole = judge_folders(base, same, POLICY)
+    last = replace(ENGINE, seed=6, slower=9.0, started_at="2026-01-02T03:13:00+00:00")
+    write_run(same / "6", replace(last, status=status))
+    if partner:
+        write_run(base / "6", replace(last, started_at="2026-01-02T03:12:00+00:00"))
+    found = judge_folders(base, same, POLICY)
+    if partner and status == "complete":
+        assert found.metrics[0].count == 7
+        assert not any("set aside" in note for note in found.notes)
+        return
+    assert (found.outcome, found.metrics) == (whole.outcome, whole.metrics)
+    why = "interrupted" if status == "interrupted" else "the other side has no run of its seed"
+    assert found.notes[0].startswith("set aside, the last pair is not whole: ")
+    assert found.notes[0].endswith(f"{same / '6'} ({why})")
+
+
+def test_what_is_not_the_last_pair_is_not_set_aside(tmp_path: Path) -> None:
+    base, same = sides(tmp_path, ENGINE)
+    shutil.rmtree(same / "2")
+    write_run(same / "2", replace(ENGINE, seed=2, status="interrupted", started_at="2026-01-02T03:05:00+00:00"))
+    with pytest.raises(UsageError, match="INVALID, and a gate judges valid runs only: the run is interrupted"):
+        judge_folders(base, same, POLICY)
+
+
+def test_a_wrong_token_in_a_pair_that_is_set_aside_fails(tmp_path: Path) -> None:
+    base, same = sides(tmp_path, ENGINE)
+    write_run(same / "6", replace(ENGINE, seed=6, wrong=1, started_at="2026-01-02T03:13:00+00:00"))
+    found = judge_folders(base, same, POLICY)
+    assert found.exit_code == 1
+    assert "2 wrong tokens" in found.failures[0]
+
+
 @pytest.mark.parametrize(("candidate", "told"), [
     (replace(ENGINE, users=4), "carried different loads"),
     (replace(ENGINE, requests=30), "not the same in all runs"),
