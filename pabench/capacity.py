@@ -17,10 +17,11 @@ from statistics import NormalDist
 from typing import Literal
 
 import orjson
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pabench.analysis.slo import SLO
 from pabench.errors import UsageError
+from pabench.files import wrong_fields
 from pabench.load.records import write_atomic
 
 CAPACITY_FILE = "capacity.json"
@@ -207,4 +208,5 @@ def read_search(path: Path) -> Search:
             raise ValueError("it tried no rate")
         return found
     except (OSError, ValueError, AttributeError, UsageError) as error:
-        raise UsageError(f"{path} cannot be read as a search of version 1: {str(error).splitlines()[0]}") from None
+        why = wrong_fields(error, 1) if isinstance(error, ValidationError) else str(error).splitlines()[0]
+        raise UsageError(f"{path} cannot be read as a search of version 1: {why}") from None

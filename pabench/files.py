@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
+from pabench.engines.cleaning import clean
 from pabench.errors import UsageError
 
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -20,7 +22,17 @@ def read_model(path: Path, model: type[_Model], what: str) -> _Model:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UsageError(f"{what} {path}: cannot be read as TOML: {error}") from None
     except ValidationError as error:
-        told = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}".removeprefix(": ") for e in error.errors())
-        raise UsageError(f"{what} {path}: {told}") from None
+        raise UsageError(f"{what} {path}: {wrong_fields(error)}") from None
     except UsageError as error:  # of a validator
         raise UsageError(f"{what} {path}: {error}") from None
+
+
+def wrong_fields(error: ValidationError, most: int | None = None) -> str:
+    """Each wrong field, or the first `most`, what is wrong with it and, where it is a plain one, its value."""
+    return "; ".join(_wrong(one) for one in error.errors()[:most])
+
+
+def _wrong(one: ErrorDetails) -> str:
+    value = one["input"]
+    got = f", got {clean(repr(value), 80)}" if isinstance(value, str | int | float) else ""
+    return f"{'.'.join(map(str, one['loc']))}: {one['msg']}{got}".removeprefix(": ")

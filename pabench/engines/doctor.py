@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -70,6 +71,8 @@ async def examine(
     folder with a probe.json. `key_name`: the variable that holds the key, in errors. Raises EngineError with one line
     when there is no engine to examine.
     """
+    if not 0 < timeout_s < math.inf:
+        raise UsageError(f"the time to wait for an answer is {timeout_s:g} s, expected more than 0")
     given = _given_probe(probe)
     spoken = dialects.dialect(dialect or "openai")
     async with EngineClient(url, spoken, model or "", timeout_s=timeout_s, api_key=api_key) as client:

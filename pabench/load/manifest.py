@@ -21,10 +21,12 @@ import pabench
 from pabench.engines.base import EngineFacts
 from pabench.engines.cleaning import without_secrets
 from pabench.errors import UsageError
+from pabench.files import wrong_fields
 from pabench.load.records import MANIFEST_FILE, write_atomic
 from pabench.load.upgrade import upgrade
 from pabench.load.workload import CacheState, Workload
 
+_TOLD_FIELDS = 3  # wrong ones, of a file that may be no manifest at all
 _VERSIONS_OF = ("aiohttp", "numpy", "orjson", "pandas", "pyarrow", "pydantic")
 
 
@@ -194,7 +196,9 @@ def read_manifest(folder: Path) -> Manifest:
         below = any(folder.glob(f"*/**/{MANIFEST_FILE}"))
         hint = f"; `pabench results list {folder}` names the runs below it" if below else ""
         raise UsageError(f"{folder} is no run folder: it holds no {MANIFEST_FILE}{hint}") from None
-    except (OSError, orjson.JSONDecodeError, ValidationError, UsageError) as error:
+    except ValidationError as error:
+        raise UsageError(f"{path} cannot be read as a manifest: {wrong_fields(error, _TOLD_FIELDS)}") from None
+    except (OSError, orjson.JSONDecodeError, UsageError) as error:
         raise UsageError(f"{path} cannot be read as a manifest: {str(error).splitlines()[0]}") from None
 
 

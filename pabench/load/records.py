@@ -14,6 +14,7 @@ then a rename), so a reader sees the old file or the new one, never half of one.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -170,10 +171,21 @@ def _replacing(path: Path) -> Iterator[BinaryIO]:
         _discard(part)
 
 
-def unwritable(path: Path, error: OSError) -> RecordsUnwritable:
-    """The error to raise when `path` could not be written."""
-    return RecordsUnwritable(f"cannot write {path}: {error.strerror or error}; what was written before is kept "
-                             f"in {path.parent}: make room, or give another folder")
+def unwritable(path: Path, error: OSError, *, is_folder: bool = False) -> RecordsUnwritable:
+    """The error to raise when `path`, a file in a run folder or beside runs, or a run folder itself, could not be
+    written.
+    """
+    kept = "" if is_folder or not _holds_runs(path.parent) else f"; what was written before is kept in {path.parent}"
+    room = "make room, or " if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+    return RecordsUnwritable(f"cannot write {path}: {error.strerror or error}{kept}: {room}give another folder")
+
+
+def _holds_runs(folder: Path) -> bool:
+    """Whether there is a run in it, or below, as deep as a gate has its own."""
+    try:
+        return any(next(folder.glob(f"{below}{MANIFEST_FILE}"), None) is not None for below in ("", "*/", "*/*/"))
+    except OSError:
+        return False
 
 
 def _discard(path: Path) -> None:

@@ -269,4 +269,4 @@ def _open_folder(out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise unwritable(out, error) from error
+        raise unwritable(out, error, is_folder=True) from error

@@ -17,6 +17,7 @@ import pytest
 from pabench.analysis import load_run
 from pabench.engines import EngineProcess, free_port
 from tests.cli.conftest import Run
+from tests.report.synthetic import Made, write_run
 
 
 def one_line(result: subprocess.CompletedProcess[str], code: int, *says: str) -> None:
@@ -41,6 +42,27 @@ def test_no_url_at_all(pabench_here: Run, command: str) -> None:
 def test_something_else_listens(pabench_here: Run) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         one_line(pabench_here("doctor", "--url", f"http://127.0.0.1:{server.getsockname()[1]}", "--timeout-s", "1"), 2)
+
+
+@pytest.mark.parametrize("timeout_s", ["0", "nan", "inf", "-1"])
+def test_a_time_to_wait_is_a_time(pabench_here: Run, timeout_s: str) -> None:
+    done = pabench_here("doctor", "--url", "http://127.0.0.1:9", "--timeout-s", timeout_s)
+    one_line(done, 2, f"the time to wait for an answer is {timeout_s} s, expected more than 0")
+
+
+def test_a_folder_that_cannot_be_made_keeps_nothing(pabench_here: Run, stub: EngineProcess) -> None:
+    done = pabench_here("run", "--url", stub.url, "--workload", "smoke", "--out", "/proc/x", "--quiet")
+    one_line(done, 2, "cannot write /proc/x: ", ": give another folder")
+    assert "kept" not in done.stderr
+    assert "room" not in done.stderr
+
+
+def test_a_damaged_manifest_is_told_by_field_and_value(pabench_here: Run, tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", Made("one", requests=4))
+    told = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(told | {"status": "done\x1b[2J"}))
+    one_line(pabench_here("results", "show", "run"), 2, "cannot be read as a manifest: status: Input should be",
+             "got 'done\\x1b[2J'")
 
 
 def test_unknown_workload(pabench_here: Run) -> None:
