@@ -197,7 +197,8 @@ def read_manifest(folder: Path) -> Manifest:
         hint = f"; `pabench results list {folder}` names the runs below it" if below else ""
         raise UsageError(f"{folder} is no run folder: it holds no {MANIFEST_FILE}{hint}") from None
     except ValidationError as error:
-        raise UsageError(f"{path} cannot be read as a manifest: {wrong_fields(error, _TOLD_FIELDS)}") from None
+        count = f"{error.error_count()} validation error{'s' if error.error_count() > 1 else ''}"
+        raise UsageError(f"{path} cannot be read as a manifest: {count}: {wrong_fields(error, _TOLD_FIELDS)}") from None
     except (OSError, orjson.JSONDecodeError, UsageError) as error:
         raise UsageError(f"{path} cannot be read as a manifest: {str(error).splitlines()[0]}") from None
 

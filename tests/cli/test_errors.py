@@ -61,7 +61,7 @@ def test_a_damaged_manifest_is_told_by_field_and_value(pabench_here: Run, tmp_pa
     folder = write_run(tmp_path / "run", Made("one", requests=4))
     told = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps(told | {"status": "done\x1b[2J"}))
-    one_line(pabench_here("results", "show", "run"), 2, "cannot be read as a manifest: status: Input should be",
+    one_line(pabench_here("results", "show", "run"), 2, "1 validation error: status: Input should be",
              "got 'done\\x1b[2J'")
 
 
