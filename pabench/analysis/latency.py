@@ -71,6 +71,25 @@ def _itl_ms(requests: pd.DataFrame) -> Samples:
     return np.repeat(gaps, sizes - first[chunks]) * 1e3
 
 
+def spread_share(requests: pd.DataFrame) -> float | None:
+    """Share of `itl_ms` that are even parts of a chunk's gap: it brought several tokens. None where there are none."""
+    counts = [_spread(requests[at:at + SLICE]) for at in range(0, len(requests), SLICE)]
+    entries = sum(total for _, total in counts)
+    return sum(spread for spread, _ in counts) / entries if entries else None
+
+
+def _spread(requests: pd.DataFrame) -> tuple[int, int]:
+    """Entries that are parts of a gap, and all."""
+    times, starts = _sample_times(requests)
+    if len(times) == 0:
+        return 0, 0
+    first = np.zeros(len(times) + 1, dtype=bool)
+    first[starts] = True  # of each sample; and behind the last
+    alike = np.append(False, np.diff(times) == 0) & ~first[:-1]       # came with the token before
+    several = alike | (np.append(alike[1:], False) & ~first[:-1])     # or the next one with it
+    return int(np.count_nonzero(several)), int(np.count_nonzero(~first[:-1]))
+
+
 def num_gaps(requests: pd.DataFrame) -> NDArray[np.int64]:
     """Of each request's entries in `itl_ms`, which has them request by request: `[num_requests]`. Of several samples
     each has one gap less than tokens.

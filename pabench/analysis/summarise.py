@@ -34,7 +34,8 @@ def summarise(run: Run) -> RunSummary:
         status="interrupted" if manifest.status == "running" else manifest.status,
         outcomes=dict(manifest.outcomes), client_faults=int((requests["error_kind"] == "client").sum()),
         duration_s=duration_s, window_s=window,
-        **_throughput(requests, window), **_latencies(run), **_cache(run, window),
+        **_throughput(requests, window), **_outside(requests, window, duration_s), **_latencies(run),
+        **_cache(run, window),
         diagnoses=_diagnoses(requests), **_goodput(run, window),
         client_error_ms=None if manifest.calibration is None else manifest.calibration.arrival_p99_ms,
         not_applicable=_not_applicable(manifest.engine.dialect),
@@ -81,11 +82,21 @@ def _throughput(requests: pd.DataFrame, window: tuple[float, float]) -> dict[str
     }
 
 
+def _outside(requests: pd.DataFrame, window: tuple[float, float], duration_s: float) -> dict[str, Any]:
+    """Output tokens a second while the load came up, and while it went down: no part of the throughput."""
+    def rate(start_s: float, end_s: float) -> float | None:
+        tokens = _tokens_in(requests, (start_s, end_s), latency.output_tokens(requests))
+        return tokens / (end_s - start_s) if end_s > start_s else None
+
+    return {"ramp_tokens_per_s": rate(0.0, window[0]), "drain_tokens_per_s": rate(window[1], duration_s)}
+
+
 def _latencies(run: Run) -> dict[str, Any]:
     ok = latency.ok_requests(run.requests)
     ttft, intended, itl = latency.ttft_ms(ok), latency.ttft_ms(ok, intended=True), latency.itl_ms(ok)
     return {
         "ttft_ms": quantiles(ttft), "ttft_intended_ms": quantiles(intended), "itl_ms": quantiles(itl),
+        "itl_spread_share": latency.spread_share(ok),
         "tpot_ms": quantiles(latency.tpot_ms(ok)), "e2e_ms": quantiles(latency.e2e_ms(ok)),
         "lateness_ms": quantiles(latency.lateness_ms(run.requests)),
         "normalised_latency_ms": quantiles(latency.normalised_ms(ok)),

@@ -61,12 +61,15 @@ class RunSummary:
     duration_s: float
     window_s: tuple[float, float]         # the steady window that throughput is taken from
     throughput_tokens_per_s: float        # output tokens inside the window
+    ramp_tokens_per_s: float | None       # before the window, and after it; None where there is no such time
+    drain_tokens_per_s: float | None
     verified_tokens_per_s: float | None   # those of them that the oracle confirms
     request_rate_per_s: float
     ttft_ms: Quantiles | None
     ttft_intended_ms: Quantiles | None
     tpot_ms: Quantiles | None
     itl_ms: Quantiles | None
+    itl_spread_share: float | None        # of its entries, those that are even parts of a chunk of several tokens
     e2e_ms: Quantiles | None
     lateness_ms: Quantiles | None         # asked - intended: what the client added
     normalised_latency_ms: Quantiles | None

@@ -43,6 +43,15 @@ def ratio_interval(one: Run, other: Run, metric: str, confidence: float = 0.95) 
     return exp(low), exp(high)
 
 
+def interval(run: Run, metric: str, confidence: float = 0.95) -> tuple[float, float] | None:
+    """Of the figure, as the run by itself tells it; None for one that has no samples of its own, or too few."""
+    draws = _draws(run, metric)
+    if draws is None:
+        return None
+    low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
+
+
 def _draws(run: Run, metric: str) -> Samples | None:
     """The figure over resampled runs."""
     name, _, statistic = metric.removesuffix("_ms").rpartition("_")

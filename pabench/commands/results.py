@@ -41,16 +41,18 @@ def show(
     """
     from pabench.analysis import load_run, summarise
     from pabench.capacity import CAPACITY_FILE, read_search
-    from pabench.terminal.results import show_manifest
+    from pabench.terminal.results import show_latencies, show_manifest
     from pabench.terminal.runs import show_capacity, show_run
 
     if (folder / CAPACITY_FILE).exists():
         show_capacity(read_search(folder / CAPACITY_FILE), folder, as_json=as_json)
         return
     run = load_run(folder)
+    summary = summarise(run)
     if not as_json:
         show_manifest(run.manifest)
-    show_run(summarise(run), as_json=as_json)
+        show_latencies(run, summary)
+    show_run(summary, as_json=as_json)
 
 
 @_results.command("export")

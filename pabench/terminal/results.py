@@ -18,7 +18,10 @@ from pabench.analysis.compare_words import compared_markdown, compared_notes, co
 from pabench.analysis.export import flat_row
 from pabench.analysis.history import MIN_RUNS, History
 from pabench.analysis.measures import measure
+from pabench.analysis.runs import Run
 from pabench.analysis.sides import Measured
+from pabench.analysis.summary import Quantiles, RunSummary
+from pabench.analysis.within import interval
 from pabench.claims import DIFFERS, ERROR, NOT_SHOWN, REPRODUCED, Result
 from pabench.engines.cleaning import WHOLE, clean
 from pabench.gate import Decision
@@ -28,6 +31,7 @@ from pabench.telemetry.vocabulary import UNKNOWN
 from pabench.terminal.live import console
 
 _ROOM_FOR_FOLDERS = 120  # columns
+_FEW = 100  # samples: the p99 of fewer is about the largest of them
 
 
 def show_compared(found: Sequence[Compared], first_name: str, *, as_json: bool, markdown: bool) -> None:
@@ -102,6 +106,41 @@ def show_manifest(manifest: Manifest) -> None:
     for name, value in rows.items():
         table.add_row(name, escape(clean(value, WHOLE)))
     Console(highlight=False).print(table)
+
+
+_LATENCIES = {"ttft": "TTFT", "ttft_intended": "TTFT, intended", "tpot": "TPOT", "itl": "ITL", "e2e": "E2E"}
+
+
+def show_latencies(run: Run, summary: RunSummary) -> None:
+    """Every latency of one run, with 95 % intervals as its own requests tell them, on stdout; and what lies outside
+    the window that throughput is taken from.
+    """
+    out, table = Console(highlight=False), Table()
+    for name in ("ms", "samples", "p50\n95 %", "p90", "p99\n95 %", "max"):
+        table.add_column(name, justify="left" if name == "ms" else "right", overflow="fold")
+    for name, shown in _LATENCIES.items():
+        found: Quantiles | None = getattr(summary, f"{name}_ms")
+        if found is not None:
+            p99 = (_with_interval(run, name, "p99", found.p99) if found.count >= _FEW else
+                   f"{found.p99:,.1f}\nof {found.count} only")
+            table.add_row(shown, f"{found.count:,}", _with_interval(run, name, "p50", found.p50), f"{found.p90:,.1f}",
+                          p99, f"{found.max:,.1f}")
+    if table.row_count:
+        out.print(table)
+    if summary.itl_spread_share:
+        out.print(f"{summary.itl_spread_share:.0%} of ITL's samples are even parts of a chunk's gap: it brought "
+                  "several tokens")
+    start_s, end_s = summary.window_s
+    outside = [f"{what} {rate:,.0f} in {seconds:.1f} s" for what, rate, seconds in (
+        ("ramp", summary.ramp_tokens_per_s, start_s),
+        ("drain", summary.drain_tokens_per_s, summary.duration_s - end_s)) if rate is not None]
+    out.print(f"steady window {start_s:.1f} to {end_s:.1f} s of {summary.duration_s:.1f} s"
+              + (f"; output tokens/s outside it: {', '.join(outside)}" if outside else ""))
+
+
+def _with_interval(run: Run, name: str, statistic: str, value: float) -> str:
+    found = interval(run, f"{name}_{statistic}_ms")
+    return f"{value:,.1f}" + ("" if found is None else f"\n{found[0]:,.1f} – {found[1]:,.1f}")
 
 
 def show_histories(found: Sequence[History], problems: Sequence[str], *, as_json: bool) -> None:

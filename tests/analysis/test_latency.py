@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pabench.analysis import latency
 from pabench.analysis.latency import itl_ms, tpot_ms
 from pabench.analysis.runs import Run
-from pabench.analysis.within import ratio_interval
+from pabench.analysis.within import interval, ratio_interval
 
 
 def answers(times_s: list[list[float]], n: int = 1) -> pd.DataFrame:
@@ -46,6 +46,29 @@ def run_of(gaps_ms: np.ndarray) -> Run:
     times_s = np.cumsum(np.pad(gaps_ms, ((0, 0), (1, 0)), constant_values=50.0), axis=1) / 1e3
     frame = answers(list(times_s)).assign(index=range(len(times_s)), outcome="ok")
     return Run(Path(), None, frame, pd.DataFrame())  # type: ignore[arg-type]  # nothing else of it is asked
+
+
+@pytest.mark.parametrize(("times_s", "share"), [
+    ([[1.0, 2.0, 3.0]], 0.0), ([[1.0, 1.0, 2.0, 3.0]], 1 / 3), ([[1.0, 2.0, 2.0, 3.0, 4.0, 4.0, 4.0]], 5 / 6),
+    ([[1.0, 1.0], [1.0, 2.0]], 0.5), ([[1.0], []], None), ([], None),
+])
+def test_which_gaps_are_parts_of_a_chunks(times_s: list[list[float]], share: float | None) -> None:
+    for size in (1, 50_000):
+        with mock.patch.object(latency, "SLICE", size):
+            assert latency.spread_share(answers(times_s)) == (None if share is None else pytest.approx(share))
+
+
+def test_a_runs_own_interval_holds_its_figure_and_narrows_with_requests() -> None:
+    rng = np.random.default_rng(3)
+    widths = []
+    for count in (50, 800):
+        run = run_of(rng.exponential(10, (count, 1)) * np.ones((count, 16)))
+        low, high = interval(run, "itl_mean_ms") or (0.0, 0.0)
+        assert low < itl_ms(run.requests).mean() < high
+        widths.append(high - low)
+    assert widths[0] > 2 * widths[1]
+    assert interval(run_of(np.ones((5, 4))), "itl_mean_ms") is None
+    assert interval(run, "preemptions") is None
 
 
 def test_what_a_request_makes_slow_is_one_piece_of_evidence() -> None:

@@ -68,6 +68,7 @@ def test_latencies_by_hand() -> None:
     assert summary.itl_ms.count == 6
     assert summary.itl_ms.mean == pytest.approx((300 + 200) / 6)
     assert summary.itl_ms.max == pytest.approx(100)
+    assert summary.itl_spread_share == pytest.approx(3 / 6)
     # A: 0.41 - 0.01; B: 0.42 - 0.02. Four tokens each.
     assert summary.e2e_ms.mean == pytest.approx(400)
     assert summary.normalised_latency_ms.mean == pytest.approx(100)
@@ -80,6 +81,9 @@ def test_window_and_throughput_by_hand() -> None:
     assert summary.window_s == (pytest.approx(0.11), pytest.approx(0.82))
     # Tokens at 0.11 (included) to 0.82 (not): A 4, B 4, C 3. C's answer was wrong: none of its tokens is verified.
     assert summary.throughput_tokens_per_s == pytest.approx(11 / 0.71)
+    # No token came before, and C's last one after it; the run ends with D's cut connection.
+    assert summary.ramp_tokens_per_s == 0
+    assert summary.drain_tokens_per_s == pytest.approx(1 / (summary.duration_s - 0.82))
     assert summary.verified_tokens_per_s == pytest.approx(8 / 0.71)
     assert summary.request_rate_per_s == pytest.approx(2 / 0.71)
     assert (summary.output_tokens, summary.verified_tokens, summary.wrong_tokens) == (12, 9, 3)

@@ -25,6 +25,10 @@ def test_results_are_listed_shown_compared_and_exported(pabench_here: Run, tmp_p
     shown = pabench_here("results", "show", "one/0")
     assert shown.returncode == 0, shown.stderr
     assert "Example CPU" in shown.stdout
+    rows = {line.split("│")[1].strip() for line in shown.stdout.splitlines() if line.startswith("│")}
+    assert {"TTFT", "TTFT, intended", "TPOT", "ITL", "E2E"} <= rows
+    assert "of 16 only" in shown.stdout, "a p99 of few samples"
+    assert "steady window " in shown.stdout
     assert "VALID" in shown.stdout
     compared = pabench_here("compare", "one", "two", "--metric", "tpot_p50_ms", "--json")
     (row,) = json.loads(compared.stdout)
