@@ -18,7 +18,7 @@ _DEFAULTS = {f.name: f.default for f in fields(EngineConfig)}
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     p = argparse.ArgumentParser(
-        prog="python -m reference_engine", formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        prog="pabench serve", formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         description="An OpenAI-compatible engine with a paged or a contiguous KV cache.",
         epilog="Example: pabench serve --model probe --kv paged --block-size 16 --num-blocks 256 --port 8000",
     )

@@ -55,13 +55,15 @@ def parser() -> argparse.ArgumentParser:
     engine.add_argument("--max-model-len", type=int, help="longest prompt plus output; default: the longest in the "
                         f"trace, for --synthetic {SYNTHETIC_MODEL_LEN}")
     engine.add_argument("--max-num-batched-tokens", type=int, default=2048, help="tokens in one step")
-    engine.add_argument("--chunked-prefill", action=argparse.BooleanOptionalAction, default=True,
+    engine.add_argument("--enable-chunked-prefill", dest="chunked_prefill", default=True,
+                        action=argparse.BooleanOptionalAction,
                         help="prompts in pieces beside decodes")
     engine.add_argument("--batching", choices=CHOICES["batching"], default="continuous", help="when to let requests in")
-    engine.add_argument("--preemption", choices=CHOICES["preemption"], default="recompute",
+    engine.add_argument("--preemption-mode", dest="preemption", choices=CHOICES["preemption"], default="recompute",
                         help="what happens to a sequence when blocks run out")
-    engine.add_argument("--num-swap-blocks", type=int, default=2048, help="host blocks of --preemption swap")
-    engine.add_argument("--prefix-caching", action=argparse.BooleanOptionalAction, default=False,
+    engine.add_argument("--num-swap-blocks", type=int, default=2048, help="host blocks of --preemption-mode swap")
+    engine.add_argument("--enable-prefix-caching", dest="prefix_caching", default=False,
+                        action=argparse.BooleanOptionalAction,
                         help="share blocks of prompts; without hashes in the trace no two prompts share any")
     engine.add_argument("--step-law", default=str(StepLaw()), metavar="TERM=S,…",
                         help="seconds of a step; terms not named take none")

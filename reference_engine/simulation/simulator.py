@@ -264,4 +264,4 @@ class Simulator:
 def _check_blocks_divide(hash_block_tokens: int, block_size: int) -> None:
     if hash_block_tokens % block_size:
         raise UsageError(f"the block size is {block_size}, and the trace hashes prompts in blocks of "
-                         f"{hash_block_tokens} tokens: expected a divisor of that, or --no-prefix-caching")
+                         f"{hash_block_tokens} tokens: expected a divisor of that, or --no-enable-prefix-caching")
