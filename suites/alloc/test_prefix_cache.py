@@ -9,6 +9,7 @@ import pytest
 from pabench.conformance.alloc import AllocatorUnderTest, Play, Pool
 from pabench.conformance.alloc.checks import check_hit
 from pabench.conformance.failure import fail
+from pabench.conformance.targets import unsupported
 
 _ALIKE = (["0" * 31 + "1"], ["0" * 31 + "2"])  # extra keys as long as digests
 
@@ -33,6 +34,29 @@ def test_hash_covers_parent_and_extra_keys(allocator: AllocatorUnderTest) -> Non
     """Prompts of two tokens, which are alike, and many extra keys in blocks of one or two: little is the same."""
     allocator.every_trace(finds_what_stands_there, caching=True, kinds=("allocate", "finish", "free"), largest_block=2,
                           many_keys=True, about="hit")
+
+
+@pytest.mark.requirement("alloc/hash-covers-parent-and-extra-keys", case="every-short-prompt")
+@pytest.mark.parametrize("alphabet", [(0, 1), (1, 1 + 2**16)], ids=["plain", "alike"])
+def test_every_short_prompt(allocator: AllocatorUnderTest, alphabet: tuple[int, int]) -> None:
+    """All prompts of up to five tokens in blocks of one, shortest first: each block is met behind every beginning, of
+    which some are cached and some are not yet.
+    """
+    pool = Pool(64, 1, 6, caching=True)
+    allocator.claim(pool)
+    play, found = allocator.play(pool), False
+    allocator.case += f"; all prompts of 1 to 5 tokens of {alphabet}, one after the other, each computed whole"
+    for length in range(1, 6):
+        for tokens in itertools.product(alphabet, repeat=length):
+            step = play.allocate(tokens)
+            if step is None or step.refused:
+                continue
+            found = found or step.num_cached > 0
+            check_hit(play, step)
+            play.compute(step.held)
+            play.free(step.held)
+    if not found:
+        unsupported("nothing was found again, though the manager says that it can")
 
 
 def finds_what_is_there(play: Play) -> None:
