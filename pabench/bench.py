@@ -257,7 +257,8 @@ def _run_engine(
     narrator.stage(f"starting {plan.label} for the loads")
     with _reach(plan, folder / "load-engine.log", model) as url:
         probe = None if suite.model_command else model
-        examination = run_loop(examine(url, dialect=plan.dialect, probe=probe))
+        examination = run_loop(examine(url, dialect=plan.dialect, probe=probe,
+                                       timeout_s=suite.workloads()[0].timeout_s))
         series = Series(examination, url, plan.label, suite.first_seed, narrator.load, calibrate=suite.calibrate)
         for number, workload in enumerate(suite.workloads()):
             series.require(workload)

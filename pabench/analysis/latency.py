@@ -58,36 +58,32 @@ def itl_ms(requests: pd.DataFrame) -> Samples:
 
 
 def _itl_ms(requests: pd.DataFrame) -> Samples:
+    arrivals, sizes, first = _chunks(requests)
+    gaps = np.diff(arrivals, prepend=0.0) / sizes
+    # The first chunk's own tokens have no gap before them that could be told: they came at once.
+    gaps[first] = 0.0
+    return np.repeat(gaps, sizes - first) * 1e3
+
+
+def _chunks(requests: pd.DataFrame) -> tuple[Samples, NDArray[np.int64], NDArray[np.bool_]]:
+    """The chunks of all samples, one sample after the other: arrival in seconds, tokens, and whether it is its sample's
+    first; `[num_chunks]` each.
+    """
     times, starts = _sample_times(requests)
-    if len(times) == 0:
-        return np.empty(0)
     first = np.zeros(len(times), dtype=bool)
     first[starts[:-1]] = True
     chunks = np.flatnonzero(first | (np.diff(times, prepend=np.nan) != 0))
-    sizes = np.diff(np.append(chunks, len(times)))
-    gaps = np.diff(times[chunks], prepend=0.0) / sizes
-    # The first chunk's own tokens have no gap before them that could be told: they came at once.
-    gaps[first[chunks]] = 0.0
-    return np.repeat(gaps, sizes - first[chunks]) * 1e3
+    return times[chunks], np.diff(np.append(chunks, len(times))), first[chunks]
 
 
 def spread_share(requests: pd.DataFrame) -> float | None:
     """Share of `itl_ms` that are even parts of a chunk's gap: it brought several tokens. None where there are none."""
-    counts = [_spread(requests[at:at + SLICE]) for at in range(0, len(requests), SLICE)]
-    entries = sum(total for _, total in counts)
-    return sum(spread for spread, _ in counts) / entries if entries else None
-
-
-def _spread(requests: pd.DataFrame) -> tuple[int, int]:
-    """Entries that are parts of a gap, and all."""
-    times, starts = _sample_times(requests)
-    if len(times) == 0:
-        return 0, 0
-    first = np.zeros(len(times) + 1, dtype=bool)
-    first[starts] = True  # of each sample; and behind the last
-    alike = np.append(False, np.diff(times) == 0) & ~first[:-1]       # came with the token before
-    several = alike | (np.append(alike[1:], False) & ~first[:-1])     # or the next one with it
-    return int(np.count_nonzero(several)), int(np.count_nonzero(~first[:-1]))
+    spread = total = 0
+    for at in range(0, len(requests), SLICE):
+        _, sizes, first = _chunks(requests[at:at + SLICE])
+        entries = sizes - first
+        spread, total = spread + int(entries[sizes > 1].sum()), total + int(entries.sum())
+    return spread / total if total else None
 
 
 def num_gaps(requests: pd.DataFrame) -> NDArray[np.int64]:

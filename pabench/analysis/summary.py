@@ -61,9 +61,9 @@ class RunSummary:
     duration_s: float
     window_s: tuple[float, float]         # the steady window that throughput is taken from
     throughput_tokens_per_s: float        # output tokens inside the window
-    ramp_tokens_per_s: float | None       # before the window, and after it; None where there is no such time
-    drain_tokens_per_s: float | None
     verified_tokens_per_s: float | None   # those of them that the oracle confirms
+    ramp_tokens_per_s: float | None       # output tokens before the window; None where there is no such time
+    drain_tokens_per_s: float | None      # and after it
     request_rate_per_s: float
     ttft_ms: Quantiles | None
     ttft_intended_ms: Quantiles | None

@@ -82,6 +82,8 @@ class _Exchange:
 
     def leave_out(self, api_key: str | None) -> None:
         """Mask the key, which may lie across pieces; they stay as long as they were."""
+        if api_key is None:
+            return
         body, at = masked(self.body, self.status, api_key), 0
         for number, (time_s, piece) in enumerate(self.chunks):
             self.chunks[number] = (time_s, body[at:at + len(piece)])

@@ -108,7 +108,7 @@ async def examine(
         if trials.capabilities and kv.prefix_caching is not False:
             told |= await _prefix_cache(trials, told)
         facts = replace(facts, capabilities=frozenset(trials.capabilities | told))
-    spec = _which_probe(given, facts.model_root, trials.is_probe, trials.notes)
+    spec = _which_probe(given, facts.model_root, trials)
     return Examination(facts, spec, metrics_found(client.dialect, metrics), tuple(trials.notes),
                        client.dialect.cadence_s, tuple(sorted(client.dialect.not_applicable)))
 
@@ -308,7 +308,7 @@ def _given_probe(probe: str | Path | ProbeSpec | None) -> ProbeSpec | None:
     return load_spec(Path(probe)) if Path(probe).is_dir() else preset(str(probe))
 
 
-def _which_probe(given: ProbeSpec | None, root: str | None, came_back: bool, notes: list[str]) -> ProbeSpec | None:
+def _which_probe(given: ProbeSpec | None, root: str | None, trials: Trials) -> ProbeSpec | None:
     """The probe that is served: as given, else as its folder says, else the usual one where its ring came back.
 
     A probe that is given or found in the folder stays one when its ring did not come back: the engine is at fault.
@@ -321,11 +321,14 @@ def _which_probe(given: ProbeSpec | None, root: str | None, came_back: bool, not
             if (folder / "probe.json").is_file():
                 return load_spec(folder)
         except UsageError as error:
-            notes.append(clean(str(error)))
+            trials.notes.append(clean(str(error)))
         except OSError as error:  # another user's folder, or a name that no folder can have
-            notes.append(clean(f"the model's folder cannot be read: {error.strerror}: {root}"))
-    if not came_back:
+            trials.notes.append(clean(f"the model's folder cannot be read: {error.strerror}: {root}"))
+    if not trials.is_probe:
+        if trials.begins_as_probe:
+            trials.notes.append("the ring's beginning came back: a probe that is misread answers like this. If it is "
+                                "one, name it with --probe, for its folder is not to be seen from here")
         return None
-    notes.append(f"the probe's ring came back; which preset it is was not told: {_ASSUMED_PRESET!r} is assumed "
+    trials.notes.append(f"the probe's ring came back; which preset it is was not told: {_ASSUMED_PRESET!r} is assumed "
                  "(name another with --probe)")
     return PRESETS[_ASSUMED_PRESET]

@@ -51,6 +51,7 @@ class Trials:
     capabilities: set[str] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
     is_probe: bool = False
+    begins_as_probe: bool = False  # and is none after that, as one that is misread
     max_context_tokens: int | None = None
 
     async def run(self) -> None:
@@ -159,9 +160,7 @@ class Trials:
             shown = slice(max(0, wrong_at - 2), wrong_at + 4)
             self.notes.append(f"the probe's ring did not come back: expected {Codec.encode(right[shown])} from token "
                               f"{shown.start} on, got {Codec.encode(ids[shown]) or 'nothing'}")
-            if wrong_at > 0:
-                self.notes.append("its beginning did: a probe that is misread answers like this. If it is one, name it "
-                                  "with --probe, for its folder is not to be seen from here")
+            self.begins_as_probe = wrong_at > 0
 
     async def _ignore_eos(self) -> bool:
         prompt = _SAYS_EOS if self.is_probe else _PLAIN_TEXT

@@ -166,7 +166,7 @@ class GateRun:
         """What it is: asked of each process anew, so that all are asked alike before their load."""
         if side.name not in self._examined:
             found = run_loop(examine(url, dialect=side.dialect, probe=side.probe, api_key=side.api_key,
-                                     key_name=side.key_name))
+                                     key_name=side.key_name, timeout_s=self.workload.timeout_s))
             if not side.is_url:
                 return found
             self._examined[side.name] = found

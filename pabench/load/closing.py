@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from pathlib import Path
 
 from pabench.engines import dialect as find_dialect
@@ -150,7 +150,8 @@ def _write(
     manifest.duration_s = max((r.end_s for r in records if r.end_s is not None), default=0.0)
     manifest.window_s = manifest.workload.window_s or _steady_window(manifest, records, requests)
     manifest.notes = [note for note in manifest.notes if not note.startswith((_USAGE, _SHORT))]
-    manifest.notes += _usage_notes(records) + _short_notes(records)
+    streamed = {one.index for one in requests if one.request.stream}
+    manifest.notes += _usage_notes(records, streamed) + _short_notes(records)
     if manifest.workload.cache is not None:
         size = None if manifest.engine.kv is None else manifest.engine.kv.block_size
         until_s = min((one.at_s for one in manifest.resumed), default=math.inf)
@@ -183,10 +184,10 @@ def _steady_window(
     return steady_window(watched, breaks_s, later_turns) or steady_window(records, breaks_s, later_turns)
 
 
-def _usage_notes(records: Sequence[RequestRecord]) -> list[str]:
+def _usage_notes(records: Sequence[RequestRecord], streamed: Set[int]) -> list[str]:
     sent = [record for record in records if record.outcome in ("ok", "wrong")]
-    outputs = sum(r.output_tokens is not None and r.stream_tokens > 0 and r.output_tokens != r.stream_tokens
-                  for r in sent if r.first_s is not None)
+    outputs = sum(r.output_tokens is not None and r.output_tokens != r.stream_tokens
+                  for r in sent if r.index in streamed)
     prompts = sum(r.usage_prompt_tokens is not None and r.usage_prompt_tokens != r.prompt_tokens for r in sent)
     notes = []
     if outputs:

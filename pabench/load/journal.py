@@ -210,8 +210,8 @@ def _encode(entry: Exchange | KVSample, start_s: float, api_key: str | None) -> 
         "num_events": entry.num_events, "reused": entry.reused,
     }
     line = orjson.dumps({"exchange": head, "num_pieces": len(sizes), "num_bytes": int(sizes.sum())})
-    body = masked(b"".join(entry.pieces), entry.status, api_key)
-    return b"".join((line, b"\n", times_s.tobytes(), sizes.tobytes(), body, b"\n"))
+    pieces = entry.pieces if api_key is None else [masked(b"".join(entry.pieces), entry.status, api_key)]
+    return b"".join((line, b"\n", times_s.tobytes(), sizes.tobytes(), *pieces, b"\n"))
 
 
 def _from_start(entry: Exchange, start_s: float) -> Exchange:

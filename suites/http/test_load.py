@@ -10,10 +10,10 @@ import pytest
 
 from pabench.conformance.engine import EngineUnderTest
 from pabench.conformance.exchange import Exchange
-from pabench.conformance.failure import fail
+from pabench.conformance.failure import CaseFailed, fail
 from pabench.conformance.gauges import idle_again, sampled
 from pabench.conformance.targets import unsupported
-from pabench.conformance.verify import Ask
+from pabench.conformance.verify import Ask, check_form
 from pabench.engines.base import GenerationRequest
 from pabench.probe import Ring, check_answer
 
@@ -83,12 +83,15 @@ def test_output_oversized(engine: EngineUnderTest, limit: str) -> None:
         fail("the oversized request is refused with a 4xx status, or ends when there is no room",
              f"HTTP {answer.status}: {(answer.error or '')[:200]}",
              hint="what it may need in the end is to be compared with the whole pool when it arrives")
-    for choice in answer.choices if engine.is_probe and answer.error is None else ():
-        ids = choice.token_ids or []
-        if choice.finish_reason != "length" or not check_answer(ask.prompt, ids).ok:
-            fail(f"{ask.name} goes round its ring as far as there is room, and ends with 'length'",
-                 f"{len(ids)} tokens, {'right' if check_answer(ask.prompt, ids).ok else 'not all right'}, ended with "
-                 f"{choice.finish_reason!r}")
+    if answer.error is not None:
+        return
+    if (failure := check_form(ask, answer)) is not None:
+        raise CaseFailed(failure)
+    ids, reason = answer.choices[0].token_ids or [], answer.choices[0].finish_reason
+    right = check_answer(ask.prompt, ids).ok
+    if engine.is_probe and (reason != "length" or not right):
+        fail(f"{ask.name} is answered as far as there is room, and ends with 'length'",
+             f"{len(ids)} tokens, {'right' if right else 'not all right'}, ended with {reason!r}")
 
 
 @pytest.mark.requirement("http/bad-input-then-healthy")

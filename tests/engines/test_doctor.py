@@ -73,7 +73,10 @@ def test_wrong_tokens_are_no_probe_unless_it_is_said_to_be_one():
     late = examined(StubOptions(wrong_every=9, **FAST), dialect="vllm").notes
     (note,) = [note for note in late if "ring did not come back" in note]
     assert "expected t2055 t2056 t2057 t2058 t2059 t2048 from token 6 on, got t2055 t2056 t2056 " in note
-    assert any("a probe that is misread answers like this. If it is one, name it with --probe" in note for note in late)
+    hint = "a probe that is misread answers like this. If it is one, name it with --probe"
+    assert any(hint in note for note in late)
+    named = examined(StubOptions(wrong_every=9, **FAST), dialect="vllm", probe="gqa").notes
+    assert not any(hint in note for note in named)
     assert examined(wrong, dialect="vllm", probe="gqa").probe is PRESETS["gqa"]
 
 

@@ -337,3 +337,20 @@ def test_a_planned_cut_counts_tokens_and_not_events(word: str, role: bool, tmp_p
     run = checked(tmp_path / "run", asyncio.run(go()))
     only(run, "aborted", "planned")
     assert run.requests["stream_tokens"].tolist() == [8, 8]
+
+
+def test_answers_that_come_whole_are_told(tmp_path: Path) -> None:
+    """Of an engine that did not stream when it was examined: usage then counts what no stream holds."""
+    async def answer(_: web.Request) -> web.Response:
+        return web.json_response({"choices": [{"index": 0, "text": "a b c", "finish_reason": "length"}],
+                                  "usage": {"prompt_tokens": 12, "completion_tokens": 8}})
+
+    examined = Examined(EngineFacts("openai", "m", 4096, capabilities=CAPABILITIES - {"stream"}), None)
+
+    async def go() -> Manifest:
+        async with serving(answer) as url:
+            return await run_workload(examined, workload(prompt="text"), tmp_path / "run", url=url, label="x")
+
+    run = checked(tmp_path / "run", asyncio.run(go()))
+    only(run, "ok")
+    assert [note.partition(",")[0] for note in run.manifest.notes] == ["answers come whole"]
