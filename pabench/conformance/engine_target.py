@@ -66,6 +66,7 @@ class EngineTarget:
                                 probe)
         self._spoken = {"dialect_name": dialect, "model": model, "probe": probe}
         self._session: EngineSession | None = None
+        self._given_up = False  # an engine that is gone is not to be started again
 
     def _tell(self, text: str) -> None:
         self._news(text)
@@ -148,6 +149,28 @@ class EngineTarget:
         """See Target."""
         return self.session.still_lives()
 
+    def make_ready(self) -> None:
+        """See Target. An engine that a request has ended once more is started when there is more to ask, not before:
+        large models take minutes.
+        """
+        end = self.session.gone
+        if self._launched is None or end is None or self._given_up:
+            return
+        try:
+            self._launched.start()
+            self.session.gone = None
+        except (EngineError, UsageError) as error:
+            self._give_up(end, error)
+
+    def starts(self) -> tuple[int, float]:
+        """See Target."""
+        return (self._launched.starts, self._launched.starting_s) if self._launched is not None else (0, 0.0)
+
+    def _give_up(self, end: str, error: Exception) -> str:
+        self._given_up = True
+        self.session.gone = f"{end}; not to be started again: {error}"
+        return self.session.gone
+
     def recover(self, subject: Subject) -> str:
         """Start the engine again and look for the request that it died of."""
         if self._launched is None or not isinstance(subject, EngineUnderTest):
@@ -156,10 +179,9 @@ class EngineTarget:
         try:
             self._launched.start()
             self.session.gone = None
-            killer, found = find_killer(self.session, self._launched, subject.exchanges)
+            killer, found = find_killer(self.session, subject.exchanges)
         except (EngineError, UsageError) as error:
-            self.session.gone = f"{end}; not to be started again: {error}"
-            return self.session.gone
+            return self._give_up(end, error)
         if killer is not None:
             subject.killer = {**exchange_as_json(killer), "curl": self.session.curl(killer)}
         return f"{end}; {found}"

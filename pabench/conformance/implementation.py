@@ -163,6 +163,13 @@ class ImplementationTarget:
         """See Target. An adapter tells itself what ended its process."""
         return ""
 
+    def make_ready(self) -> None:
+        """See Target. What has ended in this process stays so."""
+
+    def starts(self) -> tuple[int, float]:
+        """See Target."""
+        return 0, 0.0
+
     def close(self) -> None:
         """See Target."""
         if hasattr(self.adapter, "close"):

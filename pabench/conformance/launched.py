@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import signal
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -44,21 +45,25 @@ class LaunchedEngine:
 
     def __init__(self, command: Sequence[str], url: str, folder: Path, ready_timeout_s: float, news: News) -> None:
         self._folder, self._ready_timeout_s, self._news = folder, ready_timeout_s, news
-        self._starts = 0
+        self.starts, self.starting_s = 0, 0.0  # how often it was started, and how long it took to serve, all together
         self._process = EngineProcess(command, url=url, log=self._log(1), ready_timeout_s=ready_timeout_s)
         self._command, self.url = self._process.command, self._process.url
 
     def start(self) -> None:
         """Start it, once more after it has died. Raises EngineDied, EngineTimeout and UsageError when it cannot be."""
         self._process.stop()
-        if self._starts == MAX_STARTS:
+        if self.starts == MAX_STARTS:
             raise EngineDied(f"it was started {MAX_STARTS} times, and is given up")
-        self._starts += 1
-        log = self._log(self._starts)
-        self._news(f"starting the engine{'' if self._starts == 1 else ' again'}, its output goes to {log}")
-        command = [word.replace("{start}", str(self._starts)) for word in self._command]
+        self.starts += 1
+        log = self._log(self.starts)
+        self._news(f"starting the engine{'' if self.starts == 1 else ' again'}, its output goes to {log}")
+        command = [word.replace("{start}", str(self.starts)) for word in self._command]
         self._process = EngineProcess(command, url=self.url, log=log, ready_timeout_s=self._ready_timeout_s)
-        self._process.__enter__()
+        began = time.monotonic()
+        try:
+            self._process.__enter__()
+        finally:
+            self.starting_s += time.monotonic() - began
 
     def end(self) -> str:
         """How the process ended, and what it wrote last."""
@@ -79,20 +84,16 @@ class LaunchedEngine:
         return self._folder / ("engine.log" if number == 1 else f"engine-{number}.log")
 
 
-def find_killer(
-    session: EngineSession, launched: LaunchedEngine, exchanges: Sequence[Exchange]
-) -> tuple[Exchange | None, str]:
+def find_killer(session: EngineSession, exchanges: Sequence[Exchange]) -> tuple[Exchange | None, str]:
     """Which of the requests that were under way ends a new engine, alone: it, and what was found, in words.
 
-    The engine has just been started again, and is once more for each that ends it. The last that was sent is asked
-    first: most often it is the one.
+    The engine has just been started again, and is gone where one is found. The last that was sent is asked first: most
+    often it is the one.
     """
     under_way = [exchange for exchange in exchanges if exchange.under_way]
     suspects = list(reversed(under_way or list(exchanges)[-1:]))[:_MAX_SUSPECTS]
     for suspect in suspects:
         if not _survives(session, suspect):
-            launched.start()
-            session.gone = None
             return suspect, f"{suspect.described}, alone, ends a new process too"
     if not suspects:
         return None, "no request was under way"

@@ -163,4 +163,11 @@ def _conclusion(run: SuiteRun) -> Text:
     noun = "requirement" if len(rows) == 1 else "requirements"
     reason = not_compared(run.verdicts) if code == EXIT_COULD_NOT_RUN else ""
     why = f"; no answer could be judged: {reason}" if reason else ""
-    return Text(f"{word}: {run.target.impl}, {len(rows)} {noun}: {counts}{why}", style=style)
+    return Text(f"{word}: {run.target.impl}, {len(rows)} {noun}: {counts}{why} ({_took(run)})", style=style)
+
+
+def _took(run: SuiteRun) -> str:
+    """Seconds, and how many of them are the engine's own."""
+    starts, starting_s = run.target.starts()
+    times = {1: "one start", 2: "two starts"}.get(starts, f"{starts} starts")
+    return f"{run.duration_s:.0f} s" + (f", {starting_s:.0f} of them for {times} of the engine" if starts else "")

@@ -40,13 +40,15 @@ class Header:
 
 @dataclass(frozen=True, slots=True)
 class Footer:
-    """How the run ended. `status` is "complete" or "interrupted"."""
+    """How the run ended. `status` is "complete" or "interrupted"; of `duration_s`, `starting_s` was for the engine."""
 
     rows: int
     counts: Mapping[str, int]
     exit_code: int
     duration_s: float
     status: str = "complete"
+    starts: int = 0                 # of the engine by the run, at first and after it had died
+    starting_s: float = 0.0         # until it served, all together
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +82,13 @@ class ResultsWriter:
         self._rows.append(verdict)
         self._write("case", asdict(verdict))
 
-    def footer(self, exit_code: int, duration_s: float, status: str) -> Footer:
+    def footer(self, exit_code: int, duration_s: float, status: str, starts: tuple[int, float] = (0, 0.0)) -> Footer:
         """Write the last line, which makes the file a whole one."""
         counts = {outcome.value: 0 for outcome in Outcome}
         for row in self._rows:
             counts[row.outcome.value] += 1
-        footer = Footer(len(self._rows), {k: n for k, n in counts.items() if n}, exit_code, duration_s, status)
+        footer = Footer(len(self._rows), {k: n for k, n in counts.items() if n}, exit_code, duration_s, status,
+                        *starts)
         self._write("footer", asdict(footer))
         return footer
 

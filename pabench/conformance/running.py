@@ -130,6 +130,11 @@ class SuiteRun:
             return False
         return not self.ids or marked in self.ids
 
+    @property
+    def duration_s(self) -> float:
+        """Since the run was set up, starts of the engine included."""
+        return time.monotonic() - self._start
+
     # Beginning and end -------------------------------------------------------------------------------------------
 
     @pytest.hookimpl(tryfirst=True)
@@ -165,7 +170,7 @@ class SuiteRun:
             try:
                 with self._writer as writer:
                     if not self.could_not_run:
-                        writer.footer(code, time.monotonic() - self._start, status)
+                        writer.footer(code, self.duration_s, status, self.target.starts())
             except OSError as error:
                 self.could_not_run = True
                 print(f"could not run: cannot write to {self.out}: {error.strerror}", file=sys.stderr)
@@ -193,10 +198,11 @@ class SuiteRun:
         disabled = self.expectations.disabled_reason(item_name(item), requirement.id)
         if disabled is not None:
             return Outcome.DISABLED, disabled
-        if self.target.gone is not None:
-            return Outcome.NOTRUN, f"the engine is gone: {self.target.gone}"
         lacks = self.target.lacks(requirement)
-        return (Outcome.UNSUPPORTED, lacks) if lacks else None
+        if lacks:
+            return Outcome.UNSUPPORTED, lacks
+        self.target.make_ready()
+        return None if self.target.gone is None else (Outcome.NOTRUN, f"the engine is gone: {self.target.gone}")
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, None, None]:

@@ -98,10 +98,15 @@ class Target(Protocol):
         ...
 
     def recover(self, subject: Subject) -> str:
-        """After it died in the case of `subject`: make it live again, so that `gone` is None, where that can be.
+        """After it died in the case of `subject`: in a line, how it ended and what of; "" where nothing is known."""
+        ...
 
-        In a line, how it ended and what of; "" where nothing is known.
-        """
+    def make_ready(self) -> None:
+        """Before a case: what has died lives again, so that `gone` is None, where that can be."""
+        ...
+
+    def starts(self) -> tuple[int, float]:
+        """How often the run has started it, and how many seconds that took; 0 where it was there already."""
         ...
 
     def close(self) -> None:

@@ -10,12 +10,17 @@ from paged_kernels import dequantise, quantise
 
 from reference_engine.model.config import LayerConfig, ModelConfig
 
-
 # torch's CPU products lay a weight out anew at every call. Laid out once, they take half to two thirds of the time at
 # up to 16 tokens, with the same result to the bit in bfloat16. The operators are those that torch.compile freezes to.
+# A call of oneDNN costs some 20 us more than one of the BLAS that float32 takes otherwise.
+_SMALL = 1 << 18  # elements of a float32 weight that are not worth it
+
+
 def pack(weight: torch.Tensor) -> torch.Tensor:
     """The weight [outputs, inputs] as `product` is fastest with it: laid out for oneDNN on a CPU, else as it is."""
     if weight.device.type != "cpu" or not _onednn_packs(weight.dtype):
+        return weight
+    if weight.dtype == torch.float32 and weight.numel() <= _SMALL:
         return weight
     packed: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(weight)
     return packed

@@ -35,12 +35,14 @@ def test_what_killed_it_is_found_and_the_rest_is_asked(
 ) -> None:
     """One of nine malformed bodies ends the engine, while three others run."""
     launch, out = launch_of(MUTANT, tiny_probe), tmp_path / "out"
-    ids = ["http/bad-input-then-healthy", "http/usage-exact"]
-    assert run_suite(launch=launch, out=out, profile="smoke", ids=ids, quiet=True) == 1
-    rows = {row.name: row for row in load_results(out).rows}
+    ids = ["http/usage-exact", "http/bad-input-then-healthy", "http/empty-prompt-then-healthy"]
+    assert run_suite(launch=launch, out=out, profile="smoke", ids=ids) == 1
+    results = load_results(out)
+    rows = {row.name: row for row in results.rows}
     crash = rows.pop("http/bad-input-then-healthy")
     assert crash.outcome is Outcome.CRASH
     assert {row.outcome for row in rows.values()} == {Outcome.PASS}
+    assert len(rows) == 3
     end = next(line for line in crash.text.splitlines() if line.startswith("  end "))
     assert "last words: IndexError: index 2147483647 is out of bounds" in end
     assert '"prompt": [300, 2147483647], "max_tokens": 4}, alone, ends a new process too' in end
@@ -50,9 +52,15 @@ def test_what_killed_it_is_found_and_the_rest_is_asked(
     assert f"--launch {shlex.quote(launch)}" in crash.text
     # One process a start: at first, after the crash, and after what was asked again ended that one too.
     assert sorted(path.name for path in out.glob("*.log")) == ["engine-2.log", "engine-3.log", "engine.log"]
-    capfd.readouterr()
+    footer = results.footer
+    assert footer.starts == 3
+    assert 0 < footer.starting_s < footer.duration_s
+    assert f"({footer.duration_s:.0f} s, {footer.starting_s:.0f} of them for 3 starts of the engine)" in (
+        capfd.readouterr().out)
     assert replay_case(out / crash.replay, launch=launch) == 1
-    assert "alone, ends a new process too" in capfd.readouterr().out
+    shown = capfd.readouterr().out
+    assert "alone, ends a new process too" in shown
+    assert "of them for two starts of the engine)" in shown  # nothing is left to ask a third of
 
 
 def test_an_engine_that_does_not_start_is_exit_2(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
