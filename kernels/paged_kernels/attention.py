@@ -25,7 +25,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from paged_kernels.cache import KVCache, check_move_backend
 from paged_kernels.scoring import Scoring
@@ -144,7 +146,7 @@ def plan_attention(
             f"{list(query_start_loc.shape)} do not agree, expected [n, max_blocks], [n] and [n + 1]"
         )
     contexts, starts = context_lens.cpu().long(), query_start_loc.cpu().long()
-    _check_batch(contexts, starts, block_tables.shape[1] * block_size)
+    _check_batch(contexts.numpy(), starts.numpy(), block_tables.shape[1] * block_size)
     if shared_prefix_len and (
         shared_prefix_len < 0 or shared_prefix_len % block_size
         or bool((contexts - starts.diff() < shared_prefix_len).any())
@@ -154,11 +156,11 @@ def plan_attention(
     return AttentionPlan(BACKENDS[backend](block_tables, contexts, starts, block_size, shared_prefix_len), backend)
 
 
-def _check_batch(contexts: torch.Tensor, starts: torch.Tensor, room: int) -> None:
-    rows = starts.diff()
+def _check_batch(contexts: NDArray[np.int64], starts: NDArray[np.int64], room: int) -> None:
+    rows = starts[1:] - starts[:-1]
     bad = (rows < 0) | (contexts < 0) | (contexts > room) | ((rows > contexts) & (contexts > 0))
-    if bool(bad.any()):
-        seq = int(bad.nonzero()[0])
+    if bad.any():
+        seq = int(bad.argmax())
         raise ValueError(f"sequence {seq} has {int(rows[seq])} query rows for a context of {int(contexts[seq])} "
                          f"positions, with a block table for {room}")
 

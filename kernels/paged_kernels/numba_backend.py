@@ -40,7 +40,7 @@ class NumbaPlan:
             x.long().contiguous().numpy() for x in (block_tables, context_lens, query_start_loc)
         )
         self._block_size = block_size
-        self._num_rows = np.diff(self._starts)
+        self._num_rows = self._starts[1:] - self._starts[:-1]
         compiled = (self._num_rows <= MAX_ROWS) & (self._contexts > 0)
         self._seqs = np.flatnonzero(compiled)
         self._others: TorchPlan | None = None
@@ -105,16 +105,18 @@ class NumbaPlan:
 
 def _check(query: torch.Tensor, cache: KVCache, scoring: Scoring, with_lse: bool) -> None:
     """Raise ValueError for what the compiled loops cannot do."""
+    key, value = cache.key, cache.value
+    if (not with_lse and scoring.alibi_slopes is None and key.shape[3] == value.shape[3]
+            and key.is_contiguous() and value.is_contiguous()):
+        return
     reasons = {
         "gives no LSE": with_lse,
         "has no ALiBi": scoring.alibi_slopes is not None,
-        f"takes values as wide as keys, got {cache.value.shape[3]} and {cache.key.shape[3]}":
-            cache.value.shape[3] != cache.key.shape[3],
-        "reads contiguous caches": not (cache.key.is_contiguous() and cache.value.is_contiguous()),
+        f"takes values as wide as keys, got {value.shape[3]} and {key.shape[3]}": value.shape[3] != key.shape[3],
+        "reads contiguous caches": not (key.is_contiguous() and value.is_contiguous()),
     }
-    if any(reasons.values()):
-        why = "; ".join(reason for reason, holds in reasons.items() if holds)
-        raise ValueError(f"attention backend 'numba' {why}: choose backend 'torch'")
+    why = "; ".join(reason for reason, holds in reasons.items() if holds)
+    raise ValueError(f"attention backend 'numba' {why}: choose backend 'torch'")
 
 
 def _of_query_heads(scale: torch.Tensor, query: torch.Tensor, cache: KVCache) -> torch.Tensor:

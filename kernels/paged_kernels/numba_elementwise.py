@@ -16,7 +16,6 @@ from paged_kernels.elementwise import TorchElementwise
 from paged_kernels.numba_kernel import _REORDER, _widen
 
 _SMALL = 1 << 17  # elements that one thread is done with before several have begun
-_BITS = {torch.float32: torch.float32, torch.bfloat16: torch.uint16}
 _torch = TorchElementwise()
 
 
@@ -27,28 +26,37 @@ class NumbaElementwise:
         """See Elementwise."""
         if not _suits(x):
             return _torch.rms_norm(x, weight, eps)
-        out = torch.empty(x.shape, dtype=x.dtype)
+        rows = _array(x)
+        out = np.empty_like(rows)
         width = x.shape[-1]
-        _rms_norm(_array(x.reshape(-1, width)), weight.numpy(), eps, _array(out.view(-1, width)))
-        return out
+        _rms_norm(rows.reshape(-1, width), weight.numpy(), eps, out.reshape(-1, width))
+        return _tensor(out, x.dtype)
 
     def rotate(self, x: torch.Tensor, num_heads: int, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         """See Elementwise."""
         if not _suits(x):
             return _torch.rotate(x, num_heads, cos, sin)
-        out = torch.empty(len(x), num_heads, x.shape[2], dtype=x.dtype)
-        _rotate(_array(x), _array(cos[:, 0]), _array(sin[:, 0]), _array(out))
-        return out
+        rows = _array(x)
+        out = np.empty((len(rows), num_heads, rows.shape[2]), rows.dtype)
+        _rotate(rows, _array(cos)[:, 0], _array(sin)[:, 0], out)
+        return _tensor(out, x.dtype)
 
 
 def _suits(x: torch.Tensor) -> bool:
-    return x.dtype in _BITS and (x.numel() < _SMALL or torch.get_num_threads() == 1)
+    return x.dtype in (torch.float32, torch.bfloat16) and (x.numel() < _SMALL or torch.get_num_threads() == 1)
 
 
 def _array(x: torch.Tensor) -> NDArray[np.generic]:
     """In a dtype that numpy has, without holes."""
-    array: NDArray[np.generic] = x.contiguous().view(_BITS[x.dtype]).numpy()
+    x = x.contiguous()
+    array: NDArray[np.generic] = (x.view(torch.uint16) if x.dtype == torch.bfloat16 else x).numpy()
     return array
+
+
+def _tensor(array: NDArray[np.generic], dtype: torch.dtype) -> torch.Tensor:
+    """The other way round."""
+    tensor = torch.from_numpy(array)
+    return tensor.view(dtype) if dtype == torch.bfloat16 else tensor
 
 
 def _narrow(value, out):
