@@ -2,23 +2,25 @@
 
     python -m tests.conformance.false_alarms --engine vllm-160 --seeds 101-120 [--out results/false-alarms]
 
-One folder a run, so that what was broken off goes on where it stopped: a seed whose results are there is not run
-again. What ends vLLM for sure (known_failures.toml) is left out.
+One engine serves all seeds, as one that is long in use: it is started again only if a run has ended it. One folder a
+run, so that what was broken off goes on where it stopped: a seed whose results are there is not run again. What ends
+vLLM for sure (known_failures.toml) is left out.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from pabench.conformance import Outcome, load_results
+from pabench.engines import EngineProcess
 from pabench.errors import PabenchError
 from pabench.probe import build_checkpoint, preset
-from tests.real.engines import REFERENCE, ROOT, VLLM, VLLM_160, VLLM_ENV, launch_line
+from tests.real.engines import REFERENCE, ROOT, VLLM, VLLM_160, VLLM_ENV
 
 ENGINES = {
     "reference": (*REFERENCE, "--num-blocks", "512"),
@@ -29,16 +31,29 @@ ENGINES = {
 _FINE = (Outcome.PASS, Outcome.UNSUPPORTED, Outcome.DISABLED)
 
 
-def conform(engine: str, seed: int, model: Path, out: Path) -> float:
-    """Run the suite once. Seconds, with the engine's start."""
-    launch = launch_line(ENGINES[engine], {"model": str(model)})
-    command = [sys.executable, "-m", "pabench", "conform", "--launch", launch, "--profile", "ci", "--seed", str(seed),
+def conform(engine: str, url: str, seed: int, out: Path) -> float:
+    """Run the suite once. Seconds."""
+    command = [sys.executable, "-m", "pabench", "conform", "--url", url, "--profile", "ci", "--seed", str(seed),
                "--out", str(out), "--quiet"]
     if engine.startswith("vllm"):
         command += ["--expect", str(Path(__file__).with_name("known_failures.toml"))]
     began = time.monotonic()
-    subprocess.run(command, cwd=ROOT, env=os.environ | VLLM_ENV, check=False, stdout=subprocess.DEVNULL)
+    subprocess.run(command, cwd=ROOT, check=False)
     return time.monotonic() - began
+
+
+def ask_all(engine: str, seeds: Sequence[int], model: Path, out: Path) -> None:
+    """The seeds one after the other, from one engine or, where a run ends it, the next."""
+    launch = [word.format(model=model, port="{port}") for word in ENGINES[engine]]
+    left = list(seeds)
+    while left:
+        log = out / f"{engine}.log"
+        with EngineProcess(launch, url="http://127.0.0.1:{port}", log=log, env=VLLM_ENV) as process:
+            while left and process.alive:
+                seed = left.pop(0)
+                folder = out / f"{engine}-{seed}"
+                took = f"{conform(engine, process.url, seed, folder):.0f} s"
+                print(f"{engine} {seed}: {took}, {told(folder)}", flush=True)
 
 
 def told(out: Path) -> str:
@@ -65,10 +80,14 @@ def main() -> None:
     model = args.out / "probe-gqa"
     if not model.exists():
         build_checkpoint(preset("gqa"), model)
+    missing = []
     for seed in range(first, last + 1):
-        out = args.out / f"{args.engine}-{seed}"
-        took = "kept" if out.exists() else f"{conform(args.engine, seed, model, out):.0f} s"
-        print(f"{args.engine} {seed}: {took}, {told(out)}", flush=True)
+        folder = args.out / f"{args.engine}-{seed}"
+        if folder.exists():
+            print(f"{args.engine} {seed}: kept, {told(folder)}", flush=True)
+        else:
+            missing.append(seed)
+    ask_all(args.engine, missing, model, args.out)
 
 
 if __name__ == "__main__":
