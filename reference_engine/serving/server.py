@@ -92,6 +92,13 @@ class Server:
     ) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8",
                                                "Cache-Control": "no-cache"})
+        with contextlib.suppress(ConnectionResetError):  # the client has gone, and its requests with it
+            await self._write_events(response, http, job, requests, answer)
+        return response
+
+    async def _write_events(
+        self, response: web.StreamResponse, http: web.Request, job: Job, requests: list[Request], answer: Answer
+    ) -> None:
         try:
             async with contextlib.aclosing(self._engine.generate(requests)) as batches:
                 await response.prepare(http)
@@ -105,7 +112,6 @@ class Server:
             await response.write(error_event(_server_error(error)))
         await response.write(b"data: [DONE]\n\n")
         await response.write_eof()
-        return response
 
     async def _tokenize(self, http: web.Request) -> web.Response:
         return _json(await parsed(http, self._parser.tokenize))

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
+import struct
 
 import orjson
 import pytest
@@ -35,6 +38,32 @@ def test_a_client_that_goes_frees_its_blocks(with_server, n, stream, more):
         assert await client.gauge("generation_tokens_total") - start < 200 + 20 * n
 
     with_server(scenario)
+
+
+def test_a_client_that_goes_between_two_writes_is_no_fault_of_the_server(with_server, caplog):
+    """The kernel refuses the first of them; the handler learns of it by the second, before it is cancelled."""
+    async def scenario(client):
+        body = orjson.dumps(exact(rings(30)[0], 30, stream=True))
+        address = client.url.removeprefix("http://").split(":")
+        peer = socket.create_connection((address[0], int(address[1])))
+        generate, left = client.runtime.generate, asyncio.Event()
+
+        async def generate_and_lose_the_client(requests):
+            async with contextlib.aclosing(generate(requests)) as batches:
+                batch = await anext(batches)
+                peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # its end is a reset
+                peer.close()
+                left.set()
+                for _ in range(4):
+                    yield batch
+
+        client.runtime.generate = generate_and_lose_the_client
+        peer.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        await asyncio.wait_for(left.wait(), 10)
+        await client.wait_idle()
+
+    with_server(scenario)
+    assert [record.getMessage() for record in caplog.records] == []
 
 
 def test_a_client_that_goes_while_waiting_or_in_prefill_frees_its_blocks(with_server):
