@@ -38,7 +38,7 @@ def conform(engine: str, url: str, seed: int, out: Path) -> float:
     if engine.startswith("vllm"):
         command += ["--expect", str(Path(__file__).with_name("known_failures.toml"))]
     began = time.monotonic()
-    subprocess.run(command, cwd=ROOT, check=False)
+    subprocess.run(command, cwd=ROOT, check=False, stdout=subprocess.DEVNULL)
     return time.monotonic() - began
 
 
