@@ -106,12 +106,23 @@ def effective_utilisation(
 
 
 def counter_increase(telemetry: pd.DataFrame, column: str) -> float | None:
-    """How much a counter grew over the run; a fall is a restart, from zero. None where it is not told."""
-    values = telemetry[column].dropna().to_numpy(dtype=np.float64)
-    if len(values) < 2:
-        return None
+    """How much a counter grew over the run. None where it is not told."""
+    values = np.asarray(counter(telemetry, column).dropna(), dtype=np.float64)
+    return float(increases(values).sum()) if len(values) > 1 else None
+
+
+def counter(telemetry: pd.DataFrame, column: str) -> pd.Series[float]:
+    """A counter by scrape. One that is told later than others stood at zero before: clients of Prometheus show a
+    counter with labels from its first count on.
+    """
+    values = telemetry[column].astype("float64")
+    return values.where(values.ffill().notna(), 0.0) if values.notna().any() else values
+
+
+def increases(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Between neighbours; a fall is a restart, from zero."""
     steps = np.diff(values)
-    return float(np.where(steps >= 0, steps, values[1:]).sum())
+    return np.where(steps >= 0, steps, values[1:])
 
 
 def prefix_hit_rate(telemetry: pd.DataFrame) -> float | None:

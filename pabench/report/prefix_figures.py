@@ -6,12 +6,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from pabench.analysis.kv import counter, increases
 from pabench.report.figures import Figure, axis, line, spec
 from pabench.report.groups import Engine, RunData
 from pabench.report.reduce import Floats
 from pabench.report.text import DOUBTED, percent
 
 _SPANS = 40
+_COUNTERS = ["prefix_queries", "prefix_hits"]
 
 
 def prefix_figure(runs: Sequence[tuple[Engine, RunData]], key: str) -> Figure | None:
@@ -42,17 +44,11 @@ def hits_over_time(run: RunData) -> tuple[Floats, Floats]:
     """(ends of spans in seconds, share of the tokens looked up in each that were found, NaN of none); empty where it is
     not told, or nothing was looked up at all.
     """
-    told = run.telemetry.dropna(subset=["prefix_queries", "prefix_hits"])
-    queries, hits = (_increases(told[name].to_numpy(dtype=np.float64)) for name in ("prefix_queries", "prefix_hits"))
+    told = run.telemetry.assign(**{name: counter(run.telemetry, name) for name in _COUNTERS}).dropna(subset=_COUNTERS)
+    queries, hits = (increases(told[name].to_numpy(dtype=np.float64)) for name in _COUNTERS)
     if queries.sum() <= 0:
         return np.empty(0), np.empty(0)
     edges = np.unique(np.linspace(0, len(queries), min(_SPANS, len(queries)) + 1).astype(np.int64))[:-1]
     looked_up, found = np.add.reduceat(queries, edges), np.add.reduceat(hits, edges)
     ends = told["time_s"].to_numpy(dtype=np.float64)[np.append(edges[1:], len(queries))]
     return ends, np.where(looked_up > 0, found / np.maximum(looked_up, 1.0), np.nan)
-
-
-def _increases(counter: Floats) -> Floats:
-    """Between neighbours; a fall is a restart, from zero."""
-    steps = np.diff(counter)
-    return np.where(steps >= 0, steps, counter[1:])

@@ -193,6 +193,15 @@ def test_a_restarted_counter_counts_from_zero() -> None:
     assert summarise(made([A, B], samples)).preemptions == 3
 
 
+def test_a_counter_that_is_told_late_stood_at_zero() -> None:
+    """TensorRT-LLM shows its token counters from the first request that ends."""
+    samples = [KVSample(0.1, running=0), KVSample(0.2, running=1), KVSample(0.3, prefix_queries=100, prefix_hits=60),
+               KVSample(0.4), KVSample(0.5, prefix_queries=200, prefix_hits=80)]
+    summary = summarise(made([A, B], samples))
+    assert summary.prefix_hit_rate == 0.4
+    assert summary.preemptions is None
+
+
 def test_tables_hold_a_row_a_run_and_show_hostile_text_as_text() -> None:
     run = made([A, B, C, D])
     run.manifest.label = "evil \x1b[31m[bold]label"
