@@ -65,3 +65,8 @@ def load_case(path: Path) -> Case:
     except (KeyError, TypeError, ValueError) as error:
         raise UsageError(f"{path} is not a whole case file: {error}") from error
 
+
+def from_here(path: Path) -> Path:
+    """`path` as somebody would type it who works here."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path

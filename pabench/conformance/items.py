@@ -1,6 +1,8 @@
-"""What a pytest item of the suite is called: its requirement, its case, both."""
+"""What a pytest item of the suite is called: its requirement, its case, both, and that no two are called the same."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
 
 import pytest
 
@@ -27,3 +29,20 @@ def item_name(item: pytest.Item) -> str:
     """Requirement and case, as results and expectations name it: "http/ring-exact[kB]"."""
     case = case_name(item)
     return f"{requirement_id(item)}[{case}]" if case else str(requirement_id(item))
+
+
+def check_markers(items: Sequence[pytest.Item], known: Iterable[str]) -> None:
+    """Raise UsageError for a requirement that is not known, and for two tests of one name."""
+    known = list(known)
+    seen: dict[str, pytest.Item] = {}
+    for item in items:
+        marked = requirement_id(item)
+        if marked is None:
+            continue
+        if marked not in known:
+            raise pytest.UsageError(f"{item.nodeid} is marked with {marked!r}, which is no requirement; "
+                                    f"known: {', '.join(known)}")
+        other = seen.setdefault(item_name(item), item)
+        if other is not item:
+            raise pytest.UsageError(f"{item.nodeid} and {other.nodeid} are both {item_name(item)}: "
+                                    f"give one a case, @pytest.mark.requirement({marked!r}, case=\"…\")")

@@ -14,8 +14,9 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
+from pabench.conformance.cases import from_here
 from pabench.conformance.plugin import SUITE_RUN
-from pabench.conformance.running import SuiteRun, from_here
+from pabench.conformance.running import SuiteRun
 from pabench.conformance.verdicts import Outcome, Verdict, by_requirement, exit_code, not_compared
 from pabench.errors import EXIT_COULD_NOT_RUN, EXIT_NOT_CONFORMING, EXIT_OK
 

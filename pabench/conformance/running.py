@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 
 from pabench import __version__
-from pabench.conformance.cases import Case, load_case, write_case
+from pabench.conformance.cases import Case, from_here, load_case, write_case
 from pabench.conformance.engine_target import EngineTarget
 from pabench.conformance.expectations import Expectations, load_expectations
 from pabench.conformance.failure import CaseFailed, Failure, failure_text
 from pabench.conformance.implementation import ImplementationTarget
-from pabench.conformance.items import case_name, item_name, requirement_id
+from pabench.conformance.items import case_name, check_markers, item_name, requirement_id
 from pabench.conformance.levels import level_of_id
 from pabench.conformance.profiles import load_profile
 from pabench.conformance.registry import Requirement, load_registry
@@ -99,7 +99,7 @@ class SuiteRun:
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
         """Check the markers; keep what is asked for, of this level; requirements alone go in their file's order."""
-        self._check_markers(items)
+        check_markers(items, self.registry)
         wanted = [item for item in items if self._wanted(item)]
         if len(wanted) < len(items):
             config.hook.pytest_deselected(items=[item for item in items if item not in wanted])
@@ -107,20 +107,6 @@ class SuiteRun:
             order = {each: place for place, each in enumerate(self.registry)}
             wanted.sort(key=lambda item: order[str(requirement_id(item))])
         items[:] = wanted
-
-    def _check_markers(self, items: list[pytest.Item]) -> None:
-        seen: dict[str, pytest.Item] = {}
-        for item in items:
-            marked = requirement_id(item)
-            if marked is None:
-                continue
-            if marked not in self.registry:
-                raise pytest.UsageError(f"{item.nodeid} is marked with {marked!r}, which is no requirement; "
-                                        f"known: {', '.join(self.registry)}")
-            other = seen.setdefault(item_name(item), item)
-            if other is not item:
-                raise pytest.UsageError(f"{item.nodeid} and {other.nodeid} are both {item_name(item)}: "
-                                        f"give one a case, @pytest.mark.requirement({marked!r}, case=\"…\")")
 
     def _wanted(self, item: pytest.Item) -> bool:
         if self.replayed is not None:
@@ -310,12 +296,6 @@ def _target(config: pytest.Config) -> Target:
         url, dialect=option("--pabench-dialect"), model=option("--pabench-model"), probe=option("--pabench-probe"),
         launch=launch, ready_timeout_s=option("--pabench-ready-timeout"),
         folder=Path(option("--pabench-out")) if option("--pabench-out") else None)
-
-
-def from_here(path: Path) -> Path:
-    """`path` as somebody would type it who runs this."""
-    here = Path.cwd()
-    return path.relative_to(here) if path.is_relative_to(here) else path
 
 
 def _show(report: pytest.TestReport, verdict: Verdict) -> pytest.TestReport:
