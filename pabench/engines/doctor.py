@@ -110,7 +110,7 @@ async def examine(
         facts = replace(facts, capabilities=frozenset(trials.capabilities | told))
     spec = _which_probe(given, facts.model_root, trials)
     return Examination(facts, spec, metrics_found(client.dialect, metrics), tuple(trials.notes),
-                       client.dialect.cadence_s, tuple(sorted(client.dialect.not_applicable)))
+                       client.dialect.late_s(metrics), tuple(sorted(client.dialect.not_applicable)))
 
 
 async def _own(client: EngineClient, recognised: Dialect, notes: list[str]) -> Dialect:

@@ -140,6 +140,10 @@ class OpenAIDialect:
         """Nothing but the time: the protocol has no metrics."""
         return KVSample(time_s)
 
+    def late_s(self, metrics: MetricFamilies) -> float:
+        """What is known of all engines of the dialect."""
+        return self.cadence_s
+
     def recognises(self, models: Mapping[str, Any], metrics: MetricFamilies, headers: Mapping[str, str]) -> bool:
         """Whether this is a list of models at all: the dialect that remains when no other fits."""
         return isinstance(models.get("data"), list)
