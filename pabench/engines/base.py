@@ -138,6 +138,7 @@ class Dialect(Protocol):
     cadence_s: float              # how late the metrics of an engine at rest may be at most; 0: they move at once
     not_applicable: frozenset[str]  # fields of KVSample that this engine cannot have, which is not the same as untold
     health_path: str              # a GET there tells whether it serves, and generates nothing
+    version_path: str             # a GET there tells `version`
     own_route: str | None         # one that no other engine has, for a dialect whose answers alone do not tell it
     metric_names: frozenset[str]  # every metric that kv_facts and kv_sample read, so that a scrape can skip the rest
 

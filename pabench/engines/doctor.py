@@ -264,7 +264,7 @@ async def _pinned_model(client: EngineClient) -> str:
 
 
 async def _version(client: EngineClient) -> str | None:
-    status, _, body = await client.get("/version")
+    status, _, body = await client.get(client.dialect.version_path)
     try:
         answer = load_json(body) if status == 200 else None
     except ValueError:

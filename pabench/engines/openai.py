@@ -112,6 +112,7 @@ class OpenAIDialect:
     cadence_s = 0.0
     not_applicable: frozenset[str] = frozenset()
     health_path = "/health"
+    version_path = "/version"
     own_route: str | None = None
     cache_reset_path: str | None = None
     metric_names: frozenset[str] = frozenset()

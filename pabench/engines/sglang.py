@@ -58,6 +58,7 @@ class SGLangDialect(OpenAIDialect):
     metrics_path: str | None = "/metrics"
     cache_reset_path: str | None = "/flush_cache"
     cadence_s = 30.0  # without /v1/loads
+    version_path = _SERVER
     health_path = "/ready"  # behind /health a token is generated, which counters show
     metric_names: frozenset[str] = frozenset({
         _PAGE_SIZE, _NUM_PAGES, _EVICTABLE, _POOL, _USED, _SLOTS, _SERVER_PAGE, _SERVER_POOL, _UNCACHED,

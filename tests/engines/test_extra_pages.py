@@ -108,6 +108,7 @@ def test_pages_are_read_into_the_one_vocabulary(case):
 
     found, scraper, now = run(main())
     assert (found.facts.kv or KVFacts()) == kv
+    assert found.facts.version == ("0.5.23" if name == "sglang" else None)
     assert ("capacity" in found.facts.capabilities) == (kv.capacity_tokens is not None)
     assert ("kv_metrics" in found.facts.capabilities) == ("kv_usage" in sample)
     assert len(scraper.samples) > 1
