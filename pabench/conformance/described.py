@@ -69,7 +69,7 @@ class DescribedEngine:
     @property
     def cadence_s(self) -> float:
         """Seconds between two renewals of the engine's gauges; 0 where each of its steps renews them."""
-        return self._session.client.dialect.cadence_s
+        return self._session.cadence_s
 
     @property
     def disconnect_s(self) -> float:

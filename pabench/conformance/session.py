@@ -81,9 +81,10 @@ class EngineSession:
 
     def __init__(
         self, client: EngineClient, facts: EngineFacts, spec: ProbeSpec | None, profile: Profile, seed: int,
-        loop: BackgroundLoop,
+        loop: BackgroundLoop, cadence_s: float | None = None,
     ) -> None:
         self.client = client
+        self.cadence_s = client.dialect.cadence_s if cadence_s is None else cadence_s  # of this very engine
         self.facts = facts
         self.spec = spec
         self.profile = profile
@@ -194,4 +195,4 @@ def open_session(
     except BaseException:
         loop.close()
         raise
-    return EngineSession(client, found.facts, found.probe, profile, seed, loop)
+    return EngineSession(client, found.facts, found.probe, profile, seed, loop, found.cadence_s)

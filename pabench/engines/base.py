@@ -135,9 +135,10 @@ class Dialect(Protocol):
     metrics_path: str | None      # ":8002/metrics": on another port; None: the engine has no metrics
     extra_pages: tuple[ExtraPage, ...]  # others that tell of the KV cache, where the engine has them
     cache_reset_path: str | None  # a POST there empties the prefix cache; None: there is no such route
-    cadence_s: float              # how late the metrics of an engine at rest may be; 0: they move at once
+    cadence_s: float              # how late the metrics of an engine at rest may be at most; 0: they move at once
     not_applicable: frozenset[str]  # fields of KVSample that this engine cannot have, which is not the same as untold
     health_path: str              # a GET there tells whether it serves, and generates nothing
+    version_path: str             # a GET there tells `version`
     own_route: str | None         # one that no other engine has, for a dialect whose answers alone do not tell it
     metric_names: frozenset[str]  # every metric that kv_facts and kv_sample read, so that a scrape can skip the rest
 
@@ -164,6 +165,10 @@ class Dialect(Protocol):
 
     def kv_sample(self, metrics: MetricFamilies, time_s: float) -> KVSample:
         """The one KV vocabulary from the metrics at `time_s`."""
+        ...
+
+    def late_s(self, metrics: MetricFamilies) -> float:
+        """How late they may be of an engine that has these, in seconds: at most `cadence_s`."""
         ...
 
     def recognises(self, models: Mapping[str, Any], metrics: MetricFamilies, headers: Mapping[str, str]) -> bool:

@@ -110,7 +110,7 @@ async def examine(
         facts = replace(facts, capabilities=frozenset(trials.capabilities | told))
     spec = _which_probe(given, facts.model_root, trials)
     return Examination(facts, spec, metrics_found(client.dialect, metrics), tuple(trials.notes),
-                       client.dialect.cadence_s, tuple(sorted(client.dialect.not_applicable)))
+                       client.dialect.late_s(metrics), tuple(sorted(client.dialect.not_applicable)))
 
 
 async def _own(client: EngineClient, recognised: Dialect, notes: list[str]) -> Dialect:
@@ -264,7 +264,7 @@ async def _pinned_model(client: EngineClient) -> str:
 
 
 async def _version(client: EngineClient) -> str | None:
-    status, _, body = await client.get("/version")
+    status, _, body = await client.get(client.dialect.version_path)
     try:
         answer = load_json(body) if status == 200 else None
     except ValueError:

@@ -112,6 +112,7 @@ class OpenAIDialect:
     cadence_s = 0.0
     not_applicable: frozenset[str] = frozenset()
     health_path = "/health"
+    version_path = "/version"
     own_route: str | None = None
     cache_reset_path: str | None = None
     metric_names: frozenset[str] = frozenset()
@@ -139,6 +140,10 @@ class OpenAIDialect:
     def kv_sample(self, metrics: MetricFamilies, time_s: float) -> KVSample:
         """Nothing but the time: the protocol has no metrics."""
         return KVSample(time_s)
+
+    def late_s(self, metrics: MetricFamilies) -> float:
+        """What is known of all engines of the dialect."""
+        return self.cadence_s
 
     def recognises(self, models: Mapping[str, Any], metrics: MetricFamilies, headers: Mapping[str, str]) -> bool:
         """Whether this is a list of models at all: the dialect that remains when no other fits."""

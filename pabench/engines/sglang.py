@@ -20,12 +20,16 @@ from pabench.telemetry.mapping import MetricTable, int_gauge, int_label, read_fi
 from pabench.telemetry.pages import ExtraPage, json_fields
 from pabench.telemetry.vocabulary import KVFacts, KVSample, MetricFamilies, MetricSample
 
+# Whatever `--enable-metrics` says: the state of now, and how the server was started.
+_LOADS, _SERVER = "/v1/loads?format=prometheus", "/server_info"
 # Use leaves the evictable cache out. `token_usage` is rounded to two decimals; the gauges move at each prefill and each
-# 40th decode step, the token counters when a request ends. Older versions count retractions in a gauge.
+# 40th decode step, and at rest up to 30 s late; those of /v1/loads at once at rest, else as often as
+# `--load-snapshot-publish-interval` says (15 decode steps). The token counters move when a request ends. Older versions
+# count retractions in a gauge.
 METRICS: MetricTable = {
     "kv_usage": ("sglang:full_token_usage", "sglang:token_usage"),
-    "running": ("sglang:num_running_reqs",),
-    "waiting": ("sglang:num_queue_reqs", "sglang:num_waiting_reqs"),  # the latter of /v1/loads
+    "running": (f"{_LOADS} num_running_reqs", "sglang:num_running_reqs"),
+    "waiting": (f"{_LOADS} num_waiting_reqs", "sglang:num_queue_reqs"),
     "preemptions": ("sglang:num_retracted_requests_total", "sglang:total_retracted_reqs"),
     "prefix_queries": ("sglang:prompt_tokens_total",),
     "prefix_hits": ("sglang:cached_tokens_total",),
@@ -35,10 +39,14 @@ _COUNTED = ("preemptions", "prefix_queries", "prefix_hits")
 _RANKS = ("pp_rank", "tp_rank", "moe_ep_rank")
 _PAGE_SIZE, _NUM_PAGES = "sglang:page_size", "sglang:num_pages"
 _EVICTABLE, _POOL = "sglang:kv_evictable_tokens", "sglang:max_total_num_tokens"
-# Whatever `--enable-metrics` says: the state of now, and how the server was started.
-_LOADS, _SERVER = "/v1/loads?format=prometheus", "/server_info"
+_USED, _SLOTS = (f"{_LOADS} {name}" for name in ("num_used_tokens", "max_total_num_tokens"))
 _SERVER_FIELDS = ("page_size", "max_total_num_tokens", "disable_radix_cache")
 _SERVER_PAGE, _SERVER_POOL, _UNCACHED = (f"{_SERVER} {field}" for field in _SERVER_FIELDS)
+
+
+def _read_loads(body: bytes) -> MetricFamilies:
+    """The metrics of /v1/loads under names of their own: they are the same as those of /metrics, and newer."""
+    return {f"{_LOADS} {name.removeprefix('sglang:')}": samples for name, samples in parse_exposition(body).items()}
 
 
 class SGLangDialect(OpenAIDialect):
@@ -49,12 +57,14 @@ class SGLangDialect(OpenAIDialect):
     capabilities: frozenset[str] = EXTENDED_CAPABILITIES
     metrics_path: str | None = "/metrics"
     cache_reset_path: str | None = "/flush_cache"
-    cadence_s = 30.0  # of an idle one
+    cadence_s = 30.0  # without /v1/loads
+    version_path = _SERVER
     health_path = "/ready"  # behind /health a token is generated, which counters show
     metric_names: frozenset[str] = frozenset({
-        _PAGE_SIZE, _NUM_PAGES, _EVICTABLE, _POOL, _SERVER_PAGE, _SERVER_POOL, _UNCACHED}.union(*METRICS.values()))
+        _PAGE_SIZE, _NUM_PAGES, _EVICTABLE, _POOL, _USED, _SLOTS, _SERVER_PAGE, _SERVER_POOL, _UNCACHED,
+    }.union(*METRICS.values()))
     extra_pages: tuple[ExtraPage, ...] = (
-        ExtraPage(_LOADS, "instead", parse_exposition),
+        ExtraPage(_LOADS, "beside", _read_loads),
         ExtraPage(_SERVER, "once", json_fields(_SERVER, *_SERVER_FIELDS)),
     )
 
@@ -65,6 +75,10 @@ class SGLangDialect(OpenAIDialect):
         """
         require_plain(request, self.name, but=("top_k", "cache_salt", "stop_token_ids", "priority"))
         body = extended_body(request, model)
+        if request.chat and request.stream:
+            del body["return_token_ids"]  # refused there
+        if request.stop_token_ids:
+            body.pop("ignore_eos", None)  # which has these ignored too
         if "request_id" in body:
             body["rid"] = body.pop("request_id")
         if "priority" in body:
@@ -89,11 +103,18 @@ class SGLangDialect(OpenAIDialect):
         """The KV vocabulary. Counters are not there before there is something to count."""
         once = _totals(metrics)
         sample = read_kv_sample(once, time_s, METRICS)
+        used, slots = (read_field(metrics, "tokens", (name,)) for name in (_USED, _SLOTS))
+        if used is not None and slots:
+            sample = replace(sample, kv_usage=used / slots)
         evictable, pool = (read_field(once, "tokens", (name,)) for name in (_EVICTABLE, _POOL))
         if evictable is not None and pool:
             sample = replace(sample, kv_cached=evictable / pool)
         absent = [name for name in _COUNTED if getattr(sample, name) is None]
         return replace(sample, **dict.fromkeys(absent, 0.0)) if metrics.get(_NEWER) else sample
+
+    def late_s(self, metrics: MetricFamilies) -> float:
+        """/v1/loads moves at once."""
+        return 0.0 if metrics.get(_USED) else self.cadence_s
 
     def recognises(self, models: Mapping[str, Any], metrics: MetricFamilies, headers: Mapping[str, str]) -> bool:
         """By the owner that it gives its models, or its metrics' prefix."""

@@ -30,7 +30,8 @@ class SGLangGenerateDialect(SGLangDialect):
         if request.chat:
             raise UsageError(f"dialect {self.name!r} has no chat: take dialect 'sglang'")
         wanted = {
-            "max_new_tokens": request.max_tokens, "temperature": request.temperature, "ignore_eos": request.ignore_eos,
+            "max_new_tokens": request.max_tokens, "temperature": request.temperature,
+            "ignore_eos": request.ignore_eos and not request.stop_token_ids,  # which it would have ignored too
             "n": request.n, "top_p": request.top_p, "top_k": request.top_k or -1, "sampling_seed": request.seed,
             "stop_token_ids": list(request.stop_token_ids) or None,
         }

@@ -12,6 +12,7 @@ import asyncio
 import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
+from typing import cast
 
 from pabench.engines.base import Choice, Completion, GenerationRequest
 from pabench.engines.cleaning import clean
@@ -230,15 +231,17 @@ class Trials:
         return name in (answer.id or "")
 
     async def _cache_salt(self) -> bool:
-        """An empty salt is refused, a good one is not: who does not know the field ignores it, or refuses both.
+        """A good salt is taken, and one that is empty (vLLM) or no text (SGLang) is refused: who does not know the
+        field ignores it, or refuses all.
 
         Whether salts keep requests apart is a requirement, so it is not asked here.
         """
         await self._ask(replace(self._request(self._prompt(), 1), cache_salt="pabench"))
-        try:
-            await self._ask(replace(self._request(self._prompt(), 1), cache_salt=""))
-        except _Refused:
-            return True
+        for bad in ("", cast("str", 5)):
+            try:
+                await self._ask(replace(self._request(self._prompt(), 1), cache_salt=bad))
+            except _Refused:
+                return True
         return False
 
     async def _beams(self) -> bool:

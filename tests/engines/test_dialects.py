@@ -119,6 +119,16 @@ def test_what_the_others_are_asked():
     sglang = body_of("sglang", request_id="r1", cache_salt="s", stop_token_ids=(300,))
     assert (sglang["rid"], sglang["cache_salt"], sglang["stop_token_ids"]) == ("r1", "s", [300])
     assert "request_id" not in sglang
+    assert "ignore_eos" not in sglang  # which would have the stop ignored as well
+    assert body_of("sglang")["ignore_eos"] is True
+
+
+def test_sglang_gives_no_ids_in_the_stream_of_a_chat():
+    """It answers 400 to whoever wants them."""
+    chat = {"chat": True, "prompt": "t300 t301"}
+    assert "return_token_ids" not in body_of("sglang", **chat)
+    assert body_of("sglang", **chat, stream=False)["return_token_ids"] is True
+    assert body_of("sglang")["return_token_ids"] is True
 
 
 @pytest.mark.parametrize(("name", "changes"), [

@@ -294,3 +294,22 @@ def test_an_engine_that_never_answers_is_a_timeout():
 def test_an_engine_that_dies_under_examination_has_died():
     with pytest.raises(EngineDied):
         examined(StubOptions(die_after=0, **FAST), dialect="vllm", timeout_s=2)
+
+
+@pytest.mark.parametrize(("refused", "known"), [
+    (lambda salt: salt == "", True), (lambda salt: not isinstance(salt, str), True), (lambda salt: False, False),
+    (lambda salt: True, False),
+], ids=["empty, as vLLM", "no text, as SGLang", "ignored", "all"])
+def test_salts_are_known_to_who_refuses_a_bad_one(refused, known):
+    async def complete(request):
+        body = await request.json()
+        if "cache_salt" in body and refused(body["cache_salt"]):
+            return web.json_response({"object": "error", "message": "cache_salt", "code": 400}, status=400)
+        piece = {"index": 0, "text": " t5", "finish_reason": "length", "token_ids": [5]}
+        if not body["stream"]:
+            return web.json_response({"choices": [piece]})
+        return web.Response(body=event({"choices": [piece]}) + b"data: [DONE]\n\n", content_type="text/event-stream")
+
+    found = examined_routes({"GET /v1/models": models(owned_by="sglang"), "POST /v1/completions": complete})
+    assert found.facts.dialect == "sglang"
+    assert ("cache_salt" in found.facts.capabilities) == known

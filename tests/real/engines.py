@@ -23,6 +23,13 @@ TRANSFORMERS = (str(ENVS / "transformers/bin/transformers"), "serve", "{model}",
                 "cpu", "--dtype", "float32", "--attn-implementation", "sdpa", "--cb-block-size", "16",
                 "--cb-num-blocks", "256", "--cb-max-batch-tokens", "512", "--host", "127.0.0.1", "--port", "{port}")
 TRANSFORMERS_ENV = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "HF_HUB_CACHE": "{model}"}  # which has to be there
+# Not by `make install-real`: `python tests/real/install.py sglang .envs/sglang`. float32 as the probe is stored; left
+# to itself it would take float16.
+SGLANG = (str(ENVS / "sglang/bin/python"), "-m", "sglang.launch_server", "--model-path", "{model}",
+          "--served-model-name", "probe", "--host", "127.0.0.1", "--port", "{port}", "--device", "cpu",
+          "--attention-backend", "torch_native", "--dtype", "float32", "--page-size", "16", "--max-total-tokens",
+          "8192", "--enable-metrics", "--enable-cache-report", "--load-snapshot-publish-interval", "1")
+SGLANG_ENV = {"SGLANG_USE_CPU_ENGINE": "1", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 LLAMA_CPP = ("{llama_server}", "-m", "{gguf}", "-c", "16384", "-np", "4", "--metrics", "--host", "127.0.0.1", "--port",
              "{port}")
 REFERENCE = (sys.executable, "-m", "reference_engine", "--model", "{model}", "--port", "{port}", "--block-size", "16")

@@ -2,7 +2,8 @@
 
     python -m tests.real.matrix [--profile ci] [--out results/published/conformance] [--llama-server PATH] [NAME ...]
 
-Needs the environments of `make install-real`; llama.cpp is asked only where its server is. A NAME
+Needs the environments of `make install-real`; llama.cpp is asked only where its server is, SGLang where its
+environment is (`python tests/real/install.py sglang .envs/sglang`; patched with stubs, see there). A NAME
 (a folder below --out) is asked anew; without any, all whose results are not there. Then matrix.md and matrix.html.
 """
 
@@ -24,6 +25,8 @@ from tests.real.engines import (
     LLAMA_CPP,
     REFERENCE,
     ROOT,
+    SGLANG,
+    SGLANG_ENV,
     TRANSFORMERS,
     TRANSFORMERS_ENV,
     VLLM,
@@ -52,6 +55,7 @@ SUBJECTS = (
     Subject("vllm", "vLLM 0.32", VLLM, env=VLLM_ENV),
     Subject("vllm-160", "vLLM 0.32, 160 blocks", VLLM_160, env=VLLM_ENV),
     Subject("transformers", "transformers 5.23", TRANSFORMERS, env=TRANSFORMERS_ENV),
+    Subject("sglang", "SGLang 0.5.23, patched", SGLANG, env=SGLANG_ENV),
     Subject("llamacpp", f"llama.cpp {LLAMA_VERSION}", LLAMA_CPP),
     Subject("reference-paged", "reference, paged", _REFERENCE),
     Subject("reference-contiguous", "reference, contiguous", (*_REFERENCE, "--kv", "contiguous")),
@@ -117,7 +121,7 @@ def main() -> None:
             words["llama_server"] = args.llama_server
         for subject in SUBJECTS:
             there = (args.out / subject.name / "verdicts.jsonl").exists()
-            can = args.llama_server or subject.name != "llamacpp"
+            can = {"llamacpp": bool(args.llama_server), "sglang": (ENVS / "sglang").exists()}.get(subject.name, True)
             if can and (subject.name in args.names or not (args.names or there)):
                 ask(subject, words, args.profile, args.out)
     columns = [f"{subject.column}={args.out / subject.name}" for subject in SUBJECTS
