@@ -20,9 +20,8 @@ from tests.conformance.mutant_hosts import ROOT
 
 REGISTRY, BUGS, MUTANTS = load_registry(), load_bugs(), load_mutants()
 NOT_SHOWN = {
-    ("vllm-image-hash-ignores-shape", "http"), ("vllm-prefix-prefill-ignores-window", "http"),
-    ("tgi-mqa-heads-div-tp", "alloc"), ("vllm-hybrid-reused-blocks-not-zeroed", "http"),
-    ("sglang-client-supplied-mm-hash", "http"), ("vllm-swa-block-freed-in-flight", "http"),
+    ("vllm-image-hash-ignores-shape", "http"), ("tgi-mqa-heads-div-tp", "alloc"),
+    ("vllm-hybrid-reused-blocks-not-zeroed", "http"), ("sglang-client-supplied-mm-hash", "http"),
 }
 ONE_BUG = """[[bug]]
 id = "acme-lost-block"
