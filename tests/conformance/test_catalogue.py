@@ -10,6 +10,7 @@ import pytest
 
 from pabench.conformance import load_registry
 from pabench.conformance.bugs import load_bugs
+from pabench.conformance.hosting import preset_for
 from pabench.conformance.kills import questions
 from pabench.conformance.levels import SUITE_LEVELS
 from pabench.conformance.mutants import load_mutants
@@ -64,6 +65,13 @@ def test_a_mutant_names_what_there_is(name: str) -> None:
     assert mutant.bug == name.partition("__")[0].replace("_", "-")
     assert {each for each in mutant.must_fail if each not in REGISTRY} == set()
     assert {each for each in mutant.must_fail if mutant.bug not in REGISTRY[each].bugs} == set()
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_all_that_a_mutant_is_asked_over_http_is_asked_of_one_probe(name: str) -> None:
+    ids = MUTANTS[name].owes("http")
+    assert len({preset_for([each]) for each in ids}) <= 1
+    assert preset_for(ids) == ("window" if "http/sliding-window-exact" in ids else "tiny")
 
 
 def test_requirements_name_bugs_of_the_catalogue() -> None:
