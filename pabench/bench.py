@@ -114,7 +114,9 @@ class BenchSuite(_Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> BenchSuite:
-        preset(self.probe)
+        if preset(self.probe).window is not None and self.workloads()[0].prompt != "text":
+            raise ValueError(f"probe {self.probe!r} sees a window of its prompts alone, and workload {self.workload!r} "
+                             "reads them whole: name another preset")
         profiles = {self.profile_of(engine) for engine in self.engines}
         if self.model_command and (profiles != {"none"} or self.workloads()[0].prompt != "text"):
             raise ValueError('with a model_command there is no probe: set profile = "none" and a workload whose prompt '

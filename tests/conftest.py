@@ -53,3 +53,11 @@ def tiny_probe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("probe") / "tiny"
     build_checkpoint(PRESETS["tiny"], folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def window_probe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the `window` probe in float32."""
+    folder = tmp_path_factory.mktemp("probe") / "window"
+    build_checkpoint(PRESETS["window"], folder)
+    return folder

@@ -20,7 +20,7 @@ app.add_typer(probe_app, name="probe")
 
 @probe_app.command("build")
 def probe_build(
-    preset: Annotated[str, typer.Option(help="tiny, gqa, mqa, mha, d80, d96, d256, long or soft.")] = "gqa",
+    preset: Annotated[str, typer.Option(help="tiny, gqa, mqa, mha, d80, d96, d256, long, soft or window.")] = "gqa",
     out: Annotated[Path, typer.Option(help="Folder to write: new, empty, or of a KV probe.")] = Path("probe"),
     dtype: Annotated[str, typer.Option(help="Of the stored weights: float32, float16 or bfloat16.")] = "float32",
     gguf: Annotated[bool, typer.Option("--gguf", help="Also OUT/probe.gguf, for llama.cpp (extra `gguf`).")] = False,

@@ -35,6 +35,7 @@ from pabench.errors import EngineError, RequirementFailed, UsageError
 
 API_KEY_VARIABLE = "PABENCH_API_KEY"  # not an option: those show in the process list
 _MAX_REASON_CHARS = 1000
+_WINDOW = "window"  # needed by all that is asked of the probe with a sliding window, and by nothing else
 
 
 class EngineTarget:
@@ -124,10 +125,16 @@ class EngineTarget:
 
     def lacks(self, requirement: Requirement) -> str:
         """See Target."""
+        spec, asks_window = self.session.spec, _WINDOW in requirement.needs
+        if asks_window and (spec is None or spec.window is None):
+            return "the model that is served has no sliding window: serve the preset 'window' to have this asked"
+        if spec is not None and spec.window is not None and not asks_window:
+            return (f"probe {spec.preset!r} sees no further than {spec.window} tokens and knows no salts: serve the "
+                    "preset 'gqa' to have this asked")
         missing = [need for need in requirement.needs if need not in self.session.facts.capabilities]
         if missing:
             return f"the engine lacks {', '.join(missing)}"
-        if requirement.probe and self.session.spec is None:
+        if requirement.probe and spec is None:
             return "the engine does not serve the KV probe, which alone can tell this"
         return ""
 

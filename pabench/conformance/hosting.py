@@ -19,7 +19,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from pabench.conformance.levels import level_of_id
 from pabench.conformance.profiles import PROFILES, load_profile
+from pabench.conformance.registry import load_registry
 from pabench.conformance.runner import believed
 from pabench.engines import free_port
 from pabench.errors import EXIT_COULD_NOT_RUN, EngineDied
@@ -41,6 +43,12 @@ def host() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def preset_for(ids: Sequence[str]) -> str:
+    """The probe to serve to whom these requirements are asked: small, and with a window where they need one."""
+    registry = load_registry()
+    return "window" if any("window" in registry[each].needs for each in ids if level_of_id(each) == "http") else "tiny"
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from pabench.conformance.bugs import Bug, load_bugs
-from pabench.conformance.hosting import ask_in_process, engine
+from pabench.conformance.hosting import ask_in_process, engine, preset_for
 from pabench.conformance.levels import SUITE_LEVELS
 from pabench.conformance.mutants import Mutant, load_mutants
 from pabench.conformance.profiles import load_profile
@@ -108,20 +108,26 @@ def run_mutants(asked: Sequence[Question], out: Path, profile: str, report: Repo
     """Ask all questions that out/kills.jsonl has no answer to, and write each answer there. All answers, in order."""
     out.mkdir(parents=True, exist_ok=True)
     known = load_kills(out / KILLS_FILE)
-    probe = out / "probe"
-    if not (probe / "probe.json").exists():
-        build_checkpoint(PRESETS["tiny"], probe)
     kills = []
     with (out / KILLS_FILE).open("a", encoding="utf-8") as file:
         for place, question in enumerate(asked, start=1):
             kill = known.get((question.mutant.name, question.level))
             if kill is None or kill.digest != question.digest or kill.outcome == BROKEN:
-                kill = _answer(question, out, probe, profile)
+                kill = _answer(question, out, _probe(question, out), profile)
                 file.write(json.dumps(asdict(kill)) + "\n")
                 file.flush()
             kills.append(kill)
             report(place, len(asked), question, kill)
     return kills
+
+
+def _probe(question: Question, out: Path) -> Path:
+    """The folder of the probe that `question` is asked on, built when first needed."""
+    name = preset_for(question.ids)
+    folder = out / ("probe" if name == "tiny" else f"probe-{name}")
+    if not (folder / "probe.json").exists():
+        build_checkpoint(PRESETS[name], folder)
+    return folder
 
 
 def load_kills(path: Path) -> dict[tuple[str, str], Kill]:

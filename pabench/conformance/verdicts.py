@@ -105,6 +105,7 @@ def _summarise(requirement: str, rows: list[Verdict]) -> RequirementVerdict:
 
 
 _PLAINEST = "http/ring-exact"  # one prompt, one answer: where this cannot be judged, no text can
+_WINDOWED = "http/sliding-window-exact"  # but those of a probe with a window, which is asked nothing else
 
 
 def replay_code(rows: Iterable[Verdict]) -> int:
@@ -136,4 +137,7 @@ def not_compared(rows: Iterable[Verdict]) -> str:
     """Why no answer of an engine could be held against anything, where that was to be done; else ""."""
     plainest = [row for row in rows if row.requirement == _PLAINEST]
     left_out = [row for row in plainest if row.outcome is Outcome.UNSUPPORTED]
-    return (left_out[0].reason or "it is not told why") if left_out and len(left_out) == len(plainest) else ""
+    if not left_out or len(left_out) < len(plainest) or any(row.requirement == _WINDOWED and row.outcome in ASKED
+                                                            for row in rows):
+        return ""
+    return left_out[0].reason or "it is not told why"

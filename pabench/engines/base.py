@@ -37,6 +37,7 @@ CAPABILITIES = frozenset({
     "stop_token_ids",   # an answer ends at a token of the client's choice
     "speculation",      # drafts are made and counted
     "priority",         # a request may say how urgent it is; whether that is heeded, a run of several shows
+    "window",           # the KV probe that it serves is the one with a sliding window
 })
 
 

@@ -24,6 +24,7 @@ from pabench.telemetry.pages import read_extra
 from pabench.telemetry.vocabulary import KVFacts, KVSample, MetricFamilies
 
 _ASSUMED_PRESET = "gqa"
+_WINDOWED_PRESET = "window"
 _MAX_NAME_CHARS = 1000
 _METRICS_PATH = "/metrics"  # of nearly all
 _PINNED = re.compile(r"Server is pinned to '(.+)'; requested")  # the words of transformers serve
@@ -107,8 +108,10 @@ async def examine(
         told = _told(facts, client.dialect.kv_sample(metrics, 0.0))
         if trials.capabilities and kv.prefix_caching is not False:
             told |= await _prefix_cache(trials, told)
+        spec = given or await _which_probe(facts.model_root, trials)
+        if spec is not None and spec.window is not None:
+            told.add("window")
         facts = replace(facts, capabilities=frozenset(trials.capabilities | told))
-    spec = _which_probe(given, facts.model_root, trials)
     return Examination(facts, spec, metrics_found(client.dialect, metrics), tuple(trials.notes),
                        client.dialect.late_s(metrics), tuple(sorted(client.dialect.not_applicable)))
 
@@ -308,13 +311,12 @@ def _given_probe(probe: str | Path | ProbeSpec | None) -> ProbeSpec | None:
     return load_spec(Path(probe)) if Path(probe).is_dir() else preset(str(probe))
 
 
-def _which_probe(given: ProbeSpec | None, root: str | None, trials: Trials) -> ProbeSpec | None:
-    """The probe that is served: as given, else as its folder says, else the usual one where its ring came back.
+async def _which_probe(root: str | None, trials: Trials) -> ProbeSpec | None:
+    """The probe that is served: as its folder says, else the usual one, or the one with a window, where its ring came
+    back.
 
     A probe that is given or found in the folder stays one when its ring did not come back: the engine is at fault.
     """
-    if given is not None:
-        return given
     if root is not None:
         try:
             folder = Path(root) if Path(root).is_dir() else Path(root).parent  # of a GGUF file
@@ -329,6 +331,7 @@ def _which_probe(given: ProbeSpec | None, root: str | None, trials: Trials) -> P
             trials.notes.append("the ring's beginning came back: a probe that is misread answers like this. If it is "
                                 "one, name it with --probe, for its folder is not to be seen from here")
         return None
-    trials.notes.append(f"the probe's ring came back; which preset it is was not told: {_ASSUMED_PRESET!r} is assumed "
-                 "(name another with --probe)")
-    return PRESETS[_ASSUMED_PRESET]
+    assumed = _ASSUMED_PRESET if await trials.has_salts() else _WINDOWED_PRESET
+    trials.notes.append(f"the probe's ring came back; which preset it is was not told: {assumed!r} is assumed "
+                        "(name another with --probe)")
+    return PRESETS[assumed]

@@ -25,6 +25,8 @@ from pabench.probe import EOS, SEP, Codec, Fork, Ring, check_answer
 _SALT = 16
 _FIRST = 2048
 RING = Ring(tuple(range(_FIRST, _FIRST + 12)), _SALT)
+# Without the salt that all lookups of a probe match, it falls into its sink; one with a window has no salts.
+_UNSALTED = (SEP, *RING.prompt[2:])
 _LONG = 300  # tokens: several blocks of any usual size
 FORK = Fork(_FIRST, ((_FIRST + 2, _FIRST + 4), (_FIRST + 3, _FIRST + 5)), _SALT)
 # The probe answers this with EOS, x, EOS, x …: an engine that does not ignore EOS ends after one token.
@@ -74,6 +76,20 @@ class Trials:
         await self._try("beam", self._beams)
         await self._try("speculation", self._drafts)
         await self._try("priority", self._priority)
+
+    async def has_salts(self) -> bool:
+        """Whether a ring without a salt is not continued: what tells a probe with a window from the others.
+
+        Not asked by its window: an engine that does not heed it would be taken for one that serves another probe.
+        """
+        try:
+            answer = await self._ask(self._request(_UNSALTED))
+        except (EngineProtocol, EngineTimeout) as error:
+            self.notes.append(f"a ring without a salt: {clean(str(error))}")
+            return True
+        choice = answer.choices[0] if answer.choices else Choice(0)
+        check = check_answer(RING, choice.token_ids or Codec.decode(choice.text))
+        return not (check.wrong == 0 and check.verified >= _NUM_TOKENS - 1)
 
     async def prefix_cache_hits(self) -> bool | None:
         """Whether a prompt sent twice is served from cache the second time; None where the engine does not tell."""

@@ -100,6 +100,10 @@ def check_able(workload: Workload, facts: EngineFacts, spec: ProbeSpec | None) -
             f"workload {workload.name!r} asks for verified prompts, but the engine serves {facts.model!r}, which is "
             'not known to be a KV probe: serve one made by `pabench probe build`, or '
             'use a workload with prompt = "text"')
+    if workload.prompt != "text" and spec is not None and spec.window is not None:
+        raise UsageError(f"workload {workload.name!r} reads its prompts whole, and probe {spec.preset!r} sees no "
+                         f"further than {spec.window} tokens: serve another preset, or use a workload with "
+                         'prompt = "text"')
     if workload.prompt == "probe" and workload.temperature > 0 and spec is not None and spec.is_soft:
         raise UsageError(f"workload {workload.name!r} draws its answers (temperature {workload.temperature:g}), and "
                          f"probe {spec.preset!r} is soft, which is certain under greedy decoding alone: serve another")

@@ -21,11 +21,12 @@ from pabench.probe.spec import (
 from pabench.probe.tensors import DTYPES
 from pabench.probe.text import Codec
 from pabench.probe.weights import exact_logprob
+from pabench.probe.windowed import Decoyed, draw_at_the_edge, draw_decoyed, shortest_decoyed
 
 __all__ = [
     "DTYPES", "EOS", "FIRST_RING", "FIRST_SALT", "GGUF_FILE", "HARD_BETA", "PAD", "PRESETS", "SEP", "SOFT_BETA", "UNK",
-    "Chain", "Check", "Codec", "Diagnosis", "Fork", "ProbePrompt", "ProbeSpec", "Ring",
-    "build_checkpoint", "build_gguf", "check_answer", "check_checkpoint", "complement", "diagnose", "draw_braid",
-    "draw_fork", "draw_rings", "exact_logprob", "load_spec", "preset",
-    "require_room",
+    "Chain", "Check", "Codec", "Decoyed", "Diagnosis", "Fork", "ProbePrompt", "ProbeSpec", "Ring",
+    "build_checkpoint", "build_gguf", "check_answer", "check_checkpoint", "complement", "diagnose", "draw_at_the_edge",
+    "draw_braid", "draw_decoyed", "draw_fork", "draw_rings", "exact_logprob", "load_spec", "preset", "require_room",
+    "shortest_decoyed",
 ]

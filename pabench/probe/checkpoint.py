@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,7 @@ def load_spec(folder: Path) -> ProbeSpec:
     try:
         content = json.loads(path.read_text())
         known = {field.name for field in fields(ProbeSpec)}
-        if lacking := known - content.keys() - {"beta"}:  # a folder from before there were soft probes has none
+        if lacking := known - content.keys() - {"beta", "window"}:  # a folder from before there were such has none
             raise ValueError(f"{', '.join(sorted(lacking))} missing")
         return ProbeSpec(**{name: value for name, value in content.items() if name in known})
     except FileNotFoundError:
@@ -101,7 +101,7 @@ def check_checkpoint(folder: Path) -> list[str]:
 
 def _json_files(spec: ProbeSpec, dtype: str) -> dict[str, dict[str, Any]]:
     return {
-        "probe.json": asdict(spec),
+        "probe.json": spec.as_json(),
         "config.json": _config(spec, dtype),
         "generation_config.json": {"bos_token_id": SEP, "eos_token_id": EOS, "pad_token_id": PAD, "do_sample": False},
         "tokenizer_config.json": {
@@ -114,8 +114,11 @@ def _json_files(spec: ProbeSpec, dtype: str) -> dict[str, dict[str, Any]]:
 
 
 def _config(spec: ProbeSpec, dtype: str) -> dict[str, Any]:
+    # The one architecture of engines that has a window in all layers, and is a Llama in all else.
+    kind = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"} if spec.window is None else {
+        "architectures": ["MistralForCausalLM"], "model_type": "mistral", "sliding_window": spec.window}
     return {
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "dtype": dtype, "torch_dtype": dtype,
+        **kind, "dtype": dtype, "torch_dtype": dtype,
         "hidden_size": spec.hidden_size, "intermediate_size": INTERMEDIATE_SIZE,
         "num_hidden_layers": spec.num_layers, "num_attention_heads": spec.num_q_heads,
         "num_key_value_heads": spec.num_kv_heads, "head_dim": spec.head_dim, "vocab_size": spec.vocab_size,

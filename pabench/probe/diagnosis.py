@@ -99,13 +99,16 @@ def diagnose(
     heads = tuple(sorted({head for misread in misreads for head in misread.heads}))
     kv_heads = tuple(sorted({(layer, spec.kv_head_of(head)) for layer, head in heads}))
     positions = tuple(sorted({misread.position for misread in misreads}))
+    hint = _hint(spec, kind, kv_heads, positions, block_size, len(prompt.prompt), len(misreads))
+    if spec.window is not None:
+        hint = _window_hint(spec.window, prompt, ids, first) or hint
     return Diagnosis(
         index=first.index, expected=first.expected, actual=first.actual, position=first.position,
         block=None if block_size is None else first.position // block_size,
         slot=None if block_size is None else first.position % block_size,
         kind=kind, owner=owner, owner_position=owner_position, heads=heads, kv_heads=kv_heads, positions=positions,
         misreads=len(misreads), outputs=len(ids), block_size=block_size,
-        hint=_hint(spec, kind, kv_heads, positions, block_size, len(prompt.prompt), len(misreads)),
+        hint=hint,
     )
 
 
@@ -116,7 +119,8 @@ def _misreads(spec: ProbeSpec, prompt: ProbePrompt, ids: Sequence[int]) -> Itera
     # What is read is the token behind the one before: it alone may stand in several places, as a ring's first one does.
     places: dict[tuple[int, int], int] = {}  # (token before, token) -> first position in the prompt, or latest copy
     for position, pair in enumerate(pairwise(prompt.prompt), 1):
-        places.setdefault(pair, position)
+        if spec.window is not None or pair not in places:  # the latest place alone is in a window
+            places[pair] = position
     current, start = prompt.prompt[-1], len(prompt.prompt)
     for index, token in enumerate(ids):
         allowed = prompt.successors(current)
@@ -128,6 +132,19 @@ def _misreads(spec: ProbeSpec, prompt: ProbePrompt, ids: Sequence[int]) -> Itera
         elif allowed:
             places[current, token] = start + index
         current = token
+
+
+def _window_hint(window: int, prompt: ProbePrompt, ids: Sequence[int], misread: Misread) -> str:
+    """What a misread at an edge of the window says; "" where it is at none."""
+    before = (*prompt.prompt, *ids[: misread.index])  # of its last token the next one is made
+    edge = max(0, len(before) - window)
+    if misread.position == edge:
+        return (f"the first position of the window of {window} tokens was not read: a row at p sees [p - W + 1, p], "
+                "and a block may go when no step reads it any more")
+    left = [token for token, other in pairwise(reversed(before[:edge])) if other == before[-1]]
+    if left and misread.actual not in before[edge:]:  # one of them, or of several bits of each
+        return f"what had left the window of {window} tokens was read: a row at p sees [p - W + 1, p]"
+    return ""
 
 
 def _whose(

@@ -6,7 +6,8 @@ exactly one query head of one lookup layer (layers 1 … L-1; layer 0 only prepa
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from pabench.errors import UsageError
 
@@ -27,6 +28,10 @@ class ProbeSpec:
 
     `beta` is the logit of one bit. A hard probe (12) is certain of every token; a soft one (1) says the same under
     greedy decoding, and its log-probabilities show how exact the values were that it read.
+
+    `window`: each layer sees so many positions, the current one included; None: all. Neither a salt at position 1 nor
+    a sink at position 0 can be seen from behind it, so a windowed probe has none (`salt_code_dims` 0, and the ids of
+    salts are tokens like others): its lookups match the token alone.
     """
 
     preset: str
@@ -40,6 +45,7 @@ class ProbeSpec:
     num_salts: int
     max_context_tokens: int = 4096
     beta: float = HARD_BETA
+    window: int | None = None
 
     def __post_init__(self) -> None:
         problems = []
@@ -51,7 +57,10 @@ class ProbeSpec:
             problems.append(f"{self.bits} bits leave no tokens for rings: (num_layers - 1) * num_q_heads must be >= 10")
         if self.num_salts > FIRST_RING - FIRST_SALT:
             problems.append(f"{self.num_salts} salts, at most {FIRST_RING - FIRST_SALT} have an id")
-        needed = self.token_code_dims + self.salt_code_dims + 1
+        if self.window is not None and (self.window < 2 or self.salt_code_dims):
+            problems.append(f"a window of {self.window} tokens and salt codes of {self.salt_code_dims} dims: a window "
+                            "is 2 tokens at least, and leaves no salt to be seen")
+        needed = self.token_code_dims + (0 if self.window is not None else self.salt_code_dims + 1)
         if len(self.slow_dims) < needed:
             problems.append(
                 f"lookup keys need {needed} slow dims, head_dim {self.head_dim} with rope_theta {self.rope_theta:g} "
@@ -64,6 +73,10 @@ class ProbeSpec:
     def is_soft(self) -> bool:
         """Whether log-probabilities of answers tell how exact they are."""
         return self.beta < HARD_BETA / 2
+
+    def as_json(self) -> dict[str, Any]:
+        """For probe.json. Without the window where there is none: older folders do not speak of it."""
+        return {name: value for name, value in asdict(self).items() if name != "window" or value is not None}
 
     @property
     def hidden_size(self) -> int:
@@ -156,6 +169,8 @@ PRESETS: dict[str, ProbeSpec] = {
         _preset("d256", 4, 4, 2, 256),
         _preset("long", 3, 8, 2, 128, max_context=65536),
         _preset("soft", 4, 4, 2, 128, beta=SOFT_BETA),
+        # All slow dims hold the token's code: there is no salt and no sink to leave room for.
+        ProbeSpec("window", 4, 4, 2, 64, 1e20, token_code_dims=48, salt_code_dims=0, num_salts=60, window=64),
     )
 }
 

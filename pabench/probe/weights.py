@@ -14,6 +14,8 @@ The residual stream (hidden_size = num_q_heads * head_dim) holds, side by side:
 Layer 0 finds the previous token by position (query heads of the first half) and the salt by its flag (second half).
 Layers 1 … L-1 look up the position whose previous token is the current token and whose salt is the current salt,
 and each query head copies one bit of the token that stands there. MLPs are zero, norms are one.
+
+A windowed probe has no salt and no sink: all heads of layer 0 find the previous token, and lookups match tokens alone.
 """
 
 from __future__ import annotations
@@ -122,7 +124,8 @@ def exact_logprob(spec: ProbeSpec) -> float:
     """
     assumed = CONST**2 + 3
     held = CONST**2 + 2                       # in front of layer 0: the constant, this token's code, its bits
-    held += assumed / held + assumed / (held + 2)  # it copies two codes: of the token before, of a salt
+    salted = 0.0 if spec.window is not None else assumed / (held + 2)
+    held += assumed / held + salted  # it copies two codes: of the token before, of a salt where there are such
     amplitudes = []                                # of one answer bit, as each lookup layer writes it; 1.0 is meant
     for _ in range(1, spec.num_layers):
         amplitudes.append(sqrt(assumed / held))
@@ -133,13 +136,14 @@ def exact_logprob(spec: ProbeSpec) -> float:
 
 def _embedding(spec: ProbeSpec, field: Residual) -> Array:
     rng = np.random.default_rng(CODE_SEED)
-    salts = sign_codes(rng, spec.num_salts, spec.salt_code_dims, MAX_SALT_CORRELATION)
+    salts = sign_codes(rng, spec.num_salts if spec.salt_code_dims else 0, spec.salt_code_dims, MAX_SALT_CORRELATION)
     tokens = sign_codes(rng, spec.vocab_size, spec.token_code_dims, MAX_TOKEN_CORRELATION)
     table = np.zeros((spec.vocab_size, spec.hidden_size), np.float32)
     table[:, field.token] = tokens
     table[SEP, field.token] = 0.0  # else SEP, its own previous token, would add to the sink's score
-    table[FIRST_SALT: FIRST_SALT + spec.num_salts, field.source] = salts
-    table[FIRST_SALT: FIRST_SALT + spec.num_salts, field.is_salt] = 1.0
+    if spec.window is None:
+        table[FIRST_SALT: FIRST_SALT + spec.num_salts, field.source] = salts
+        table[FIRST_SALT: FIRST_SALT + spec.num_salts, field.is_salt] = 1.0
     table[:, field.bits] = id_bits(np.arange(spec.vocab_size), spec.bits) / sqrt(spec.bits)
     table[:, field.const] = CONST
     table[SEP, field.is_sep] = 1.0
@@ -195,7 +199,10 @@ def _lane_values(layer: int, spec: ProbeSpec) -> Array:
 
 
 def _prepare(spec: ProbeSpec, field: Residual) -> dict[str, Array]:
-    """Layer 0: the first half of the query heads copy the previous token's code, the others the salt's code."""
+    """Layer 0: the first half of the query heads copy the previous token's code, the others the salt's code.
+
+    Without salts all of them copy the previous token's.
+    """
     q, k, v, o = _empty(spec)
     half, rms = spec.head_dim // 2, _rms(spec)
     # Score at distance d: a^2 * sum_i cos((d - 1) theta_i) / sqrt(head_dim); a sets the gap to d = 0 and d = 2.
@@ -203,7 +210,7 @@ def _prepare(spec: ProbeSpec, field: Residual) -> dict[str, Array]:
     a = sqrt(LAYER0_NATS * sqrt(spec.head_dim) / gap) * rms / CONST
     flag = sqrt(LAYER0_NATS * sqrt(spec.head_dim)) * rms
     salt_dim = spec.slow_dims[0]
-    prev_heads = range(spec.num_q_heads // 2)
+    prev_heads = range(spec.num_q_heads // 2 if spec.window is None else spec.num_q_heads)
     for head in range(spec.num_q_heads):
         kv_head = spec.kv_head_of(head)
         if head in prev_heads:
@@ -215,7 +222,8 @@ def _prepare(spec: ProbeSpec, field: Residual) -> dict[str, Array]:
             q[head, salt_dim, field.const] = flag / CONST
             k[kv_head, salt_dim, field.is_salt] = flag
     _copy_code(spec, v, o, prev_heads, field.token, field.prev)
-    _copy_code(spec, v, o, range(len(prev_heads), spec.num_q_heads), field.source, field.salt)
+    if spec.window is None:
+        _copy_code(spec, v, o, range(len(prev_heads), spec.num_q_heads), field.source, field.salt)
     return _flat(spec, q, k, v, o)
 
 
@@ -233,18 +241,23 @@ def _copy_code(spec: ProbeSpec, v: Array, o: Array, heads: range, source: slice,
 
 
 def _lookup(spec: ProbeSpec, field: Residual, layer: int) -> dict[str, Array]:
-    """Layers 1 … L-1: match (token, salt) against (prev, salt), fall into SEP otherwise, copy one bit a head."""
+    """Layers 1 … L-1: match (token, salt) against (prev, salt), fall into SEP otherwise, copy one bit a head.
+
+    With a window: match the token against the previous one; what else is in the window is far below.
+    """
     q, k, v, o = _empty(spec)
     values, rms = _lane_values(layer, spec), _rms(spec)
     match = sqrt(MATCH_NATS * sqrt(spec.head_dim)) * rms
     token_dims = spec.slow_dims[: spec.token_code_dims]
     salt_dims = spec.slow_dims[spec.token_code_dims: spec.token_code_dims + spec.salt_code_dims]
-    sink_dim = spec.slow_dims[spec.token_code_dims + spec.salt_code_dims]
+    token_share = TOKEN_SHARE if spec.window is None else 1.0
     for weight, code in ((q, field.token), (k, field.prev)):
-        weight[:, token_dims, range(code.start, code.stop)] = match * sqrt(TOKEN_SHARE)
-        weight[:, salt_dims, range(field.salt.start, field.salt.stop)] = match * sqrt(1 - TOKEN_SHARE)
-    q[:, sink_dim, field.const] = match * SINK_SHARE / CONST
-    k[:, sink_dim, field.is_sep] = match
+        weight[:, token_dims, range(code.start, code.stop)] = match * sqrt(token_share)
+        weight[:, salt_dims, range(field.salt.start, field.salt.stop)] = match * sqrt(1 - token_share)
+    if spec.window is None:
+        sink_dim = spec.slow_dims[spec.token_code_dims + spec.salt_code_dims]
+        q[:, sink_dim, field.const] = match * SINK_SHARE / CONST
+        k[:, sink_dim, field.is_sep] = match
     for head in range(spec.num_q_heads):
         kv_head, bit = spec.kv_head_of(head), spec.bit_of(layer, head)
         lanes = list(_share(spec, head))

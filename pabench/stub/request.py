@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from pabench.probe import FIRST_RING, UNK, Codec
+from pabench.probe import FIRST_RING, FIRST_SALT, SEP, UNK, Codec
 
 
 class Refused(Exception):
@@ -99,8 +99,11 @@ def continue_prompt(prompt: tuple[int, ...], rng: random.Random | None) -> Itera
 
     Of several successors the one that occurred most; of several of those, a fork, `rng` draws one, None takes the
     first. What is said counts from then on. Where there is no earlier occurrence, or a word that is none of the
-    probe's, ids counting up from the first ring id are said.
+    probe's, ids counting up from the first ring id are said. A prompt of the probe without its salt finds nothing.
     """
+    if prompt[:1] == (SEP,) and prompt[1:2] and prompt[1] not in range(FIRST_SALT, FIRST_RING):
+        while True:
+            yield SEP, 0.0
     successors: dict[int, Counter[int]] = {}
     for token, after in pairwise(prompt):
         successors.setdefault(token, Counter())[after] += 1

@@ -129,7 +129,11 @@ class _Parts:
     prompts: Prompts
 
     async def run(self) -> None:
-        """All parts in turn. Raises UsageError where sequences are too short to tell anything."""
+        """All parts in turn. Raises UsageError where sequences are too short, or the model sees too little of them."""
+        probe = self.found.examination.probe
+        if probe is not None and probe.window is not None:
+            raise UsageError(f"probe {probe.preset!r} sees no further than {probe.window} tokens, and prompts are to "
+                             "be read whole: serve another preset")
         if self._longest < _SHORTEST:
             raise UsageError(f"the engine's longest sequence is {self._longest + 2} tokens, expected at least "
                              f"{_SHORTEST + 2}: serve the model with a longer context")

@@ -154,6 +154,13 @@ def test_an_slo_is_every_loads_and_an_engine_may_have_a_profile_of_its_own(tmp_p
         load_suite(str(path))
 
 
+def test_a_probe_that_sees_a_window_of_its_prompts_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "suite.toml"
+    path.write_text(SUITE.replace('"tiny"', '"window"') + engine("a"))
+    with pytest.raises(UsageError, match="probe 'window' sees a window of its prompts alone"):
+        load_suite(str(path))
+
+
 def test_an_engine_that_was_interrupted_has_no_good_verdict() -> None:
     result = EngineResult("x", conformance=0)
     assert result.exit_code == 2

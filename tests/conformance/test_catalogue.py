@@ -10,6 +10,7 @@ import pytest
 
 from pabench.conformance import load_registry
 from pabench.conformance.bugs import load_bugs
+from pabench.conformance.hosting import preset_for
 from pabench.conformance.kills import questions
 from pabench.conformance.levels import SUITE_LEVELS
 from pabench.conformance.mutants import load_mutants
@@ -20,9 +21,8 @@ from tests.conformance.mutant_hosts import ROOT
 
 REGISTRY, BUGS, MUTANTS = load_registry(), load_bugs(), load_mutants()
 NOT_SHOWN = {
-    ("vllm-image-hash-ignores-shape", "http"), ("vllm-prefix-prefill-ignores-window", "http"),
-    ("tgi-mqa-heads-div-tp", "alloc"), ("vllm-hybrid-reused-blocks-not-zeroed", "http"),
-    ("sglang-client-supplied-mm-hash", "http"), ("vllm-swa-block-freed-in-flight", "http"),
+    ("vllm-image-hash-ignores-shape", "http"), ("tgi-mqa-heads-div-tp", "alloc"),
+    ("vllm-hybrid-reused-blocks-not-zeroed", "http"), ("sglang-client-supplied-mm-hash", "http"),
 }
 ONE_BUG = """[[bug]]
 id = "acme-lost-block"
@@ -65,6 +65,13 @@ def test_a_mutant_names_what_there_is(name: str) -> None:
     assert mutant.bug == name.partition("__")[0].replace("_", "-")
     assert {each for each in mutant.must_fail if each not in REGISTRY} == set()
     assert {each for each in mutant.must_fail if mutant.bug not in REGISTRY[each].bugs} == set()
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_all_that_a_mutant_is_asked_over_http_is_asked_of_one_probe(name: str) -> None:
+    ids = MUTANTS[name].owes("http")
+    assert len({preset_for([each]) for each in ids}) <= 1
+    assert preset_for(ids) == ("window" if "http/sliding-window-exact" in ids else "tiny")
 
 
 def test_requirements_name_bugs_of_the_catalogue() -> None:

@@ -71,6 +71,8 @@ def test_what_an_engine_or_a_probe_cannot_do_is_said_before() -> None:
         plan(load, 0, EngineFacts("openai", "m", 512, capabilities=CAPABILITIES), PRESETS["tiny"], "p")
     with pytest.raises(UsageError, match="probe 'soft' is soft"):
         plan(load, 0, FACTS, PRESETS["soft"], "p")
+    with pytest.raises(UsageError, match="probe 'window' sees no further than 64 tokens"):
+        plan(load, 0, FACTS, PRESETS["window"], "p")
 
 
 @pytest.mark.parametrize(("prompt", "width"), [("fork", 2), ("fork", 4), ("probe", 3)])

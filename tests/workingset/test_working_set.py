@@ -316,6 +316,12 @@ def test_time_that_is_used_up_leaves_what_was_found() -> None:
     assert {figure.how for figure in found.figures} == {"--max-seconds 0.2 were used up"}
 
 
+def test_a_model_that_sees_a_window_of_its_prompts_is_refused() -> None:
+    found = WorkingSet(replace(PROBE, probe=PRESETS["window"]), Options())
+    with pytest.raises(UsageError, match="probe 'window' sees no further than 64 tokens"):
+        asyncio.run(measure_working_set(found, "http://127.0.0.1:9"))
+
+
 @pytest.mark.parametrize(("options", "told"), [({"max_tokens": 5}, "--max-tokens is 5"), ({"max_seconds": 0},
                          "--max-seconds is 0"), ({"precision": 1.0}, "--precision is 1")])
 def test_bounds_that_make_no_sense_are_refused(options: dict[str, float], told: str) -> None:
