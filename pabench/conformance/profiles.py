@@ -49,7 +49,7 @@ _LIMITS = ("refusal_s", "settle_s", "request_timeout_s", "case_timeout_s", "run_
 PROFILES = {
     profile.name: profile
     for profile in (
-        Profile("smoke", (1, 2), rings=10, concurrency=6, rounds=3, samples=6, refusal_s=5, settle_s=3,
+        Profile("smoke", (1, 2), rings=10, concurrency=6, rounds=4, samples=6, refusal_s=5, settle_s=3,
                 pool_tokens=2048, prompt_tokens=512, traces=30, operations=40, kernel_cases=10, kernel_edges=2,
                 shrink_s=3, request_timeout_s=20, case_timeout_s=40, run_timeout_s=300),
         Profile("ci", (1, 2, 3, 8), rings=32, concurrency=16, rounds=5, samples=8, refusal_s=10, settle_s=5,

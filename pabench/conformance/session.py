@@ -84,7 +84,7 @@ class EngineSession:
         loop: BackgroundLoop, cadence_s: float | None = None,
     ) -> None:
         self.client = client
-        self.cadence_s = client.dialect.cadence_s if cadence_s is None else cadence_s  # of this very engine
+        self._cadence_s = cadence_s
         self.facts = facts
         self.spec = spec
         self.profile = profile
@@ -92,6 +92,11 @@ class EngineSession:
         self.loop = loop
         self.gone: str | None = None
         self.selfcheck = SelfCheck(facts, seed)  # for a model that is not the probe
+
+    @property
+    def cadence_s(self) -> float:
+        """Seconds between two renewals of this very engine's gauges."""
+        return self.client.dialect.cadence_s if self._cadence_s is None else self._cadence_s
 
     @property
     def impl(self) -> str:

@@ -1,4 +1,4 @@
-"""The probe with a sliding window over HTTP: what is asked of it, and that each wrong window is found."""
+"""The probe with a sliding window over HTTP: what is asked of it, and that each wrong window is found. Most of it with the mutants."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ def ask(url: str, out: Path, *ids: str) -> tuple[int, Results]:
     return code, load_results(out)
 
 
+@pytest.mark.mutants
 @pytest.mark.parametrize("options", [
     ("--num-blocks", "40", "--check-integrity"),
     ("--no-enable-prefix-caching", "--attention-backend", "torch", "--block-size", "48", "--num-blocks", "64",
@@ -43,7 +44,10 @@ def test_the_reference_engine_conforms(options: tuple[str, ...], window_probe: P
                                             "the preset 'gqa' to have this asked")}
 
 
-@pytest.mark.parametrize(("window", "failing"), [(63, FAR_EDGE), (65, DECOYS), (None, DECOYS)])
+@pytest.mark.parametrize(("window", "failing"), [
+    (63, FAR_EDGE), pytest.param(65, DECOYS, marks=pytest.mark.mutants),
+    pytest.param(None, DECOYS, marks=pytest.mark.mutants),
+])
 def test_a_wrong_window_is_found(window: int | None, failing: set[str], window_probe: Path, tmp_path: Path) -> None:
     """One too short, one too long, none: whoever decodes and prefills with it alike."""
     folder = shutil.copytree(window_probe, tmp_path / "probe")
@@ -65,6 +69,7 @@ def test_another_probe_is_asked_by_name(tiny_probe: Path, tmp_path: Path) -> Non
     assert reasons == {"the model that is served has no sliding window: serve the preset 'window' to have this asked"}
 
 
+@pytest.mark.mutants
 def test_it_is_known_where_its_folder_is_not_seen(window_probe: Path, tmp_path: Path) -> None:
     """By a ring without a salt, also of an engine that sees through the window: it must not be taken for another."""
     folder = shutil.copytree(window_probe, tmp_path / "probe")

@@ -41,23 +41,28 @@ _REFERENCE = (*REFERENCE, "--served-model-name", "probe", "--num-blocks", "256",
 
 @dataclass(frozen=True)
 class Subject:
-    """What is asked: a folder's name, its column, and how to reach it: a command that starts it, or an adapter."""
+    """What is asked: a folder's name, its column, and how to reach it: a command that starts it with the probe
+    `preset`, or an adapter.
+    """
 
     name: str
     column: str
     launch: tuple[str, ...] = ()
     impl: str = ""
     env: dict[str, str] = field(default_factory=dict)
+    preset: str = "gqa"
 
 
 LLAMA_VERSION = "0c1e570"  # its commit: the server does not tell it over HTTP
 SUBJECTS = (
     Subject("vllm", "vLLM 0.32", VLLM, env=VLLM_ENV),
     Subject("vllm-160", "vLLM 0.32, 160 blocks", VLLM_160, env=VLLM_ENV),
+    Subject("vllm-window", "vLLM 0.32, 160 blocks, preset window", VLLM_160, env=VLLM_ENV, preset="window"),
     Subject("transformers", "transformers 5.23", TRANSFORMERS, env=TRANSFORMERS_ENV),
     Subject("sglang", "SGLang 0.5.23, patched", SGLANG, env=SGLANG_ENV),
     Subject("llamacpp", f"llama.cpp {LLAMA_VERSION}", LLAMA_CPP),
     Subject("reference-paged", "reference, paged", _REFERENCE),
+    Subject("reference-window", "reference, paged, preset window", _REFERENCE, preset="window"),
     Subject("reference-contiguous", "reference, contiguous", (*_REFERENCE, "--kv", "contiguous")),
     Subject("alloc-vllm", "vLLM 0.32", impl="vllm-blocks",
             env={"PABENCH_VLLM_PYTHON": str(ENVS / "vllm/bin/python")}),
@@ -114,8 +119,9 @@ def main() -> None:
     if unknown := set(args.names) - {subject.name for subject in SUBJECTS}:
         parser.error(f"got {', '.join(sorted(unknown))}, expected some of {', '.join(s.name for s in SUBJECTS)}")
     with tempfile.TemporaryDirectory() as folder:
-        words = {"model": f"{folder}/probe", "gguf": f"{folder}/probe.gguf"}
-        build_checkpoint(preset("gqa"), Path(words["model"]))
+        words = {"gguf": f"{folder}/gqa/probe.gguf"}
+        for name in {subject.preset for subject in SUBJECTS}:
+            build_checkpoint(preset(name), Path(folder, name))
         if args.llama_server:
             build_gguf(preset("gqa"), Path(words["gguf"]))
             words["llama_server"] = args.llama_server
@@ -123,7 +129,7 @@ def main() -> None:
             there = (args.out / subject.name / "verdicts.jsonl").exists()
             can = {"llamacpp": bool(args.llama_server), "sglang": (ENVS / "sglang").exists()}.get(subject.name, True)
             if can and (subject.name in args.names or not (args.names or there)):
-                ask(subject, words, args.profile, args.out)
+                ask(subject, words | {"model": f"{folder}/{subject.preset}"}, args.profile, args.out)
     columns = [f"{subject.column}={args.out / subject.name}" for subject in SUBJECTS
                if (args.out / subject.name).exists()]
     subprocess.run([*PABENCH, "matrix", *columns, "--out", str(args.out / "matrix.html"), "--markdown",
