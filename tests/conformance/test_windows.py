@@ -1,4 +1,7 @@
-"""The probe with a sliding window over HTTP: what is asked of it, and that each wrong window is found. Most of it with the mutants."""
+"""The probe with a sliding window over HTTP: what is asked of it, and that each wrong window is found.
+
+Most of it is asked with the mutants.
+"""
 
 from __future__ import annotations
 
