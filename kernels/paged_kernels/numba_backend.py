@@ -106,17 +106,16 @@ class NumbaPlan:
 def _check(query: torch.Tensor, cache: KVCache, scoring: Scoring, with_lse: bool) -> None:
     """Raise ValueError for what the compiled loops cannot do."""
     key, value = cache.key, cache.value
-    if (not with_lse and scoring.alibi_slopes is None and key.shape[3] == value.shape[3]
-            and key.is_contiguous() and value.is_contiguous()):
-        return
     reasons = {
         "gives no LSE": with_lse,
         "has no ALiBi": scoring.alibi_slopes is not None,
-        f"takes values as wide as keys, got {value.shape[3]} and {key.shape[3]}": value.shape[3] != key.shape[3],
+        "takes values as wide as keys": value.shape[3] != key.shape[3],
         "reads contiguous caches": not (key.is_contiguous() and value.is_contiguous()),
     }
-    why = "; ".join(reason for reason, holds in reasons.items() if holds)
-    raise ValueError(f"attention backend 'numba' {why}: choose backend 'torch'")
+    if any(reasons.values()):
+        why = "; ".join(reason for reason, holds in reasons.items() if holds)
+        raise ValueError(f"attention backend 'numba' {why}: got keys {list(key.shape)} with strides {key.stride()} and "
+                         f"values {list(value.shape)} with strides {value.stride()}; choose backend 'torch'")
 
 
 def _of_query_heads(scale: torch.Tensor, query: torch.Tensor, cache: KVCache) -> torch.Tensor:

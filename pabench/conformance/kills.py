@@ -124,7 +124,7 @@ def run_mutants(asked: Sequence[Question], out: Path, profile: str, report: Repo
 def _probe(question: Question, out: Path) -> Path:
     """The folder of the probe that `question` is asked on, built when first needed."""
     name = preset_for(question.ids)
-    folder = out / ("probe" if name == "tiny" else f"probe-{name}")
+    folder = out / f"probe-{name}"
     if not (folder / "probe.json").exists():
         build_checkpoint(PRESETS[name], folder)
     return folder

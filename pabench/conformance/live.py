@@ -170,5 +170,5 @@ def _conclusion(run: SuiteRun) -> Text:
 def _took(run: SuiteRun) -> str:
     """Seconds, and how many of them are the engine's own."""
     starts, starting_s = run.target.starts()
-    times = {1: "one start", 2: "two starts"}.get(starts, f"{starts} starts")
-    return f"{run.duration_s:.0f} s" + (f", {starting_s:.0f} of them for {times} of the engine" if starts else "")
+    of_them = f", {starting_s:.0f} of them for {starts} start{'s' if starts > 1 else ''} of the engine"
+    return f"{run.duration_s:.0f} s{of_them if starts else ''}"

@@ -81,10 +81,10 @@ class EngineSession:
 
     def __init__(
         self, client: EngineClient, facts: EngineFacts, spec: ProbeSpec | None, profile: Profile, seed: int,
-        loop: BackgroundLoop, cadence_s: float | None = None,
+        loop: BackgroundLoop, cadence_s: float = 0.0,
     ) -> None:
         self.client = client
-        self._cadence_s = cadence_s
+        self.cadence_s = cadence_s  # between two renewals of this very engine's gauges
         self.facts = facts
         self.spec = spec
         self.profile = profile
@@ -92,11 +92,6 @@ class EngineSession:
         self.loop = loop
         self.gone: str | None = None
         self.selfcheck = SelfCheck(facts, seed)  # for a model that is not the probe
-
-    @property
-    def cadence_s(self) -> float:
-        """Seconds between two renewals of this very engine's gauges."""
-        return self.client.dialect.cadence_s if self._cadence_s is None else self._cadence_s
 
     @property
     def impl(self) -> str:

@@ -14,7 +14,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -133,11 +133,10 @@ def exit_code(rows: Iterable[Verdict]) -> int:
     return EXIT_OK
 
 
-def not_compared(rows: Iterable[Verdict]) -> str:
+def not_compared(rows: Sequence[Verdict]) -> str:
     """Why no answer of an engine could be held against anything, where that was to be done; else ""."""
     plainest = [row for row in rows if row.requirement == _PLAINEST]
-    left_out = [row for row in plainest if row.outcome is Outcome.UNSUPPORTED]
-    if not left_out or len(left_out) < len(plainest) or any(row.requirement == _WINDOWED and row.outcome in ASKED
-                                                            for row in rows):
+    windowed = any(row.requirement == _WINDOWED and row.outcome in ASKED for row in rows)
+    if not plainest or windowed or any(row.outcome is not Outcome.UNSUPPORTED for row in plainest):
         return ""
-    return left_out[0].reason or "it is not told why"
+    return plainest[0].reason or "it is not told why"

@@ -18,7 +18,10 @@ _SMALL = 1 << 20  # elements of a float32 weight up to which that is no slower
 
 
 def pack(weight: torch.Tensor) -> torch.Tensor:
-    """The weight [outputs, inputs] as `product` is fastest with it: laid out for oneDNN on a CPU, else as it is."""
+    """The weight [outputs, inputs] as `product` is fastest with it, its shape and dtype as they were.
+
+    On a CPU laid out for oneDNN, or, where it is small and float32, with its outputs next to each other in memory.
+    """
     if weight.device.type != "cpu" or not _onednn_packs(weight.dtype):
         return weight
     if weight.dtype == torch.float32 and weight.numel() <= _SMALL:

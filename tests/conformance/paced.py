@@ -104,7 +104,7 @@ def asked(paced: Paced, profile: Profile = PROFILE, context: int = 256) -> Itera
     loop.run(client.__aenter__(), 5.0)
     capabilities = frozenset({"sampling", "ignore_eos", "stream", "running_metrics"})
     facts = EngineFacts("lmdeploy", "m", context, capabilities=capabilities)
-    session = EngineSession(client, facts, None, profile, 0, loop)
+    session = EngineSession(client, facts, None, profile, 0, loop, paced.cadence_s)
     try:
         yield EngineUnderTest(session, np.random.default_rng(0))
     finally:

@@ -60,7 +60,23 @@ def test_what_killed_it_is_found_and_the_rest_is_asked(
     assert replay_case(out / crash.replay, launch=launch) == 1
     shown = capfd.readouterr().out
     assert "alone, ends a new process too" in shown
-    assert "of them for two starts of the engine)" in shown  # nothing is left to ask a third of
+    assert "of them for 2 starts of the engine)" in shown  # nothing is left to ask a third of
+
+
+@pytest.mark.parametrize("starts", [1, 2])
+def test_who_cannot_be_started_again_is_given_up(starts: int, tiny_probe: Path, tmp_path: Path) -> None:
+    """Not for the request to be found (the second start), or not for what is asked behind that (the third)."""
+    launch = shlex.join(["sh", "-c", f"test {{start}} -le {starts} && exec {launch_of(MUTANT, tiny_probe)}"])
+    ids = ["http/bad-input-then-healthy", "http/empty-prompt-then-healthy", "http/chunk-boundary-exact"]
+    assert run_suite(launch=launch, out=tmp_path / "out", profile="smoke", ids=ids, quiet=True) == 1
+    results = load_results(tmp_path / "out")
+    crash, *others = results.rows
+    assert crash.outcome is Outcome.CRASH
+    assert ("alone, ends a new process too" in crash.text) == (starts == 2)
+    assert {row.outcome for row in others} == {Outcome.NOTRUN}
+    assert all("not to be started again: the engine ended with status 1 before it could serve" in row.reason
+               for row in others)
+    assert results.footer.starts == starts + 1  # and no more for the cases to come
 
 
 def test_an_engine_that_does_not_start_is_exit_2(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
