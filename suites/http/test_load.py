@@ -20,6 +20,7 @@ from pabench.probe import Ring, check_answer
 _GROWING_S = 10.0      # to look for a number of clients of whom some wait, and to ask them
 _ROUNDS = 4            # of as many: who waits from the first to the last is overtaken by three times the clients
 _MOST_CLIENTS = 1024   # connections
+_SHORT_ANSWER = 8      # tokens that last long enough for others to wait meanwhile
 _OVERRUN = 4           # times the first clients: as many at once where the pool is known, rather than twice and twice
 _ROUTE = "/v1/completions"  # of requests that no dialect writes
 
@@ -185,8 +186,9 @@ def _first_clients(engine: EngineUnderTest) -> int:
 
 
 def _lengths(engine: EngineUnderTest) -> tuple[int, int]:
-    """Tokens of a client's prompt and of its answer."""
-    return min(engine.edge + 1, engine.longest // 4), min(engine.edge, engine.longest // 2)
+    """Tokens of a client's prompt and of its answer: together two blocks, whatever of the second is filled."""
+    answer = min(engine.edge, max(_SHORT_ANSWER, engine.edge // 2))
+    return min(engine.edge + 1, engine.longest // 4), min(answer, engine.longest // 2)
 
 
 def _come_back(engine: EngineUnderTest, clients: int, rounds: int) -> tuple[str, str, int]:
