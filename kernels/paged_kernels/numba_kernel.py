@@ -27,6 +27,10 @@ _AHEAD = 6 * _TILE  # how far in front memory is asked for, positions: measured,
 # Sums may be reordered and contracted, as vector instructions need. Infinities and NaN keep their meaning.
 _REORDER = {"reassoc", "contract", "arcp", "nsz"}
 
+# Weights below e^-64 of the largest count as none: far under what float32 keeps of a sum (2^-24 of it). Smaller ones
+# make products with a value subnormal, of which each takes as long as a hundred others.
+_LEAST = np.float32(-64.0)
+
 _FP8 = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float().numpy()
 
 
@@ -57,7 +61,7 @@ def _widen_half(x):
 
 
 def _exp(x):
-    """e^x for x <= 0 or NaN."""
+    """e^x for x <= 0 or NaN; in float32 0 below e^_LEAST."""
     raise NotImplementedError("compiled code only")
 
 
@@ -68,7 +72,7 @@ def _exp_impl(x):
 
 def _exp_float32(x):
     # Within 2 ulp, in plain arithmetic: a loop over it becomes vector instructions, which a call of expf does not.
-    bounded = x if x > np.float32(-87.0) else np.float32(-87.0)  # NaN too: what has no integer is not turned into one
+    bounded = x if x > _LEAST else _LEAST  # NaN too: what has no integer is not turned into one
     n = np.floor(bounded * np.float32(1.4426950408889634) + np.float32(0.5))
     r = bounded - n * np.float32(0.693359375) + n * np.float32(2.12194440e-4)  # n ln 2 in two parts, the first exact
     p = np.float32(1.9875691500e-4)
@@ -79,7 +83,7 @@ def _exp_float32(x):
     p = p * r + np.float32(5.0000001201e-1)
     p = p * r * r + r + np.float32(1.0)
     power = np.int32((np.int32(n) + 127) << 23).view(np.float32)  # 2^n
-    return x if x != x else (np.float32(0.0) if x < np.float32(-87.0) else p * power)
+    return x if x != x else (np.float32(0.0) if x < _LEAST else p * power)
 
 
 @intrinsic

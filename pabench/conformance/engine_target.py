@@ -14,26 +14,18 @@ import numpy as np
 
 from pabench.conformance.engine import EngineUnderTest
 from pabench.conformance.exchange import Geometry, exchange_as_json
-from pabench.conformance.launched import (
-    DEFAULT_URL,
-    READY_TIMEOUT_S,
-    LaunchedEngine,
-    News,
-    find_killer,
-    parse_launch,
-)
+from pabench.conformance.launched import LaunchedEngine, News, find_killer
 from pabench.conformance.profiles import Profile
 from pabench.conformance.prompts import rings_of_prompt_lengths
 from pabench.conformance.registry import Requirement
 from pabench.conformance.session import EngineSession, open_session
 from pabench.conformance.targets import Subject
 from pabench.conformance.verify import Ask
+from pabench.engines.address import DEFAULT_URL, READY_TIMEOUT_S, base_url, parse_launch
 from pabench.engines.cleaning import clean, without_secrets
-from pabench.engines.client import base_url
-from pabench.engines.keys import key_in
+from pabench.engines.keys import API_KEY_VARIABLE, key_in
 from pabench.errors import EngineError, RequirementFailed, UsageError
 
-API_KEY_VARIABLE = "PABENCH_API_KEY"  # not an option: those show in the process list
 _MAX_REASON_CHARS = 1000
 _WINDOW = "window"  # needed by all that is asked of the probe with a sliding window, and by nothing else
 

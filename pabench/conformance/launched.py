@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import signal
 import time
 from collections.abc import Callable, Sequence
@@ -12,29 +11,12 @@ from pabench.conformance.exchange import Exchange, RawPost
 from pabench.conformance.session import EngineSession
 from pabench.conformance.wire import Wire
 from pabench.engines import EngineProcess
-from pabench.errors import EngineDied, EngineError, UsageError
+from pabench.engines.address import MAX_STARTS
+from pabench.errors import EngineDied, EngineError
 
-DEFAULT_URL = "http://127.0.0.1:{port}"
-READY_TIMEOUT_S = 600.0  # large models take minutes to load
-MAX_STARTS = 12          # in one run: an engine that dies of everything is not worth more
-_MAX_SUSPECTS = 16       # requests that are asked again, each alone
+_MAX_SUSPECTS = 16  # requests that are asked again, each alone
 
 News = Callable[[str], None]
-
-
-def parse_launch(command: str, url: str | None, option: str = "--launch") -> list[str]:
-    """The words of a launch command that was given as `option`. Raises UsageError when it is none, or names no port."""
-    try:
-        words = shlex.split(command)
-    except ValueError as error:
-        raise UsageError(f"{option} is {command!r}, which is no command line: {error}") from error
-    if not words:
-        raise UsageError(f"{option} is empty, expected the command that starts the engine, with {{port}} for its port")
-    if url is None and not any("{port}" in word for word in words):
-        otherwise = ", or say with --url where the engine will listen" if option == "--launch" else ""
-        raise UsageError(f"{option} is {command!r}, which has no {{port}}: put it where the engine's port belongs"
-                         f"{otherwise}")
-    return words
 
 
 class LaunchedEngine:

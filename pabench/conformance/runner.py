@@ -16,14 +16,12 @@ from pathlib import Path
 
 from pabench.conformance.adapters import check_name
 from pabench.conformance.cases import load_case
-from pabench.conformance.engine_target import API_KEY_VARIABLE
 from pabench.conformance.expectations import load_expectations
-from pabench.conformance.launched import DEFAULT_URL, MAX_STARTS, READY_TIMEOUT_S, parse_launch
 from pabench.conformance.profiles import load_profile
 from pabench.conformance.registry import load_registry
 from pabench.conformance.results import FILE_NAME, load_results
-from pabench.engines import dialect as known_dialect
-from pabench.engines.client import base_url
+from pabench.engines.address import DEFAULT_URL, MAX_STARTS, READY_TIMEOUT_S, base_url, parse_launch
+from pabench.engines.keys import API_KEY_VARIABLE
 from pabench.errors import (
     EXIT_COULD_NOT_RUN,
     EXIT_INTERRUPTED,
@@ -159,6 +157,8 @@ def _named(
         where, _, factory = impl.rpartition(":")
         return ["--pabench-impl", f"{Path(where).resolve()}:{factory}" if where.endswith(".py") else impl]
     if dialect is not None:
+        from pabench.engines.dialects import dialect as known_dialect  # heavy, and seldom named
+
         known_dialect(dialect)
     folder = Path(probe).resolve() if probe is not None and Path(probe).is_dir() else probe
     given = {"--pabench-dialect": dialect, "--pabench-model": model, "--pabench-probe": folder}

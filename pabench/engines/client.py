@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 import aiohttp
 import orjson
 
+from pabench.engines.address import base_url
 from pabench.engines.base import Completion, Dialect, GenerationRequest, TextReader
 from pabench.engines.cleaning import clean, masked
 from pabench.engines.keys import authorization
@@ -39,23 +40,6 @@ MODELS_PATH = "/v1/models"
 ABORT_DELAY_S = 0.05  # long enough for a request's bytes to be read by an engine on this host
 # A connection that broke, before or inside the answer.
 _BROKEN = (aiohttp.ClientPayloadError, aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, ConnectionError)
-
-
-def base_url(url: str) -> str:
-    """`url` without a trailing slash or `/v1`. Raises UsageError when it is no http URL."""
-    try:
-        parts = urlsplit(url.strip())
-        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        usable = False
-    if not usable:
-        told = clean(url.rpartition("@")[2])  # without what may be a password
-        raise UsageError(f"not an engine's URL: got {told!r}, expected something like http://127.0.0.1:8000")
-    if parts.username or parts.password:
-        raise UsageError("the URL holds a user name or a password: take it out, keys go by --api-key-env")
-    if parts.query:
-        raise UsageError("the URL has a query (?…): take it out, keys go by --api-key-env")
-    return url.strip().split("#")[0].rstrip("/").removesuffix("/v1").rstrip("/")
 
 
 def _reason(error: Exception) -> str:

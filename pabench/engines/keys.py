@@ -6,6 +6,8 @@ import os
 
 from pabench.errors import UsageError
 
+API_KEY_VARIABLE = "PABENCH_API_KEY"  # where a run of the suite finds it: the suite is a process apart
+
 
 def key_in(variable: str) -> str | None:
     """The key in an environment variable, without what is not of it (mounted secrets end in a newline); None where the

@@ -24,9 +24,9 @@ from pabench.analysis import finish_run
 from pabench.analysis.measures import measure
 from pabench.analysis.runs import SET_ASIDE
 from pabench.analysis.sides import Measured, refuse_unlike, samples_of
-from pabench.conformance.launched import DEFAULT_URL, parse_launch
 from pabench.conformance.runner import run_suite
 from pabench.engines import EngineProcess
+from pabench.engines.address import DEFAULT_URL, parse_launch
 from pabench.engines.doctor import Examination, examine
 from pabench.errors import EXIT_INTERRUPTED, EXIT_NOT_CONFORMING, EXIT_OK, EngineError, PabenchError, UsageError
 from pabench.gate.decide import INCONCLUSIVE, REGRESSION, Decision, decide

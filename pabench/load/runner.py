@@ -12,8 +12,8 @@ from typing import Protocol
 import aiohttp
 
 from pabench.engines import dialect as find_dialect
+from pabench.engines.address import base_url
 from pabench.engines.base import Dialect, EngineFacts
-from pabench.engines.client import base_url
 from pabench.engines.keys import authorization
 from pabench.errors import EngineUnreachable, UsageError
 from pabench.load import cache_state

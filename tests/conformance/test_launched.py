@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from pabench.conformance import Outcome, load_results
-from pabench.conformance.launched import parse_launch
 from pabench.conformance.runner import replay_case, run_suite
+from pabench.engines.address import parse_launch
 from pabench.engines.cleaning import without_secrets
 from pabench.errors import UsageError
 from tests.conformance import mutant_hosts

@@ -72,9 +72,11 @@ def test_without_an_engine_requirements_are_skipped(tmp_path: Path) -> None:
     assert "needs an engine: pass --pabench-url URL" in done.stdout
 
 
-def test_the_plugin_costs_other_runs_nothing() -> None:
+# The second runs in the process before the suite's own, which brings it all anyway.
+@pytest.mark.parametrize("module", ["pabench.conformance.plugin", "pabench.conformance.runner"])
+def test_costs_other_runs_nothing(module: str) -> None:
     heavy = ["numpy", "aiohttp", "rich", "pabench.conformance.running", "pabench.probe"]
-    code = f"import sys, pabench.conformance.plugin; print([name for name in {heavy} if name in sys.modules])"
+    code = f"import sys, {module}; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
                           env=os.environ | {"PYTHONPATH": str(mutant_hosts.ROOT)})
     assert done.stdout.strip() == "[]"

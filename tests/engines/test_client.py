@@ -10,8 +10,8 @@ import pytest
 from aiohttp import web
 
 from pabench.engines import EngineClient, dialect
+from pabench.engines.address import base_url
 from pabench.engines.base import GenerationRequest
-from pabench.engines.client import base_url
 from pabench.errors import EngineDied, EngineProtocol, EngineTimeout, EngineUnreachable, UsageError
 from pabench.probe import PRESETS, check_answer, draw_fork, draw_rings
 from pabench.stub import StubOptions, StubServer
