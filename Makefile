@@ -35,7 +35,7 @@ test-mutants: setup
 
 # Each attention kernel on a thousand cases, in Triton's interpreter; others that take long.
 test-kernels: setup
-	$(BIN)/pytest tests -m kernels -n 2 --timeout 1200
+	$(BIN)/pytest tests -m kernels -n 2 --dist worksteal --timeout 1200
 
 # The kernels for GPUs that are not there: refuses registers that spill to memory.
 compile-kernels: setup

@@ -174,11 +174,12 @@ def _named(
 def pytest_arguments(options: Sequence[str]) -> list[str]:
     """What pytest is told, beside the plugin's own options: the suites that ship, and nothing of the user's."""
     suites = data_dir("suites")
+    level = "http" if {"--pabench-url", "--pabench-launch"}.intersection(options) else ""  # the others need not be read
     return [
         "-c", str(suites / "pytest.ini"), "--rootdir", str(suites),
         # The plugin by its module, not by its entry point: so it also works where pabench is not installed.
         "-p", "no:pabench", "-p", "pabench.conformance.plugin", "-p", "pabench.conformance.live",
-        "-s", "-p", "no:cacheprovider", "-p", "no:terminal", *options, str(suites),
+        "-s", "-p", "no:cacheprovider", "-p", "no:terminal", "--assert", "plain", *options, str(suites / level),
     ]
 
 
