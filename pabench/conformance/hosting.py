@@ -1,4 +1,6 @@
-"""Mutants at work: reference engines with a fault in them, forked from one process that has torch loaded.
+"""Mutants at work: reference engines with a fault in them, and what asks them, forked from one process.
+
+It has torch and pytest loaded, which would take longer, each time anew, than most faults take to show.
 
 The tool never imports the reference engine: suites/mutants/host.py does, in the forked processes.
 """
@@ -19,10 +21,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import pytest
+
 from pabench.conformance.levels import level_of_id
 from pabench.conformance.profiles import PROFILES, load_profile
 from pabench.conformance.registry import load_registry
-from pabench.conformance.runner import believed
+from pabench.conformance.runner import believed, pytest_arguments
 from pabench.engines import free_port
 from pabench.errors import EXIT_COULD_NOT_RUN, EngineDied
 from pabench.resources import data_dir
@@ -31,7 +35,7 @@ ROOT = Path(__file__).resolve().parents[2]
 COMMON = ("--block-size", "16", "--dtype", "float32", "--served-model-name", "probe")
 DEFAULTS = ("--num-blocks", "256", "--max-num-seqs", "16", "--max-model-len", "512")
 # What each forked process would import again. Nothing that imports Triton: it asks for its interpreter beforehand.
-PRELOADED = ["reference_engine.__main__"]
+PRELOADED = ["reference_engine.__main__", "pytest", "pabench.conformance.live", "pabench.conformance.engine_target"]
 _READY_S = 60.0
 
 
@@ -76,6 +80,19 @@ def ask_in_process(name: str, level: str, ids: Sequence[str], *, out: Path, prof
     return EXIT_COULD_NOT_RUN if code is None else believed(code, out)
 
 
+def ask_engine(
+    url: str, ids: Sequence[str], *, out: Path, profile: str, log: Path, seed: int = 0, patience: float = 1.0
+) -> int:
+    """Ask the engine at `url` the requirements `ids`, or all of its level; exit codes and results as of `run_suite`."""
+    options = ["--pabench-url", url, "--pabench-out", str(out), "--pabench-profile", profile, "--pabench-seed",
+               str(seed), "--pabench-patience", str(patience)]
+    options += [word for each in ids for word in ("--pabench-id", each)]
+    with _forked(_run_suite, options, str(log)) as process:
+        process.join(load_profile(profile).patient(patience).run_timeout_s)
+        code = process.exitcode
+    return EXIT_COULD_NOT_RUN if code is None else believed(code, out)
+
+
 def _serve(name: str | None, args: list[str], log: str) -> None:
     _write_to(log)
     raise SystemExit(host().serve(name, args))
@@ -87,6 +104,12 @@ def _conform(name: str, level: str, ids: list[str], out: str, profile: str, log:
     hosting = host()
     impl = hosting.impl_of(hosting.load(name), level)
     raise SystemExit(hosting.conform(name, impl, out=Path(out), profile=profile, ids=ids))
+
+
+def _run_suite(options: list[str], log: str) -> None:
+    _write_to(log)
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+    raise SystemExit(int(pytest.main(pytest_arguments(options))))
 
 
 def _write_to(log: str) -> None:

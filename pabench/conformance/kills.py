@@ -15,12 +15,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from pabench.conformance.bugs import Bug, load_bugs
-from pabench.conformance.hosting import ask_in_process, engine, preset_for
+from pabench.conformance.hosting import ask_engine, ask_in_process, engine, preset_for
 from pabench.conformance.levels import SUITE_LEVELS
 from pabench.conformance.mutants import Mutant, load_mutants
 from pabench.conformance.profiles import load_profile
 from pabench.conformance.results import SPEC_VERSION, load_results
-from pabench.conformance.runner import run_suite
 from pabench.conformance.verdicts import NOT_CONFORMING
 from pabench.errors import EXIT_INTERRUPTED, EXIT_NOT_CONFORMING, EXIT_OK, EngineDied, UsageError
 from pabench.probe import PRESETS, build_checkpoint
@@ -174,8 +173,8 @@ def _ask(question: Question, folder: Path, probe: Path, profile: str) -> int:
     name, out, log = question.mutant.name, folder / "results", folder / "log"
     if question.level != "http":
         return ask_in_process(name, question.level, question.ids, out=out, profile=profile, log=log)
-    with engine(name, probe, log, *question.mutant.engine_args) as url:
-        return run_suite(url, out=out, profile=profile, ids=question.ids, quiet=True)
+    with engine(name, probe, folder / "engine.log", *question.mutant.engine_args) as url:
+        return ask_engine(url, question.ids, out=out, profile=profile, log=log)
 
 
 def exit_code(kills: Sequence[Kill]) -> int:

@@ -10,7 +10,6 @@ import pytest
 
 from pabench.conformance import Outcome, Results, load_registry, load_results
 from pabench.conformance.hosting import preset_for
-from pabench.conformance.runner import run_suite
 from pabench.conformance.verdicts import NOT_CONFORMING
 from pabench.probe import PRESETS, SOFT_BETA, build_checkpoint
 from tests.conformance import mutant_hosts
@@ -26,7 +25,8 @@ def ids_of(name: str, level: str) -> list[str]:
 
 def ask(url: str, out: Path, *ids: str, seed: int = 0, patience: float = 1.0) -> tuple[int, Results]:
     """Exit code and results of the smoke profile."""
-    code = run_suite(url, out=out, profile="smoke", ids=ids, seed=seed, quiet=True, patience=patience)
+    code = mutant_hosts.ask_engine(url, ids, out=out, profile="smoke", log=out.with_suffix(".log"), seed=seed,
+                                   patience=patience)
     return code, load_results(out)
 
 
