@@ -21,12 +21,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import pytest
-
 from pabench.conformance.levels import level_of_id
 from pabench.conformance.profiles import PROFILES, load_profile
 from pabench.conformance.registry import load_registry
-from pabench.conformance.runner import believed, pytest_arguments
+from pabench.conformance.runner import believed, run_here
 from pabench.engines import free_port
 from pabench.errors import EXIT_COULD_NOT_RUN, EngineDied
 from pabench.resources import data_dir
@@ -84,8 +82,8 @@ def ask_engine(
     url: str, ids: Sequence[str], *, out: Path, profile: str, log: Path, seed: int = 0, patience: float = 1.0
 ) -> int:
     """Ask the engine at `url` the requirements `ids`, or all of its level; exit codes and results as of `run_suite`."""
-    options = ["--pabench-url", url, "--pabench-out", str(out), "--pabench-profile", profile, "--pabench-seed",
-               str(seed), "--pabench-patience", str(patience)]
+    options = ["--pabench-url", url, "--pabench-out", str(out.resolve()), "--pabench-profile", profile,
+               "--pabench-seed", str(seed), "--pabench-patience", str(patience)]
     options += [word for each in ids for word in ("--pabench-id", each)]
     with _forked(_run_suite, options, str(log)) as process:
         process.join(load_profile(profile).patient(patience).run_timeout_s)
@@ -108,8 +106,7 @@ def _conform(name: str, level: str, ids: list[str], out: str, profile: str, log:
 
 def _run_suite(options: list[str], log: str) -> None:
     _write_to(log)
-    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
-    raise SystemExit(int(pytest.main(pytest_arguments(options))))
+    raise SystemExit(run_here(options))
 
 
 def _write_to(log: str) -> None:

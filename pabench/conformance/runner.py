@@ -177,10 +177,21 @@ def pytest_arguments(options: Sequence[str]) -> list[str]:
     level = "http" if {"--pabench-url", "--pabench-launch"}.intersection(options) else ""  # the others need not be read
     return [
         "-c", str(suites / "pytest.ini"), "--rootdir", str(suites),
-        # The plugin by its module, not by its entry point: so it also works where pabench is not installed.
+        # The plugin by its module, not by its entry point: so it also works where pabench is not installed. Assertions
+        # are left as they are written: a requirement fails by a text of its own.
         "-p", "no:pabench", "-p", "pabench.conformance.plugin", "-p", "pabench.conformance.live",
         "-s", "-p", "no:cacheprovider", "-p", "no:terminal", "--assert", "plain", *options, str(suites / level),
     ]
+
+
+def run_here(options: Sequence[str]) -> int:
+    """The suite in this process, which is changed for good by it: call it in one that ends thereafter."""
+    import pytest  # heavy
+
+    for name in [name for name in os.environ if name.startswith("PYTEST_")]:
+        del os.environ[name]
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+    return int(pytest.main(pytest_arguments(options)))
 
 
 def _pytest(options: list[str], timeout_s: float, api_key: str | None, quiet: bool) -> int:

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -65,16 +64,13 @@ def conform(
     In this process, which is changed for good by it: call it in one that ends thereafter. Exit codes as `pabench
     conform` has them; results in `out`.
     """
-    import pytest
-
-    from pabench.conformance.runner import pytest_arguments
+    from pabench.conformance.runner import run_here
 
     if name is not None:
         load(name).apply()
-    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     options = ["--pabench-impl", impl, "--pabench-out", str(out.resolve()), "--pabench-profile", profile,
                "--pabench-seed", str(seed), *(word for each in ids for word in ("--pabench-id", each))]
-    return int(pytest.main(pytest_arguments(options)))
+    return run_here(options)
 
 
 def impl_of(mutant: ModuleType, level: str) -> str:
