@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -66,3 +67,16 @@ def test_float32_weights_are_as_exact_as_torch_makes_them():
     exact = expect(content, torch.float32).exact.out
     allowed = 2 * (attend(batch, "torch").double() - exact).abs().max() + torch.finfo(torch.float32).eps
     assert (attend(batch).double() - exact).abs().max() <= allowed
+
+
+@pytest.mark.parametrize(("score", "counts"), [(-60.0, True), (-80.0, False)])
+def test_weights_below_what_float32_keeps_count_as_none(score, counts):
+    """e^-60 of a value of 1e30 shows; smaller weights' products with ordinary values would be subnormal, and slow."""
+    batch = draw_attend(decodes(20, kv_heads=1)).batch
+    batch.query.zero_()[..., 0] = 1 / batch.scale
+    key, value = (x.view(-1, 1, 32) for x in (batch.cache.key, batch.cache.value))
+    key[..., 0], value[...] = score, 1e30
+    last = int(batch.block_tables[0, 1]) * 16 + 3
+    key[last, 0, 0], value[last] = 0.0, 1.0
+    expected = 1 + 19 * math.exp(score) * 1e30 if counts else 1.0
+    torch.testing.assert_close(attend(batch), torch.full_like(batch.query, expected), rtol=1e-4, atol=0)
