@@ -28,12 +28,17 @@ settings.register_profile("full", max_examples=1000, deadline=None)
 settings.load_profile(os.environ.get("PABENCH_HYPOTHESIS", "ci"))
 
 
-_FIRST = ("test_browser.py",)  # a long chain: one that begins last keeps one worker, and no other
+# Half a minute or more each, or a long chain: one that begins last keeps one worker, and no other.
+_FIRST = (
+    "test_browser.py", "test_what_killed_it_is_found", "test_a_wrong_window_is_found", "test_sound_engines_conform",
+    "test_a_sound_engine_passes_in_bfloat16", "vllm_remote_kv_partial_reserve_deadlock",
+    "vllm_prefix_prefill_fp8_scale__triton", "test_a_thousand_cases_of_each_kernel[attention]",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that cannot be shared out well come first."""
-    items.sort(key=lambda item: item.path.name not in _FIRST)
+    """What cannot be shared out well comes first."""
+    items.sort(key=lambda item: not any(part in item.nodeid for part in _FIRST))
 
 
 @pytest.fixture(scope="session", autouse=True)
