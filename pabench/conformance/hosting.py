@@ -22,9 +22,9 @@ from types import ModuleType
 from typing import Any
 
 from pabench.conformance.levels import level_of_id
-from pabench.conformance.profiles import PROFILES, load_profile
+from pabench.conformance.profiles import PROFILES, Profile, load_profile
 from pabench.conformance.registry import load_registry
-from pabench.conformance.runner import believed, run_here
+from pabench.conformance.runner import asked_options, believed, run_here
 from pabench.engines import free_port
 from pabench.errors import EXIT_COULD_NOT_RUN, EngineDied
 from pabench.resources import data_dir
@@ -72,21 +72,21 @@ def ask_in_process(name: str, level: str, ids: Sequence[str], *, out: Path, prof
 
     Exit codes as `pabench conform` has them.
     """
-    with _forked(_conform, name, level, list(ids), str(out), profile, str(log)) as process:
-        process.join(load_profile(profile).run_timeout_s)
-        code = process.exitcode
-    return EXIT_COULD_NOT_RUN if code is None else believed(code, out)
+    return _exit_code(load_profile(profile), out, _conform, name, level, list(ids), str(out), profile, str(log))
 
 
 def ask_engine(
     url: str, ids: Sequence[str], *, out: Path, profile: str, log: Path, seed: int = 0, patience: float = 1.0
 ) -> int:
     """Ask the engine at `url` the requirements `ids`, or all of its level; exit codes and results as of `run_suite`."""
-    options = ["--pabench-url", url, "--pabench-out", str(out.resolve()), "--pabench-profile", profile,
-               "--pabench-seed", str(seed), "--pabench-patience", str(patience)]
-    options += [word for each in ids for word in ("--pabench-id", each)]
-    with _forked(_run_suite, options, str(log)) as process:
-        process.join(load_profile(profile).patient(patience).run_timeout_s)
+    options = ["--pabench-url", url, "--pabench-patience", str(patience), *asked_options(out, profile, seed, ids)]
+    return _exit_code(load_profile(profile).patient(patience), out, _run_suite, options, str(log))
+
+
+def _exit_code(profile: Profile, out: Path, target: Any, *args: Any) -> int:
+    """Of the suite in a forked process, ended with the profile's time for a whole run."""
+    with _forked(target, *args) as process:
+        process.join(profile.run_timeout_s)
         code = process.exitcode
     return EXIT_COULD_NOT_RUN if code is None else believed(code, out)
 

@@ -82,14 +82,19 @@ def run_suite(
     if expect is not None:
         load_expectations(expect, registry)
     options = [*_named(url, impl, dialect, model, probe, launch), *_limits(profile, ready_timeout_s, patience),
-               "--pabench-out", str(out.resolve()), "--pabench-profile", profile, "--pabench-seed", str(seed)]
-    options += [word for requirement_id in ids for word in ("--pabench-id", requirement_id)]
+               *asked_options(out, profile, seed, ids)]
     if expect is not None:
         options += ["--pabench-expect", str(expect.resolve())]
     if not live:
         options.append("--pabench-at-end")
     code = _pytest(options, _run_timeout_s(profile, launch, ready_timeout_s, patience), api_key, quiet)
     return believed(code, out)
+
+
+def asked_options(out: Path, profile: str, seed: int, ids: Sequence[str]) -> list[str]:
+    """What the plugin is told of a run: where its results go, and what is asked."""
+    return ["--pabench-out", str(out.resolve()), "--pabench-profile", profile, "--pabench-seed", str(seed),
+            *(word for requirement_id in ids for word in ("--pabench-id", requirement_id))]
 
 
 def believed(code: int, out: Path) -> int:
@@ -188,9 +193,9 @@ def run_here(options: Sequence[str]) -> int:
     """The suite in this process, which is changed for good by it: call it in one that ends thereafter."""
     import pytest  # heavy
 
-    for name in [name for name in os.environ if name.startswith("PYTEST_")]:
-        del os.environ[name]
-    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+    environment = _environment(None)
+    os.environ.clear()
+    os.environ |= environment
     return int(pytest.main(pytest_arguments(options)))
 
 

@@ -1,4 +1,7 @@
-"""How a command names an engine, by its URL or by what starts it: what is checked before anything is begun."""
+"""How a command names an engine, by its URL or by what starts it, and how long and how often it may start.
+
+What is checked before anything is begun, so it imports nothing heavy.
+"""
 
 from __future__ import annotations
 

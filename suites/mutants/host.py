@@ -64,13 +64,11 @@ def conform(
     In this process, which is changed for good by it: call it in one that ends thereafter. Exit codes as `pabench
     conform` has them; results in `out`.
     """
-    from pabench.conformance.runner import run_here
+    from pabench.conformance.runner import asked_options, run_here
 
     if name is not None:
         load(name).apply()
-    options = ["--pabench-impl", impl, "--pabench-out", str(out.resolve()), "--pabench-profile", profile,
-               "--pabench-seed", str(seed), *(word for each in ids for word in ("--pabench-id", each))]
-    return run_here(options)
+    return run_here(["--pabench-impl", impl, *asked_options(out, profile, seed, ids)])
 
 
 def impl_of(mutant: ModuleType, level: str) -> str:
