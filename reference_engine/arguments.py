@@ -60,7 +60,8 @@ def _add_model_flags(group: argparse._ArgumentGroup) -> None:
     _switch(group, "--weight-dtype", "weight_dtype", "of the weights, where not --dtype")
     _switch(group, "--attention-backend", "attention_backend",
             "attention kernels; auto: numba on a CPU, triton on a GPU")
-    _switch(group, "--enforce-eager", "enforce_eager", "no CUDA graphs on a GPU", action="store_true")
+    _switch(group, "--enforce-eager", "enforce_eager", "no CUDA graphs on a GPU, no layers compiled whole on a CPU",
+            action="store_true")
 
 
 def _add_memory_flags(group: argparse._ArgumentGroup) -> None:
@@ -111,6 +112,6 @@ def describe(config: EngineConfig) -> str:
         guesser = f" ({c.draft_model})" if c.draft_model is not None else ""
         parts.append(f"speculation by {c.speculation}{guesser}, {c.num_speculative_tokens} tokens")
     parts.append(f"attention in {c.attention_backend}")
-    parts += ["no CUDA graphs"] * c.enforce_eager
+    parts += ["eager"] * c.enforce_eager
     parts += [f"{what} {dtype}" for what, dtype in (("KV", c.kv_dtype), ("weights", c.weight_dtype)) if dtype != "auto"]
     return ", ".join(parts + ["integrity checks"] * c.check_integrity)

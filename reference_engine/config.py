@@ -38,7 +38,7 @@ class EngineConfig:
     kv_dtype: str = "auto"           # of keys and values; auto: the model's
     weight_dtype: str = "auto"
     attention_backend: str = "auto"  # of paged_kernels; auto: numba on a CPU, triton on a GPU
-    enforce_eager: bool = False      # on a GPU, launch the kernels of a decode one by one: no CUDA graphs
+    enforce_eager: bool = False      # no CUDA graphs on a GPU, no layers compiled whole on a CPU
     prefix_caching: bool = True      # of a paged cache; a contiguous one shares nothing
     max_num_seqs: int = 64
     max_num_batched_tokens: int = 2048

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from paged_kernels import elementwise, move_backend, plan_attention, warm_up
+from paged_kernels import WholeLayer, elementwise, move_backend, plan_attention, warm_up
 
 from pabench.errors import UsageError
 from reference_engine.config import EngineConfig
@@ -59,10 +59,10 @@ class Runner:
 
     def __init__(
         self, model: Transformer, pool: KVPool, allocator: Allocator, *, host_pool: KVPool | None = None,
-        backend: str, graphs: DecodeGraphs | None = None,
+        backend: str, whole: SequenceOf[WholeLayer] = (), graphs: DecodeGraphs | None = None,
     ) -> None:
         self.model, self.pool, self.host_pool, self.allocator = model, pool, host_pool, allocator
-        self.backend, self.graphs = backend, graphs
+        self.backend, self.whole, self.graphs = backend, whole, graphs
         model.ops = elementwise("numba" if backend == "numba" else "torch")
 
     @classmethod
@@ -76,11 +76,12 @@ class Runner:
         if config.preemption == "swap":
             host = torch.device("cpu")
             host_pool = KVPool(model.config, config.num_swap_blocks, config.block_size, dtype, host, copies)
-        warm_up(dtype, model.dtype, backend=backend)
+        whole = [] if backend != "numba" or config.enforce_eager else model.whole_layers(pool.layers)
+        warm_up(dtype, model.dtype, backend=backend, whole=whole)
         graphs = None
         if backend == "triton" and model.device.type == "cuda" and not config.enforce_eager:
             graphs = DecodeGraphs(model, pool.layers, config, cuda_graph)
-        return cls(model, pool, allocator, host_pool=host_pool, backend=backend, graphs=graphs)
+        return cls(model, pool, allocator, host_pool=host_pool, backend=backend, whole=whole, graphs=graphs)
 
     def run(self, step: Step, num_logits: SequenceOf[int]) -> torch.Tensor:
         """Logits [sum(num_logits), vocab_size] float32: of each sequence those of its last num_logits[i] new tokens."""
@@ -99,7 +100,7 @@ class Runner:
         batch = self.batch(seqs, starts, texts, num_logits)
         if self.graphs is not None and batch.is_decode:
             return self.graphs.run(batch)
-        return self.model.forward(self.prepare(batch), self.pool.layers)
+        return self.model.forward(self.prepare(batch), self.pool.layers, self.whole)
 
     def move(self, step: Step) -> None:
         """Do the step's copies."""

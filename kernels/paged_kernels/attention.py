@@ -22,7 +22,7 @@ A plan holds what depends on the batch alone, so that a model builds it once a s
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -30,6 +30,7 @@ import torch
 from numpy.typing import NDArray
 
 from paged_kernels.cache import KVCache, check_move_backend
+from paged_kernels.layer import WholeLayer, WholeLayers
 from paged_kernels.scoring import Scoring
 from paged_kernels.torch_backend import TorchPlan
 
@@ -50,6 +51,10 @@ class BackendPlan(Protocol):
         """Which part of the batch runs where."""
         ...
 
+    def whole_layers(self) -> WholeLayers | None:
+        """What runs whole layers over this batch, attention among the rest; None where that is no use."""
+        ...
+
 
 class AttentionPlan:
     """One step's attention: what it needs to know about its batch, for all layers."""
@@ -60,6 +65,10 @@ class AttentionPlan:
     def describe(self) -> str:
         """Which part of the batch runs where: what really ran, for reports."""
         return self._plan.describe()
+
+    def whole_layers(self) -> WholeLayers | None:
+        """What runs whole layers over this batch, faster than layers that call `attend`; None if there is nothing."""
+        return self._plan.whole_layers()
 
     @property
     def move_backend(self) -> str:
@@ -165,15 +174,17 @@ def _check_batch(contexts: NDArray[np.int64], starts: NDArray[np.int64], room: i
                          f"positions, with a block table for {room}")
 
 
-def warm_up(storage: torch.dtype, query: torch.dtype, *, backend: str) -> None:
-    """Compile what `backend` needs for a cache of dtype `storage` on the CPU under queries of dtype `query`.
+def warm_up(storage: torch.dtype, query: torch.dtype, *, backend: str, whole: Sequence[WholeLayer] = ()) -> None:
+    """Compile what `backend` needs for a CPU cache of dtype `storage`, queries of dtype `query`, and `whole` layers.
 
     Without it the first step waits for the compiler: seconds, or less than one where an earlier process compiled.
     """
     if backend == "numba":
-        from paged_kernels import numba_backend
+        from paged_kernels import numba_backend, numba_layer
 
         numba_backend.warm_up(storage, query)
+        if whole:
+            numba_layer.warm_up(whole[0])
 
 
 def paged_attention(

@@ -16,7 +16,9 @@ import numpy as np
 import torch
 
 from paged_kernels.cache import SCALED_DTYPES, KVCache
+from paged_kernels.layer import WholeLayers
 from paged_kernels.numba_kernel import attend_items
+from paged_kernels.numba_layer import MAX_TOKENS, NumbaLayers
 from paged_kernels.scoring import Scoring
 from paged_kernels.torch_backend import TorchPlan
 
@@ -52,6 +54,12 @@ class NumbaPlan:
     def describe(self) -> str:
         """Which part of the batch runs where."""
         return f"{len(self._seqs)} sequences in numba, {len(self._contexts) - len(self._seqs)} prefills in torch"
+
+    def whole_layers(self) -> WholeLayers | None:
+        """See `paged_kernels.attention.BackendPlan`: a small batch, all of whose attention runs in compiled loops."""
+        if self._others is not None or self._starts[-1] > MAX_TOKENS:
+            return None
+        return NumbaLayers(self._tables, self._contexts, self._starts, self._block_size)
 
     def run(
         self, query: torch.Tensor, cache: KVCache, scoring: Scoring, *, with_lse: bool

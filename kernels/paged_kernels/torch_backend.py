@@ -63,6 +63,9 @@ class TorchPlan:
         self._longest = max((self._contexts[seq] for seq in self._seqs), default=0)
         self._gathers: dict[int, _Gathers] = {}
 
+    def whole_layers(self) -> None:
+        """There are none."""
+
     def describe(self) -> str:
         """See `paged_kernels.attention.BackendPlan`."""
         return f"{len(self._seqs)} sequences in torch on {self._tables.device.type}"

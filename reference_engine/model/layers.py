@@ -62,6 +62,11 @@ class Linear:
         weight = self.weight if self.scale is None else dequantise(self.weight, self.scale, x.dtype)
         return product(x, weight, self.bias)
 
+    @property
+    def is_small(self) -> bool:
+        """Whether `pack` has laid out the weight with its outputs next to each other."""
+        return self.scale is None and not self.weight.is_mkldnn and self.weight.t().is_contiguous()
+
     def pack(self) -> None:
         """Make the products fast, once the weight is filled. An int8 weight stays as it is."""
         if self.scale is None:

@@ -11,14 +11,12 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from paged_kernels import AttentionPlan, KVCache, elementwise, write_kv
+from paged_kernels import AttentionPlan, KVCache, Turns, WholeLayer, elementwise, write_kv
 
 from pabench.errors import UsageError
 from reference_engine.model.config import ModelConfig
 from reference_engine.model.families import layer_names
 from reference_engine.model.layers import Layer, pack, product
-
-_Turns = Sequence[tuple[torch.Tensor, torch.Tensor]]  # (cosine, sine) [num_tokens, 1, rotary_dim] of each rope
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,27 +85,61 @@ class Transformer:
             linear.pack()
         self.lm_head = pack(self.lm_head)
 
+    def whole_layers(self, caches: Sequence[KVCache]) -> list[WholeLayer]:
+        """The layers over these caches, one each, as a plan may run them whole; none if it cannot.
+
+        It can those of a Llama in float32 on a CPU whose weights are small (`pack`), with caches in float32.
+        """
+        c = self.config
+        plain = c.activation == "silu" and not (c.qkv_bias or c.o_bias or c.mlp_bias or c.qk_norm or c.out_norms)
+        if not plain or any(cache.key.dtype != torch.float32 for cache in caches) or any(
+            layer.config.rope is None or not all(linear.is_small for linear in layer.linears()) for layer in self.layers
+        ):
+            return []
+        return [
+            WholeLayer(
+                attention_norm=layer.attention_norm.numpy(), qkv=layer.qkv.weight.t().numpy(),
+                o=layer.o.weight.t().numpy(), mlp_norm=layer.mlp_norm.numpy(),
+                gate_up=layer.gate_up.weight.t().numpy(), down=layer.down.weight.t().numpy(),
+                key=cache.key.flatten(0, 1).numpy(), value=cache.value.flatten(0, 1).numpy(),
+                eps=c.rms_norm_eps, scale=self.scale, window=layer.config.window or 0,
+                soft_cap=c.attention_soft_cap or 0.0, rope=layer.config.rope or 0,
+            )
+            for layer, cache in zip(self.layers, caches, strict=True)
+        ]
+
     @torch.inference_mode()
-    def forward(self, step: StepInput, caches: Sequence[KVCache]) -> torch.Tensor:
+    def forward(
+        self, step: StepInput, caches: Sequence[KVCache], whole: Sequence[WholeLayer] = ()
+    ) -> torch.Tensor:
         """Logits [num_logits, vocab_size] float32 of the rows asked for.
 
-        caches: one of each layer; the tokens' keys and values are written into them.
+        caches: one of each layer; the tokens' keys and values are written into them. whole: `whole_layers` of these
+        caches, where the plan may run them.
         """
         hidden = self.embed[step.token_ids]  # [num_tokens, hidden_size]
         if self.embed_scale != 1:
             hidden = hidden * self.embed_scale
         turns = [(cos[step.positions], sin[step.positions]) for cos, sin in self._ropes]
-        for layer, cache in zip(self.layers, caches, strict=True):
-            x = self._attention(layer, self._norm(hidden, layer.attention_norm), turns, step, cache)
-            hidden = hidden + (x if layer.attention_out_norm is None else self._norm(x, layer.attention_out_norm))
-            x = self._mlp(layer, self._norm(hidden, layer.mlp_norm))
-            hidden = hidden + (x if layer.mlp_out_norm is None else self._norm(x, layer.mlp_out_norm))
+        if whole and (layers := step.plan.whole_layers()) is not None:
+            layers.run(hidden, whole, turns, step.slot_mapping)
+        else:
+            for layer, cache in zip(self.layers, caches, strict=True):
+                hidden = self._layer(layer, hidden, turns, step, cache)
         logits = product(self._norm(hidden[step.logit_rows], self.norm), self.lm_head).float()
         cap = self.config.logit_soft_cap
         return logits if cap is None else (logits / cap).tanh_() * cap
 
+    def _layer(
+        self, layer: Layer, hidden: torch.Tensor, turns: Turns, step: StepInput, cache: KVCache
+    ) -> torch.Tensor:
+        x = self._attention(layer, self._norm(hidden, layer.attention_norm), turns, step, cache)
+        hidden = hidden + (x if layer.attention_out_norm is None else self._norm(x, layer.attention_out_norm))
+        x = self._mlp(layer, self._norm(hidden, layer.mlp_norm))
+        return hidden + (x if layer.mlp_out_norm is None else self._norm(x, layer.mlp_out_norm))
+
     def _attention(
-        self, layer: Layer, x: torch.Tensor, turns: _Turns, step: StepInput, cache: KVCache
+        self, layer: Layer, x: torch.Tensor, turns: Turns, step: StepInput, cache: KVCache
     ) -> torch.Tensor:
         c, q_heads = self.config, self.config.num_q_heads
         qkv = layer.qkv(x).view(len(x), -1, c.head_dim)

@@ -9,7 +9,7 @@ from reference_engine.model import transformer as model
 
 BUG = "flashinfer-append-noncontiguous"
 MUST_FAIL = ("http/ring-exact",)
-ENGINE_ARGS: tuple[str, ...] = ()
+ENGINE_ARGS = ("--enforce-eager",)
 
 
 def _write_kv(

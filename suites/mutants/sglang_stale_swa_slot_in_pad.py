@@ -9,7 +9,7 @@ from reference_engine.model import transformer as model
 
 BUG = "sglang-stale-swa-slot-in-pad"
 MUST_FAIL = ("http/concurrent-isolation",)
-ENGINE_ARGS = ("--num-blocks", "64")
+ENGINE_ARGS = ("--num-blocks", "64", "--enforce-eager")
 
 _buffer = torch.zeros(0, dtype=torch.int64)  # of slots, as the largest batch so far left it
 

@@ -9,7 +9,7 @@ from paged_kernels.scoring import Scoring
 
 BUG = "tgi-mqa-heads-div-tp"
 MUST_FAIL = ("http/ring-exact",)
-ENGINE_ARGS: tuple[str, ...] = ("--attention-backend", "numba")
+ENGINE_ARGS = ("--attention-backend", "numba", "--enforce-eager")
 
 
 def apply() -> None:

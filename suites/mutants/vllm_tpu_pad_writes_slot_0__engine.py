@@ -9,7 +9,7 @@ from reference_engine.model import transformer as model
 
 BUG = "vllm-tpu-pad-writes-slot-0"
 MUST_FAIL = ("http/concurrent-isolation",)
-ENGINE_ARGS = ("--num-blocks", "24", "--max-model-len", "256")
+ENGINE_ARGS = ("--num-blocks", "24", "--max-model-len", "256", "--enforce-eager")
 PADDED_TO = 8  # rows
 
 

@@ -128,7 +128,7 @@ def test_the_start_line_tells_what_is_on():
         weight_dtype="int8", preemption="wait", chunked_prefill=False, attention_backend="torch",
         enforce_eager=True, check_integrity=True))
     assert line == ("contiguous KV cache (reservation oracle), 2048 blocks of 16 tokens, static batching, priority, "
-                    "preemption by wait, attention in torch, no CUDA graphs, KV fp8, weights int8, integrity checks")
+                    "preemption by wait, attention in torch, eager, KV fp8, weights int8, integrity checks")
 
 
 def test_a_draft_model_of_other_tokens_is_refused_before_any_weight_is_read(tiny_probe, tmp_path, capsys):

@@ -59,6 +59,9 @@ class TritonPlan:
         self._positions = self._to_device(self._batch.positions())
         self._loaded: dict[tuple[Geometry, int | None], _Loaded] = {}
 
+    def whole_layers(self) -> None:
+        """There are none: CUDA graphs save the calls."""
+
     def describe(self) -> str:
         """What runs where."""
         return f"{len(self._batch.contexts)} sequences in triton on {describe_device(self.device)}"
