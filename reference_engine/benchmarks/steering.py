@@ -1,4 +1,4 @@
-"""Mechanisms that decide who computes when: batching, chunks, preemption, order, speculation."""
+"""Mechanisms that decide who computes when, and in how many calls: batching, chunks, preemption, order, speculation."""
 
 from __future__ import annotations
 
@@ -77,6 +77,25 @@ def priority(bench: Bench) -> Arms:
     return {"fcfs": arm("fcfs"), "priority": arm("priority")}
 
 
+@measurement("Layers compiled whole", "--enforce-eager",
+             "rings of 32 tokens on the tiny probe, 128 tokens out: one sequence, then 8 and 24 at once")
+def whole_layers(bench: Bench) -> Arms:
+    """A step of few tokens is mostly calls: one a layer in place of some fifteen."""
+    def arm(eager: bool) -> Arm:
+        def run() -> dict[str, float]:
+            found = {}
+            for count in (1, 8, 24):
+                rings = draw_rings(preset("tiny"), np.random.default_rng(0), [32] * count)
+                engine = bench.engine(bench.probe("tiny"), enforce_eager=eager, prefix_caching=False)
+                served = serve(engine, [Job(ring.prompt, greedy(128)) for ring in rings])
+                _check(served.answers, rings, 128)
+                gaps = np.concatenate(list(served.gaps_s.values())) * 1e3
+                found[f"median ITL of {count}, ms"] = float(np.median(gaps))
+            return found
+        return run
+    return {"eager": arm(True), "whole": arm(False)}
+
+
 @measurement("Speculation, n-gram", "--speculation ngram",
              "8 rings of 24 tokens on the tiny probe, which go round: 160 tokens out. Text that repeats itself")
 def ngram(bench: Bench) -> Arms:
@@ -109,7 +128,7 @@ def _check(answers: list[list[int]], rings: list[Ring], length: int) -> None:
     for ids, ring in zip(answers, rings, strict=True):
         check = check_answer(ring, ids)
         if (check.verified, check.wrong) != (length, 0):
-            raise RuntimeError(f"speculation changed an answer: {check}")
+            raise RuntimeError(f"an answer is wrong: {check}")
 
 
-ALL = (batching, chunked_prefill, preemption, priority, ngram, draft)
+ALL = (batching, chunked_prefill, preemption, priority, whole_layers, ngram, draft)
