@@ -233,8 +233,9 @@ def draw_braid(spec: ProbeSpec, rng: np.random.Generator, num_forks: int, lead: 
                          f"{spec.preset!r} has {len(spec.paired_ids) // 2} for it: use fewer forks")
     bit = 1 << int(rng.integers(spec.bits))
     # Pairs differ in one bit, the same for all; of those that lie within the ids, what is left over serves as the rest.
-    halves = [token for token in spec.paired_ids if not token & bit and token | bit in spec.paired_ids]
-    picked = iter([halves[int(at)] for at in rng.permutation(len(halves))[:needed]])
+    ids = np.arange(spec.paired_ids.start, spec.paired_ids.stop)
+    halves = ids[(ids & bit == 0) & (ids | bit < spec.paired_ids.stop)]
+    picked = iter(halves[rng.permutation(len(halves))[:needed]].tolist())
     firsts = [token if rng.integers(2) else token | bit for token in _take(picked, num_forks)]
     forks, before = _take(picked, num_forks), _take(picked, lead)
     strands = [[token for i, fork in enumerate(forks) for token in (fork, firsts[i] ^ flip)] for flip in (0, bit)]

@@ -39,7 +39,7 @@ class PerfectEngine(EngineUnderTest):
         session = EngineSession(client, facts, PRESETS["tiny"], PROFILES[profile], 0, None)  # type: ignore[arg-type]
         super().__init__(session, np.random.default_rng(0), Geometry.of(facts))
         self._preemptions = 0
-        self._known: set[tuple[str | None, tuple[int, ...]]] = set()
+        self._known: set[int] = set()  # a hash of each block and all before it
 
     def generate(
         self, requests: Sequence[GenerationRequest], *, concurrency: int | None = None
@@ -107,10 +107,13 @@ class PerfectEngine(EngineUnderTest):
         salt, prompt, size = ask.cache_salt, ask.prompt.prompt, self.block_size or 1
         if len(prompt) // size > 600:  # no case counts so far
             return 0
-        ends = range(size, len(prompt), size)
-        found = max((end for end in ends if (salt, prompt[:end]) in self._known), default=0)
-        self._known |= {(salt, prompt[:end]) for end in range(size, len(prompt) + 1, size)}
-        return found
+        keys, key = [], hash(salt)
+        for start in range(0, len(prompt) - size + 1, size):
+            key = hash((key, prompt[start : start + size]))
+            keys.append(key)
+        found = sum(1 for _ in itertools.takewhile(self._known.__contains__, keys[: (len(prompt) - 1) // size]))
+        self._known.update(keys)
+        return found * size
 
 
 class Done:
@@ -134,6 +137,8 @@ class Done:
 
 def _continued(prompt: ProbePrompt, count: int) -> list[int]:
     """The first of the tokens that may follow, again and again."""
+    if isinstance(prompt, Ring):
+        return prompt.expected(count)
     ids = [prompt.prompt[-1]]
     while len(ids) <= count:
         ids.append(prompt.successors(ids[-1])[0])
