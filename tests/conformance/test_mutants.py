@@ -70,7 +70,7 @@ CACHE = {"http/two-laps-after-hit", "http/cached-tokens-match-block-model", "htt
 OVERRUN = {"http/shared-block-outlives-first-holder"}  # a static batch lets nobody pass while one of it still reads
 SOUND: dict[str, tuple[tuple[str, ...], set[str]]] = {
     "paged": ((), ROOMY),
-    "contiguous, max": (("--kv", "contiguous"), ROOMY | CACHE),
+    "contiguous, max, eager": (("--kv", "contiguous", "--enforce-eager"), ROOMY | CACHE),
     "tiny pool": (TINY, PLAIN | SHORT),
     "swap, n-gram, priority, small chunks": (
         (*TINY, "--preemption-mode", "swap", "--num-swap-blocks", "40", "--speculation", "ngram",

@@ -34,6 +34,7 @@ CONFIGS = st.fixed_dictionaries({
     "num_swap_blocks": st.sampled_from([1, 8, 64]),
     "policy": st.sampled_from(["fcfs", "priority"]),
     "speculation": st.sampled_from(["off", "ngram"]),
+    "enforce_eager": st.booleans(),
     "max_num_seqs": st.sampled_from([1, 3, 8]),
 })
 REQUESTS = st.lists(
