@@ -92,7 +92,7 @@ class Transformer:
         """
         c = self.config
         plain = c.activation == "silu" and not (c.qkv_bias or c.o_bias or c.mlp_bias or c.qk_norm or c.out_norms)
-        if not plain or any(cache.key.dtype != torch.float32 for cache in caches) or any(
+        if not plain or {self.dtype, *(cache.key.dtype for cache in caches)} != {torch.float32} or any(
             layer.config.rope is None or not all(linear.is_small for linear in layer.linears()) for layer in self.layers
         ):
             return []
