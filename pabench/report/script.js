@@ -68,10 +68,32 @@
     return Plotly.react(place, drawn(figure.data), themed(figure.layout), config);
   }
 
-  // Only what is in the page's flow has a size to draw into.
+  // Only what is in the page's flow has a size to draw into. What is hidden makes room for the others.
   const inSight = () => [...document.querySelectorAll(".plot")].filter((place) => place.offsetParent !== null);
-  // What is hidden makes room for the others.
-  const drawAll = () => Promise.all(inSight().map((place) => draw(place).then(() => Plotly.Plots.resize(place))));
+
+  function fromView(place) {
+    const { top, bottom } = place.getBoundingClientRect();
+    return Math.max(0, top - innerHeight, -bottom);
+  }
+
+  // A figure takes a while: what is in view comes first, and the page answers between the others.
+  let turn = 0;
+  async function drawAll() {
+    const mine = ++turn;
+    root.dataset.ready = "no";
+    const left = inSight(), resized = [];
+    while (left.length) {
+      left.sort((a, b) => fromView(a) - fromView(b));
+      const place = left.shift();
+      if (fromView(place)) await new Promise((done) => setTimeout(done));
+      if (mine !== turn) return;
+      await draw(place);
+      resized.push(Plotly.Plots.resize(place));  // a tenth of a second later
+    }
+    await Promise.all(resized);
+    if (mine !== turn) return;
+    root.dataset.ready = "yes";
+  }
 
   function setTheme(name, keep) {
     const dark = name === "dark" || (name === "system" && systemDark.matches);
@@ -82,7 +104,7 @@
     if (keep) {
       try { localStorage.setItem("pabench-theme", name); } catch { /* some browsers keep nothing for files */ }
     }
-    return drawAll();
+    drawAll();
   }
 
   function savedTheme() {
@@ -97,13 +119,13 @@
     const shown = !hiddenEngines.has(engine);
     document.querySelectorAll(`[data-toggle="${engine}"]`).forEach((b) => b.setAttribute("aria-pressed", String(shown)));
     document.querySelectorAll(`figure[data-engine="${engine}"]`).forEach((f) => { f.hidden = !shown; });
-    return drawAll();
+    drawAll();
   }
 
   function chooseLoad(group, pane) {
     document.querySelectorAll(`select[data-group="${group}"]`).forEach((select) => { select.value = pane; });
     document.querySelectorAll(`[data-pane^="${group}-"]`).forEach((div) => { div.hidden = div.dataset.pane !== pane; });
-    return drawAll();
+    drawAll();
   }
 
   // A column of numbers starts with the largest, one of words with the first; what is not told stays last.
@@ -162,12 +184,18 @@
     opened = [...document.querySelectorAll("details:not([open])")];
     opened.forEach((details) => { details.open = true; });
     root.dataset.theme = "light";
-    drawAll();
+    turn += 1;
+    inSight().forEach((place) => draw(place).then(() => Plotly.Plots.resize(place)));
   });
   window.addEventListener("afterprint", () => {
     opened.forEach((details) => { details.open = false; });
     setTheme(root.dataset.choice, false);
   });
 
-  setTheme(savedTheme(), false).then(() => { root.dataset.ready = "yes"; });
+  // So that nothing moves when it is drawn.
+  for (const [id, figure] of Object.entries(figures)) {
+    const place = document.getElementById(id);
+    if (place && figure.layout.height) place.style.minHeight = `${figure.layout.height}px`;
+  }
+  setTheme(savedTheme(), false);
 })();

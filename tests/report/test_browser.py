@@ -31,6 +31,11 @@ class Seen:
     requests: list[str] = field(default_factory=list)
 
 
+def settle(seen: Seen) -> None:
+    """Wait until every figure in sight is drawn as it should be by now."""
+    seen.page.wait_for_selector("html[data-ready=yes]")
+
+
 def open_report(browser: Any, report: Path, **context: Any) -> Iterator[Seen]:
     tab = browser.new_context(**({"viewport": {"width": 1280, "height": 900}} | context))
     seen = Seen(tab.new_page())
@@ -38,20 +43,22 @@ def open_report(browser: Any, report: Path, **context: Any) -> Iterator[Seen]:
     seen.page.on("pageerror", lambda error: seen.complaints.append(str(error)))
     seen.page.on("request", lambda request: seen.requests.append(request.url))
     seen.page.goto(report.as_uri())
-    seen.page.wait_for_selector("html[data-ready=yes]")
     yield seen
     tab.close()
 
 
 @pytest.fixture
 def seen(browser: Any, report: Path) -> Iterator[Seen]:
+    """A page whose figures are still being drawn."""
     yield from open_report(browser, report)
 
 
 @pytest.fixture(scope="module")
 def shared(browser: Any, report: Path) -> Iterator[Seen]:
     """One page for the tests that only look, or leave it as it was."""
-    yield from open_report(browser, report)
+    for seen in open_report(browser, report):
+        settle(seen)
+        yield seen
 
 
 def drawn(seen: Seen, figure: str) -> list[dict[str, Any]]:
@@ -66,6 +73,16 @@ def test_opens_from_disk_without_a_complaint_or_a_request(shared: Seen, report: 
     assert shared.complaints == []
     # Plotly's own buttons hold data: pictures; nothing else may be asked for.
     assert [url for url in shared.requests if not url.startswith(("data:", "blob:"))] == [report.as_uri()]
+
+
+def test_the_page_answers_before_all_figures_are_drawn(seen: Seen) -> None:
+    to_come = """() => [...document.querySelectorAll('.plot')]
+        .filter(p => p.offsetParent && !p.querySelector('.main-svg')).length"""
+    height = seen.page.evaluate("document.documentElement.scrollHeight")
+    assert seen.page.evaluate(to_come) > 0
+    settle(seen)
+    assert seen.page.evaluate(to_come) == 0
+    assert abs(seen.page.evaluate("document.documentElement.scrollHeight") - height) < 20, "what is read has moved"
 
 
 def test_the_policy_lets_nothing_out(seen: Seen) -> None:
@@ -143,9 +160,11 @@ def test_theme_goes_round_by_keyboard_and_restyles_the_plots(seen: Seen) -> None
     button.focus()
     seen.page.keyboard.press("Enter")
     assert button.inner_text() == "Theme: light"
+    settle(seen)
     light = look()
     seen.page.keyboard.press("Enter")
     seen.page.wait_for_function("document.documentElement.dataset.theme === 'dark'")
+    settle(seen)
     dark = look()
     assert (light[0], dark[0]) == ("light", "dark")
     assert light[1] != dark[1]
@@ -156,6 +175,7 @@ def test_an_engine_can_be_hidden_in_all_figures_at_once(shared: Seen) -> None:
     buttons.first.focus()
     shared.page.keyboard.press("Space")
     assert {buttons.nth(i).get_attribute("aria-pressed") for i in range(buttons.count())} == {"false"}
+    settle(shared)
     shown = [trace for trace in drawn(shared, "ttft-load-0") if trace["visible"]]
     assert shown
     assert not any("contiguous" in trace["name"] for trace in shown)
@@ -165,6 +185,7 @@ def test_an_engine_can_be_hidden_in_all_figures_at_once(shared: Seen) -> None:
             const last = [...row.children].filter(f => !f.hidden).at(-1);
             return row.getBoundingClientRect().right - last.getBoundingClientRect().right < 2; })""")  # no empty end
     buttons.first.click()
+    settle(shared)
     assert all(trace["visible"] for trace in drawn(shared, "ttft-load-0"))
 
 
@@ -173,6 +194,7 @@ def test_choosing_a_load_changes_both_sections(shared: Seen) -> None:
     assert shared.page.input_value("#memory-load-0") == "0-2"
     panes = shared.page.evaluate("[...document.querySelectorAll('.pane:not([hidden])')].map(p => p.dataset.pane)")
     assert panes == ["0-2", "0-2"]
+    settle(shared)
     assert shared.page.locator("#ttft-0-2 svg.main-svg").count() > 0
     assert shared.complaints == []
     shared.page.select_option("#memory-load-0", "0-1")
@@ -215,6 +237,7 @@ def test_follows_a_dark_system_and_prints_light_with_everything_open(browser: An
 
 def test_hostile_text_is_shown_and_never_runs(browser: Any, hostile_report: Path) -> None:
     for seen in open_report(browser, hostile_report):
+        settle(seen)
         seen.page.hover(".plot .main-svg >> nth=0")
         seen.page.wait_for_timeout(200)
         assert seen.complaints == []
@@ -240,12 +263,13 @@ def test_a_block_map_is_unrolled_and_follows_the_theme(seen: Seen) -> None:
         const map = plot.data[0];
         return [map.z.length, map.z[0].length, map.text[10].includes("free"), map.colorscale[0][1]];
     }"""
+    settle(seen)
     dark = seen.page.evaluate("matchMedia('(prefers-color-scheme: dark)').matches")
     before = seen.page.evaluate(look)
     assert before[:3] == [256, 600, True]
     for _ in range(1 if dark else 2):
         seen.page.click("#theme")
-    seen.page.wait_for_timeout(500)
+    settle(seen)
     assert seen.page.evaluate(look)[3] != before[3]
     assert not seen.complaints
 
@@ -261,8 +285,10 @@ def test_a_search_for_the_capacity_is_drawn_hidden_and_accessible(
     out = tmp_path / "report.html"
     write_report([searched], out)
     for seen in open_report(browser, out, bypass_csp=True):
+        settle(seen)
         assert len(drawn(seen, "capacity-0-0")) == 3
         seen.page.locator('[data-toggle="1"]').first.click()
+        settle(seen)
         assert [trace["visible"] for trace in drawn(seen, "capacity-0-0")] == [True, False, True]
         seen.page.locator("#load details.more summary").click()
         assert seen.page.locator("#tried-0-0 tbody tr").count() > 6
@@ -275,6 +301,7 @@ def assert_accessible(seen: Seen, part: str | None = None) -> None:
     for scheme in ("light", "dark"):
         seen.page.emulate_media(color_scheme=scheme)
         seen.page.wait_for_selector(f"html[data-theme={scheme}]")
+        settle(seen)
         # Complaints alone are told in full: to name all that is right takes four fifths of its time.
         found = Axe().run(seen.page, context=part,
                           options={"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice"],
