@@ -75,7 +75,8 @@ async def serve(engine: Engine, sock: socket.socket, served_model: str, model_ro
     try:
         await web.SockSite(runner, sock, backlog=1024).start()
         host, port = sock.getsockname()[:2]
-        print(f"{served_model}: {describe(engine.config)}, {engine.pool.num_bytes / 2**20:.0f} MiB, "
+        whole = "small batches in layers compiled whole, " if engine.runner.whole else ""
+        print(f"{served_model}: {describe(engine.config)}, {whole}{engine.pool.num_bytes / 2**20:.0f} MiB, "
               f"{torch.get_num_threads()} CPU threads; listening on http://{host}:{port}", flush=True)
         await stop.wait()
     except OSError as error:

@@ -31,7 +31,7 @@ class WholeLayer(NamedTuple):
     scale: float                         # of a score
     window: int                          # positions that a token sees; 0: all
     soft_cap: float                      # of a score; 0: none
-    rope: int                            # index into the turns
+    rope: int                            # index into the turns; last, since no compiled code takes it
 
 
 class WholeLayers(Protocol):

@@ -41,7 +41,7 @@ def test_batch_invariant(engine: EngineUnderTest) -> None:
 
 def _drift(one: Completion, other: Completion) -> float:
     if one.choices[0].token_ids != other.choices[0].token_ids:
-        return inf  # of another model than the probe
+        return inf  # at a fork two tokens are as likely: a last bit decides
     pairs = zip(_logprobs(one), _logprobs(other), strict=True)
     return max(abs(first - second) for first, second in pairs)
 

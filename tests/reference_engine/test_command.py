@@ -48,6 +48,7 @@ def test_serves_until_told_to_stop_even_in_mid_stream(tiny_probe, number):
     with command("--model", tiny_probe, "--port", port, "--max-model-len", 4096, "--served-model-name", "x") as process:
         line = process.stdout.readline()
         assert f"listening on http://127.0.0.1:{port}" in line, line + process.stderr.read()
+        assert "small batches in layers compiled whole" in line
         body = {"prompt": [0, 16, 300, 301, 302, 300], "max_tokens": 4000, "temperature": 0, "stream": True}
         request = urllib.request.Request(f"http://127.0.0.1:{port}/v1/completions", json.dumps(body).encode())
         with urllib.request.urlopen(request, timeout=20) as response:

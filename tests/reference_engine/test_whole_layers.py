@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from paged_kernels import plan_attention
@@ -15,13 +17,16 @@ from tests.reference_engine.helpers import assert_exact, drain, greedy, ids, rin
 
 BLOCK_SIZE, NUM_BLOCKS = 4, 64
 CPU = torch.device("cpu")
-# What differs between the models: sizes that are no multiple of anything, heads by group, part of a head turning, and
-# windows (of all layers; a family with two kinds has other parts that no whole layer has).
+# What differs between the models: sizes that are no multiple of anything, groups of heads, how much of a head turns, a
+# window. No family with a soft cap of scores has layers that can run whole, so one model is given a cap.
 MODELS = {
     "llama": ("Llama", {}),
     "uneven": ("Llama", {"hidden_size": 63, "intermediate_size": 37, "head_dim": 10, "num_attention_heads": 3,
                          "num_key_value_heads": 1}),
     "window": ("Mistral", {"sliding_window": 6}),
+    "half a head turns": ("Phi3", {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0,
+                                                       "partial_rotary_factor": 0.5}}),
+    "soft cap": ("Llama", {}),
 }
 
 
@@ -29,7 +34,10 @@ MODELS = {
 def model(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
     random_model(folder, *MODELS[request.param])
-    return load_model(folder, torch.float32, CPU, 128)
+    made = load_model(folder, torch.float32, CPU, 128)
+    if request.param == "soft cap":
+        made.config = replace(made.config, attention_soft_cap=2.0)
+    return made
 
 
 def pool_of(model):
@@ -114,13 +122,18 @@ def test_padding_is_written_nowhere_and_wrong_places_are_refused(model):
         model.forward(made, pool.layers, whole)
 
 
-@pytest.mark.parametrize(("family", "changes", "kv_dtype"), [
-    ("Qwen2", {}, torch.float32), ("Qwen3", {"head_dim": 16}, torch.float32),
-    ("Gemma2", {"head_dim": 16}, torch.float32), ("Llama", {}, torch.bfloat16),
+@pytest.mark.parametrize(("family", "changes", "kv_dtype", "weight_dtype"), [
+    ("Qwen2", {}, torch.float32, "auto"),                   # biases
+    ("Qwen3", {"head_dim": 16}, torch.float32, "auto"),     # norms of heads
+    ("Gemma2", {"head_dim": 16}, torch.float32, "auto"),    # another activation
+    ("SmolLM3", {"num_hidden_layers": 5}, torch.float32, "auto"),  # a layer without positions
+    ("Llama", {}, torch.bfloat16, "auto"),
+    ("Llama", {}, torch.float32, "int8"),
+    ("Llama", {"hidden_size": 1024, "intermediate_size": 1028}, torch.float32, "auto"),  # weights that are not small
 ])
-def test_what_no_whole_layer_can_do_is_not_given_to_one(tmp_path, family, changes, kv_dtype):
+def test_what_no_whole_layer_can_do_is_not_given_to_one(tmp_path, family, changes, kv_dtype, weight_dtype):
     random_model(tmp_path, family, changes)
-    made = load_model(tmp_path, torch.float32, CPU, 64)
+    made = load_model(tmp_path, torch.float32, CPU, 64, weight_dtype)
     assert made.whole_layers(KVPool(made.config, 4, 4, kv_dtype, CPU).layers) == []
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,34 +16,10 @@ from pabench.analysis.history import histories
 from pabench.analysis.sides import read_all
 from pabench.report import write_report
 from pabench.report.history_page import write_history
+from tests.report.pages import Seen, drawn, open_report, settle
 from tests.report.synthetic import HOSTILE, Made, write_run
 
 SECTIONS = ("verdicts", "comparison", "load", "feel", "memory", "correctness", "claims", "method")
-
-
-@dataclass
-class Seen:
-    """A page, and what it did."""
-
-    page: Any
-    complaints: list[str] = field(default_factory=list)
-    requests: list[str] = field(default_factory=list)
-
-
-def settle(seen: Seen) -> None:
-    """Wait until every figure in sight is drawn as it should be by now."""
-    seen.page.wait_for_selector("html[data-ready=yes]")
-
-
-def open_report(browser: Any, report: Path, **context: Any) -> Iterator[Seen]:
-    tab = browser.new_context(**({"viewport": {"width": 1280, "height": 900}} | context))
-    seen = Seen(tab.new_page())
-    seen.page.on("console", lambda message: seen.complaints.append(f"{message.type}: {message.text}"))
-    seen.page.on("pageerror", lambda error: seen.complaints.append(str(error)))
-    seen.page.on("request", lambda request: seen.requests.append(request.url))
-    seen.page.goto(report.as_uri())
-    yield seen
-    tab.close()
 
 
 @pytest.fixture
@@ -59,12 +34,6 @@ def shared(browser: Any, report: Path) -> Iterator[Seen]:
     for seen in open_report(browser, report):
         settle(seen)
         yield seen
-
-
-def drawn(seen: Seen, figure: str) -> list[dict[str, Any]]:
-    traces: list[dict[str, Any]] = seen.page.evaluate(
-        "id => document.getElementById(id).data.map(t => ({name: t.name, visible: t.visible}))", figure)
-    return traces
 
 
 def test_opens_from_disk_without_a_complaint_or_a_request(shared: Seen, report: Path) -> None:
