@@ -21,12 +21,21 @@ from reference_engine.memory.paged import PagedAllocator
 from reference_engine.memory.pool import BlockCopy
 from reference_engine.model.loader import load_model
 from reference_engine.model.transformer import Transformer
+from reference_engine.model.vision import Vision, read_vision
 from reference_engine.runner import Runner, attention_backend
 from reference_engine.sampling.beam import BeamSearch, reason_not_to_search
 from reference_engine.sampling.sampler import Sampler, choice_seed
 from reference_engine.sampling.speculative import DraftProposer, build_proposer
 from reference_engine.scheduling.scheduler import Scheduler
-from reference_engine.scheduling.sequence import Request, SamplingParams, Sequence, Status, TokenLogprobs, TokenOutput
+from reference_engine.scheduling.sequence import (
+    PromptImage,
+    Request,
+    SamplingParams,
+    Sequence,
+    Status,
+    TokenLogprobs,
+    TokenOutput,
+)
 from reference_engine.scheduling.step import Step
 from reference_engine.serving.metrics import EngineStats, Snapshot
 from reference_engine.serving.tokenizer import Tokenizer
@@ -49,9 +58,11 @@ def build_allocator(config: EngineConfig) -> Allocator:
 class Engine:
     """Scheduler, model, sampler and text, one step at a time."""
 
-    def __init__(self, model: Transformer, tokenizer: Tokenizer, config: EngineConfig) -> None:
+    def __init__(
+        self, model: Transformer, tokenizer: Tokenizer, config: EngineConfig, vision: Vision | None = None
+    ) -> None:
         config = replace(config, attention_backend=attention_backend(config.attention_backend, model.device))
-        self.config, self.tokenizer = config, tokenizer
+        self.config, self.tokenizer, self.vision = config, tokenizer, vision
         self.allocator = build_allocator(config)
         self.runner = Runner.build(model, config, self.allocator)
         self.pool = self.runner.pool
@@ -79,21 +90,23 @@ class Engine:
     ) -> Engine:
         """An engine for a Hugging Face folder."""
         tokenizer = Tokenizer(folder)  # first: what is wrong with it is known before any weight is read
-        return cls(load_model(folder, dtype, torch.device(device), config.max_model_len, config.weight_dtype),
-                   tokenizer, config)
+        on = torch.device(device)
+        model = load_model(folder, dtype, on, config.max_model_len, config.weight_dtype)
+        return cls(model, tokenizer, config, read_vision(folder, dtype, on))
 
     def add(
         self, prompt: tuple[int, ...], params: SamplingParams, *, arrival_s: float | None = None, priority: int = 0,
-        cache_salt: str | None = None,
+        cache_salt: str | None = None, images: tuple[PromptImage, ...] = (),
     ) -> Request:
         """Queue a request. Raises UsageError, and queues nothing, when it is empty or could never be served."""
-        request = self.prepare(prompt, params, arrival_s=arrival_s, priority=priority, cache_salt=cache_salt)
+        request = self.prepare(prompt, params, arrival_s=arrival_s, priority=priority, cache_salt=cache_salt,
+                               images=images)
         self.enqueue(request)
         return request
 
     def prepare(
         self, prompt: tuple[int, ...], params: SamplingParams, *, arrival_s: float | None = None, priority: int = 0,
-        cache_salt: str | None = None,
+        cache_salt: str | None = None, images: tuple[PromptImage, ...] = (),
     ) -> Request:
         """Check a request without queueing it. Touches no state of the engine, so any thread may call it."""
         if not prompt:
@@ -110,6 +123,7 @@ class Engine:
             arrival_s=time.monotonic() if arrival_s is None else arrival_s,
             priority=priority if self.config.policy == "priority" else 0,
             cache_salt=cache_salt,
+            images=images,
         )
 
     def enqueue(self, request: Request) -> None:

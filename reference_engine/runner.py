@@ -90,17 +90,21 @@ class Runner:
             seq.tokens[seq.num_computed : seq.num_computed + num_new] + step.drafts.get(seq.id, [])
             for seq, num_new in zip(step.sequences, step.num_new, strict=True)
         ]
-        return self.compute(step.sequences, [seq.num_computed for seq in step.sequences], texts, num_logits)
+        images = images_in(step.sequences, texts)
+        return self.compute(step.sequences, [seq.num_computed for seq in step.sequences], texts, num_logits, images)
 
     def compute(
         self, seqs: SequenceOf[Sequence], starts: SequenceOf[int], texts: SequenceOf[list[int]],
-        num_logits: SequenceOf[int],
+        num_logits: SequenceOf[int], images: SequenceOf[tuple[int, torch.Tensor]] = (),
     ) -> torch.Tensor:
-        """Logits, as `run` gives them, of one pass over the tokens texts[i] from position starts[i] of seqs[i] on."""
+        """Logits, as `run` gives them, of one pass over the tokens texts[i] from position starts[i] of seqs[i] on.
+
+        images: embeddings in place of those of tokens, and the row of the batch that they begin at.
+        """
         batch = self.batch(seqs, starts, texts, num_logits)
-        if self.graphs is not None and batch.is_decode:
+        if self.graphs is not None and batch.is_decode and not images:
             return self.graphs.run(batch)
-        return self.model.forward(self.prepare(batch), self.pool.layers, self.whole)
+        return self.model.forward(self.prepare(batch, images), self.pool.layers, self.whole)
 
     def move(self, step: Step) -> None:
         """Do the step's copies."""
@@ -135,7 +139,7 @@ class Runner:
         return Batch(token_ids, positions, slots, tables, contexts, query_start_loc,
                      _last_rows(query_start_loc[1:], num_logits))
 
-    def prepare(self, batch: Batch) -> StepInput:
+    def prepare(self, batch: Batch, images: SequenceOf[tuple[int, torch.Tensor]] = ()) -> StepInput:
         """The batch as tensors on the device."""
         plan = plan_attention(
             self._tensor(batch.tables), torch.from_numpy(batch.contexts), torch.from_numpy(batch.query_start_loc),
@@ -143,10 +147,23 @@ class Runner:
         )
         token_ids, positions, slots, rows = (
             self._tensor(array) for array in (batch.token_ids, batch.positions, batch.slots, batch.logit_rows))
-        return StepInput(token_ids, positions, slots, rows, plan)
+        return StepInput(token_ids, positions, slots, rows, plan, images)
 
     def _tensor(self, array: NDArray[np.int64]) -> torch.Tensor:
         return torch.from_numpy(array).to(self.model.device)
+
+
+def images_in(seqs: SequenceOf[Sequence], texts: SequenceOf[list[int]]) -> list[tuple[int, torch.Tensor]]:
+    """What each sequence's next tokens, texts[i], hold of its images: (row of the batch, embeddings from there on)."""
+    found, row = [], 0
+    for seq, text in zip(seqs, texts, strict=True):
+        first, end = seq.num_computed, seq.num_computed + len(text)
+        for image in seq.request.images:
+            start, stop = max(image.start, first), min(image.end, end)
+            if start < stop:
+                found.append((row + start - first, image.embeddings[start - image.start : stop - image.start]))
+        row += len(text)
+    return found
 
 
 def slot_mapping(

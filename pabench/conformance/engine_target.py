@@ -27,6 +27,7 @@ from pabench.engines.keys import API_KEY_VARIABLE, key_in
 from pabench.errors import EngineError, RequirementFailed, UsageError
 
 _MAX_REASON_CHARS = 1000
+_IMAGES = "images"
 _WINDOW = "window"  # needed by all that is asked of the probe with a sliding window, and by nothing else
 
 
@@ -123,6 +124,8 @@ class EngineTarget:
         if spec is not None and spec.window is not None and not asks_window:
             return (f"probe {spec.preset!r} sees no further than {spec.window} tokens and knows no salts: serve the "
                     "preset 'gqa' to have this asked")
+        if _IMAGES in requirement.needs and spec is not None and not spec.picture_side:
+            return f"probe {spec.preset!r} sees no pictures: serve the preset 'vision' to have this asked"
         missing = [need for need in requirement.needs if need not in self.session.facts.capabilities]
         if missing:
             return f"the engine lacks {', '.join(missing)}"

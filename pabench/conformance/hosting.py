@@ -48,9 +48,10 @@ def host() -> ModuleType:
 
 
 def preset_for(ids: Sequence[str]) -> str:
-    """The probe to serve to whom these requirements are asked: small, and with a window where they need one."""
+    """The probe to serve to whom these requirements are asked: small, with a window or eyes where they need them."""
     registry = load_registry()
-    return "window" if any("window" in registry[each].needs for each in ids if level_of_id(each) == "http") else "tiny"
+    needs = {need for each in ids if level_of_id(each) == "http" for need in registry[each].needs}
+    return "window" if "window" in needs else "vision" if "images" in needs else "tiny"
 
 
 @contextlib.contextmanager

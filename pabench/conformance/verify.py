@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 from pabench.conformance.failure import Failure
-from pabench.engines.base import Choice, Completion, GenerationRequest
+from pabench.engines.base import Choice, Completion, GenerationRequest, ImagePart
 from pabench.engines.cleaning import clean
 from pabench.probe import HARD_BETA, Diagnosis, ProbePrompt, ProbeSpec, Ring, check_answer, diagnose, exact_logprob
 
@@ -49,6 +49,7 @@ class Ask:
     cache_salt: str | None = None
     request_id: str | None = None
     stop_token_ids: tuple[int, ...] = ()
+    images: tuple[ImagePart, ...] = ()
 
     @property
     def request(self) -> GenerationRequest:

@@ -38,7 +38,22 @@ CAPABILITIES = frozenset({
     "speculation",      # drafts are made and counted
     "priority",         # a request may say how urgent it is; whether that is heeded, a run of several shows
     "window",           # the KV probe that it serves is the one with a sliding window
+    "images",           # a chat may hold images; found on the KV probe that sees, alone
+    "image_names",      # and the client may name them
 })
+
+
+@dataclass(frozen=True, slots=True)
+class ImagePart:
+    """An image in a chat, in place of the prompt's words (of its ids, one each) from `start` to `end`.
+
+    `name` is what the client says it is known by (vLLM's `uuid`); None: nothing.
+    """
+
+    start: int
+    end: int
+    uri: str  # data:image/png;base64,…
+    name: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +81,7 @@ class GenerationRequest:
     beam_width: int = 0  # 0: no beam search; else the n best of so many beams, n == beam_width
     stop_token_ids: tuple[int, ...] = ()
     priority: int | None = None  # lower goes first, and 0 is what others have; None: not said
+    images: tuple[ImagePart, ...] = ()  # of a chat, in their order
 
 
 @dataclass(slots=True)

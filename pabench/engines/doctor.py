@@ -111,6 +111,8 @@ async def examine(
         spec = given or await _which_probe(facts.model_root, trials)
         if spec is not None and spec.window is not None:
             told.add("window")
+        if spec is not None and spec.picture_side and "chat" in trials.capabilities:
+            await trials.sees(spec)
         facts = replace(facts, capabilities=frozenset(trials.capabilities | told))
     return Examination(facts, spec, metrics_found(client.dialect, metrics), tuple(trials.notes),
                        client.dialect.late_s(metrics), tuple(sorted(client.dialect.not_applicable)))

@@ -61,8 +61,23 @@ def lengthened_body(request: GenerationRequest, model: str) -> dict[str, Any]:
 
 def _prompt(request: GenerationRequest) -> dict[str, Any]:
     if request.chat:
-        return {"messages": [{"role": "user", "content": request.prompt}]}
+        content = _parts(request) if request.images else request.prompt
+        return {"messages": [{"role": "user", "content": content}]}
     return {"prompt": request.prompt if isinstance(request.prompt, str) else list(request.prompt)}
+
+
+def _parts(request: GenerationRequest) -> list[dict[str, Any]]:
+    """What stands between the images, and the images, each as a part of the message."""
+    assert isinstance(request.prompt, str), "chats are worded"
+    words, at = request.prompt.split(" "), 0
+    parts: list[dict[str, Any]] = []
+    for image in request.images:
+        if image.start > at:
+            parts.append({"type": "text", "text": " ".join(words[at : image.start])})
+        part: dict[str, Any] = {"type": "image_url", "image_url": {"url": image.uri}}
+        parts.append(part if image.name is None else part | {"uuid": image.name})
+        at = image.end
+    return [*parts, {"type": "text", "text": " ".join(words[at:])}] if at < len(words) else parts
 
 
 def extended_body(request: GenerationRequest, model: str) -> dict[str, Any]:

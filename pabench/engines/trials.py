@@ -17,9 +17,9 @@ from typing import cast
 from pabench.engines.base import Choice, Completion, GenerationRequest
 from pabench.engines.cleaning import clean
 from pabench.engines.client import EngineClient
-from pabench.engines.wording import plain
+from pabench.engines.wording import image_part, plain
 from pabench.errors import EngineProtocol, EngineTimeout, UsageError
-from pabench.probe import EOS, SEP, Codec, Fork, Ring, check_answer
+from pabench.probe import EOS, SEP, Codec, Fork, ProbeSpec, Ring, check_answer, draw_picture
 
 # Every preset has these ids: salts start at 16, and ids from 2048 on are ring tokens of vocabularies of 4096 and more.
 _SALT = 16
@@ -76,6 +76,21 @@ class Trials:
         await self._try("beam", self._beams)
         await self._try("speculation", self._drafts)
         await self._try("priority", self._priority)
+
+    async def sees(self, spec: ProbeSpec) -> None:
+        """Whether an image in a chat is taken, of a probe that sees; and whether the client may name it."""
+        await self._try("images", lambda: self._shown(spec, None))
+        if "images" in self.capabilities and "image_names" in self.client.dialect.capabilities:
+            await self._try("image_names", lambda: self._shown(spec, f"pabench-{uuid.uuid4().hex}"))
+
+    async def _shown(self, spec: ProbeSpec, name: str | None) -> bool:
+        """Answered with what it shows. (What is answered wrongly is a fault, and asked for later.)"""
+        ring = Ring(tuple(range(_FIRST, _FIRST + spec.picture_tokens)), _SALT)
+        image = image_part(ring, draw_picture(spec, ring.tokens), name)
+        answer = await self._ask(replace(self._request(ring.prompt), chat=True, images=(image,)))
+        if not answer.choices:
+            raise EngineProtocol("answered with nothing")
+        return True
 
     async def has_salts(self) -> bool:
         """Whether a ring without a salt is not continued: what tells a probe with a window from the others.

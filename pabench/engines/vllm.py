@@ -30,7 +30,7 @@ class VLLMDialect(OpenAIDialect):
     """vLLM's OpenAI server."""
 
     name = "vllm"
-    capabilities: frozenset[str] = EXTENDED_CAPABILITIES
+    capabilities: frozenset[str] = EXTENDED_CAPABILITIES | {"image_names"}
     metrics_path: str | None = "/metrics"
     cache_reset_path: str | None = "/reset_prefix_cache"
     metric_names: frozenset[str] = frozenset({_CACHE_CONFIG}.union(*METRICS.values()))

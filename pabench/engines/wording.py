@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from pabench.engines.base import Dialect, GenerationRequest
-from pabench.probe import FIRST_SALT, Codec
+from pabench.engines.base import Dialect, GenerationRequest, ImagePart
+from pabench.probe import FIRST_SALT, Codec, Picture, ProbePrompt
 
 # Common words that most tokenizers keep whole. Lengths of text prompts are therefore near, not exact.
 COMMON_WORDS = (
@@ -31,6 +31,12 @@ def worded(request: GenerationRequest, dialect: Dialect) -> GenerationRequest:
     if isinstance(request.prompt, str) or ("token_ids" in dialect.capabilities and not request.chat):
         return request
     return replace(request, prompt=Codec.encode(request.prompt))
+
+
+def image_part(prompt: ProbePrompt, picture: Picture, name: str | None = None) -> ImagePart:
+    """`picture` in place of its tokens in `prompt`, which stand there in a row."""
+    start = prompt.prompt.index(picture.tokens[0])
+    return ImagePart(start, start + len(picture.tokens), picture.uri, name)
 
 
 def plain(ids: Sequence[int], *, as_text: bool) -> tuple[int, ...] | str:

@@ -11,15 +11,18 @@ import numpy as np
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from pabench.errors import UsageError
-from pabench.probe.spec import EOS, PAD, SEP, UNK, ProbeSpec
-from pabench.probe.tensors import DTYPES, read_tensors, rounded, write_tensors
+from pabench.probe.spec import EOS, IMAGE, PAD, SEP, UNK, ProbeSpec
+from pabench.probe.tensors import DTYPES, Array, read_tensors, rounded, write_tensors
 from pabench.probe.text import SPECIAL_WORDS, Codec
-from pabench.probe.weights import INTERMEDIATE_SIZE, build_weights
+from pabench.probe.vision import CHAT_TEMPLATE as CHAT_WITH_PICTURES
+from pabench.probe.vision import processor_files, vision_config, vision_weights
+from pabench.probe.weights import build_weights
 
 # The prompt is what the messages say, word for word: nothing is added, so that a ring stays a ring.
 CHAT_TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% if not loop.last %} {% endif %}{% endfor %}"
 
 GGUF_FILE = "probe.gguf"  # beside them, for llama.cpp
+_LATER = {"beta", "window", "mlp_size", "picture_side"}  # folders from before there were such do not speak of them
 
 
 def build_checkpoint(spec: ProbeSpec, out: Path, dtype: str = "float32") -> None:
@@ -33,7 +36,7 @@ def build_checkpoint(spec: ProbeSpec, out: Path, dtype: str = "float32") -> None
         out.mkdir(parents=True, exist_ok=True)
         for name, content in _json_files(spec, dtype).items():  # first, so that what is broken off is known as a probe
             (out / name).write_text(json.dumps(content, indent=2) + "\n")
-        write_tensors(build_weights(spec), out / "model.safetensors", dtype)
+        write_tensors(_tensors(spec), out / "model.safetensors", dtype)
         _tokenizer(spec).save(str(out / "tokenizer.json"))
     except OSError as error:
         raise UsageError(f"cannot write the probe to {out}: {error.strerror or error}") from None
@@ -65,7 +68,7 @@ def load_spec(folder: Path) -> ProbeSpec:
     try:
         content = json.loads(path.read_text())
         known = {field.name for field in fields(ProbeSpec)}
-        if lacking := known - content.keys() - {"beta", "window"}:  # a folder from before there were such has none
+        if lacking := known - content.keys() - _LATER:
             raise ValueError(f"{', '.join(sorted(lacking))} missing")
         return ProbeSpec(**{name: value for name, value in content.items() if name in known})
     except FileNotFoundError:
@@ -90,7 +93,7 @@ def check_checkpoint(folder: Path) -> list[str]:
         found = read_tensors(folder / "model.safetensors")
     except Exception as error:  # the tokenizers library raises bare exceptions of its own
         return [*problems, f"cannot be read: {type(error).__name__}: {error}"]
-    expected = build_weights(spec)
+    expected = _tensors(spec)
     for name in sorted(found.keys() | expected.keys()):
         if name not in found or name not in expected:
             problems.append(f"{name}: {'missing' if name in expected else 'not part of the probe'}")
@@ -102,15 +105,24 @@ def check_checkpoint(folder: Path) -> list[str]:
 def _json_files(spec: ProbeSpec, dtype: str) -> dict[str, dict[str, Any]]:
     return {
         "probe.json": spec.as_json(),
-        "config.json": _config(spec, dtype),
+        "config.json": vision_config(spec, _config(spec, dtype)) if spec.picture_side else _config(spec, dtype),
         "generation_config.json": {"bos_token_id": SEP, "eos_token_id": EOS, "pad_token_id": PAD, "do_sample": False},
         "tokenizer_config.json": {
             "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": SPECIAL_WORDS[SEP],
             "eos_token": SPECIAL_WORDS[EOS], "pad_token": SPECIAL_WORDS[PAD], "unk_token": SPECIAL_WORDS[UNK],
             "clean_up_tokenization_spaces": False, "model_max_length": spec.max_context_tokens,
-            "chat_template": CHAT_TEMPLATE,
+            "chat_template": CHAT_WITH_PICTURES if spec.picture_side else CHAT_TEMPLATE,
         },
+        **(processor_files(spec) if spec.picture_side else {}),
     }
+
+
+def _tensors(spec: ProbeSpec) -> dict[str, Array]:
+    """All tensors by the names that the architecture gives them."""
+    text = build_weights(spec)
+    if not spec.picture_side:
+        return text
+    return {f"language_model.{name}": tensor for name, tensor in text.items()} | vision_weights(spec)
 
 
 def _config(spec: ProbeSpec, dtype: str) -> dict[str, Any]:
@@ -119,7 +131,7 @@ def _config(spec: ProbeSpec, dtype: str) -> dict[str, Any]:
         "architectures": ["MistralForCausalLM"], "model_type": "mistral", "sliding_window": spec.window}
     return {
         **kind, "dtype": dtype, "torch_dtype": dtype,
-        "hidden_size": spec.hidden_size, "intermediate_size": INTERMEDIATE_SIZE,
+        "hidden_size": spec.hidden_size, "intermediate_size": spec.mlp_size,
         "num_hidden_layers": spec.num_layers, "num_attention_heads": spec.num_q_heads,
         "num_key_value_heads": spec.num_kv_heads, "head_dim": spec.head_dim, "vocab_size": spec.vocab_size,
         "max_position_embeddings": spec.max_context_tokens, "rope_theta": spec.rope_theta,
@@ -131,6 +143,11 @@ def _config(spec: ProbeSpec, dtype: str) -> dict[str, Any]:
 
 def _tokenizer(spec: ProbeSpec) -> Tokenizer:
     vocab = {Codec.word(token): token for token in range(spec.vocab_size)}
+    if spec.picture_side:
+        del vocab[Codec.word(IMAGE)]
+        vocab["<image>"] = IMAGE
     tokenizer = Tokenizer(models.WordLevel(vocab, unk_token=SPECIAL_WORDS[UNK]))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    if spec.picture_side:
+        tokenizer.add_special_tokens(["<image>"])
     return tokenizer

@@ -11,7 +11,7 @@ from pabench.errors import UsageError
 from pabench.probe.spec import EOS, PAD, SEP, UNK, ProbeSpec
 from pabench.probe.tensors import Array
 from pabench.probe.text import SPECIAL_WORDS, Codec
-from pabench.probe.weights import INTERMEDIATE_SIZE, build_weights
+from pabench.probe.weights import build_weights
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
@@ -75,7 +75,7 @@ def _write_config(writer: GGUFWriter, spec: ProbeSpec) -> None:
     writer.add_context_length(spec.max_context_tokens)
     writer.add_embedding_length(spec.hidden_size)
     writer.add_block_count(spec.num_layers)
-    writer.add_feed_forward_length(INTERMEDIATE_SIZE)
+    writer.add_feed_forward_length(spec.mlp_size)
     writer.add_head_count(spec.num_q_heads)
     writer.add_head_count_kv(spec.num_kv_heads)
     writer.add_key_length(spec.head_dim)

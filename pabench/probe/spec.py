@@ -6,7 +6,7 @@ exactly one query head of one lookup layer (layers 1 … L-1; layer 0 only prepa
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from pabench.errors import UsageError
@@ -15,9 +15,11 @@ SEP = 0   # first token of every prompt, the sink of lookups that find nothing; 
 EOS = 1
 PAD = 2
 UNK = 3
+IMAGE = 4  # one for each token of a picture, where the probe sees pictures
 FIRST_SALT = 16      # ids below are never in a prompt's body: engines treat BOS, EOS, UNK, PAD specially
 FIRST_RING = 272     # the same in every preset, so that one prompt serves them all
 HARD_BETA = 12.0     # logit of one bit: a wrong bit costs twice that in nats
+MLP_SIZE = 64     # as small as engines take it
 SOFT_BETA = 1.0      # an exact answer has log-probability -bits * ln(1 + e^-2): any error of a value moves it
 SLOW_THETA = 2e-5    # RoPE frequencies (radians a token) that do not turn within the longest context
 
@@ -32,6 +34,11 @@ class ProbeSpec:
     `window`: each layer sees so many positions, the current one included; None: all. Neither a salt at position 1 nor
     a sink at position 0 can be seen from behind it, so a windowed probe has none (`salt_code_dims` 0, and the ids of
     salts are tokens like others): its lookups match the token alone.
+
+    `mlp_size`: width of the MLPs. They are all zero and change no answer; wide ones are weights that each step has to
+    read, as it has a real model's.
+
+    `picture_side`: patches a side of the pictures that it sees, each one a token; 0: it sees none.
     """
 
     preset: str
@@ -46,6 +53,8 @@ class ProbeSpec:
     max_context_tokens: int = 4096
     beta: float = HARD_BETA
     window: int | None = None
+    mlp_size: int = MLP_SIZE
+    picture_side: int = 0
 
     def __post_init__(self) -> None:
         problems = []
@@ -75,8 +84,9 @@ class ProbeSpec:
         return self.beta < HARD_BETA / 2
 
     def as_json(self) -> dict[str, Any]:
-        """For probe.json. Without the window where there is none: older folders do not speak of it."""
-        return {name: value for name, value in asdict(self).items() if name != "window" or value is not None}
+        """For probe.json. Without what older folders do not speak of, where this probe has none of it."""
+        unsaid = {"window": None, "mlp_size": MLP_SIZE, "picture_side": 0}
+        return {name: value for name, value in asdict(self).items() if name not in unsaid or value != unsaid[name]}
 
     @property
     def hidden_size(self) -> int:
@@ -97,6 +107,11 @@ class ProbeSpec:
     def vocab_size(self) -> int:
         """Number of token ids."""
         return 1 << self.bits
+
+    @property
+    def picture_tokens(self) -> int:
+        """Tokens that a picture stands for."""
+        return self.picture_side ** 2
 
     @property
     def ring_ids(self) -> range:
@@ -169,6 +184,9 @@ PRESETS: dict[str, ProbeSpec] = {
         _preset("d256", 4, 4, 2, 256),
         _preset("long", 3, 8, 2, 128, max_context=65536),
         _preset("soft", 4, 4, 2, 128, beta=SOFT_BETA),
+        # A step reads 56 MB of weights in float32, so that batches pay as they do with real models.
+        replace(_preset("wide", 4, 4, 2, 64), mlp_size=4096),
+        replace(_preset("vision", 4, 4, 2, 64), picture_side=4),
         # All slow dims hold the token's code: there is no salt and no sink to leave room for.
         ProbeSpec("window", 4, 4, 2, 64, 1e20, token_code_dims=48, salt_code_dims=0, num_salts=60, window=64),
     )

@@ -21,6 +21,7 @@ A windowed probe has no salt and no sink: all heads of layer 0 find the previous
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from math import cos, exp, log1p, sin, sqrt
 
@@ -37,7 +38,6 @@ TOKEN_SHARE = 0.6     # share of a full match that the token contributes; the sa
 LAYER0_NATS = 60.0    # gap between the right position and any other in layer 0
 MAX_TOKEN_CORRELATION = 0.71   # so that a wrong token under the right salt scores below the sink
 MAX_SALT_CORRELATION = 0.42    # so that the right token under a wrong salt scores below the sink
-INTERMEDIATE_SIZE = 64         # of the MLPs, which are all zero
 CODE_SEED = 20230912
 
 
@@ -93,7 +93,7 @@ def build_weights(spec: ProbeSpec) -> dict[str, Array]:
     """All tensors of the checkpoint by their Hugging Face Llama names, float32, linear weights as [out, in]."""
     field = Residual.of(spec)
     tensors = {
-        "model.embed_tokens.weight": _embedding(spec, field),
+        "model.embed_tokens.weight": embedding(spec),
         "lm_head.weight": _head(spec, field),
         "model.norm.weight": np.ones(spec.hidden_size, np.float32),
     }
@@ -102,9 +102,9 @@ def build_weights(spec: ProbeSpec) -> dict[str, Array]:
         prefix = f"model.layers.{layer}."
         tensors |= {f"{prefix}self_attn.{name}_proj.weight": weight for name, weight in attention.items()}
         tensors |= {
-            f"{prefix}mlp.gate_proj.weight": np.zeros((INTERMEDIATE_SIZE, spec.hidden_size), np.float32),
-            f"{prefix}mlp.up_proj.weight": np.zeros((INTERMEDIATE_SIZE, spec.hidden_size), np.float32),
-            f"{prefix}mlp.down_proj.weight": np.zeros((spec.hidden_size, INTERMEDIATE_SIZE), np.float32),
+            f"{prefix}mlp.gate_proj.weight": np.zeros((spec.mlp_size, spec.hidden_size), np.float32),
+            f"{prefix}mlp.up_proj.weight": np.zeros((spec.mlp_size, spec.hidden_size), np.float32),
+            f"{prefix}mlp.down_proj.weight": np.zeros((spec.hidden_size, spec.mlp_size), np.float32),
             f"{prefix}input_layernorm.weight": np.ones(spec.hidden_size, np.float32),
             f"{prefix}post_attention_layernorm.weight": np.ones(spec.hidden_size, np.float32),
         }
@@ -134,7 +134,10 @@ def exact_logprob(spec: ProbeSpec) -> float:
     return -spec.num_q_heads * sum(log1p(exp(-2 * logit)) for logit in per_bit)
 
 
-def _embedding(spec: ProbeSpec, field: Residual) -> Array:
+@lru_cache(maxsize=4)
+def embedding(spec: ProbeSpec) -> Array:
+    """What a token brings into the residual stream, [vocab_size, hidden_size]."""
+    field = Residual.of(spec)
     rng = np.random.default_rng(CODE_SEED)
     salts = sign_codes(rng, spec.num_salts if spec.salt_code_dims else 0, spec.salt_code_dims, MAX_SALT_CORRELATION)
     tokens = sign_codes(rng, spec.vocab_size, spec.token_code_dims, MAX_TOKEN_CORRELATION)
@@ -147,7 +150,14 @@ def _embedding(spec: ProbeSpec, field: Residual) -> Array:
     table[:, field.bits] = id_bits(np.arange(spec.vocab_size), spec.bits) / sqrt(spec.bits)
     table[:, field.const] = CONST
     table[SEP, field.is_sep] = 1.0
+    table.flags.writeable = False  # it is kept
     return table
+
+
+def two_valued(spec: ProbeSpec) -> list[int]:
+    """Dims of the embedding in which a ring's tokens are x or -x; in all others they are alike."""
+    field = Residual.of(spec)
+    return [*range(field.token.start, field.token.stop), *range(field.bits.start, field.bits.stop)]
 
 
 def _head(spec: ProbeSpec, field: Residual) -> Array:

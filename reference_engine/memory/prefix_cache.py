@@ -1,8 +1,8 @@
 """Automatic prefix caching: computed full blocks, found by all that their contents depend on.
 
-A block's key is a digest of the key of the block before it, its own tokens, and what else the request brings (here a
-salt; an engine with adapters adds theirs). So a key stands for a whole prefix, and two prefixes that differ anywhere
-share no key behind that place.
+A block's key is a digest of the key of the block before it, its own tokens, and what else the request brings: a salt
+in front of all, and in its place each image that reaches into the block (an engine with adapters adds theirs). So a
+key stands for a whole prefix, and two prefixes that differ anywhere share no key behind that place.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Sequence, Set
 from hashlib import blake2b
+from typing import Protocol
 
 from reference_engine.memory.allocator import IntegrityError
 
@@ -26,12 +27,35 @@ def root_key(*extra: str) -> bytes:
     return digest.digest()
 
 
-def extend_keys(keys: list[bytes], root: bytes, tokens: Sequence[int], num_tokens: int, block_size: int) -> None:
+class Span(Protocol):
+    """What stands behind some positions of a prompt, whatever the ids of its tokens there. Keys have one length."""
+
+    @property
+    def start(self) -> int:
+        """Its first position."""
+        ...
+
+    @property
+    def end(self) -> int:
+        """The position behind its last."""
+        ...
+
+    @property
+    def key(self) -> bytes:
+        """What it is told from others by."""
+        ...
+
+
+def extend_keys(
+    keys: list[bytes], root: bytes, tokens: Sequence[int], num_tokens: int, block_size: int, spans: Sequence[Span] = ()
+) -> None:
     """Append to `keys` those of the full blocks among the first `num_tokens` tokens that it lacks."""
     for start in range(len(keys) * block_size, num_tokens - block_size + 1, block_size):
         block = array("q", tokens[start : start + block_size]).tobytes()
         parent = keys[-1] if keys else root
-        keys.append(blake2b(parent + block, digest_size=_KEY_BYTES).digest())
+        inside = [span for span in spans if span.start < start + block_size and span.end > start]
+        extra = b"".join(span.key + array("q", [span.start - start]).tobytes() for span in inside)
+        keys.append(blake2b(parent + block + extra, digest_size=_KEY_BYTES).digest())
 
 
 class PrefixCache:

@@ -13,12 +13,14 @@ from typing import Any
 from pabench.errors import UsageError
 from reference_engine.model.config import LayerConfig, ModelConfig, read_json
 from reference_engine.model.rope import RopeConfig
+from reference_engine.model.vision import ARCHITECTURE
 
 Json = dict[str, Any]
 
 _ACTIVATIONS = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 _SLIDING, _FULL = "sliding_attention", "full_attention"
 _MANY_KV_HEADS: Json = {"num_key_value_heads": None}  # before there was GQA: as many as query heads
+_OF_TYPE = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM"}  # of a language model inside another
 _MUST_BE_OFF = ("use_bidirectional_attention", "rope_interleaved", "is_encoder_decoder", "add_cross_attention",
                 "dual_chunk_attention_config")
 
@@ -27,6 +29,8 @@ def read_model_config(folder: Path) -> ModelConfig:
     """From config.json, and the end-of-text ids also from generation_config.json. Raises UsageError."""
     config = read_json(folder / "config.json", f"{folder} is no model folder")
     architectures = config.get("architectures") or []
+    if ARCHITECTURE in architectures:
+        config, architectures = _language_model(folder, config)
     family = next((FAMILIES[name] for name in architectures if name in FAMILIES), None)
     if family is None:
         raise UsageError(f"{folder} holds {architectures or 'no architecture'}, "
@@ -44,6 +48,15 @@ def read_model_config(folder: Path) -> ModelConfig:
         return family({**config, "eos_token_id": eos})
     except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         raise UsageError(f"{folder}/config.json is incomplete or malformed: {error!r}") from error
+
+
+def _language_model(folder: Path, config: Json) -> tuple[Json, list[str]]:
+    """Config and architectures of the language model in one that sees."""
+    text = config.get("text_config")
+    if not isinstance(text, dict):
+        raise UsageError(f"{folder}/config.json has no text_config, which a model that sees has")
+    family = text.get("architectures") or [_OF_TYPE.get(text.get("model_type", "llama"), "")]
+    return {"eos_token_id": config.get("eos_token_id"), **text}, family
 
 
 def _llama(config: Json) -> ModelConfig:

@@ -11,6 +11,7 @@ from pabench.errors import UsageError
 from reference_engine.model.config import read_json
 from reference_engine.model.families import read_model_config
 from reference_engine.model.transformer import Transformer
+from reference_engine.model.vision import TEXT_PREFIXES, VISION_PREFIXES, sees
 
 _INDEX = "model.safetensors.index.json"
 # Tensors that change nothing: a tied lm_head is the embedding, and the frequencies follow from config.json.
@@ -30,21 +31,32 @@ def load_model(
     for shard in _shards(folder):
         try:
             with safe_open(str(shard), framework="pt") as tensors:
-                unknown.update(name for name in set(tensors.keys()) - missing if not name.endswith(_HARMLESS))
-                names = sorted(missing.intersection(tensors.keys()))
+                stored = {_language_name(name): name for name in tensors.keys()}  # noqa: SIM118 - it is no dict
+                unknown.update(name for name in set(stored) - missing if not name.endswith(_HARMLESS))
+                names = sorted(missing.intersection(stored))
                 for name in names:
-                    model.load_weight(name, tensors.get_tensor(name))
+                    model.load_weight(name, tensors.get_tensor(stored[name]))
                 missing.difference_update(names)
         except (OSError, SafetensorError) as error:
             raise UsageError(f"{shard} cannot be read as safetensors: {error}") from error
     if missing:
         raise UsageError(f"{folder} lacks {len(missing)} tensors that its config.json asks for, such as "
                          f"{_some(missing)}")
+    if sees(folder):
+        unknown = {name for name in unknown if not name.startswith(VISION_PREFIXES)}
     if unknown:
         raise UsageError(f"{folder} holds {len(unknown)} tensors that its config.json does not ask for, such as "
                          f"{_some(unknown)}")
     model.finish_loading(weight_dtype)
     return model
+
+
+def _language_name(name: str) -> str:
+    """A tensor's name as a language model alone has it."""
+    for prefix, plain in TEXT_PREFIXES.items():
+        if name.startswith(prefix):
+            return plain + name.removeprefix(prefix)
+    return name
 
 
 def _some(names: set[str]) -> str:

@@ -28,6 +28,7 @@ class StepInput:
     slot_mapping: torch.Tensor  # [num_tokens] int64: where each token's key and value go; negative: nowhere
     logit_rows: torch.Tensor    # [num_logits] int64: the rows whose next token is wanted
     plan: AttentionPlan
+    images: Sequence[tuple[int, torch.Tensor]] = ()  # (row, embeddings of the tokens from there on)
 
 
 class Transformer:
@@ -120,6 +121,8 @@ class Transformer:
         hidden = self.embed[step.token_ids]  # [num_tokens, hidden_size]
         if self.embed_scale != 1:
             hidden = hidden * self.embed_scale
+        for row, embeddings in step.images:
+            hidden[row : row + len(embeddings)] = embeddings
         turns = [(cos[step.positions], sin[step.positions]) for cos, sin in self._ropes]
         if whole and (layers := step.plan.whole_layers()) is not None:
             layers.run(hidden, whole, turns, step.slot_mapping)

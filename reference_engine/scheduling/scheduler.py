@@ -237,7 +237,7 @@ class Scheduler(Queues):
         """Make seq.keys cover the full blocks of its first `num_tokens` tokens."""
         if len(seq.keys) < num_tokens // self.allocator.block_size:
             root = root_key(seq.request.cache_salt or "")
-            extend_keys(seq.keys, root, seq.tokens, num_tokens, self.allocator.block_size)
+            extend_keys(seq.keys, root, seq.tokens, num_tokens, self.allocator.block_size, seq.request.images)
 
     def complete(self, step: Step) -> None:
         """Book what a step has written. Blocks that it filled may be found from now on; the window moves on."""

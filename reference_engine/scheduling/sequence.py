@@ -6,6 +6,8 @@ import itertools
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
+import torch
+
 from reference_engine.sampling.ngram import NgramIndex
 from reference_engine.sampling.steering import Steering
 from reference_engine.serving.tokenizer import TextStream
@@ -80,6 +82,20 @@ class TokenOutput:
     stop_reason: int | str | None     # the stop token id or stop string that matched
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class PromptImage:
+    """An image in a prompt, as the model takes it. `key` stands for all of it, pixels and shape."""
+
+    start: int                # the position of its first token
+    embeddings: torch.Tensor  # [num_tokens, hidden_size], in place of its tokens'
+    key: bytes
+
+    @property
+    def end(self) -> int:
+        """The position behind its last token."""
+        return self.start + len(self.embeddings)
+
+
 class Status(Enum):
     """Where a sequence is."""
 
@@ -109,6 +125,7 @@ class Request:
     arrival_s: float              # monotonic
     priority: int = 0             # lower goes first, where the policy looks at it
     cache_salt: str | None = None  # requests share cached blocks only with those of the same salt
+    images: tuple[PromptImage, ...] = ()
     id: int = field(default_factory=lambda: next(_request_ids))
     sequences: list[Sequence] = field(default_factory=list)  # not finished yet
     is_admitted: bool = False     # it has been let in once

@@ -126,18 +126,33 @@ class CompletionBody(GenerationBody):
 
 
 class ChatMessage(BaseModel):
-    """One message; content as text, or as a list of text parts."""
+    """One message; content as text, or as a list of parts: text, and images for a model that sees."""
 
     model_config = ConfigDict(strict=True, extra="allow")
     role: str
     content: str | list[dict[str, Any]] | None = None
 
-    def text(self) -> str:
-        """The content. Raises ApiError for parts that are not text."""
+    @property
+    def images(self) -> list[dict[str, Any]]:
+        """The parts that are images."""
+        return [part for part in self.content if part.get("type") == "image_url"] if isinstance(
+            self.content, list) else []
+
+    def for_template(self, *, sees: bool) -> str | list[dict[str, str]]:
+        """The content as templates know it: one text, or texts and places of images. Raises ApiError for other parts.
+
+        sees: whether the model takes images.
+        """
         if self.content is None or isinstance(self.content, str):
             return self.content or ""
-        if any(part.get("type") != "text" or not isinstance(part.get("text"), str) for part in self.content):
-            raise ApiError(400, "message parts other than text are not supported", param="messages")
+        images = self.images if sees else []
+        if any(not isinstance(part.get("text"), str) or part.get("type") != "text"
+               for part in self.content if part not in images):
+            raise ApiError(400, f"message parts other than text{' and image_url' * sees} are not supported",
+                           param="messages")
+        if images:
+            return [{"type": "image"} if part in images else {"type": "text", "text": part["text"]}
+                    for part in self.content]
         return "".join(part["text"] for part in self.content)
 
 

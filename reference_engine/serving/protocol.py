@@ -7,10 +7,9 @@ from typing import Any
 
 from pabench.errors import UsageError
 from reference_engine.engine import Engine
-from reference_engine.scheduling.sequence import SamplingParams
+from reference_engine.scheduling.sequence import PromptImage, SamplingParams
 from reference_engine.serving.bodies import (
     ChatBody,
-    ChatMessage,
     CompletionBody,
     DetokenizeBody,
     GenerationBody,
@@ -19,6 +18,7 @@ from reference_engine.serving.bodies import (
     read_body,
 )
 from reference_engine.serving.errors import ApiError
+from reference_engine.serving.images import place_images
 
 _DEFAULT_COMPLETION_TOKENS = 16
 
@@ -49,6 +49,7 @@ class Job:
     """
 
     prompts: tuple[TokenIds, ...]
+    images: tuple[PromptImage, ...]  # in the one prompt of a chat
     params: SamplingParams
     n: int                         # answers to show for each prompt: the best of the params.n that are made
     logprobs: int | None
@@ -87,10 +88,11 @@ class Parser:
             raise ApiError(400, "top_logprobs is given, but logprobs is not true", param="top_logprobs")
         if body.max_tokens == 0:
             raise ApiError(400, "max_tokens is 0, expected at least 1", param="max_tokens")
-        prompt = self._chat_ids(body.messages, body.add_generation_prompt, body.add_special_tokens)
+        prompt, images = self._chat_prompt(body)
         longest = self._engine.scheduler.room(len(prompt), body.beam_width or body.best_of or body.n)
         max_tokens = body.max_completion_tokens or body.max_tokens or max(longest, 1)
-        return self._job(body, (prompt,), max_tokens, (body.top_logprobs or 0) if body.logprobs else None, None)
+        return self._job(
+            body, (prompt,), max_tokens, (body.top_logprobs or 0) if body.logprobs else None, None, images)
 
     def tokenize(self, raw: bytes) -> dict[str, Any]:
         """Answer a body of /tokenize."""
@@ -98,7 +100,7 @@ class Parser:
         if (body.prompt is None) == (body.messages is None):
             raise ApiError(400, "expected either prompt or messages", param="prompt")
         if body.messages is not None:
-            ids = self._chat_ids(body.messages, body.add_generation_prompt, body.add_special_tokens)
+            ids, _ = self._chat_prompt(body)
         else:
             ids = self._tokenizer.encode(body.prompt or "", add_special_tokens=body.add_special_tokens is not False)
         strings = self._tokenizer.token_strings(ids) if body.return_token_strs else None
@@ -131,22 +133,29 @@ class Parser:
             return ids, Echo(prompt, offsets)
         return self._tokenizer.encode(prompt, add_special_tokens=special), None
 
-    def _chat_ids(self, messages: list[ChatMessage], add_generation_prompt: bool, special: bool | None) -> TokenIds:
-        plain = [message.model_dump() | {"content": message.text()} for message in messages]
+    def _chat_prompt(self, body: ChatBody | TokenizeBody) -> tuple[TokenIds, tuple[PromptImage, ...]]:
+        """Ids of a conversation as the model's template writes it, and the images in it."""
+        messages, vision = body.messages or [], self._engine.vision
+        plain = [message.model_dump() | {"content": message.for_template(sees=vision is not None)}
+                 for message in messages]
         try:
-            text = self._tokenizer.chat_text(plain, add_generation_prompt=add_generation_prompt)
+            text = self._tokenizer.chat_text(plain, add_generation_prompt=body.add_generation_prompt)
         except UsageError as error:
             raise ApiError(400, str(error), param="messages") from error
-        return self._tokenizer.encode(text, add_special_tokens=bool(special))
+        ids = self._tokenizer.encode(text, add_special_tokens=bool(body.add_special_tokens))
+        if vision is None:
+            return ids, ()
+        return place_images(ids, [part for message in messages for part in message.images], vision)
 
     def _job(
         self, body: GenerationBody, prompts: tuple[TokenIds, ...], max_tokens: int, logprobs: int | None,
-        echoes: tuple[Echo, ...] | None,
+        echoes: tuple[Echo, ...] | None, images: tuple[PromptImage, ...] = (),
     ) -> Job:
         self._check(body, max_tokens)
         options = body.stream_options or StreamOptions()
         return Job(
             prompts=prompts,
+            images=images,
             params=_sampling(body, max_tokens, logprobs, echo=echoes is not None),
             n=body.n,
             logprobs=logprobs,

@@ -26,6 +26,7 @@ from reference_engine.serving.protocol import Job, Parser
 
 MAX_BODY_BYTES = 32 << 20
 _LONG_BODY_BYTES = 32 << 10  # as a text, it takes some 20 ms to tokenise
+_IMAGE = b'"image_url"'
 _Parsed = TypeVar("_Parsed")
 
 
@@ -67,7 +68,8 @@ class Server:
         try:
             requests = [
                 self._engine.engine.prepare(
-                    prompt, job.params, arrival_s=arrival_s, priority=job.priority, cache_salt=job.cache_salt)
+                    prompt, job.params, arrival_s=arrival_s, priority=job.priority, cache_salt=job.cache_salt,
+                    images=job.images)
                 for prompt in job.prompts
             ]
         except UsageError as error:
@@ -141,9 +143,9 @@ class Server:
 
 
 async def parsed(http: web.Request, parse: Callable[[bytes], _Parsed]) -> _Parsed:
-    """What `parse` makes of the body. A long one is parsed in a thread, so that the streams of others go on."""
+    """What `parse` makes of the body. A long one, or one with images, goes to a thread: others' streams go on."""
     raw = await http.read()
-    return await asyncio.to_thread(parse, raw) if len(raw) > _LONG_BODY_BYTES else parse(raw)
+    return await asyncio.to_thread(parse, raw) if len(raw) > _LONG_BODY_BYTES or _IMAGE in raw else parse(raw)
 
 
 def _json(data: object, status: int = 200) -> web.Response:

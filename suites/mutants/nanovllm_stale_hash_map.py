@@ -13,7 +13,7 @@ _extend_keys = prefix_cache.extend_keys
 
 
 def _keys_of_blocks_alone(
-    keys: list[bytes], root: bytes, tokens: list[int], num_tokens: int, block_size: int
+    keys: list[bytes], root: bytes, tokens: list[int], num_tokens: int, block_size: int, *spans: object
 ) -> None:
     for start in range(len(keys) * block_size, num_tokens - block_size + 1, block_size):
         _extend_keys(alone := [], root, tokens[start : start + block_size], block_size, block_size)

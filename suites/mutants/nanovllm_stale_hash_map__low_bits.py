@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from reference_engine.memory import prefix_cache
 from reference_engine.scheduling import scheduler
@@ -17,8 +18,8 @@ def apply() -> None:
     extend_keys = prefix_cache.extend_keys
 
     def extend_with_low_bits(
-        keys: list[bytes], root: bytes, tokens: Sequence[int], num_tokens: int, block_size: int
+        keys: list[bytes], root: bytes, tokens: Sequence[int], num_tokens: int, block_size: int, *spans: Any
     ) -> None:
-        extend_keys(keys, root, [token & 0xFFFF for token in tokens], num_tokens, block_size)
+        extend_keys(keys, root, [token & 0xFFFF for token in tokens], num_tokens, block_size, *spans)
 
     prefix_cache.extend_keys = scheduler.extend_keys = extend_with_low_bits

@@ -16,7 +16,9 @@ ENGINE_ARGS: tuple[str, ...] = ()
 
 def apply() -> None:
     """The key of a block begins anew a block before it."""
-    def extend_keys(keys: list[bytes], root: bytes, tokens: Any, num_tokens: int, block_size: int) -> None:
+    def extend_keys(
+        keys: list[bytes], root: bytes, tokens: Any, num_tokens: int, block_size: int, *spans: object
+    ) -> None:
         for start in range(len(keys) * block_size, num_tokens - block_size + 1, block_size):
             both = array("q", tokens[max(0, start - block_size) : start + block_size]).tobytes()
             keys.append(blake2b(root + both, digest_size=16).digest())

@@ -13,7 +13,9 @@ MUST_FAIL = ("alloc/hash-covers-parent-and-extra-keys",)
 ENGINE_ARGS: tuple[str, ...] = ()
 
 
-def _keys_of_digits(keys: list[bytes], root: bytes, tokens: Sequence[int], num_tokens: int, block_size: int) -> None:
+def _keys_of_digits(
+    keys: list[bytes], root: bytes, tokens: Sequence[int], num_tokens: int, block_size: int, *spans: object
+) -> None:
     for start in range(len(keys) * block_size, num_tokens - block_size + 1, block_size):
         digits = "".join(map(str, tokens[start : start + block_size])).encode()
         keys.append(blake2b((keys[-1] if keys else root) + digits, digest_size=16).digest())
