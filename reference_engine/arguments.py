@@ -9,8 +9,7 @@ from typing import Any
 
 from pabench.errors import UsageError
 from reference_engine.config import CHOICES, DTYPES, EngineConfig
-from reference_engine.model.families import read_model_config
-from reference_engine.sampling.speculative import check_draft_model
+from reference_engine.model.families import check_draft_model, read_model_config
 
 _DEFAULTS = {f.name: f.default for f in fields(EngineConfig)}
 

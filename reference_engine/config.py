@@ -5,12 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from pabench.errors import UsageError
 from reference_engine.memory.buddy import chunk_blocks
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = ("float32", "bfloat16", "float16")  # of weights and activations, as torch calls them
 
 # Every switch that chooses one of several mechanisms, with what it may be; the first is the default.
 CHOICES = {

@@ -15,10 +15,8 @@ import torch
 from pabench.errors import UsageError
 from reference_engine.block_trace import BlockTrace
 from reference_engine.config import EngineConfig
-from reference_engine.memory.allocator import Allocator
-from reference_engine.memory.contiguous import ContiguousAllocator
-from reference_engine.memory.paged import PagedAllocator
-from reference_engine.memory.pool import BlockCopy
+from reference_engine.memory.allocator import BlockCopy
+from reference_engine.memory.build import build_allocator
 from reference_engine.model.loader import load_model
 from reference_engine.model.transformer import Transformer
 from reference_engine.model.vision import Vision, read_vision
@@ -46,13 +44,6 @@ class StepOutput(NamedTuple):
 
     request: Request
     output: TokenOutput
-
-
-def build_allocator(config: EngineConfig) -> Allocator:
-    """The allocator that the config names."""
-    if config.kv == "contiguous":
-        return ContiguousAllocator(config.num_blocks, config.block_size, config.max_model_len, config.reservation)
-    return PagedAllocator(config.num_blocks, config.block_size, prefix_caching=config.prefix_caching)
 
 
 class Engine:

@@ -61,6 +61,14 @@ def tiny_probe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def vision_probe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the `vision` probe in float32."""
+    folder = tmp_path_factory.mktemp("probe") / "vision"
+    build_checkpoint(PRESETS["vision"], folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def window_probe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of the `window` probe in float32."""
     folder = tmp_path_factory.mktemp("probe") / "window"

@@ -33,7 +33,8 @@ ROOT = Path(__file__).resolve().parents[2]
 COMMON = ("--block-size", "16", "--dtype", "float32", "--served-model-name", "probe")
 DEFAULTS = ("--num-blocks", "256", "--max-num-seqs", "16", "--max-model-len", "512")
 # What each forked process would import again. Nothing that imports Triton: it asks for its interpreter beforehand.
-PRELOADED = ["reference_engine.__main__", "pytest", "pabench.conformance.live", "pabench.conformance.engine_target"]
+PRELOADED = ["reference_engine.serving.command", "pytest", "pabench.conformance.live",
+             "pabench.conformance.engine_target"]
 _READY_S = 60.0
 
 

@@ -22,6 +22,7 @@ from pabench.probe.weights import build_weights
 CHAT_TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% if not loop.last %} {% endif %}{% endfor %}"
 
 GGUF_FILE = "probe.gguf"  # beside them, for llama.cpp
+_TEMPLATE_FILE = "chat_template.jinja"  # of a probe that sees: processors look for it there
 _LATER = {"beta", "window", "mlp_size", "picture_side"}  # folders from before there were such do not speak of them
 
 
@@ -36,6 +37,8 @@ def build_checkpoint(spec: ProbeSpec, out: Path, dtype: str = "float32") -> None
         out.mkdir(parents=True, exist_ok=True)
         for name, content in _json_files(spec, dtype).items():  # first, so that what is broken off is known as a probe
             (out / name).write_text(json.dumps(content, indent=2) + "\n")
+        if spec.picture_side:
+            (out / _TEMPLATE_FILE).write_text(CHAT_WITH_PICTURES)
         write_tensors(_tensors(spec), out / "model.safetensors", dtype)
         _tokenizer(spec).save(str(out / "tokenizer.json"))
     except OSError as error:
@@ -88,6 +91,8 @@ def check_checkpoint(folder: Path) -> list[str]:
         for name, content in _json_files(spec, dtype).items():
             if json.loads((folder / name).read_text()) != content:
                 problems.append(f"{name} differs from what this version builds")
+        if spec.picture_side and (folder / _TEMPLATE_FILE).read_text() != CHAT_WITH_PICTURES:
+            problems.append(f"{_TEMPLATE_FILE} differs from what this version builds")
         if Tokenizer.from_file(str(folder / "tokenizer.json")).to_str() != _tokenizer(spec).to_str():
             problems.append("tokenizer.json differs from what this version builds")
         found = read_tensors(folder / "model.safetensors")
@@ -111,7 +116,7 @@ def _json_files(spec: ProbeSpec, dtype: str) -> dict[str, dict[str, Any]]:
             "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": SPECIAL_WORDS[SEP],
             "eos_token": SPECIAL_WORDS[EOS], "pad_token": SPECIAL_WORDS[PAD], "unk_token": SPECIAL_WORDS[UNK],
             "clean_up_tokenization_spaces": False, "model_max_length": spec.max_context_tokens,
-            "chat_template": CHAT_WITH_PICTURES if spec.picture_side else CHAT_TEMPLATE,
+            **({} if spec.picture_side else {"chat_template": CHAT_TEMPLATE}),
         },
         **(processor_files(spec) if spec.picture_side else {}),
     }

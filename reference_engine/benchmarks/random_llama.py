@@ -90,8 +90,8 @@ def build_random_llama(shape: LlamaShape, out: Path, dtype: str = "bfloat16", se
     """Write the model to the folder `out` (made if missing). The same arguments give the same weights."""
     rng = torch.Generator().manual_seed(seed)
     tensors = {
-        name: torch.ones(size, dtype=DTYPES[dtype]) if len(size) == 1
-        else torch.empty(size).normal_(std=shape.std(name), generator=rng).to(DTYPES[dtype])
+        name: torch.ones(size, dtype=getattr(torch, dtype)) if len(size) == 1
+        else torch.empty(size).normal_(std=shape.std(name), generator=rng).to(getattr(torch, dtype))
         for name, size in shape.tensors.items()
     }
     try:

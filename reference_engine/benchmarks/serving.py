@@ -13,7 +13,7 @@ import torch
 
 from pabench.probe import build_checkpoint, preset
 from reference_engine.benchmarks.random_llama import SIZES, LlamaShape, build_random_llama
-from reference_engine.config import DTYPES, EngineConfig
+from reference_engine.config import EngineConfig
 from reference_engine.engine import Engine
 from reference_engine.model.loader import load_model
 from reference_engine.model.transformer import Transformer
@@ -115,8 +115,8 @@ class Bench:
         """A loaded model. Engines only read it, so they may share it."""
         key = (folder, weight_dtype, dtype)
         if key not in self._loaded:
-            self._loaded[key] = (
-                load_model(folder, DTYPES[dtype], torch.device("cpu"), _MAX_LEN, weight_dtype), Tokenizer(folder))
+            model = load_model(folder, getattr(torch, dtype), torch.device("cpu"), _MAX_LEN, weight_dtype)
+            self._loaded[key] = (model, Tokenizer(folder))
         return self._loaded[key]
 
     def engine(self, folder: Path, *, dtype: str = "float32", **config: Any) -> Engine:

@@ -8,9 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
-from reference_engine.memory.pool import BlockCopy
+
+class BlockCopy(NamedTuple):
+    """Contents of block `source` that must stand in block `target` before the next write."""
+
+    source: int
+    target: int
 
 
 class IntegrityError(RuntimeError):

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence, Set
 
 from pabench.errors import UsageError
 from reference_engine.memory.allocator import (
+    BlockCopy,
     IntegrityError,
     KVSplit,
     SequenceBlocks,
@@ -21,7 +22,6 @@ from reference_engine.memory.allocator import (
     check_truncation,
 )
 from reference_engine.memory.buddy import BuddySpace, chunk_blocks
-from reference_engine.memory.pool import BlockCopy
 
 RESERVATIONS = ("max", "pow2", "oracle")
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 
 from reference_engine.memory.allocator import (
     HOLE,
+    BlockCopy,
     IntegrityError,
     KVSplit,
     SequenceBlocks,
@@ -15,7 +16,6 @@ from reference_engine.memory.allocator import (
     check_new,
     check_truncation,
 )
-from reference_engine.memory.pool import BlockCopy
 from reference_engine.memory.prefix_cache import PrefixCache
 
 

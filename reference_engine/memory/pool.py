@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from paged_kernels import SCALED_DTYPES, KVCache, copy_blocks
 
 from pabench.errors import UsageError
+from reference_engine.memory.allocator import BlockCopy
 from reference_engine.model.config import ModelConfig
 
 KV_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "int8": torch.int8,
@@ -22,13 +22,6 @@ def kv_dtype(name: str, model_dtype: torch.dtype) -> torch.dtype:
     if name not in KV_DTYPES:
         raise UsageError(f"KV dtype {name!r} is unknown, expected one of auto, {', '.join(KV_DTYPES)}")
     return KV_DTYPES[name]
-
-
-class BlockCopy(NamedTuple):
-    """Contents of block `source` that must stand in block `target` before the next write."""
-
-    source: int
-    target: int
 
 
 class KVPool:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from reference_engine.memory.allocator import Allocator, IntegrityError, blocks_for
-from reference_engine.memory.pool import BlockCopy
+from reference_engine.memory.allocator import Allocator, BlockCopy, IntegrityError, blocks_for
 
 
 class SwapSpace:

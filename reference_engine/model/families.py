@@ -13,13 +13,18 @@ from typing import Any
 from pabench.errors import UsageError
 from reference_engine.model.config import LayerConfig, ModelConfig, read_json
 from reference_engine.model.rope import RopeConfig
-from reference_engine.model.vision import ARCHITECTURE
 
 Json = dict[str, Any]
 
 _ACTIVATIONS = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 _SLIDING, _FULL = "sliding_attention", "full_attention"
 _MANY_KV_HEADS: Json = {"num_key_value_heads": None}  # before there was GQA: as many as query heads
+_SEEING = "LlavaForConditionalGeneration"
+# Of its tensors: what comes before the language model's own names, and what is not the language model's. In both
+# orders that transformers has written them in.
+TEXT_PREFIXES = {"language_model.model.": "model.", "model.language_model.": "model.",
+                 "language_model.lm_head.": "lm_head."}
+VISION_PREFIXES = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.")
 _OF_TYPE = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM"}  # of a language model inside another
 _MUST_BE_OFF = ("use_bidirectional_attention", "rope_interleaved", "is_encoder_decoder", "add_cross_attention",
                 "dual_chunk_attention_config")
@@ -29,7 +34,7 @@ def read_model_config(folder: Path) -> ModelConfig:
     """From config.json, and the end-of-text ids also from generation_config.json. Raises UsageError."""
     config = read_json(folder / "config.json", f"{folder} is no model folder")
     architectures = config.get("architectures") or []
-    if ARCHITECTURE in architectures:
+    if _SEEING in architectures:
         config, architectures = _language_model(folder, config)
     family = next((FAMILIES[name] for name in architectures if name in FAMILIES), None)
     if family is None:
@@ -48,6 +53,23 @@ def read_model_config(folder: Path) -> ModelConfig:
         return family({**config, "eos_token_id": eos})
     except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         raise UsageError(f"{folder}/config.json is incomplete or malformed: {error!r}") from error
+
+
+def check_draft_model(folder: Path, vocab_size: int, max_model_len: int) -> None:
+    """Raise UsageError unless the draft model of a folder fits a target with so many token ids."""
+    config = read_model_config(folder)
+    if config.vocab_size != vocab_size:
+        raise UsageError(f"the draft model {folder} has {config.vocab_size} token ids, the model has {vocab_size}: "
+                         "choose a draft model with the same tokens")
+    if config.max_position_embeddings < max_model_len:
+        raise UsageError(f"the draft model {folder} goes to {config.max_position_embeddings} tokens, max_model_len is "
+                         f"{max_model_len}: choose a longer draft model or lower --max-model-len")
+
+
+def sees(folder: Path) -> bool:
+    """Whether the model in a folder has eyes."""
+    config = read_json(folder / "config.json", f"{folder} is no model folder")
+    return _SEEING in (config.get("architectures") or [])
 
 
 def _language_model(folder: Path, config: Json) -> tuple[Json, list[str]]:

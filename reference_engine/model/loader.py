@@ -9,9 +9,8 @@ from safetensors import SafetensorError, safe_open
 
 from pabench.errors import UsageError
 from reference_engine.model.config import read_json
-from reference_engine.model.families import read_model_config
+from reference_engine.model.families import TEXT_PREFIXES, VISION_PREFIXES, read_model_config, sees
 from reference_engine.model.transformer import Transformer
-from reference_engine.model.vision import TEXT_PREFIXES, VISION_PREFIXES, sees
 
 _INDEX = "model.safetensors.index.json"
 # Tensors that change nothing: a tied lm_head is the embedding, and the frequencies follow from config.json.

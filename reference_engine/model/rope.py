@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from pabench.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
 
 # Kind -> the parameters that it reads, beside theta and the share of dims that turn.
 _PARAMETERS = {
@@ -89,6 +90,8 @@ class RopeConfig:
 
     def inverse_frequencies(self, head_dim: int) -> torch.Tensor:
         """Radians a token of each pair of dims: [rotary_dim / 2] float32."""
+        import torch  # here: who only reads a config starts without it
+
         dim = self.rotary_dim(head_dim)
         freqs = 1.0 / (self.theta ** (torch.arange(0, dim, 2, dtype=torch.int64).float() / dim))
         if self.kind == "linear":
@@ -123,6 +126,8 @@ class RopeConfig:
         if self.kind == "longrope" and num_positions > self.original_max_positions:
             raise UsageError(f"longrope is supported up to the original context of {self.original_max_positions} "
                              f"tokens, got {num_positions}: lower --max-model-len")
+        import torch
+
         angles = torch.arange(num_positions).float()[:, None] * self.inverse_frequencies(head_dim)
         angles = torch.cat([angles, angles], dim=-1)[:, None]
         return angles.cos() * self.magnitude, angles.sin() * self.magnitude

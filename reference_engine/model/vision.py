@@ -12,16 +12,10 @@ import torch
 
 from pabench.errors import UsageError
 from reference_engine.model.config import read_json
+from reference_engine.model.families import sees
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-ARCHITECTURE = "LlavaForConditionalGeneration"
-# Of such a checkpoint's tensors: what comes before the language model's own names, and what is not the language
-# model's. In both orders that transformers has written them in.
-TEXT_PREFIXES = {"language_model.model.": "model.", "model.language_model.": "model.",
-                 "language_model.lm_head.": "lm_head."}
-VISION_PREFIXES = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.")
 
 
 class Vision:
@@ -56,12 +50,6 @@ class Vision:
         seen = self._model.get_image_features(
             pixel_values=pixels.to(device=self._model.device, dtype=self._model.dtype), return_dict=True)
         return torch.cat([*seen.pooler_output]).flatten(0, -2)
-
-
-def sees(folder: Path) -> bool:
-    """Whether the model in a folder has eyes."""
-    config = read_json(folder / "config.json", f"{folder} is no model folder")
-    return ARCHITECTURE in (config.get("architectures") or [])
 
 
 def read_vision(folder: Path, dtype: torch.dtype, device: torch.device) -> Vision | None:

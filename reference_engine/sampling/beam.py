@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import torch
 
-from reference_engine.memory.pool import BlockCopy
+from reference_engine.memory.allocator import BlockCopy
 from reference_engine.scheduling.scheduler import Scheduler
 from reference_engine.scheduling.sequence import (
     Hypothesis,

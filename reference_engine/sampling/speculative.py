@@ -8,15 +8,13 @@ and on the seed alone, so guesses change how fast tokens come, never which.
 from __future__ import annotations
 
 from collections.abc import Sequence as SequenceOf
-from pathlib import Path
 from typing import Protocol
 
 import torch
 
-from pabench.errors import UsageError
 from reference_engine.config import EngineConfig
 from reference_engine.memory.allocator import Allocator
-from reference_engine.model.families import read_model_config
+from reference_engine.model.families import check_draft_model
 from reference_engine.model.loader import load_model
 from reference_engine.model.transformer import Transformer
 from reference_engine.runner import Runner
@@ -102,14 +100,3 @@ def build_proposer(
     check_draft_model(config.draft_model, target.config.vocab_size, config.max_model_len)
     draft = load_model(config.draft_model, target.dtype, target.device, config.max_model_len, config.weight_dtype)
     return DraftProposer(Runner.build(draft, config, allocator), sampler)
-
-
-def check_draft_model(folder: Path, vocab_size: int, max_model_len: int) -> None:
-    """Raise UsageError unless the draft model of a folder fits a target with so many token ids."""
-    config = read_model_config(folder)
-    if config.vocab_size != vocab_size:
-        raise UsageError(f"the draft model {folder} has {config.vocab_size} token ids, the model has {vocab_size}: "
-                         "choose a draft model with the same tokens")
-    if config.max_position_embeddings < max_model_len:
-        raise UsageError(f"the draft model {folder} goes to {config.max_position_embeddings} tokens, max_model_len is "
-                         f"{max_model_len}: choose a longer draft model or lower --max-model-len")

@@ -5,8 +5,7 @@ from __future__ import annotations
 import bisect
 
 from reference_engine.config import EngineConfig
-from reference_engine.memory.allocator import Allocator, IntegrityError
-from reference_engine.memory.pool import BlockCopy
+from reference_engine.memory.allocator import Allocator, BlockCopy, IntegrityError
 from reference_engine.memory.swap import SwapSpace
 from reference_engine.scheduling.sequence import Request, Sequence, Status
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:  # the simulation, which has neither, starts without torch
+    import torch
 
-from reference_engine.sampling.ngram import NgramIndex
-from reference_engine.sampling.steering import Steering
-from reference_engine.serving.tokenizer import TextStream
+    from reference_engine.sampling.ngram import NgramIndex
+    from reference_engine.sampling.steering import Steering
+    from reference_engine.serving.tokenizer import TextStream
 
 TokenIds = tuple[int, ...] | range  # a simulation knows only how many there are
 

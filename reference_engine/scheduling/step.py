@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
 
-from reference_engine.memory.pool import BlockCopy
+from reference_engine.memory.allocator import BlockCopy
 from reference_engine.scheduling.sequence import Request, Sequence
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from pabench.errors import UsageError
 from reference_engine.config import EngineConfig
-from reference_engine.engine import build_allocator
+from reference_engine.memory.build import build_allocator
 from reference_engine.scheduling.scheduler import Scheduler
 from reference_engine.scheduling.sequence import Sequence
 from reference_engine.scheduling.step import Step

@@ -15,10 +15,10 @@ from pabench.conformance.alloc import Copies, Pool
 from pabench.conformance.alloc.schedule import Limits, Plan, Planned
 from reference_engine import runner
 from reference_engine.config import EngineConfig
-from reference_engine.engine import build_allocator
 from reference_engine.memory import prefix_cache
 from reference_engine.memory.allocator import HOLE, Allocator
 from reference_engine.memory.buddy import chunk_blocks
+from reference_engine.memory.build import build_allocator
 from reference_engine.memory.contiguous import ContiguousAllocator
 from reference_engine.memory.paged import PagedAllocator
 from reference_engine.memory.swap import SwapSpace

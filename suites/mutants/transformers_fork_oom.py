@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from reference_engine.memory.allocator import BlockCopy
 from reference_engine.memory.paged import PagedAllocator
-from reference_engine.memory.pool import BlockCopy
 
 BUG = "transformers-fork-oom"
 MUST_FAIL = ("alloc/fork-shares-all-full-blocks", "alloc/failure-is-no-op")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from reference_engine.memory.pool import BlockCopy
+from reference_engine.memory.allocator import BlockCopy
 from reference_engine.memory.swap import SwapSpace
 
 BUG = "vllm-offload-store-before-compute"

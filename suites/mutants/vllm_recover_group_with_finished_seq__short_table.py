@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from reference_engine.memory.allocator import BlockCopy
 from reference_engine.memory.paged import PagedAllocator
-from reference_engine.memory.pool import BlockCopy
 
 BUG = "vllm-recover-group-with-finished-seq"
 MUST_FAIL = ("alloc/table-covers-tokens",)

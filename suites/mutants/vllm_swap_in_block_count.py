@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from reference_engine.memory.pool import BlockCopy
+from reference_engine.memory.allocator import BlockCopy
 from reference_engine.memory.swap import SwapSpace
 
 BUG = "vllm-swap-in-block-count"

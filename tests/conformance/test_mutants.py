@@ -37,11 +37,11 @@ def outcomes(results: Results) -> dict[str, Outcome]:
 @pytest.mark.mutants
 @pytest.mark.parametrize("name", [name for name in MUTANTS if ids_of(name, "http")])
 def test_every_mutant_is_failed_by_what_it_names(
-    name: str, tiny_probe: Path, window_probe: Path, tmp_path: Path
+    name: str, tiny_probe: Path, window_probe: Path, vision_probe: Path, tmp_path: Path
 ) -> None:
     """Within three seeds: some faults need requests to meet in time, which a busy machine may keep apart."""
     ids = ids_of(name, "http")
-    probe = {"tiny": tiny_probe, "window": window_probe}[preset_for(ids)]
+    probe = {"tiny": tiny_probe, "window": window_probe, "vision": vision_probe}[preset_for(ids)]
     with mutant_hosts.engine(name, probe, tmp_path / "log", *MUTANTS[name].ENGINE_ARGS) as url:
         for seed in range(3):
             out = tmp_path / f"out-{seed}"
@@ -93,10 +93,11 @@ FIRST = {"swap, n-gram, priority, small chunks"}
 
 @pytest.mark.parametrize("which", [pytest.param(which, marks=[] if which in FIRST else [pytest.mark.mutants])
                                    for which in SOUND])
-def test_sound_engines_conform(which: str, tiny_probe: Path, tmp_path: Path) -> None:
+def test_sound_engines_conform(which: str, vision_probe: Path, tmp_path: Path) -> None:
+    """On the probe that is asked most."""
     options, unsupported = SOUND[which]
-    options = tuple(str(tiny_probe) if word == "{model}" else word for word in options)
-    with mutant_hosts.engine(None, tiny_probe, tmp_path / "log", *options) as url:
+    options = tuple(str(vision_probe) if word == "{model}" else word for word in options)
+    with mutant_hosts.engine(None, vision_probe, tmp_path / "log", *options) as url:
         code, results = ask(url, tmp_path / "out", patience=4.0)  # other tests keep the cores busy
     texts = [row.text for row in results.rows if row.text and row.level == "MUST"]
     assert texts == []

@@ -19,6 +19,8 @@ VLLM = (str(ENVS / "vllm/bin/python"), "-m", "vllm.entrypoints.openai.api_server
 VLLM_160 = (*VLLM, "--num-gpu-blocks-override", "160")  # so few blocks that it preempts
 VLLM_ENV = {"VLLM_TARGET_DEVICE": "cpu", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_NUM_OF_RESERVED_CPU": "1",
             "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
+# With images: see the file in that folder.
+VLLM_PILLOW_ENV = VLLM_ENV | {"PYTHONPATH": str(ROOT / "tests/real/stubs/vllm_pillow")}
 TRANSFORMERS = (str(ENVS / "transformers/bin/transformers"), "serve", "{model}", "--continuous-batching", "--device",
                 "cpu", "--dtype", "float32", "--attn-implementation", "sdpa", "--cb-block-size", "16",
                 "--cb-num-blocks", "256", "--cb-max-batch-tokens", "512", "--host", "127.0.0.1", "--port", "{port}")

@@ -32,6 +32,7 @@ from tests.real.engines import (
     VLLM,
     VLLM_160,
     VLLM_ENV,
+    VLLM_PILLOW_ENV,
     launch_line,
 )
 
@@ -58,11 +59,13 @@ SUBJECTS = (
     Subject("vllm", "vLLM 0.32", VLLM, env=VLLM_ENV),
     Subject("vllm-160", "vLLM 0.32, 160 blocks", VLLM_160, env=VLLM_ENV),
     Subject("vllm-window", "vLLM 0.32, 160 blocks, preset window", VLLM_160, env=VLLM_ENV, preset="window"),
+    Subject("vllm-vision", "vLLM 0.32, 160 blocks, preset vision", VLLM_160, env=VLLM_PILLOW_ENV, preset="vision"),
     Subject("transformers", "transformers 5.23", TRANSFORMERS, env=TRANSFORMERS_ENV),
     Subject("sglang", "SGLang 0.5.23, patched", SGLANG, env=SGLANG_ENV),
     Subject("llamacpp", f"llama.cpp {LLAMA_VERSION}", LLAMA_CPP),
     Subject("reference-paged", "reference, paged", _REFERENCE),
     Subject("reference-window", "reference, paged, preset window", _REFERENCE, preset="window"),
+    Subject("reference-vision", "reference, paged, preset vision", _REFERENCE, preset="vision"),
     Subject("reference-contiguous", "reference, contiguous", (*_REFERENCE, "--kv", "contiguous")),
     Subject("alloc-vllm", "vLLM 0.32", impl="vllm-blocks",
             env={"PABENCH_VLLM_PYTHON": str(ENVS / "vllm/bin/python")}),

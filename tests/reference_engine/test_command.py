@@ -91,7 +91,7 @@ def test_one_thread_unless_told_otherwise(monkeypatch, told, count, used):
         monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     else:
         monkeypatch.setenv("OMP_NUM_THREADS", told)
-    script = ("import torch; from reference_engine.__main__ import use_threads; "
+    script = ("import torch; from reference_engine.serving.command import use_threads; "
               f"use_threads({count}); print(torch.get_num_threads())")
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}"}
     done = subprocess.run([sys.executable, "-c", script], env=environment, text=True, capture_output=True, check=True)

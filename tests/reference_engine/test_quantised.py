@@ -10,7 +10,8 @@ from pabench.errors import UsageError
 from pabench.probe import PRESETS, build_checkpoint, draw_rings
 from reference_engine.config import EngineConfig
 from reference_engine.engine import Engine
-from reference_engine.memory.pool import KV_DTYPES, BlockCopy, KVPool, kv_dtype
+from reference_engine.memory.allocator import BlockCopy
+from reference_engine.memory.pool import KV_DTYPES, KVPool, kv_dtype
 from reference_engine.model.families import read_model_config
 from reference_engine.model.layers import product
 from reference_engine.model.loader import load_model
