@@ -51,8 +51,8 @@ class BackendPlan(Protocol):
         """Which part of the batch runs where."""
         ...
 
-    def whole_layers(self) -> WholeLayers | None:
-        """What runs whole layers over this batch, attention among the rest; None where that is no use."""
+    def whole_layers(self, num_weights: int) -> WholeLayers | None:
+        """What runs whole layers of so many weights over this batch, attention among the rest; None: it is no use."""
         ...
 
 
@@ -66,9 +66,12 @@ class AttentionPlan:
         """Which part of the batch runs where: what really ran, for reports."""
         return self._plan.describe()
 
-    def whole_layers(self) -> WholeLayers | None:
-        """What runs whole layers over this batch, faster than layers that call `attend`; None if there is nothing."""
-        return self._plan.whole_layers()
+    def whole_layers(self, num_weights: int) -> WholeLayers | None:
+        """What runs whole layers over this batch, faster than layers that call `attend`; None if there is nothing.
+
+        num_weights: of a layer, as `WholeLayer` counts them.
+        """
+        return self._plan.whole_layers(num_weights)
 
     @property
     def move_backend(self) -> str:

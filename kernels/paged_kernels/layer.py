@@ -33,6 +33,11 @@ class WholeLayer(NamedTuple):
     soft_cap: float                      # of a score; 0: none
     rope: int                            # index into the turns; last, since no compiled code takes it
 
+    @property
+    def num_weights(self) -> int:
+        """Elements of all products."""
+        return self.qkv.size + self.o.size + self.gate_up.size + self.down.size
+
 
 class WholeLayers(Protocol):
     """Layers over the tokens of one batch."""

@@ -18,7 +18,7 @@ import torch
 from paged_kernels.cache import SCALED_DTYPES, KVCache
 from paged_kernels.layer import WholeLayers
 from paged_kernels.numba_kernel import attend_items
-from paged_kernels.numba_layer import MAX_TOKENS, NumbaLayers
+from paged_kernels.numba_layer import MAX_PRODUCTS, MAX_TOKENS, NumbaLayers
 from paged_kernels.scoring import Scoring
 from paged_kernels.torch_backend import TorchPlan
 
@@ -55,9 +55,10 @@ class NumbaPlan:
         """Which part of the batch runs where."""
         return f"{len(self._seqs)} sequences in numba, {len(self._contexts) - len(self._seqs)} prefills in torch"
 
-    def whole_layers(self) -> WholeLayers | None:
+    def whole_layers(self, num_weights: int) -> WholeLayers | None:
         """See `paged_kernels.attention.BackendPlan`: a small batch, all of whose attention runs in compiled loops."""
-        if self._others is not None or self._starts[-1] > MAX_TOKENS:
+        num_tokens = int(self._starts[-1])
+        if self._others is not None or num_tokens > MAX_TOKENS or num_tokens * num_weights > MAX_PRODUCTS:
             return None
         return NumbaLayers(self._tables, self._contexts, self._starts, self._block_size)
 

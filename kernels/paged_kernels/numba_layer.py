@@ -1,7 +1,7 @@
 """Transformer layers over a few tokens, compiled for a CPU, in float32 and without the interpreter's lock.
 
 A token is computed in the same order of sums, whatever else is in the batch. On one thread: a batch that is worth
-several has more tokens than `MAX_TOKENS`.
+several has more tokens than `MAX_TOKENS`, or more to multiply than `MAX_PRODUCTS`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from paged_kernels.layer import Turns, WholeLayer
 from paged_kernels.numba_elementwise import _rms_norm, _rotate
 from paged_kernels.numba_kernel import _REORDER, _TILE, attend_items
 
-MAX_TOKENS = 32  # with more, what a BLAS saves on the products is worth its calls
+# With more, what a BLAS saves on the products is worth its calls.
+MAX_TOKENS = 24
+MAX_PRODUCTS = 1 << 24  # tokens * weights of a layer
 _NO_SLOT = -2
 _IN_ORDER = {"contract", "nsz"}  # of a product: vectors hold several outputs, and each output is summed input by input
 

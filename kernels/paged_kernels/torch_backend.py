@@ -63,7 +63,7 @@ class TorchPlan:
         self._longest = max((self._contexts[seq] for seq in self._seqs), default=0)
         self._gathers: dict[int, _Gathers] = {}
 
-    def whole_layers(self) -> None:
+    def whole_layers(self, num_weights: int) -> None:
         """There are none."""
 
     def describe(self) -> str:

@@ -213,7 +213,8 @@ def bench(
 
     Example: pabench bench demo
     """
-    from pabench.bench import EngineResult, load_suite, run_bench
+    from pabench.bench import EngineResult, run_bench
+    from pabench.bench_suite import load_suite
     from pabench.terminal.live import TerminalNarrator
     from pabench.terminal.runs import finish_bench
 

@@ -62,7 +62,7 @@ def sweep(
 
     Example: pabench sweep --url http://127.0.0.1:8000 --workload sharegpt-mini --users 1,4,16,64
     """
-    from pabench.bench import folder_name
+    from pabench.bench_suite import folder_name
     from pabench.load import Placement, load_workload, sweep_loads
     from pabench.load.planning import plan as plan_load
     from pabench.series import Series

@@ -184,8 +184,8 @@ PRESETS: dict[str, ProbeSpec] = {
         _preset("d256", 4, 4, 2, 256),
         _preset("long", 3, 8, 2, 128, max_context=65536),
         _preset("soft", 4, 4, 2, 128, beta=SOFT_BETA),
-        # A step reads 56 MB of weights in float32, so that batches pay as they do with real models.
-        replace(_preset("wide", 4, 4, 2, 64), mlp_size=4096),
+        # A step reads 32 MB of weights in float32, so that batches pay as they do with real models.
+        replace(_preset("wide", 4, 4, 2, 64), mlp_size=2048),
         replace(_preset("vision", 4, 4, 2, 64), picture_side=4),
         # All slow dims hold the token's code: there is no salt and no sink to leave room for.
         ProbeSpec("window", 4, 4, 2, 64, 1e20, token_code_dims=48, salt_code_dims=0, num_salts=60, window=64),

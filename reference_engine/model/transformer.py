@@ -124,7 +124,7 @@ class Transformer:
         for row, embeddings in step.images:
             hidden[row : row + len(embeddings)] = embeddings
         turns = [(cos[step.positions], sin[step.positions]) for cos, sin in self._ropes]
-        if whole and (layers := step.plan.whole_layers()) is not None:
+        if whole and (layers := step.plan.whole_layers(whole[0].num_weights)) is not None:
             layers.run(hidden, whole, turns, step.slot_mapping)
         else:
             for layer, cache in zip(self.layers, caches, strict=True):

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from pabench.analysis import load_run
-from pabench.bench import EngineResult, known_suites, load_suite
+from pabench.bench import EngineResult
+from pabench.bench_suite import known_suites, load_suite
 from pabench.errors import UsageError
 from pabench.resources import data_dir
 

@@ -24,6 +24,7 @@ TRANSFORMERS = "transformers[serving]==5.23.0"
 SGLANG = "sglang==0.5.23"
 PEERS = {"guidellm": ["guidellm==0.8.1", "torch==2.13.0"], "aiperf": ["aiperf==0.13.0"]}  # other load generators
 TORCH = "torch==2.13.0"
+INSTALL = ("install", "--no-compile")  # what is imported is compiled then: a tenth of it
 NOT_FOR_TEXT = re.compile(r"(torchvision|torchaudio|torchcodec)\b")
 NOT_FOR_CPU = re.compile(  # of SGLang: kernels for GPUs; its torch, of which there is no CPU build; images, gRPC, hubs
     r"(torch|torch_memory_saver|cuda-python|flash-attn-4|flashinfer_python|humming-kernels|kernels|quack-kernels|tilelang"
@@ -40,13 +41,13 @@ def main(engine: str, env: Path) -> None:
         return
     print(f"installing {engine} into {env} (a few minutes, a few gigabytes)", flush=True)
     venv.create(env, with_pip=True, clear=True)
-    pip(env, "install", "--upgrade", "pip")
+    pip(env, *INSTALL, "--upgrade", "pip")
     if engine in PEERS:
-        pip(env, "install", *PEERS[engine])
+        pip(env, *INSTALL, *PEERS[engine])
         done.touch()
         return
     constraints = ["-c", str(HERE / f"constraints-{engine}.txt")]
-    pip(env, "install", *constraints, TORCH)
+    pip(env, *INSTALL, *constraints, TORCH)
     if engine in ("vllm", "sglang"):
         with tempfile.TemporaryDirectory() as folder:
             pip(env, "download", "--no-deps", "-d", folder, VLLM if engine == "vllm" else SGLANG)
@@ -54,12 +55,12 @@ def main(engine: str, env: Path) -> None:
             needed = requirements(wheel)
             if engine == "sglang":
                 needed = [line for line in needed if not NOT_FOR_CPU.match(line)] + SGLANG_TOO
-            pip(env, "install", *constraints, *needed)
-            pip(env, "install", "--no-deps", str(wheel))
+            pip(env, *INSTALL, *constraints, *needed)
+            pip(env, *INSTALL, "--no-deps", str(wheel))
         if engine == "sglang":
             add_stubs(env)
     else:
-        pip(env, "install", *constraints, TRANSFORMERS, "accelerate")
+        pip(env, *INSTALL, *constraints, TRANSFORMERS, "accelerate")
     done.touch()
 
 

@@ -59,7 +59,7 @@ class TritonPlan:
         self._positions = self._to_device(self._batch.positions())
         self._loaded: dict[tuple[Geometry, int | None], _Loaded] = {}
 
-    def whole_layers(self) -> None:
+    def whole_layers(self, num_weights: int) -> None:
         """There are none: CUDA graphs save the calls."""
 
     def describe(self) -> str:
