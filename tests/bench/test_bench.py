@@ -54,6 +54,31 @@ def test_two_engines_at_two_loads(tmp_path: Path) -> None:
     assert "report.html" in result.stdout
 
 
+def started(out: Path) -> list[str]:
+    """Engine and load of all runs in the order in which they began."""
+    runs = {f"{path.parent.parent.name}/{path.parent.name}": load_run(path.parent).manifest.started_at
+            for path in out.glob("*/*/manifest.json")}
+    return sorted(runs, key=lambda name: runs[name])
+
+
+@pytest.mark.parametrize(("turns", "order"), [
+    ("false", ["a/2-users", "a/20-req-s-poisson", "b/2-users", "b/20-req-s-poisson"]),
+    ("true", ["a/2-users", "b/2-users", "b/20-req-s-poisson", "a/20-req-s-poisson"]),
+])
+def test_loads_come_engine_by_engine_or_in_turns(tmp_path: Path, turns: str, order: list[str]) -> None:
+    result = bench(tmp_path, f"turns = {turns}{SUITE}{engine('a')}{engine('b')}")
+    assert result.returncode == 0, result.stderr
+    assert started(tmp_path / "out") == order
+
+
+def test_who_dies_in_its_turn_stops_nobody(tmp_path: Path) -> None:
+    dying = engine("a", ', "--die-after", "3"')
+    result = bench(tmp_path, "turns = true" + SUITE + dying + engine("b"))
+    assert result.returncode == 2
+    assert "a: not run to its end" in result.stdout
+    assert "b: conformance not asked; every request answered as it should be" in result.stdout
+
+
 def test_an_engine_that_does_not_start_stops_nobody(tmp_path: Path) -> None:
     broken = '\n[[engine]]\nlabel = "broken"\ncommand = ["{python}", "-c", "raise SystemExit(\'no such model\')"]\n'
     missing = '\n[[engine]]\nlabel = "missing"\ncommand = ["no-such-engine"]\n'
