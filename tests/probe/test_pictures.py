@@ -12,7 +12,15 @@ from PIL import Image
 from transformers import AutoImageProcessor, LlavaForConditionalGeneration
 
 from pabench.errors import UsageError
-from pabench.probe import PRESETS, Ring, build_checkpoint, check_checkpoint, draw_picture, draw_two_shapes
+from pabench.probe import (
+    PRESETS,
+    Ring,
+    build_checkpoint,
+    build_gguf,
+    check_checkpoint,
+    draw_picture,
+    draw_two_shapes,
+)
 from pabench.probe.spec import IMAGE
 from pabench.probe.weights import embedding
 
@@ -81,6 +89,11 @@ def test_two_shapes_are_the_same_bytes_and_show_two_things(middle: float) -> Non
 def test_what_cannot_be_drawn(spec, tokens, says: str) -> None:
     with pytest.raises(UsageError, match=says):
         draw_picture(spec, tokens)
+
+
+def test_it_is_no_gguf(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="has eyes, which llama"):
+        build_gguf(SPEC, tmp_path / "probe.gguf")
 
 
 def test_a_changed_template_is_found(tmp_path: Path) -> None:
