@@ -69,6 +69,14 @@ def vision_probe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def mixed_probe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the `mixed` probe in float32."""
+    folder = tmp_path_factory.mktemp("probe") / "mixed"
+    build_checkpoint(PRESETS["mixed"], folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def window_probe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of the `window` probe in float32."""
     folder = tmp_path_factory.mktemp("probe") / "window"

@@ -14,13 +14,14 @@ from pabench.commands.options import AsJson, DialectName, KeyVariable, ModelName
 from pabench.errors import EXIT_NOT_CONFORMING
 
 app = typer.Typer()
+_PRESETS = "tiny, gqa, mqa, mha, d80, d96, d256, long, soft, wide, vision, window or mixed."
 probe_app = typer.Typer(help="Build and check the KV probe.", no_args_is_help=True)
 app.add_typer(probe_app, name="probe")
 
 
 @probe_app.command("build")
 def probe_build(
-    preset: Annotated[str, typer.Option(help="tiny, gqa, mqa, mha, d80, d96, d256, long, soft or window.")] = "gqa",
+    preset: Annotated[str, typer.Option(help=_PRESETS)] = "gqa",
     out: Annotated[Path, typer.Option(help="Folder to write: new, empty, or of a KV probe.")] = Path("probe"),
     dtype: Annotated[str, typer.Option(help="Of the stored weights: float32, float16 or bfloat16.")] = "float32",
     gguf: Annotated[bool, typer.Option("--gguf", help="Also OUT/probe.gguf, for llama.cpp (extra `gguf`).")] = False,

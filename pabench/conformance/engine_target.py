@@ -28,7 +28,8 @@ from pabench.errors import EngineError, RequirementFailed, UsageError
 
 _MAX_REASON_CHARS = 1000
 _IMAGES = "images"
-_WINDOW = "window"  # needed by all that is asked of the probe with a sliding window, and by nothing else
+# Needed by all that is asked of a probe with windows, and by nothing else -> the preset, and what others have not.
+_WINDOWS = {"window": ("window", "sliding window in all layers"), "mixed_windows": ("mixed", "windows in some layers")}
 
 
 class EngineTarget:
@@ -118,10 +119,13 @@ class EngineTarget:
 
     def lacks(self, requirement: Requirement) -> str:
         """See Target."""
-        spec, asks_window = self.session.spec, _WINDOW in requirement.needs
-        if asks_window and (spec is None or spec.window is None):
-            return "the model that is served has no sliding window: serve the preset 'window' to have this asked"
-        if spec is not None and spec.window is not None and not asks_window:
+        spec = self.session.spec
+        asked = next((need for need in requirement.needs if need in _WINDOWS), None)
+        has = None if spec is None or spec.window is None else "mixed_windows" if spec.full_layers else "window"
+        if asked is not None and asked != has:
+            name, what = _WINDOWS[asked]
+            return f"the model that is served has no {what}: serve the preset {name!r} to have this asked"
+        if spec is not None and has is not None and asked is None:
             return (f"probe {spec.preset!r} sees no further than {spec.window} tokens and knows no salts: serve the "
                     "preset 'gqa' to have this asked")
         if _IMAGES in requirement.needs and spec is not None and not spec.picture_side:

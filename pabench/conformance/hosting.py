@@ -49,10 +49,11 @@ def host() -> ModuleType:
 
 
 def preset_for(ids: Sequence[str]) -> str:
-    """The probe to serve to whom these requirements are asked: small, with a window or eyes where they need them."""
+    """The probe to serve to whom these requirements are asked: small, with windows or eyes where they need them."""
     registry = load_registry()
     needs = {need for each in ids if level_of_id(each) == "http" for need in registry[each].needs}
-    return "window" if "window" in needs else "vision" if "images" in needs else "tiny"
+    special = {"window": "window", "mixed_windows": "mixed", "images": "vision"}
+    return next((preset for need, preset in special.items() if need in needs), "tiny")
 
 
 @contextlib.contextmanager

@@ -105,7 +105,8 @@ def _summarise(requirement: str, rows: list[Verdict]) -> RequirementVerdict:
 
 
 _PLAINEST = "http/ring-exact"  # one prompt, one answer: where this cannot be judged, no text can
-_WINDOWED = "http/sliding-window-exact"  # but those of a probe with a window, which is asked nothing else
+# But those of a probe with windows, which is asked nothing else.
+_WINDOWED = ("http/sliding-window-exact", "http/mixed-windows-exact")
 
 
 def replay_code(rows: Iterable[Verdict]) -> int:
@@ -136,7 +137,7 @@ def exit_code(rows: Iterable[Verdict]) -> int:
 def not_compared(rows: Sequence[Verdict]) -> str:
     """Why no answer of an engine could be held against anything, where that was to be done; else ""."""
     plainest = [row for row in rows if row.requirement == _PLAINEST]
-    windowed = any(row.requirement == _WINDOWED and row.outcome in ASKED for row in rows)
+    windowed = any(row.requirement in _WINDOWED and row.outcome in ASKED for row in rows)
     if not plainest or windowed or any(row.outcome is not Outcome.UNSUPPORTED for row in plainest):
         return ""
     return plainest[0].reason or "it is not told why"

@@ -38,6 +38,7 @@ CAPABILITIES = frozenset({
     "speculation",      # drafts are made and counted
     "priority",         # a request may say how urgent it is; whether that is heeded, a run of several shows
     "window",           # the KV probe that it serves is the one with a sliding window
+    "mixed_windows",    # it is the one with windows in some layers
     "images",           # a chat may hold images; found on the KV probe that sees, alone
     "image_names",      # and the client may name them
 })

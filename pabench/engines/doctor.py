@@ -110,7 +110,7 @@ async def examine(
             told |= await _prefix_cache(trials, told)
         spec = given or await _which_probe(facts.model_root, trials)
         if spec is not None and spec.window is not None:
-            told.add("window")
+            told.add("mixed_windows" if spec.full_layers else "window")
         if spec is not None and spec.picture_side and "chat" in trials.capabilities:
             await trials.sees(spec)
         facts = replace(facts, capabilities=frozenset(trials.capabilities | told))

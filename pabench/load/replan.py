@@ -19,13 +19,19 @@ from pabench.telemetry.vocabulary import KVFacts
 _UNANSWERED = {"connect", "reset"}
 
 
+# From the end, as long as they say nothing: schedules keep the digests that they had before there were such fields.
+_LAST_FIELDS: tuple[object, ...] = ((), None)  # images, priority
+
+
 def digest(schedule: Schedule) -> str:
     """Fingerprint of all requests: two runs with the same one carried the same load."""
     total = hashlib.sha256()
     for one in schedule.requests:
         request = dataclasses.replace(one.request, request_id=None)  # it names the run as well
         said = dataclasses.astuple(request)
-        if request.priority is None:  # the last field: schedules without it keep the digests that they had before it
+        for unsaid in _LAST_FIELDS:
+            if said[-1] != unsaid:
+                break
             said = said[:-1]
         total.update(repr((one.user, one.intended_s, one.cancel_after_tokens, said)).encode())
     return total.hexdigest()

@@ -23,7 +23,8 @@ CHAT_TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% if not 
 
 GGUF_FILE = "probe.gguf"  # beside them, for llama.cpp
 _TEMPLATE_FILE = "chat_template.jinja"  # of a probe that sees: processors look for it there
-_LATER = {"beta", "window", "mlp_size", "picture_side"}  # folders from before there were such do not speak of them
+# Folders from before there were such do not speak of them.
+_LATER = {"beta", "window", "mlp_size", "picture_side", "full_layers"}
 
 
 def build_checkpoint(spec: ProbeSpec, out: Path, dtype: str = "float32") -> None:
@@ -131,9 +132,13 @@ def _tensors(spec: ProbeSpec) -> dict[str, Array]:
 
 
 def _config(spec: ProbeSpec, dtype: str) -> dict[str, Any]:
-    # The one architecture of engines that has a window in all layers, and is a Llama in all else.
-    kind = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"} if spec.window is None else {
-        "architectures": ["MistralForCausalLM"], "model_type": "mistral", "sliding_window": spec.window}
+    kind: dict[str, Any] = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
+    if spec.window is not None:  # the one architecture of engines that has windows, and is a Llama in all else
+        kind = {"architectures": ["MistralForCausalLM"], "model_type": "mistral", "sliding_window": spec.window}
+    if spec.full_layers:  # transformers goes by the type, vLLM by the architecture: there it is the same
+        kind["model_type"] = "ministral"
+        kind["layer_types"] = ["full_attention" if layer in spec.full_layers else "sliding_attention"
+                               for layer in range(spec.num_layers)]
     return {
         **kind, "dtype": dtype, "torch_dtype": dtype,
         "hidden_size": spec.hidden_size, "intermediate_size": spec.mlp_size,

@@ -100,7 +100,9 @@ def diagnose(
     kv_heads = tuple(sorted({(layer, spec.kv_head_of(head)) for layer, head in heads}))
     positions = tuple(sorted({misread.position for misread in misreads}))
     hint = _hint(spec, kind, kv_heads, positions, block_size, len(prompt.prompt), len(misreads))
-    if spec.window is not None:
+    if spec.full_layers:
+        hint = _layers_hint(spec, heads) or hint
+    elif spec.window is not None:
         hint = _window_hint(spec.window, prompt, ids, first) or hint
     return Diagnosis(
         index=first.index, expected=first.expected, actual=first.actual, position=first.position,
@@ -118,9 +120,11 @@ def _misreads(spec: ProbeSpec, prompt: ProbePrompt, ids: Sequence[int]) -> Itera
     """
     # What is read is the token behind the one before: it alone may stand in several places, as a ring's first one does.
     places: dict[tuple[int, int], int] = {}  # (token before, token) -> first position in the prompt, or latest copy
+    behind: dict[int, int] = {}              # token -> the position behind its latest place
     for position, pair in enumerate(pairwise(prompt.prompt), 1):
         if spec.window is not None or pair not in places:  # the latest place alone is in a window
             places[pair] = position
+        behind[pair[0]] = position
     current, start = prompt.prompt[-1], len(prompt.prompt)
     for index, token in enumerate(ids):
         allowed = prompt.successors(current)
@@ -128,10 +132,23 @@ def _misreads(spec: ProbeSpec, prompt: ProbePrompt, ids: Sequence[int]) -> Itera
             expected = min(allowed, key=lambda wanted: (wanted ^ token).bit_count())
             wrong = expected ^ token
             heads = tuple(spec.head_of(bit) for bit in range(spec.bits) if wrong >> bit & 1)
-            yield Misread(index, expected, token, places[current, expected], heads)
+            # Of a probe with windows in some layers, no place of the prompt holds all that is right.
+            yield Misread(index, expected, token, places.get((current, expected), behind[current]), heads)
         elif allowed:
             places[current, token] = start + index
         current = token
+
+
+def _layers_hint(spec: ProbeSpec, heads: Sequence[tuple[int, int]]) -> str:
+    """What it says that one kind of layer alone misreads; "" where both do."""
+    wrong = {layer in spec.full_layers for layer, _ in heads}
+    if wrong == {True}:
+        return (f"layers that see everything alone read wrongly: was a block taken from them that had left the window "
+                f"of {spec.window} tokens, which they do not have?")
+    if wrong == {False}:
+        return (f"layers with a window of {spec.window} tokens alone read wrongly: do they see what has left it, or "
+                "was a block taken that a step still reads?")
+    return ""
 
 
 def _window_hint(window: int, prompt: ProbePrompt, ids: Sequence[int], misread: Misread) -> str:

@@ -31,8 +31,8 @@ def build_gguf(spec: ProbeSpec, file: Path) -> None:
     """Write the probe to `file`, weights in float32. Raises UsageError when it cannot be, or `gguf` is missing."""
     if spec.window is not None or spec.picture_side:
         has = "a sliding window" if spec.window is not None else "eyes"
-        raise UsageError(f"probe {spec.preset!r} has {has}, which llama.cpp's llama architecture has not: build another "
-                         "preset as GGUF")
+        raise UsageError(f"probe {spec.preset!r} has {has}, which llama.cpp's llama architecture has not: build "
+                         "another preset as GGUF")
     try:
         from gguf import GGUFWriter
     except ImportError:

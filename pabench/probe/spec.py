@@ -35,6 +35,8 @@ class ProbeSpec:
     a sink at position 0 can be seen from behind it, so a windowed probe has none (`salt_code_dims` 0, and the ids of
     salts are tokens like others): its lookups match the token alone.
 
+    `full_layers`: of a probe with a window, the layers that see everything all the same.
+
     `mlp_size`: width of the MLPs. They are all zero and change no answer; wide ones are weights that each step has to
     read, as it has a real model's.
 
@@ -55,8 +57,10 @@ class ProbeSpec:
     window: int | None = None
     mlp_size: int = MLP_SIZE
     picture_side: int = 0
+    full_layers: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "full_layers", tuple(self.full_layers))  # JSON has lists
         problems = []
         if self.num_q_heads % self.num_kv_heads:
             problems.append(f"{self.num_q_heads} query heads do not divide by {self.num_kv_heads} KV heads")
@@ -69,6 +73,9 @@ class ProbeSpec:
         if self.window is not None and (self.window < 2 or self.salt_code_dims):
             problems.append(f"a window of {self.window} tokens and salt codes of {self.salt_code_dims} dims: a window "
                             "is 2 tokens at least, and leaves no salt to be seen")
+        if self.full_layers and (self.window is None or not set(self.full_layers) < set(range(self.num_layers))):
+            problems.append(f"layers {list(self.full_layers)} are to see everything, with window {self.window}: some "
+                            f"of {self.num_layers} layers, and not all, of a probe with a window")
         needed = self.token_code_dims + (0 if self.window is not None else self.salt_code_dims + 1)
         if len(self.slow_dims) < needed:
             problems.append(
@@ -85,8 +92,9 @@ class ProbeSpec:
 
     def as_json(self) -> dict[str, Any]:
         """For probe.json. Without what older folders do not speak of, where this probe has none of it."""
-        unsaid = {"window": None, "mlp_size": MLP_SIZE, "picture_side": 0}
-        return {name: value for name, value in asdict(self).items() if name not in unsaid or value != unsaid[name]}
+        unsaid: dict[str, Any] = {"window": None, "mlp_size": MLP_SIZE, "picture_side": 0, "full_layers": []}
+        told = asdict(self) | {"full_layers": list(self.full_layers)}
+        return {name: value for name, value in told.items() if name not in unsaid or value != unsaid[name]}
 
     @property
     def hidden_size(self) -> int:
@@ -107,6 +115,10 @@ class ProbeSpec:
     def vocab_size(self) -> int:
         """Number of token ids."""
         return 1 << self.bits
+
+    def mask_of(self, *, full: bool) -> int:
+        """The bits of a token that are read in layers that see everything, or in those with a window."""
+        return sum(1 << bit for bit in range(self.bits) if (self.head_of(bit)[0] in self.full_layers) is full)
 
     @property
     def picture_tokens(self) -> int:
@@ -189,6 +201,9 @@ PRESETS: dict[str, ProbeSpec] = {
         replace(_preset("vision", 4, 4, 2, 64), picture_side=4),
         # All slow dims hold the token's code: there is no salt and no sink to leave room for.
         ProbeSpec("window", 4, 4, 2, 64, 1e20, token_code_dims=48, salt_code_dims=0, num_salts=60, window=64),
+        # Two of its layers look up within the window, one in everything.
+        ProbeSpec("mixed", 4, 4, 2, 64, 1e20, token_code_dims=48, salt_code_dims=0, num_salts=60, window=64,
+                  full_layers=(0, 2)),
     )
 }
 

@@ -98,9 +98,8 @@ def _smollm3(config: Json) -> ModelConfig:
 
 
 def _mistral(config: Json) -> ModelConfig:
-    if len(set(config.get("layer_types") or [])) > 1:
-        raise UsageError("a Mistral model has one window for all layers, its config.json has mixed layer_types")
-    return _model(config, layers=[LayerConfig(config["sliding_window"])] * config["num_hidden_layers"])
+    windows = _windows(config, config["sliding_window"], lambda _: True)  # of a Ministral they alternate
+    return _model(config, layers=[LayerConfig(window) for window in windows])
 
 
 def _qwen2(config: Json) -> ModelConfig:
@@ -166,6 +165,7 @@ FAMILIES: dict[str, Callable[[Json], ModelConfig]] = {
     "LlamaForCausalLM": _llama,
     "SmolLM3ForCausalLM": _smollm3,
     "MistralForCausalLM": _mistral,
+    "MinistralForCausalLM": _mistral,
     "Qwen2ForCausalLM": _qwen2,
     "Qwen3ForCausalLM": _qwen3,
     "Gemma2ForCausalLM": _gemma2,

@@ -37,11 +37,11 @@ def outcomes(results: Results) -> dict[str, Outcome]:
 @pytest.mark.mutants
 @pytest.mark.parametrize("name", [name for name in MUTANTS if ids_of(name, "http")])
 def test_every_mutant_is_failed_by_what_it_names(
-    name: str, tiny_probe: Path, window_probe: Path, vision_probe: Path, tmp_path: Path
+    name: str, tiny_probe: Path, window_probe: Path, mixed_probe: Path, vision_probe: Path, tmp_path: Path
 ) -> None:
     """Within three seeds: some faults need requests to meet in time, which a busy machine may keep apart."""
     ids = ids_of(name, "http")
-    probe = {"tiny": tiny_probe, "window": window_probe, "vision": vision_probe}[preset_for(ids)]
+    probe = {"tiny": tiny_probe, "window": window_probe, "mixed": mixed_probe, "vision": vision_probe}[preset_for(ids)]
     with mutant_hosts.engine(name, probe, tmp_path / "log", *MUTANTS[name].ENGINE_ARGS) as url:
         for seed in range(3):
             out = tmp_path / f"out-{seed}"
@@ -61,8 +61,8 @@ def test_every_mutant_is_failed_by_what_it_names(
 
 # Sound engines: every mechanism on, and pools so small that each is forced. With the requirements that cannot be asked.
 TINY = ("--num-blocks", "28", "--max-model-len", "512", "--check-integrity")
-# The probe is a hard one, and without a window: tests/conformance/test_windows.py serves that.
-HARD = {"http/kv-fidelity", "http/sliding-window-exact"}
+# The probe is a hard one, and without a window: tests/conformance/test_windows.py serves such.
+HARD = {"http/kv-fidelity", "http/sliding-window-exact", "http/mixed-windows-exact"}
 PLAIN = HARD | {"http/spec-decode-exact"}   # and no guesses are made
 ROOMY = PLAIN | {"http/preemption-exact"}   # a contiguous cache never preempts
 SHORT = {"http/max-length-exact"}           # the pool does not hold the longest sequence

@@ -64,12 +64,51 @@ def test_a_wrong_window_is_found(window: int | None, failing: set[str], window_p
     assert all(hint in row.text for row in results.rows if row.outcome is Outcome.FAIL)
 
 
+MIXED = "http/mixed-windows-exact"
+CASES = {"cold", "behind-hit", "in-chunks", "crowd"}
+
+
+@pytest.mark.mutants
+@pytest.mark.parametrize("options", [
+    ("--num-blocks", "64", "--max-model-len", "512", "--check-integrity"),
+    ("--no-enable-prefix-caching", "--attention-backend", "torch", "--max-num-batched-tokens", "64"),
+], ids=["small pool", "no cache, small chunks"])
+def test_windows_in_some_layers_are_asked_of_a_probe_of_their_own(
+    options: tuple[str, ...], mixed_probe: Path, tmp_path: Path
+) -> None:
+    with mutant_hosts.engine(None, mixed_probe, tmp_path / "log", *options) as url:
+        code, results = ask(url, tmp_path / "out")
+    assert [row.text for row in results.rows if row.text] == []
+    assert code == 0
+    found = {row.case: row.outcome for row in results.rows if row.requirement == MIXED}
+    lacking = {"behind-hit"} if "--no-enable-prefix-caching" in options else set()
+    assert found == {case: Outcome.UNSUPPORTED if case in lacking else Outcome.PASS for case in CASES}
+    assert {row.outcome for row in results.rows if row.requirement != MIXED} == {Outcome.UNSUPPORTED}
+
+
+@pytest.mark.parametrize(("kind", "hint"), [
+    ("full_attention", "layers with a window of 64 tokens alone read wrongly"),
+    pytest.param("sliding_attention", "layers that see everything alone read wrongly", marks=pytest.mark.mutants),
+])
+def test_layers_that_see_alike_are_found(kind: str, hint: str, mixed_probe: Path, tmp_path: Path) -> None:
+    """Whichever kind an engine takes all of them for: of the other one it is said."""
+    folder = shutil.copytree(mixed_probe, tmp_path / "probe")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"layer_types": [kind] * 4}))
+    with mutant_hosts.engine(None, folder, tmp_path / "log") as url:
+        code, results = ask(url, tmp_path / "out", MIXED)
+    assert code == 1
+    assert {row.case for row in results.rows if row.outcome is Outcome.FAIL} == CASES
+    assert all(hint in row.text for row in results.rows if row.outcome is Outcome.FAIL)
+
+
 def test_another_probe_is_asked_by_name(tiny_probe: Path, tmp_path: Path) -> None:
     with mutant_hosts.engine(None, tiny_probe, tmp_path / "log") as url:
         code, results = ask(url, tmp_path / "out", WINDOWED, "http/usage-exact")
     assert code == 0
     reasons = {row.reason for row in results.rows if row.requirement == WINDOWED}
-    assert reasons == {"the model that is served has no sliding window: serve the preset 'window' to have this asked"}
+    assert reasons == {"the model that is served has no sliding window in all layers: serve the preset 'window' to "
+                       "have this asked"}
 
 
 @pytest.mark.mutants
