@@ -25,6 +25,7 @@ from pabench.telemetry.vocabulary import KVFacts, KVSample, MetricFamilies
 
 _ASSUMED_PRESET = "gqa"
 _WINDOWED_PRESET = "window"
+_MIXED_PRESET = "mixed"
 _MAX_NAME_CHARS = 1000
 _METRICS_PATH = "/metrics"  # of nearly all
 _PINNED = re.compile(r"Server is pinned to '(.+)'; requested")  # the words of transformers serve
@@ -314,8 +315,7 @@ def _given_probe(probe: str | Path | ProbeSpec | None) -> ProbeSpec | None:
 
 
 async def _which_probe(root: str | None, trials: Trials) -> ProbeSpec | None:
-    """The probe that is served: as its folder says, else the usual one, or the one with a window, where its ring came
-    back.
+    """The probe that is served: as its folder says, else the usual one, or one with windows, where its ring came back.
 
     A probe that is given or found in the folder stays one when its ring did not come back: the engine is at fault.
     """
@@ -333,7 +333,9 @@ async def _which_probe(root: str | None, trials: Trials) -> ProbeSpec | None:
             trials.notes.append("the ring's beginning came back: a probe that is misread answers like this. If it is "
                                 "one, name it with --probe, for its folder is not to be seen from here")
         return None
-    assumed = _ASSUMED_PRESET if await trials.has_salts() else _WINDOWED_PRESET
+    assumed = _ASSUMED_PRESET
+    if not await trials.has_salts():
+        assumed = _MIXED_PRESET if await trials.has_full_layers() else _WINDOWED_PRESET
     trials.notes.append(f"the probe's ring came back; which preset it is was not told: {assumed!r} is assumed "
                         "(name another with --probe)")
     return PRESETS[assumed]

@@ -14,12 +14,25 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from typing import cast
 
+import numpy as np
+
 from pabench.engines.base import Choice, Completion, GenerationRequest
 from pabench.engines.cleaning import clean
 from pabench.engines.client import EngineClient
 from pabench.engines.wording import image_part, plain
 from pabench.errors import EngineProtocol, EngineTimeout, UsageError
-from pabench.probe import EOS, SEP, Codec, Fork, ProbeSpec, Ring, check_answer, draw_picture
+from pabench.probe import (
+    EOS,
+    PRESETS,
+    SEP,
+    Codec,
+    Fork,
+    ProbeSpec,
+    Ring,
+    check_answer,
+    draw_parted,
+    draw_picture,
+)
 
 # Every preset has these ids: salts start at 16, and ids from 2048 on are ring tokens of vocabularies of 4096 and more.
 _SALT = 16
@@ -105,6 +118,17 @@ class Trials:
         choice = answer.choices[0] if answer.choices else Choice(0)
         check = check_answer(RING, choice.token_ids or Codec.decode(choice.text))
         return not (check.wrong == 0 and check.verified >= _NUM_TOKENS - 1)
+
+    async def has_full_layers(self) -> bool:
+        """Whether a probe without salts, which has windows, has them in some layers alone: a parted ring goes on."""
+        parted = draw_parted(PRESETS["mixed"], np.random.default_rng(0), 3)[0]
+        try:
+            answer = await self._ask(self._request(parted.prompt))
+        except (EngineProtocol, EngineTimeout) as error:
+            self.notes.append(f"a parted ring: {clean(str(error))}")
+            return False
+        choice = answer.choices[0] if answer.choices else Choice(0)
+        return check_answer(parted, choice.token_ids or Codec.decode(choice.text)).verified >= _NUM_TOKENS - 1
 
     async def prefix_cache_hits(self) -> bool | None:
         """Whether a prompt sent twice is served from cache the second time; None where the engine does not tell."""

@@ -125,6 +125,16 @@ def test_it_is_known_where_its_folder_is_not_seen(window_probe: Path, tmp_path: 
     assert {row.outcome for row in results.rows if row.requirement == "http/ring-exact"} == {Outcome.UNSUPPORTED}
 
 
+def test_the_mixed_one_is_known_too(mixed_probe: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(mixed_probe, tmp_path / "probe")
+    (folder / "probe.json").unlink()
+    with mutant_hosts.engine(None, folder, tmp_path / "log") as url:
+        code, results = ask(url, tmp_path / "out", WINDOWED, MIXED)
+    assert code == 0
+    assert results.header.engine["probe"] == "mixed"
+    assert {row.outcome for row in results.rows if row.requirement == MIXED} == {Outcome.PASS}
+
+
 @pytest.mark.parametrize(("ring", "windowed", "code"), [
     (Outcome.UNSUPPORTED, Outcome.PASS, 0), (Outcome.UNSUPPORTED, Outcome.FAIL, 1),
     (Outcome.UNSUPPORTED, Outcome.UNSUPPORTED, 2), (Outcome.PASS, Outcome.UNSUPPORTED, 0),
