@@ -44,10 +44,10 @@ def test_the_reference_engine_conforms(options: tuple[str, ...], window_probe: P
     assert found == {case: Outcome.UNSUPPORTED if case in lacking else Outcome.PASS for case in FAR_EDGE | DECOYS}
     others = {(row.outcome, row.reason) for row in results.rows if row.requirement != WINDOWED}
     assert others == {
-        (Outcome.UNSUPPORTED, "probe 'window' sees no further than 64 tokens and knows no salts: serve the preset 'gqa' "
-                              "to have this asked"),
-        (Outcome.UNSUPPORTED, "the model that is served has no windows in some layers: serve the preset 'mixed' to have "
-                              "this asked")}
+        (Outcome.UNSUPPORTED, "probe 'window' sees no further than 64 tokens and knows no salts: serve the preset "
+                              "'gqa' to have this asked"),
+        (Outcome.UNSUPPORTED, "the model that is served has no windows in some layers: serve the preset 'mixed' to "
+                              "have this asked")}
 
 
 @pytest.mark.parametrize(("window", "failing"), [
