@@ -17,6 +17,7 @@ VLLM = (str(ENVS / "vllm/bin/python"), "-m", "vllm.entrypoints.openai.api_server
         "--served-model-name", "probe", "--host", "127.0.0.1", "--port", "{port}", "--dtype", "bfloat16",
         "--max-model-len", "4096", "--block-size", "32", "--enable-prompt-tokens-details")
 VLLM_160 = (*VLLM, "--num-gpu-blocks-override", "160")  # so few blocks that it preempts
+VLLM_320 = (*VLLM, "--num-gpu-blocks-override", "320")  # of a cache of two types 160 do not hold its longest sequence
 VLLM_ENV = {"VLLM_TARGET_DEVICE": "cpu", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_NUM_OF_RESERVED_CPU": "1",
             "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
 # With images: see the file in that folder.
