@@ -128,8 +128,8 @@ class EngineTarget:
         if spec is not None and has is not None and asked is None:
             return (f"probe {spec.preset!r} sees no further than {spec.window} tokens and knows no salts: serve the "
                     "preset 'gqa' to have this asked")
-        if _IMAGES in requirement.needs and spec is not None and not spec.picture_side:
-            return f"probe {spec.preset!r} sees no pictures: serve the preset 'vision' to have this asked"
+        if _IMAGES in requirement.needs and (spec is None or not spec.picture_side):
+            return "no probe that sees pictures is served: serve the preset 'vision' to have this asked"
         missing = [need for need in requirement.needs if need not in self.session.facts.capabilities]
         if missing:
             return f"the engine lacks {', '.join(missing)}"

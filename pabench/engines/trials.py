@@ -97,7 +97,7 @@ class Trials:
             await self._try("image_names", lambda: self._shown(spec, f"pabench-{uuid.uuid4().hex}"))
 
     async def _shown(self, spec: ProbeSpec, name: str | None) -> bool:
-        """Answered with what it shows. (What is answered wrongly is a fault, and asked for later.)"""
+        """Whether it is answered at all: what is said wrongly is a fault, and asked for later."""
         ring = Ring(tuple(range(_FIRST, _FIRST + spec.picture_tokens)), _SALT)
         image = image_part(ring, draw_picture(spec, ring.tokens), name)
         answer = await self._ask(replace(self._request(ring.prompt), chat=True, images=(image,)))

@@ -138,19 +138,19 @@ class ChatMessage(BaseModel):
         return [part for part in self.content if part.get("type") == "image_url"] if isinstance(
             self.content, list) else []
 
-    def for_template(self, *, sees: bool) -> str | list[dict[str, str]]:
+    def for_template(self, *, sees: bool, in_parts: bool) -> str | list[dict[str, str]]:
         """The content as templates know it: one text, or texts and places of images. Raises ApiError for other parts.
 
-        sees: whether the model takes images.
+        sees: whether the model takes images; in_parts: whether its template wants parts, be it a text alone.
         """
         if self.content is None or isinstance(self.content, str):
-            return self.content or ""
+            return [{"type": "text", "text": self.content or ""}] if in_parts else self.content or ""
         images = self.images if sees else []
         if any(not isinstance(part.get("text"), str) or part.get("type") != "text"
                for part in self.content if part not in images):
             raise ApiError(400, f"message parts other than text{' and image_url' * sees} are not supported",
                            param="messages")
-        if images:
+        if images or in_parts:
             return [{"type": "image"} if part in images else {"type": "text", "text": part["text"]}
                     for part in self.content]
         return "".join(part["text"] for part in self.content)

@@ -48,11 +48,12 @@ def image_key(image: Image.Image) -> bytes:
 
 
 def place_images(
-    ids: Sequence[int], parts: Sequence[dict[str, Any]], vision: Vision
+    ids: Sequence[int], parts: Sequence[dict[str, Any]], vision: Vision, longest: int
 ) -> tuple[tuple[int, ...], tuple[PromptImage, ...]]:
     """The prompt with as many tokens for each image as it takes, and the images where they stand in it.
 
-    Raises ApiError where `ids` have not one image token for each of `parts`.
+    Raises ApiError where `ids` have not one image token for each of `parts`, and, before more images are looked at,
+    where the prompt is of more than `longest` tokens.
     """
     token = vision.image_token_id
     if (found := sum(each == token for each in ids)) != len(parts):
@@ -67,6 +68,9 @@ def place_images(
         image = read_image(parts[len(placed)])
         placed.append(PromptImage(len(prompt), vision.embed(image), image_key(image)))
         prompt += [token] * (placed[-1].end - placed[-1].start)
+        if len(prompt) > longest:
+            raise _refused(f"after {len(placed)} of {len(parts)} images the prompt is of {len(prompt)} tokens, this "
+                           f"engine goes to {longest}")
     return tuple(prompt), tuple(placed)
 
 

@@ -136,7 +136,8 @@ class Parser:
     def _chat_prompt(self, body: ChatBody | TokenizeBody) -> tuple[TokenIds, tuple[PromptImage, ...]]:
         """Ids of a conversation as the model's template writes it, and the images in it."""
         messages, vision = body.messages or [], self._engine.vision
-        plain = [message.model_dump() | {"content": message.for_template(sees=vision is not None)}
+        in_parts = vision is not None and self._tokenizer.template_takes_parts
+        plain = [message.model_dump() | {"content": message.for_template(sees=vision is not None, in_parts=in_parts)}
                  for message in messages]
         try:
             text = self._tokenizer.chat_text(plain, add_generation_prompt=body.add_generation_prompt)
@@ -145,7 +146,8 @@ class Parser:
         ids = self._tokenizer.encode(text, add_special_tokens=bool(body.add_special_tokens))
         if vision is None:
             return ids, ()
-        return place_images(ids, [part for message in messages for part in message.images], vision)
+        return place_images(ids, [part for message in messages for part in message.images], vision,
+                            self._engine.config.max_model_len)
 
     def _job(
         self, body: GenerationBody, prompts: tuple[TokenIds, ...], max_tokens: int, logprobs: int | None,

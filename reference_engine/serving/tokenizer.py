@@ -77,6 +77,11 @@ class Tokenizer:
         """A text in the making."""
         return TextStream(self._hf, tuple(stop), include_stop)
 
+    @property
+    def template_takes_parts(self) -> bool:
+        """Whether the template looks at the types of a message's parts, as those of models that see do."""
+        return self._template is not None and "type" in self._template
+
     def chat_text(self, messages: list[dict[str, Any]], *, add_generation_prompt: bool = True) -> str:
         """A conversation as the model's template writes it. Raises UsageError where it cannot."""
         if self._template is None:

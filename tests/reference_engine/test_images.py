@@ -184,6 +184,41 @@ def test_a_placeholder_in_the_words_is_refused(make) -> None:
     serve(make(), scenario)
 
 
+LIKE_LLAVAS = """{% for message in messages %}{{ message['role'] }}: {% for part in message['content'] |
+selectattr('type', 'equalto', 'image') %}<image> {% endfor %}{% for part in message['content'] |
+selectattr('type', 'equalto', 'text') %}{{ part['text'] }}{% endfor %} {% endfor %}"""
+
+
+def test_templates_that_know_parts_alone_get_parts(make, tmp_path) -> None:
+    """Published LLaVAs have such: given a text, they would write nothing of it."""
+    build_checkpoint(SPEC, tmp_path)
+    (tmp_path / "chat_template.jinja").write_text(LIKE_LLAVAS)
+    engine = make()
+    engine.tokenizer = Tokenizer(tmp_path)
+
+    async def scenario(client):
+        for content in ("t300 t301", [{"type": "text", "text": "t300 t301"}]):
+            _, told = await client.post({"messages": [{"role": "user", "content": content}]}, "/tokenize")
+            assert told["tokens"][-2:] == [300, 301]
+        _, told = await client.post({"messages": chat(ring_of(60), 3)["messages"]}, "/tokenize")
+        assert told["tokens"][1:17] == [4] * 16
+
+    serve(engine, scenario)
+
+
+def test_images_beyond_the_longest_prompt_are_not_looked_at(make) -> None:
+    body = chat(ring_of(60), 3)
+    parts = body["messages"][0]["content"]
+    body["messages"][0]["content"] = [*parts, *[parts[1]] * 40]
+
+    async def scenario(client):
+        status, answer = await client.post(body, CHATS)
+        assert status == 400
+        assert "images the prompt is of" in answer["error"]["message"]
+
+    serve(make(max_model_len=256), scenario)
+
+
 def test_tokenize_counts_an_images_tokens(make) -> None:
     body = chat(ring_of(60), 3)
 
