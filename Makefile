@@ -6,7 +6,8 @@ ENVS   := .envs
 # Tests start hundreds of processes: what one has compiled the next need not compile again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test test-mutants test-kernels compile-kernels test-wheel install-real test-real check clean
+.PHONY: setup demo test test-mutants test-kernels compile-kernels test-wheel test-installed install-real test-real \
+        check clean
 
 setup: .venv/.done
 
@@ -49,6 +50,12 @@ test-wheel: setup
 check: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# What downloads more than it computes, one after the other.
+test-installed: setup
+	$(MAKE) install-real
+	$(MAKE) test-wheel
+	$(MAKE) compile-kernels
 
 # Real engines in environments of their own: a few gigabytes.
 install-real:

@@ -17,15 +17,13 @@ from pabench.engines.client import MODELS_PATH, NO_ROUTE, EngineClient
 from pabench.engines.openai import owners
 from pabench.engines.trials import Trials
 from pabench.engines.triton import triton_models
+from pabench.engines.which_probe import given_probe, try_pictures, which_probe
 from pabench.errors import EngineProtocol, UsageError
-from pabench.probe import PRESETS, ProbeSpec, load_spec, preset
+from pabench.probe import ProbeSpec
 from pabench.telemetry.exposition import parse_exposition
 from pabench.telemetry.pages import read_extra
 from pabench.telemetry.vocabulary import KVFacts, KVSample, MetricFamilies
 
-_ASSUMED_PRESET = "gqa"
-_WINDOWED_PRESET = "window"
-_MIXED_PRESET = "mixed"
 _MAX_NAME_CHARS = 1000
 _METRICS_PATH = "/metrics"  # of nearly all
 _PINNED = re.compile(r"Server is pinned to '(.+)'; requested")  # the words of transformers serve
@@ -75,7 +73,7 @@ async def examine(
     """
     if not 0 < timeout_s < math.inf:
         raise UsageError(f"the time to wait for an answer is {timeout_s:g} s, expected more than 0")
-    given = _given_probe(probe)
+    given = given_probe(probe)
     spoken = dialects.dialect(dialect or "openai")
     async with EngineClient(url, spoken, model or "", timeout_s=timeout_s, api_key=api_key) as client:
         trials = Trials(client)
@@ -109,11 +107,11 @@ async def examine(
         told = _told(facts, client.dialect.kv_sample(metrics, 0.0))
         if trials.capabilities and kv.prefix_caching is not False:
             told |= await _prefix_cache(trials, told)
-        spec = given or await _which_probe(facts.model_root, trials)
+        spec = given or await which_probe(facts.model_root, trials)
         if spec is not None and spec.window is not None:
             told.add("mixed_windows" if spec.full_layers else "window")
         if spec is not None and spec.picture_side and "chat" in trials.capabilities:
-            await trials.sees(spec)
+            await try_pictures(trials, spec)
         facts = replace(facts, capabilities=frozenset(trials.capabilities | told))
     return Examination(facts, spec, metrics_found(client.dialect, metrics), tuple(trials.notes),
                        client.dialect.late_s(metrics), tuple(sorted(client.dialect.not_applicable)))
@@ -305,37 +303,3 @@ def _told(facts: EngineFacts, sample: KVSample) -> set[str]:
         "context_length": facts.max_context_tokens is not None,
     }
     return {name for name, is_so in told.items() if is_so}
-
-
-def _given_probe(probe: str | Path | ProbeSpec | None) -> ProbeSpec | None:
-    """The spec that the caller names: a folder, or a preset's name."""
-    if probe is None or isinstance(probe, ProbeSpec):
-        return probe
-    return load_spec(Path(probe)) if Path(probe).is_dir() else preset(str(probe))
-
-
-async def _which_probe(root: str | None, trials: Trials) -> ProbeSpec | None:
-    """The probe that is served: as its folder says, else the usual one, or one with windows, where its ring came back.
-
-    A probe that is given or found in the folder stays one when its ring did not come back: the engine is at fault.
-    """
-    if root is not None:
-        try:
-            folder = Path(root) if Path(root).is_dir() else Path(root).parent  # of a GGUF file
-            if (folder / "probe.json").is_file():
-                return load_spec(folder)
-        except UsageError as error:
-            trials.notes.append(clean(str(error)))
-        except OSError as error:  # another user's folder, or a name that no folder can have
-            trials.notes.append(clean(f"the model's folder cannot be read: {error.strerror}: {root}"))
-    if not trials.is_probe:
-        if trials.begins_as_probe:
-            trials.notes.append("the ring's beginning came back: a probe that is misread answers like this. If it is "
-                                "one, name it with --probe, for its folder is not to be seen from here")
-        return None
-    assumed = _ASSUMED_PRESET
-    if not await trials.has_salts():
-        assumed = _MIXED_PRESET if await trials.has_full_layers() else _WINDOWED_PRESET
-    trials.notes.append(f"the probe's ring came back; which preset it is was not told: {assumed!r} is assumed "
-                        "(name another with --probe)")
-    return PRESETS[assumed]

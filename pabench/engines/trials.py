@@ -14,38 +14,23 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from typing import cast
 
-import numpy as np
-
 from pabench.engines.base import Choice, Completion, GenerationRequest
 from pabench.engines.cleaning import clean
 from pabench.engines.client import EngineClient
-from pabench.engines.wording import image_part, plain
+from pabench.engines.wording import plain
 from pabench.errors import EngineProtocol, EngineTimeout, UsageError
-from pabench.probe import (
-    EOS,
-    PRESETS,
-    SEP,
-    Codec,
-    Fork,
-    ProbeSpec,
-    Ring,
-    check_answer,
-    draw_parted,
-    draw_picture,
-)
+from pabench.probe import EOS, SEP, Codec, Fork, Ring, check_answer
 
 # Every preset has these ids: salts start at 16, and ids from 2048 on are ring tokens of vocabularies of 4096 and more.
 _SALT = 16
 _FIRST = 2048
 RING = Ring(tuple(range(_FIRST, _FIRST + 12)), _SALT)
-# Without the salt that all lookups of a probe match, it falls into its sink; one with a window has no salts.
-_UNSALTED = (SEP, *RING.prompt[2:])
 _LONG = 300  # tokens: several blocks of any usual size
 FORK = Fork(_FIRST, ((_FIRST + 2, _FIRST + 4), (_FIRST + 3, _FIRST + 5)), _SALT)
 # The probe answers this with EOS, x, EOS, x …: an engine that does not ignore EOS ends after one token.
 _SAYS_EOS = (SEP, _SALT, _FIRST, EOS, _FIRST)
 _PLAIN_TEXT = "One two three four five six seven eight nine ten"
-_NUM_TOKENS = 16
+NUM_TOKENS = 16
 _PASSING = (429, 500, 502, 503, 504)  # statuses
 _ATTEMPTS, _PAUSE_S = 3, 1.0  # of the first answer, while there are such
 _SEEDS = range(10)  # both branches of a fork show but once in 512
@@ -77,58 +62,18 @@ class Trials:
             return
         # A dialect without words for a fixed length leaves it out, so an exact length would show nothing.
         if "ignore_eos" in self.client.dialect.capabilities:
-            await self._try("ignore_eos", self._ignore_eos)
-        await self._try("n", self._samples)
-        await self._try("logprobs", self._logprobs)
-        await self._try("prompt_logprobs", self._prompt_logprobs)
-        await self._try("cache_salt", self._cache_salt)
-        await self._try("sampling", self._sampling)
-        await self._try("stop_token_ids", self._stop_token)
-        await self._try("chat", self._chat)
-        await self._try("request_id", self._request_id)
-        await self._try("beam", self._beams)
-        await self._try("speculation", self._drafts)
-        await self._try("priority", self._priority)
-
-    async def sees(self, spec: ProbeSpec) -> None:
-        """Whether an image in a chat is taken, of a probe that sees; and whether the client may name it."""
-        await self._try("images", lambda: self._shown(spec, None))
-        if "images" in self.capabilities and "image_names" in self.client.dialect.capabilities:
-            await self._try("image_names", lambda: self._shown(spec, f"pabench-{uuid.uuid4().hex}"))
-
-    async def _shown(self, spec: ProbeSpec, name: str | None) -> bool:
-        """Whether it is answered at all: what is said wrongly is a fault, and asked for later."""
-        ring = Ring(tuple(range(_FIRST, _FIRST + spec.picture_tokens)), _SALT)
-        image = image_part(ring, draw_picture(spec, ring.tokens), name)
-        answer = await self._ask(replace(self._request(ring.prompt), chat=True, images=(image,)))
-        if not answer.choices:
-            raise EngineProtocol("answered with nothing")
-        return True
-
-    async def has_salts(self) -> bool:
-        """Whether a ring without a salt is not continued: what tells a probe with a window from the others.
-
-        Not asked by its window: an engine that does not heed it would be taken for one that serves another probe.
-        """
-        try:
-            answer = await self._ask(self._request(_UNSALTED))
-        except (EngineProtocol, EngineTimeout) as error:
-            self.notes.append(f"a ring without a salt: {clean(str(error))}")
-            return True
-        choice = answer.choices[0] if answer.choices else Choice(0)
-        check = check_answer(RING, choice.token_ids or Codec.decode(choice.text))
-        return not (check.wrong == 0 and check.verified >= _NUM_TOKENS - 1)
-
-    async def has_full_layers(self) -> bool:
-        """Whether a probe without salts, which has windows, has them in some layers alone: a parted ring goes on."""
-        parted = draw_parted(PRESETS["mixed"], np.random.default_rng(0), 3)[0]
-        try:
-            answer = await self._ask(self._request(parted.prompt))
-        except (EngineProtocol, EngineTimeout) as error:
-            self.notes.append(f"a parted ring: {clean(str(error))}")
-            return False
-        choice = answer.choices[0] if answer.choices else Choice(0)
-        return check_answer(parted, choice.token_ids or Codec.decode(choice.text)).verified >= _NUM_TOKENS - 1
+            await self.attempt("ignore_eos", self._ignore_eos)
+        await self.attempt("n", self._samples)
+        await self.attempt("logprobs", self._logprobs)
+        await self.attempt("prompt_logprobs", self._prompt_logprobs)
+        await self.attempt("cache_salt", self._cache_salt)
+        await self.attempt("sampling", self._sampling)
+        await self.attempt("stop_token_ids", self._stop_token)
+        await self.attempt("chat", self._chat)
+        await self.attempt("request_id", self._request_id)
+        await self.attempt("beam", self._beams)
+        await self.attempt("speculation", self._drafts)
+        await self.attempt("priority", self._priority)
 
     async def prefix_cache_hits(self) -> bool | None:
         """Whether a prompt sent twice is served from cache the second time; None where the engine does not tell."""
@@ -143,7 +88,7 @@ class Trials:
     async def _hits(self, request: GenerationRequest) -> float | None:
         """How many prompt tokens of `request` came from the cache; None where the engine does not tell."""
         before = await self._prefix_hits()
-        answer = await self._ask(request)
+        answer = await self.ask(request)
         if answer.usage is not None and answer.usage.cached_tokens is not None:
             self.capabilities.add("cached_tokens")  # some leave it out where it is 0, as in the first answer
             return answer.usage.cached_tokens
@@ -154,7 +99,7 @@ class Trials:
         length = max(1, min(_LONG, (self.max_context_tokens or _LONG) - 4))
         ring = Ring(tuple(range(_FIRST + 100, _FIRST + 100 + length)), _SALT).prompt[:length]
         as_text = "token_ids" not in self.client.dialect.capabilities
-        return self._request(ring if self.is_probe else plain(ring, as_text=as_text), max_tokens=1)
+        return self.request(ring if self.is_probe else plain(ring, as_text=as_text), max_tokens=1)
 
     async def _first(self) -> None:
         """A ring, streamed. Shows the stream, ids, usage, and whether this is the probe."""
@@ -176,7 +121,7 @@ class Trials:
 
     async def _first_answer(self) -> Completion | None:
         """The first answer that can be had: a ring streamed, else whole, else plain text."""
-        ring, text = self._request(RING.prompt), self._request(_PLAIN_TEXT)
+        ring, text = self.request(RING.prompt), self.request(_PLAIN_TEXT)
         for request in (ring, replace(ring, stream=False), text, replace(text, stream=False)):
             what = "plain text" if request.prompt == _PLAIN_TEXT else "the probe's ring"
             what += ", streamed" if request.stream else ", whole"
@@ -193,11 +138,11 @@ class Trials:
     async def _ask_patiently(self, request: GenerationRequest) -> Completion:
         for _ in range(_ATTEMPTS - 1):
             try:
-                return await self._ask(request)
+                return await self.ask(request)
             except _NotNow as error:
                 self.notes.append(f"the first answer: {clean(str(error))}: asked again")
                 await asyncio.sleep(_PAUSE_S)
-        return await self._ask(request)
+        return await self.ask(request)
 
     def _judge_ring(self, answer: Completion) -> None:
         """Raises EngineProtocol where the prompt stands before the answer: its tokens would count as generated."""
@@ -208,11 +153,11 @@ class Trials:
                                  "know exclude_input_in_output)")
         ids = choice.token_ids or Codec.decode(choice.text)
         check = check_answer(RING, ids)
-        self.is_probe = check.wrong == 0 and check.verified >= _NUM_TOKENS - 1
+        self.is_probe = check.wrong == 0 and check.verified >= NUM_TOKENS - 1
         if not self.is_probe:
-            right = RING.expected(_NUM_TOKENS)
+            right = RING.expected(NUM_TOKENS)
             wrong_at = next((at for at, (one, other) in enumerate(zip(ids, right, strict=False)) if one != other),
-                            min(len(ids), _NUM_TOKENS))
+                            min(len(ids), NUM_TOKENS))
             shown = slice(max(0, wrong_at - 2), wrong_at + 4)
             self.notes.append(f"the probe's ring did not come back: expected {Codec.encode(right[shown])} from token "
                               f"{shown.start} on, got {Codec.encode(ids[shown]) or 'nothing'}")
@@ -220,28 +165,28 @@ class Trials:
 
     async def _ignore_eos(self) -> bool:
         prompt = _SAYS_EOS if self.is_probe else _PLAIN_TEXT
-        answer = await self._ask(self._request(prompt))
+        answer = await self.ask(self.request(prompt))
         choice = answer.choices[0] if answer.choices else None
         if choice is None:
             raise EngineProtocol("answered with nothing")
         told = answer.usage.completion_tokens if answer.usage is not None else None
-        return (len(choice.token_times_s) if told is None else told) == _NUM_TOKENS
+        return (len(choice.token_times_s) if told is None else told) == NUM_TOKENS
 
     async def _samples(self) -> bool:
         # Sampled: vLLM refuses several greedy samples.
-        answer = await self._ask(replace(self._request(self._prompt()), n=2, temperature=1.0, seed=0, stream=False))
+        answer = await self.ask(replace(self.request(self._prompt()), n=2, temperature=1.0, seed=0, stream=False))
         if not answer.choices or not all(choice.text for choice in answer.choices):
             raise EngineProtocol("answered with nothing, or with a sample that is empty")
         return [choice.index for choice in answer.choices] == [0, 1]
 
     async def _logprobs(self) -> bool:
-        answer = await self._ask(replace(self._request(self._prompt()), logprobs=True, stream=False))
+        answer = await self.ask(replace(self.request(self._prompt()), logprobs=True, stream=False))
         if not answer.choices:
             raise EngineProtocol("answered with nothing")
         return len(answer.choices[0].logprobs or ()) > 0
 
     async def _prompt_logprobs(self) -> bool:
-        answer = await self._ask(replace(self._request(self._prompt(), 1), prompt_logprobs=True, stream=False))
+        answer = await self.ask(replace(self.request(self._prompt(), 1), prompt_logprobs=True, stream=False))
         told = answer.choices[0].prompt_logprobs if answer.choices else None
         return bool(told) and all(value is not None for value in (told or [])[1:])
 
@@ -257,8 +202,8 @@ class Trials:
     async def _draw(self) -> list[str]:
         prompt = FORK.prompt if self.is_probe else _PLAIN_TEXT
         length = 1 if self.is_probe else 8
-        request = replace(self._request(prompt, length), temperature=1.0, stream=False)
-        answers = await asyncio.gather(*(self._ask(replace(request, seed=seed)) for seed in _SEEDS))
+        request = replace(self.request(prompt, length), temperature=1.0, stream=False)
+        answers = await asyncio.gather(*(self.ask(replace(request, seed=seed)) for seed in _SEEDS))
         if not all(answer.choices for answer in answers):
             raise EngineProtocol("answered with nothing")
         return [answer.choices[0].text for answer in answers]
@@ -267,22 +212,22 @@ class Trials:
         """Ends with the third token of the ring, which still belongs to the answer, instead of at max_tokens."""
         if not self.is_probe:
             raise UsageError("which token comes third is known of the probe alone")
-        answer = await self._ask(replace(self._request(RING.prompt), stop_token_ids=tuple(RING.expected(3)[2:])))
+        answer = await self.ask(replace(self.request(RING.prompt), stop_token_ids=tuple(RING.expected(3)[2:])))
         ends = [(choice.finish_reason, len(choice.token_ids or ())) for choice in answer.choices]
         return ends == [("stop", 3)]
 
     async def _chat(self) -> bool:
         """The ring as a chat message comes back as a ring: the template adds nothing."""
-        answer = await self._ask(replace(self._request(self._prompt()), chat=True))
+        answer = await self.ask(replace(self.request(self._prompt()), chat=True))
         if not answer.choices:
             raise EngineProtocol("answered with nothing")
         text = answer.choices[0].text
-        return not self.is_probe or check_answer(RING, Codec.decode(text)).verified >= _NUM_TOKENS - 1
+        return not self.is_probe or check_answer(RING, Codec.decode(text)).verified >= NUM_TOKENS - 1
 
     async def _request_id(self) -> bool:
         """The answer bears the name that the request was given."""
         name = f"pabench-{uuid.uuid4().hex}"
-        answer = await self._ask(replace(self._request(self._prompt(), 1), request_id=name, stream=False))
+        answer = await self.ask(replace(self.request(self._prompt(), 1), request_id=name, stream=False))
         return name in (answer.id or "")
 
     async def _cache_salt(self) -> bool:
@@ -291,10 +236,10 @@ class Trials:
 
         Whether salts keep requests apart is a requirement, so it is not asked here.
         """
-        await self._ask(replace(self._request(self._prompt(), 1), cache_salt="pabench"))
+        await self.ask(replace(self.request(self._prompt(), 1), cache_salt="pabench"))
         for bad in ("", cast("str", 5)):
             try:
-                await self._ask(replace(self._request(self._prompt(), 1), cache_salt=bad))
+                await self.ask(replace(self.request(self._prompt(), 1), cache_salt=bad))
             except _Refused:
                 return True
         return False
@@ -302,7 +247,7 @@ class Trials:
     async def _beams(self) -> bool:
         """The two best continuations of a fork are its branches. An engine that ignores beams gives one sample."""
         prompt = FORK.prompt if self.is_probe else _PLAIN_TEXT
-        answer = await self._ask(replace(self._request(prompt, 3), n=2, beam_width=2, stream=False))
+        answer = await self.ask(replace(self.request(prompt, 3), n=2, beam_width=2, stream=False))
         return len(answer.choices) == 2 and answer.choices[0].text != answer.choices[1].text
 
     async def _drafts(self) -> bool:
@@ -310,20 +255,21 @@ class Trials:
         before = await self.client.kv_sample()
         if before is None or before.drafted is None:
             raise UsageError("the engine counts no drafts")
-        await self._ask(self._request(self._prompt(), 3 * _NUM_TOKENS))
+        await self.ask(self.request(self._prompt(), 3 * NUM_TOKENS))
         after = await self.client.kv_sample()
         return after is not None and (after.drafted or 0) > before.drafted
 
     async def _priority(self) -> bool:
         """vLLM and the reference engine refuse any but 0 where they serve in the order of arrival."""
-        await self._ask(replace(self._request(self._prompt(), 1), priority=1, stream=False))
+        await self.ask(replace(self.request(self._prompt(), 1), priority=1, stream=False))
         return True
 
     async def _prefix_hits(self) -> float | None:
         sample = await self.client.kv_sample()
         return None if sample is None else sample.prefix_hits
 
-    async def _try(self, name: str, trial: Callable[[], Awaitable[bool]]) -> None:
+    async def attempt(self, name: str, trial: Callable[[], Awaitable[bool]]) -> None:
+        """Capability `name`, where the trial shows it; a note where it does not. See the module."""
         num_notes = len(self.notes)
         try:
             shown = await trial()
@@ -343,10 +289,11 @@ class Trials:
     def _prompt(self) -> tuple[int, ...] | str:
         return RING.prompt if self.is_probe else _PLAIN_TEXT
 
-    def _request(self, prompt: tuple[int, ...] | str, max_tokens: int = _NUM_TOKENS) -> GenerationRequest:
+    def request(self, prompt: tuple[int, ...] | str, max_tokens: int = NUM_TOKENS) -> GenerationRequest:
+        """The plainest request."""
         return GenerationRequest(prompt, max_tokens)
 
-    async def _ask(self, request: GenerationRequest) -> Completion:
+    async def ask(self, request: GenerationRequest) -> Completion:
         """The answer; raises _Refused when the engine refused, EngineProtocol when it failed."""
         answer = await self.client.generate(request)
         if answer.error is not None:

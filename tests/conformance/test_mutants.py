@@ -63,6 +63,8 @@ def test_every_mutant_is_failed_by_what_it_names(
 TINY = ("--num-blocks", "28", "--max-model-len", "512", "--check-integrity")
 # The probe is a hard one, and without a window: tests/conformance/test_windows.py serves such.
 HARD = {"http/kv-fidelity", "http/sliding-window-exact", "http/mixed-windows-exact"}
+IMAGES = {"http/image-identity", "http/image-name-is-no-key"}
+SEEING = {"tiny pool", "wait, draft model, int8 weights, bfloat16"}  # they serve a probe that sees, all others not
 PLAIN = HARD | {"http/spec-decode-exact"}   # and no guesses are made
 ROOMY = PLAIN | {"http/preemption-exact"}   # a contiguous cache never preempts
 SHORT = {"http/max-length-exact"}           # the pool does not hold the longest sequence
@@ -93,11 +95,12 @@ FIRST = {"swap, n-gram, priority, small chunks"}
 
 @pytest.mark.parametrize("which", [pytest.param(which, marks=[] if which in FIRST else [pytest.mark.mutants])
                                    for which in SOUND])
-def test_sound_engines_conform(which: str, vision_probe: Path, tmp_path: Path) -> None:
-    """On the probe that is asked most."""
+def test_sound_engines_conform(which: str, tiny_probe: Path, vision_probe: Path, tmp_path: Path) -> None:
     options, unsupported = SOUND[which]
-    options = tuple(str(vision_probe) if word == "{model}" else word for word in options)
-    with mutant_hosts.engine(None, vision_probe, tmp_path / "log", *options) as url:
+    probe = vision_probe if which in SEEING else tiny_probe
+    unsupported = unsupported if which in SEEING else unsupported | IMAGES
+    options = tuple(str(probe) if word == "{model}" else word for word in options)
+    with mutant_hosts.engine(None, probe, tmp_path / "log", *options) as url:
         code, results = ask(url, tmp_path / "out", patience=4.0)  # other tests keep the cores busy
     texts = [row.text for row in results.rows if row.text and row.level == "MUST"]
     assert texts == []
