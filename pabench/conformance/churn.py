@@ -1,12 +1,14 @@
-"""Prompts that pass by until everything in the pool has been taken anew, where there is time for that."""
+"""What is done to the cache: filled and asked from, or overrun by prompts until everything in it is taken anew."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 from pabench.conformance.engine import EngineUnderTest
 from pabench.conformance.prompts import SHORTEST_RING, long_rings
 from pabench.conformance.verify import Ask
+from pabench.engines.base import GenerationRequest
 
 CHURN_S = 5.0  # of a case: what takes longer is not begun
 
@@ -27,6 +29,18 @@ def churn(engine: EngineUnderTest, needed: int) -> int:
             break
         count = min(engine.profile.concurrency, 2 * count, -(-(needed - passed) // length))
     return passed
+
+
+def ask_from_cache(engine: EngineUnderTest, shared: tuple[int, ...], asks: Sequence[Ask]) -> str:
+    """Ask what begins with `shared` once that is cached: one by one, then all at once. How much was found, in words."""
+    engine.generate([GenerationRequest(shared, max_tokens=1, stream=False)])
+    found = []
+    for ask in asks:
+        found += [answer.usage.cached_tokens for answer in engine.ask([ask])
+                  if answer.usage and answer.usage.cached_tokens]
+    engine.case += "; then all at once"
+    engine.ask(asks[::-1])
+    return f"{', '.join(map(str, found)) or 'it is not told how many'} tokens found in the cache"
 
 
 def not_overrun(engine: EngineUnderTest, passed: int) -> str:

@@ -63,6 +63,7 @@ def _prompt(request: GenerationRequest) -> dict[str, Any]:
     if request.chat:
         content = _parts(request) if request.images else request.prompt
         return {"messages": [{"role": "user", "content": content}]}
+    _require_chat_of_images(request)
     return {"prompt": request.prompt if isinstance(request.prompt, str) else list(request.prompt)}
 
 
@@ -113,6 +114,14 @@ def require_plain(request: GenerationRequest, dialect: str, *, but: Sequence[str
     for name in _BEYOND_OPENAI:
         if name not in but and (value := getattr(request, name)) != _UNSAID[name]:
             raise UsageError(f"dialect {dialect!r} has no {name}, got {name}={value!r}: leave it out")
+    _require_chat_of_images(request)
+    if named := [image.name for image in request.images if image.name is not None]:
+        raise UsageError(f"dialect {dialect!r} has no names of images, got {named[0]!r}: leave it out")
+
+
+def _require_chat_of_images(request: GenerationRequest) -> None:
+    if request.images and not request.chat:
+        raise UsageError(f"a completion has no images, got {len(request.images)}: ask with chat=True")
 
 
 class OpenAIDialect:

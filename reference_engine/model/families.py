@@ -78,7 +78,7 @@ def _language_model(folder: Path, config: Json) -> tuple[Json, list[str]]:
     if not isinstance(text, dict):
         raise UsageError(f"{folder}/config.json has no text_config, which a model that sees has")
     family = text.get("architectures") or [_OF_TYPE.get(text.get("model_type", "llama"), "")]
-    return {"eos_token_id": config.get("eos_token_id"), **text}, family
+    return {name: config.get(name) for name in ("eos_token_id", "quantization_config")} | text, family
 
 
 def _llama(config: Json) -> ModelConfig:

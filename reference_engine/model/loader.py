@@ -25,12 +25,13 @@ def load_model(
     Raises UsageError where a tensor is missing, and where one is there that the model would not use: a checkpoint that
     holds more than its config.json says is another model.
     """
-    model = Transformer(read_model_config(folder), dtype, device, max_model_len)
+    model, has_eyes = Transformer(read_model_config(folder), dtype, device, max_model_len), sees(folder)
     missing, unknown = model.weight_names(), set[str]()
     for shard in _shards(folder):
         try:
             with safe_open(str(shard), framework="pt") as tensors:
-                stored = {_language_name(name): name for name in tensors.keys()}  # noqa: SIM118 - it is no dict
+                stored = {_language_name(name) if has_eyes else name: name
+                          for name in tensors.keys()}  # noqa: SIM118 - it is no dict
                 unknown.update(name for name in set(stored) - missing if not name.endswith(_HARMLESS))
                 names = sorted(missing.intersection(stored))
                 for name in names:
@@ -41,7 +42,7 @@ def load_model(
     if missing:
         raise UsageError(f"{folder} lacks {len(missing)} tensors that its config.json asks for, such as "
                          f"{_some(missing)}")
-    if sees(folder):
+    if has_eyes:
         unknown = {name for name in unknown if not name.startswith(VISION_PREFIXES)}
     if unknown:
         raise UsageError(f"{folder} holds {len(unknown)} tensors that its config.json does not ask for, such as "

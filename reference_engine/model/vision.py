@@ -26,15 +26,15 @@ class Vision:
         from transformers import AutoImageProcessor, LlavaConfig, LlavaForConditionalGeneration
         from transformers.utils import logging
 
-        config = LlavaConfig.from_pretrained(folder)
-        config.text_config.num_hidden_layers = 0  # the language model is ours
         verbosity = logging.get_verbosity()
         logging.set_verbosity_error()  # that it leaves those weights out is meant
         logging.disable_progress_bar()
         try:
+            config = LlavaConfig.from_pretrained(folder)
+            config.text_config.num_hidden_layers = 0  # the language model is ours
             self._model = LlavaForConditionalGeneration.from_pretrained(folder, config=config, dtype=dtype).to(device)
             self._processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
-        except (OSError, ValueError, KeyError, ImportError) as error:
+        except Exception as error:  # of files that are not what they should be: whatever they make it stumble over
             raise UsageError(f"the vision part of {folder} cannot be loaded: {error}") from error
         finally:
             logging.set_verbosity(verbosity)

@@ -10,11 +10,10 @@ from collections.abc import Sequence
 
 import pytest
 
-from pabench.conformance.churn import not_overrun
+from pabench.conformance.churn import ask_from_cache, not_overrun
 from pabench.conformance.engine import EngineUnderTest
 from pabench.conformance.targets import unsupported
 from pabench.conformance.verify import Ask
-from pabench.engines.base import GenerationRequest
 from pabench.probe import Parted, draw_parted, longest_parted, shortest_parted
 
 _WINDOWS = 2   # an answer goes over so many, so that blocks leave
@@ -63,15 +62,8 @@ def test_behind_a_hit(engine: EngineUnderTest) -> None:
     lap = longest_parted(engine.spec)
     tokens = _tokens(engine, lap)
     prompts = draw_parted(engine.spec, engine.rng, lap, _TURNS)
-    engine.generate([GenerationRequest(prompts[0].shared, max_tokens=1, stream=False)])
     engine.case = f"{_text(engine, prompts[0], tokens)}; what stands before the window is cached"
-    found = []
-    for ask in _named(prompts, tokens):
-        found += [answer.usage.cached_tokens for answer in engine.ask([ask])
-                  if answer.usage and answer.usage.cached_tokens]
-    engine.case += "; then all at once"
-    engine.ask(_named(prompts, tokens)[::-1])
-    engine.note = f"{', '.join(map(str, found)) or 'it is not told how many'} tokens found in the cache"
+    engine.note = ask_from_cache(engine, prompts[0].shared, _named(prompts, tokens))
 
 
 @pytest.mark.requirement("http/mixed-windows-exact", case="in-chunks")

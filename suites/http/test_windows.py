@@ -11,13 +11,13 @@ from dataclasses import replace
 
 import pytest
 
-from pabench.conformance.churn import not_overrun
+from pabench.conformance.churn import ask_from_cache, not_overrun
 from pabench.conformance.engine import EngineUnderTest
 from pabench.conformance.failure import fail
 from pabench.conformance.prompts import RING_OVERHEAD
 from pabench.conformance.targets import unsupported
 from pabench.conformance.verify import Ask, is_certain
-from pabench.engines.base import Completion, GenerationRequest
+from pabench.engines.base import Completion
 from pabench.probe import (
     Decoyed,
     ProbePrompt,
@@ -128,15 +128,8 @@ def test_decoys_behind_a_hit(engine: EngineUnderTest) -> None:
     tokens = _window(engine) + engine.edge
     decoys = _decoys(engine, tokens)
     prompts = draw_decoyed(engine.spec, engine.rng, decoys, _TURNS)
-    engine.generate([GenerationRequest(prompts[0].shared, max_tokens=1, stream=False)])
     engine.case = f"{_decoy_text(engine, prompts[0], decoys, tokens)}; those before are cached"
-    answers: list[Completion] = []
-    for ask in _named(prompts, tokens):
-        answers += engine.ask([ask])
-    engine.case += "; then all at once"
-    engine.ask(_named(prompts, tokens)[::-1])
-    found = [answer.usage.cached_tokens for answer in answers if answer.usage and answer.usage.cached_tokens]
-    engine.note = f"{', '.join(map(str, found)) or 'it is not told how many'} tokens of decoys found in the cache"
+    engine.note = ask_from_cache(engine, prompts[0].shared, _named(prompts, tokens))
 
 
 @pytest.mark.requirement("http/sliding-window-exact", case="decoys-in-chunks")

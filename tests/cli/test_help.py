@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +11,8 @@ import typer.main
 from typer.testing import CliRunner
 
 from pabench.cli import app
+from pabench.commands.engines import _PRESETS
+from pabench.probe import PRESETS
 from tests.cli.conftest import Run
 
 _OTHERS = ("serve", "simulate", "stub")  # their --help is that of another parser
@@ -30,6 +33,11 @@ COMMANDS = list(commands(typer.main.get_command(app)))
 
 def test_all_commands_are_asked() -> None:
     assert {("gate",), ("gate", "run"), ("probe", "build"), ("conform",), ("serve",)} <= set(COMMANDS)
+
+
+def test_all_presets_of_the_probe_are_named() -> None:
+    """The command line lists them by itself: it helps before it imports numpy."""
+    assert set(re.findall(r"\w+", _PRESETS.replace(" or ", " "))) == set(PRESETS)
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from pabench.engines import DIALECTS, dialect
-from pabench.engines.base import CAPABILITIES, GenerationRequest
+from pabench.engines.base import CAPABILITIES, GenerationRequest, ImagePart
 from pabench.engines.wording import worded
 from pabench.errors import UsageError
 
@@ -53,6 +53,30 @@ def test_a_priority_is_never_left_out_silently(name, priority):
 def test_dialects_without_words_for_it_say_so(name, field):
     with pytest.raises(UsageError, match=f"dialect '{name}' has no {next(iter(field))}"):
         body_of(name, **field)
+
+
+IMAGE = ImagePart(2, 4, "data:image/png;base64,AA==")
+
+
+def test_an_image_stands_in_place_of_its_words():
+    named = ImagePart(5, 6, IMAGE.uri, "mine")
+    request = GenerationRequest("a b c d e f g", 1, chat=True, images=(IMAGE, named))
+    _, body = dialect("vllm").build(request, "m")
+    part = {"type": "image_url", "image_url": {"url": IMAGE.uri}}
+    assert body["messages"] == [{"role": "user", "content": [
+        {"type": "text", "text": "a b"}, part, {"type": "text", "text": "e"}, part | {"uuid": "mine"},
+        {"type": "text", "text": "g"}]}]
+
+
+@pytest.mark.parametrize("name", DIALECTS)
+def test_an_image_is_never_left_out_silently(name):
+    with pytest.raises(UsageError, match="a completion has no images, got 1"):
+        body_of(name, images=(IMAGE,))
+
+
+def test_who_knows_no_names_of_images_says_so():
+    with pytest.raises(UsageError, match="dialect 'openai' has no names of images, got 'mine'"):
+        body_of("openai", chat=True, images=(ImagePart(0, 1, IMAGE.uri, "mine"),))
 
 
 @pytest.mark.parametrize("name", DIALECTS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 from base64 import b64encode
 from dataclasses import replace
 
@@ -243,3 +244,26 @@ def test_a_vision_part_that_cannot_be_loaded_is_told(tmp_path) -> None:
     (tmp_path / "preprocessor_config.json").unlink()
     with pytest.raises(UsageError, match=r"the vision part of .* cannot be loaded"):
         read_vision(tmp_path, torch.float32, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(("changes", "says"), [
+    ({"quantization_config": {"quant_method": "fp8"}}, "is quantised"),
+    ({"text_config": None}, "has no text_config"),
+    ({"architectures": ["LlamaForCausalLM"]}, "config.json is incomplete"),
+])
+def test_what_its_config_makes_no_model_of(tmp_path, changes, says) -> None:
+    build_checkpoint(SPEC, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | changes))
+    with pytest.raises(UsageError, match=says):
+        load_model(tmp_path, torch.float32, torch.device("cpu"), 64)
+
+
+def test_a_blind_model_has_no_tensors_of_one_that_sees(tmp_path) -> None:
+    """It would be another model than its config.json says."""
+    build_checkpoint(SPEC, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    blind = config["text_config"] | {"architectures": ["LlamaForCausalLM"]}
+    (tmp_path / "config.json").write_text(json.dumps(blind))
+    with pytest.raises(UsageError, match=r"lacks .* tensors that its config.json asks for"):
+        load_model(tmp_path, torch.float32, torch.device("cpu"), 64)
