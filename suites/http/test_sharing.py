@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import math
-import time
 
 import pytest
 
-from pabench.conformance.churn import CHURN_S, not_overrun
 from pabench.conformance.engine import EngineUnderTest, refused
-from pabench.conformance.exchange import Exchange
 from pabench.conformance.failure import fail
 from pabench.conformance.prompts import (
-    SHORTEST_RING,
     braid_of_prompt_length,
     fork_of_prompt_length,
-    long_rings,
     rings_with_shared_prefix,
 )
 from pabench.conformance.targets import unsupported
@@ -27,8 +22,6 @@ from pabench.probe import Fork, Ring
 _DOUBLINGS = 20
 _CROWD = 12        # sequences behind one long prefix: engines treat so many apart
 _PREFIX_BLOCKS = 5
-_PASSING = 32      # prompts that a large pool is overrun with
-_READERS = 4       # one behind the other, until one reads long enough
 
 
 @pytest.mark.requirement("http/same-block-behind-another-prefix")
@@ -94,66 +87,6 @@ def test_crowd_behind_one_prefix(engine: EngineUnderTest) -> None:
     asks = [Ask(ring, tokens, f"sequence {i}") for i, ring in enumerate(rings)]
     engine.ask(asks[:1])
     engine.ask(asks)
-
-
-@pytest.mark.requirement("http/shared-block-outlives-first-holder")
-def test_shared_block_outlives_first_holder(engine: EngineUnderTest) -> None:
-    """A prefix is cached, A and B take it at once, A ends, others churn the pool, and B still reads."""
-    engine.need_cold("the prefix is cached when it is taken")
-    block = engine.edge
-    shared, tail = 2 * block + block // 2, block // 2
-    room = engine.longest - (shared + tail + 1)
-    if room < 3 * block:
-        unsupported(f"{engine.block_text}: a prefix of more than two blocks cannot be read again within "
-                    f"{engine.longest} tokens")
-    capacity = engine.geometry.capacity_tokens
-    tokens = min(room, 2 * (shared + tail - 2) + 4 * block)
-    needed = capacity or 40 * block
-    short = min(5 * block, engine.longest - 2, len(engine.spec.paired_ids) // 4)
-    # Of a large pool no more than this passes while B reads, and longer prompts pass sooner.
-    length = max(short, min(needed // _PASSING, engine.longest - 2, engine.profile.prompt_tokens))
-    count = max(4, -(-needed // length))
-    engine.case = (f"{engine.block_text}; A and B share {shared} tokens; A ends first, B reads {tokens} tokens while "
-                   f"{count} prompts of {length} tokens pass by")
-    start = time.monotonic()
-    for _ in range(_READERS):
-        passed = _pass_a_reader(engine, shared, tail, tokens, [length] * count, length == short)
-        reason = not_overrun(engine, passed)
-        # B may have ended before this process came to send who was to pass, on a busy machine: then another one reads.
-        if not reason or capacity is None or time.monotonic() - start > CHURN_S:
-            break
-    if reason:
-        unsupported(f"while B read, {reason}")
-    engine.note = f"{passed} tokens of churn, a pool of {capacity} slots"
-
-
-def _pass_a_reader(
-    engine: EngineUnderTest, shared: int, tail: int, tokens: int, passing: list[int], are_rings: bool
-) -> int:
-    """Tokens of the prompts of lengths `passing`, all alike, that had passed when B, who reads `tokens`, ended.
-
-    `are_rings`: they are so short that no token comes twice before they close.
-    """
-    first, second = rings_with_shared_prefix(engine.spec, engine.rng, shared, tail, 2)
-    engine.generate([GenerationRequest(first.prompt[:shared], max_tokens=1, stream=False)])
-    holder = engine.start([Ask(first, engine.edge, "A")])
-    reader = engine.start([Ask(second, tokens, "B")])
-    holder.verify()
-    passers: list[Exchange] = []
-    start = time.monotonic()
-    while len(passers) < len(passing) and not reader.done and (
-            time.monotonic() - start < CHURN_S * engine.profile.patience):
-        lengths = passing[len(passers):len(passers) + 4]
-        rings = (engine.rings(lengths)[0] if are_rings else
-                 long_rings(engine.spec, engine.rng, lengths, SHORTEST_RING))
-        pending = engine.start_told([Ask(ring, 2, f"passer-by {i}") for i, ring in enumerate(rings)])
-        pending.verify()
-        passers += pending.exchanges
-    reader.verify()
-    read_s = reader.exchanges[0].end_s or 0.0
-    # Once more from the cache: what the first reader left must be whole too.
-    engine.ask([Ask(second, len(second.tokens), "B again")])
-    return passing[0] * sum(one.end_s is not None and one.end_s <= read_s for one in passers)
 
 
 @pytest.mark.requirement("http/n-samples-isolated")
