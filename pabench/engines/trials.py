@@ -18,7 +18,7 @@ from pabench.engines.base import Choice, Completion, GenerationRequest
 from pabench.engines.cleaning import clean
 from pabench.engines.client import EngineClient
 from pabench.engines.wording import plain
-from pabench.errors import EngineProtocol, EngineTimeout, UsageError
+from pabench.errors import EngineDied, EngineProtocol, EngineTimeout, UsageError
 from pabench.probe import EOS, SEP, Codec, Fork, Ring, check_answer
 
 # Every preset has these ids: salts start at 16, and ids from 2048 on are ring tokens of vocabularies of 4096 and more.
@@ -142,7 +142,13 @@ class Trials:
             except _NotNow as error:
                 self.notes.append(f"the first answer: {clean(str(error))}: asked again")
                 await asyncio.sleep(_PAUSE_S)
-        return await self.ask(request)
+        try:
+            return await self.ask(request)
+        except _NotNow as error:
+            if await self.client.healthy():
+                raise
+            raise EngineDied(f"the engine at {self.client.url} says that it is not healthy, and failed the first "
+                             f"request {_ATTEMPTS} times: {clean(str(error))}: start it anew") from error
 
     def _judge_ring(self, answer: Completion) -> None:
         """Raises EngineProtocol where the prompt stands before the answer: its tokens would count as generated."""

@@ -27,6 +27,7 @@ _WHOLE_S = 2.5                # that all prompts together may take: more of them
 _FEWEST = 4                   # prompts all the same
 # Who is aborted leaves room for the next, so the last would be served before its client leaves at full pace.
 _PACES = (0.25, 0.5, 0.75, 1.0)
+_LEAVING = (1, 2, 0, 1, 2, 0)  # tokens that come before a client leaves
 _HELD = "blocks of an aborted request were not given back, or it still runs"
 
 
@@ -93,14 +94,18 @@ def _start_and_abort(engine: EngineUnderTest, request: GenerationRequest) -> flo
 
 @pytest.mark.requirement("http/abort-frees", case="bystanders")
 def test_abort_leaves_others_alone(engine: EngineUnderTest) -> None:
-    """Several run, clients of some leave: the answers of the others are whole and right."""
-    ring_len, tokens = min(engine.edge + 5, engine.longest // 4), min(4 * engine.edge, engine.longest // 2)
-    rings = engine.rings([ring_len] * 5)[0]
-    engine.case = f"4 rings at once; greedy {tokens} tokens; 3 other clients disconnect meanwhile"
+    """Several run, clients of some leave: the answers of the others are whole and right.
+
+    Each ring is read once, for as long as it lasts: what was said before stands twice, and hides what is lost.
+    """
+    length = min(4 * engine.edge + 5, engine.longest // 2, len(engine.spec.paired_ids) // 5)
+    rings = engine.rings([length] * 5)[0]
+    engine.case = (f"4 rings of {length} prompt tokens at once; greedy {length} tokens; {len(_LEAVING)} other clients "
+                   "disconnect meanwhile")
     with all_given_back(engine, _HELD):
-        pending = engine.start([Ask(ring, tokens, f"bystander {i}") for i, ring in enumerate(rings[:4])])
-        for after in (1, 2, 0):
-            engine.abort(GenerationRequest(rings[4].prompt, tokens), after)
+        pending = engine.start([Ask(ring, length, f"bystander {i}") for i, ring in enumerate(rings[:4])])
+        for after in _LEAVING:
+            engine.abort(GenerationRequest(rings[4].prompt, length), after)
         pending.verify()
 
 

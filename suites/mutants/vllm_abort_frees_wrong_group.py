@@ -8,7 +8,7 @@ from reference_engine.scheduling.sequence import Request, Status
 
 BUG = "vllm-abort-frees-wrong-group"
 MUST_FAIL = ("http/abort-frees",)
-ENGINE_ARGS: tuple[str, ...] = ()
+ENGINE_ARGS = ("--num-blocks", "48")  # what is free is soon taken
 
 
 def _abort(self: Scheduler, request: Request) -> None:

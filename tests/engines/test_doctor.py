@@ -5,7 +5,7 @@ import json
 import pytest
 from aiohttp import web
 
-from pabench.engines import examine
+from pabench.engines import examine, trials
 from pabench.errors import EngineDied, EngineProtocol, EngineTimeout, EngineUnreachable, UsageError
 from pabench.probe import PRESETS, build_checkpoint
 from pabench.stub import StubOptions, StubServer
@@ -95,6 +95,15 @@ def test_an_engine_that_is_not_ready_yet_is_asked_again():
     assert "stream" in found.facts.capabilities
     assert asked[1] == asked[0]
     assert any(note.startswith("the first answer: answered with status 503") for note in found.notes)
+
+
+def test_an_engine_that_fails_and_says_that_it_is_not_healthy_is_not_examined(monkeypatch):
+    monkeypatch.setattr(trials, "_PAUSE_S", 0.0)
+    dead = {"GET /v1/models": models(), "POST /v1/completions": (503, "engine dead")}
+    with pytest.raises(EngineDied, match="is not healthy, and failed the first request 3 times: answered with status "
+                                         "503: engine dead: start it anew$"):
+        examined_routes(dead | {"GET /health": (503, "dead")})
+    assert examined_routes(dead | {"GET /health": (200, "")}).facts.capabilities == frozenset()
 
 
 def test_a_model_that_is_not_served_is_refused_where_nothing_answers_for_it():
