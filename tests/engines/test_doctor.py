@@ -100,8 +100,8 @@ def test_an_engine_that_is_not_ready_yet_is_asked_again():
 def test_an_engine_that_fails_and_says_that_it_is_not_healthy_is_not_examined(monkeypatch):
     monkeypatch.setattr(trials, "_PAUSE_S", 0.0)
     dead = {"GET /v1/models": models(), "POST /v1/completions": (503, "engine dead")}
-    with pytest.raises(EngineDied, match="is not healthy, and failed the first request 3 times: answered with status "
-                                         "503: engine dead: start it anew$"):
+    with pytest.raises(EngineDied, match=r"is not healthy, and failed the first request 3 times: answered with status "
+                                         r"503: engine dead: start it anew$"):
         examined_routes(dead | {"GET /health": (503, "dead")})
     assert examined_routes(dead | {"GET /health": (200, "")}).facts.capabilities == frozenset()
 
