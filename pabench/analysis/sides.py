@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import geometric_mean
 
 from pabench.analysis.measures import measure
 from pabench.analysis.ratio import LogRatio, paired_ratio, unpaired_ratio
@@ -129,7 +130,8 @@ def differences(runs: Sequence[Measured], sent: Callable[[Measured], str | bytes
 def samples_of(
     baseline: Sequence[Measured], candidate: Sequence[Measured], needed: Sequence[str], shown: Sequence[str] = ()
 ) -> list[Samples]:
-    """Each of the figures that both sides have, by load; run by run where both sides used each seed once.
+    """Each of the figures that both sides have, by load; run by run where both sides used each seed once. Runs of one
+    start of an engine (`Manifest.start`) are one sample, their geometric mean.
 
     Loads that only one side carried are left out, and figures that are 0 in a run, which have no ratio (`zeros`).
     Raises UsageError when a figure of `needed` is missing on one side only, or in some runs.
@@ -142,11 +144,21 @@ def samples_of(
             known = [[value for value in side if value is not None] for side in values]
             if known[0] and known[1] and known == values:
                 if 0 not in (*known[0], *known[1]):
-                    found.append(Samples(load, name, tuple(known[0]), tuple(known[1]), paired))
+                    before, after = (_one_a_start(side, each) for side, each in zip(sides, known, strict=True))
+                    found.append(Samples(load, name, before, after, paired))
             elif (known[0] or known[1]) and name in needed:
                 raise UsageError(f"{name} is known for {len(known[0])} of {len(values[0])} baseline runs and for "
                                  f"{len(known[1])} of {len(values[1])} candidate runs of {load!r}: nothing to compare")
     return found
+
+
+def _one_a_start(runs: Sequence[Measured], values: Sequence[float]) -> tuple[float, ...]:
+    """`values`, one a run, and of runs of one start their geometric mean in place of them."""
+    starts: dict[object, list[float]] = {}
+    for at, (run, value) in enumerate(zip(runs, values, strict=True)):
+        start = run.manifest.start
+        starts.setdefault(("run", at) if start is None else ("start", start), []).append(value)
+    return tuple(geometric_mean(each) for each in starts.values())
 
 
 @dataclass(frozen=True, slots=True)

@@ -101,7 +101,9 @@ def gate_run(
     duration_s: Annotated[float | None, typer.Option(help="Stop sending after this many seconds in each run.")] = None,
     profile: Annotated[str, typer.Option(help="Ask both for conformance first: none, smoke, ci or full.")] = "none",
     policy: PolicyFile = None,
-    max_pairs: Annotated[int | None, typer.Option(help="Budget: pairs of runs, at most.")] = None,
+    max_pairs: Annotated[int | None, typer.Option(help="Budget: pairs of starts, at most.")] = None,
+    turns: Annotated[int, typer.Option(help="Runs of each side a start, by turns; from 2 on both engines are up at "
+                                            "once, and both must fit.")] = 1,
     out: Annotated[Path | None, typer.Option(help="New folder (results/<time>-gate by default).")] = None,
     seed: LoadSeed = None,
     dialect: DialectName = None, probe: ProbeName = None, api_key_env: KeyVariable = None,
@@ -129,7 +131,7 @@ def gate_run(
     require_new(folder)
     silent = quiet or as_json
     first = plan.seed if seed is None else seed
-    work = GateRun((sides[0], sides[1]), plan, rules, folder, first, profile, _teller(silent), silent)
+    work = GateRun((sides[0], sides[1]), plan, rules, folder, first, profile, turns, _teller(silent), silent)
     work.examine_urls()
     _finish(work.run(), folder, as_json)
 

@@ -3,21 +3,24 @@
     OUT/
       baseline/conformance/  candidate/conformance/     verdicts, when a profile was asked
       baseline/000-SEED/     candidate/000-SEED/        one run folder a turn; both of a pair have one seed
+      baseline/000/00-SEED/  candidate/000/00-SEED/     the same, of several turns a start
       baseline/000-engine.log                           what a launched engine wrote
-      set-aside/                                        pairs with an INVALID run, which are not judged
+      set-aside/                                        turns with an INVALID run, which are not judged
       gate.json  gate.md  junit.xml
 
 The order is ABBA: what drifts evenly over a pair of pairs meets both sides alike. An engine that is launched is
-started anew for each run, so that no run finds the cache of the one before, and differences between two starts of
-one engine are part of the noise and not of the verdict.
+started anew for each pair, so that differences between two starts of one engine are part of the noise and not of the
+verdict. A pair is one run of each side, started one after the other, so that no run finds the cache of the one before;
+or, with `turns`, so many of each by turns while both are up, and their mean is the sample.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from urllib.parse import urlsplit
 
 from pabench.analysis import finish_run
@@ -35,6 +38,7 @@ from pabench.gate.policy import Policy
 from pabench.load import Workload, run_loop, run_workload
 
 BASELINE, CANDIDATE = "baseline", "candidate"
+Reached = tuple[str, Examination]  # the URL of an engine that is up, and what it is
 _MAX_INVALID = 0.5  # INVALID runs, of the pairs that are judged first; two in any case
 
 
@@ -85,13 +89,19 @@ class GateRun:
     out: Path
     seed: int = 0
     profile: str = "none"
+    turns: int = 1  # runs of each side in a pair; from two on both engines are up at once
     tell: Callable[[str], None] = lambda text: None
     quiet: bool = False
     runs: tuple[list[Measured], list[Measured]] = field(default_factory=lambda: ([], []))  # those that are judged
     measured: tuple[list[Measured], list[Measured]] = field(default_factory=lambda: ([], []))  # and those set aside
     set_aside: list[str] = field(default_factory=list)
     doubts: list[str] = field(default_factory=list)  # of conformance
+    _num_pairs: int = 0  # that are judged
     _examined: dict[str, Examination] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.turns < 1:
+            raise UsageError(f"--turns is {self.turns}, expected 1 or more: runs of each side in a pair")
 
     def examine_urls(self) -> None:
         """What is there already, before anything is measured. Raises EngineError that names the side."""
@@ -107,7 +117,7 @@ class GateRun:
             return Decision(REGRESSION, failures=tuple(failures))
         pair, decision = 0, Decision(INCONCLUSIVE)
         for look in self.policy.looks:
-            while len(self.runs[0]) < look:
+            while self._num_pairs < look:
                 failures = self._pair(pair)
                 if failures:
                     return Decision(REGRESSION, failures=tuple(failures), notes=self._notes())
@@ -130,9 +140,23 @@ class GateRun:
         return more_lost(*self.measured, self.policy.false_alarm / len(self.policy.looks))
 
     def _pair(self, number: int) -> list[str]:
-        """One run of each side; what of it fails the gate for sure. A pair with an INVALID run is set aside."""
-        order = (0, 1) if number % 2 == 0 else (1, 0)
-        found = {at: self._measure(self.sides[at], number) for at in order}
+        """The turns of one start of each side; what of them fails the gate for sure."""
+        judged = len(self.runs[0])
+        with ExitStack() as both:
+            up = [self._start(both, side, number) for side in self.sides] if self.turns > 1 else None
+            for turn in range(self.turns):
+                failures = self._turn(number, turn, up)
+                if failures:
+                    return failures
+        if len(self.runs[0]) > judged:
+            self._num_pairs += 1
+            self.tell(f"pair {self._num_pairs}: " + ", ".join(self._step(name, judged) for name in self.policy.metrics))
+        return []
+
+    def _turn(self, number: int, turn: int, up: list[Reached] | None) -> list[str]:
+        """One run of each side; what of it fails the gate for sure. Both are set aside where one is INVALID."""
+        order = (0, 1) if (number * self.turns + turn) % 2 == 0 else (1, 0)
+        found = {at: self._measure(self.sides[at], number, turn, None if up is None else up[at]) for at in order}
         invalid = [f"{run.summary.path}: {'; '.join(run.summary.validity.reasons)}"
                    for run in found.values() if not run.summary.validity.valid]
         for at, run in found.items():
@@ -145,22 +169,34 @@ class GateRun:
             return []
         for at, run in found.items():
             self.runs[at].append(run)
-        self.tell(f"pair {len(self.runs[0])}: " + ", ".join(self._step(name) for name in self.policy.metrics))
         return []
 
-    def _step(self, name: str) -> str:
-        last = [measure(side[-1].summary, name) for side in self.runs]
-        return f"{name} {' → '.join('–' if value is None else f'{value:.4g}' for value in last)}"
+    def _step(self, name: str, since: int) -> str:
+        """A figure of both sides, the mean of the runs from the one of number `since` on."""
+        known = [[value for run in side[since:] if (value := measure(run.summary, name)) is not None]
+                 for side in self.runs]
+        return f"{name} {' → '.join(f'{fmean(values):.4g}' if values else '–' for values in known)}"
 
-    def _measure(self, side: Side, number: int) -> Measured:
-        folder = self.out / side.name / f"{number:03}-{self.seed + number}"
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with _of(side), side.reach(folder.with_name(f"{number:03}-engine.log")) as url:
-            examination = self._examine(side, url)
-            run_loop(run_workload(examination, self.workload, folder, url=url, label=side.name,
-                                  seed=self.seed + number, api_key=side.api_key))
+    def _measure(self, side: Side, number: int, turn: int, reached: Reached | None) -> Measured:
+        """A run of an engine that is up, or else is started for it."""
+        seed = self.seed + number * self.turns + turn
+        name = f"{number:03}-{seed}" if self.turns == 1 else f"{number:03}/{turn:02}-{seed}"
+        folder = self.out / side.name / name
+        with ExitStack() as alone:
+            url, examination = reached or self._start(alone, side, number)
+            with _of(side):
+                run_loop(run_workload(examination, self.workload, folder, url=url, label=side.name, seed=seed,
+                                      api_key=side.api_key, start=None if self.turns == 1 else number))
         run, summary = finish_run(folder)
         return Measured(summary, run.manifest)
+
+    def _start(self, stack: ExitStack, side: Side, number: int) -> Reached:
+        """A side, up as long as `stack` is."""
+        log = self.out / side.name / f"{number:03}-engine.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with _of(side):
+            url = stack.enter_context(side.reach(log))
+            return url, self._examine(side, url)
 
     def _examine(self, side: Side, url: str) -> Examination:
         """What it is: asked of each process anew, so that all are asked alike before their load."""
@@ -175,7 +211,7 @@ class GateRun:
     def _set_aside(self, invalid: list[str], pair: list[Path]) -> None:
         """Move the pair where no one takes it for evidence; give up when there are too many."""
         for folder in pair:
-            aside = self.out / SET_ASIDE / folder.parent.name / folder.name
+            aside = self.out / SET_ASIDE / folder.relative_to(self.out)
             aside.parent.mkdir(parents=True, exist_ok=True)
             folder.rename(aside)
         self.set_aside += invalid

@@ -139,6 +139,7 @@ class Manifest(_Part):
     url: str                               # without user, password and query
     workload: Workload
     seed: int
+    start: int | None = None               # of a gate with turns: which start of its engine; its runs are one sample
     schedule_digest: str = ""              # fingerprint of all requests: equal digests, equal loads
     engine: EngineRecord
     probe_preset: str | None
@@ -205,13 +206,13 @@ def read_manifest(folder: Path) -> Manifest:
 
 def new_manifest(
     *, workload: Workload, seed: int, facts: EngineFacts, probe_preset: str | None, label: str, url: str,
-    api_key: str | None = None,
+    api_key: str | None = None, start: int | None = None,
 ) -> Manifest:
     """The manifest of a run that starts now."""
     return Manifest(
         status="running", command=clean_command([_program(), *sys.argv[1:]], api_key),
         started_at=datetime.now(UTC).isoformat(), label=label, url=clean_url(url), workload=workload, seed=seed,
-        engine=describe_engine(facts),
+        start=start, engine=describe_engine(facts),
         probe_preset=probe_preset, host=describe_host(), versions=describe_versions(), git_commit=find_commit(),
     )
 

@@ -57,17 +57,17 @@ def commands(engine: str, case: str, model: Path) -> tuple[str, str]:
     return _stub(), _stub(**_SLOWED_STUB[case])
 
 
-def gate(engine: str, case: str, number: int, out: Path, workload: Workload, policy: Policy) -> None:
+def gate(engine: str, case: str, number: int, out: Path, workload: Workload, policy: Policy, turns: int) -> None:
     """Run one gate into its folder of `out`, its verdict or why there is none."""
     folder = out / f"{case}-{number:02}"
     baseline, candidate = commands(engine, case, out / MODEL)
     sides = (Side("baseline", baseline), Side("candidate", candidate))
-    seed = 10_000 * list(CASES).index(case) + 100 * number  # no two gates send the same requests
+    seed = 100_000 * list(CASES).index(case) + 1000 * number  # no two gates send the same requests
     began = time.monotonic()
     folder.mkdir(parents=True)
     found: Decision | PabenchError
     try:
-        found = GateRun(sides, workload, policy, folder, seed, quiet=True).run()
+        found = GateRun(sides, workload, policy, folder, seed, turns=turns, quiet=True).run()
     except PabenchError as error:
         found = error
     write_atomic(folder / SECONDS_FILE, f"{time.monotonic() - began:.1f}".encode())
@@ -148,6 +148,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--users", type=int, default=8)
     parser.add_argument("--num-requests", type=int, default=24)
     parser.add_argument("--max-pairs", type=int, help="Budget of a gate; the policy's by default.")
+    parser.add_argument("--turns", type=int, default=1, help="Runs of each side a start.")
     args = parser.parse_args(argv)
     chosen = args.only.split(",")
     if unknown := set(chosen) - set(CASES):
@@ -164,7 +165,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             folder = args.out / f"{case}-{number:02}"
             if not any((folder / name).exists() for name in (JSON_FILE, ERROR_FILE)):
                 shutil.rmtree(folder, ignore_errors=True)  # broken off
-                gate(args.engine, case, number, args.out, workload, policy)
+                gate(args.engine, case, number, args.out, workload, policy, args.turns)
             gates.append(read_gate(case, folder))
             print(gate_text(gates[-1]), flush=True)
             write_atomic(args.out / RESULT_FILE, orjson.dumps({"schema_version": 1, "gates": gates},

@@ -82,7 +82,7 @@ def test_runs_that_lost_everything_fail_the_live_gate(
     run: Measured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They are INVALID, and their pairs are set aside; what they lost is counted all the same."""
-    def measure(gate: GateRun, side: Side, number: int) -> Measured:
+    def measure(gate: GateRun, side: Side, number: int, *more: object) -> Measured:
         folder = gate.out / side.name / f"{number}"
         found = read_run(write_run(folder, replace(ENGINE, seed=number, label=side.name)))
         if side.name == "candidate" and number in (1, 2):

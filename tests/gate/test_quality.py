@@ -46,6 +46,18 @@ def test_what_is_recorded_is_read_back_and_judged(tmp_path: Path, capsys: pytest
     assert told[7, "as measured, from anywhere in the record"] == ["10", "10", "0", "0"]
 
 
+def test_runs_of_one_start_are_one_pair_of_the_record(tmp_path: Path) -> None:
+    for side, factor in (("baseline", 1.0), ("candidate", 1.21)):
+        for seed in range(6):
+            slower = factor if seed % 2 else 1.0  # every other turn
+            made = Made("engine", requests=16, seed=seed, start=seed // 2, slower=slower)
+            write_run(tmp_path / side / f"{seed:03}", replace(made, started_at=f"2026-01-02T03:{seed:02}:00"))
+    policy = POLICY.within(3)
+    assert record_noise(tmp_path, policy, tmp_path / "noise.csv") == 3
+    pairs = read_noise(tmp_path / "noise.csv", policy).figures["tpot_p50_ms"]
+    assert (pairs[:, 1] / pairs[:, 0]).tolist() == pytest.approx([1.1] * 3, rel=0.01)  # of 1 and 1.21
+
+
 def test_on_this_projects_record_it_finds_what_the_documentation_says() -> None:
     """From each of its 90 places either way round, as docs/gate.md has it: nothing, and the hardest slow-down there."""
     noise = read_noise(RECORD, POLICY)

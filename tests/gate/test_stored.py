@@ -11,6 +11,8 @@ import numpy as np
 import orjson
 import pytest
 
+from pabench.analysis.measures import measure
+from pabench.analysis.sides import read_runs
 from pabench.conformance.verdicts import Outcome, Verdict
 from pabench.errors import UsageError
 from pabench.gate import judge_folders, load_policy
@@ -44,6 +46,25 @@ def test_alike_passes_and_slower_fails(tmp_path: Path) -> None:
     assert (found.outcome, found.exit_code) == ("REGRESSION", 1)
     assert {each.metric for each in found.metrics if each.outcome == "worse"} >= {"tpot_p50_ms",
                                                                                  "throughput_tokens_per_s"}
+
+
+def test_the_runs_of_one_start_are_one_sample(tmp_path: Path) -> None:
+    """Turns of one start differ by 20 %, which cancels; the candidate's three starts are slower by 10, 12 and 14 %."""
+    factors = {"baseline": (1.0, 1.0, 1.0), "candidate": (1.10, 1.12, 1.14)}
+    for minute, (side, by_start) in enumerate(factors.items()):
+        for seed in range(6):
+            turns = 1.2 if seed % 2 else 1.0
+            made = replace(ENGINE, seed=seed, start=seed // 2, slower=by_start[seed // 2] * turns,
+                           started_at=f"2026-01-02T03:{minute + 2 * seed:02}:00+00:00")
+            write_run(tmp_path / side / f"{seed}", made)
+    found = judge_folders(tmp_path / "baseline", tmp_path / "candidate", POLICY)
+    (tpot,) = [each for each in found.metrics if each.metric == "tpot_p50_ms"]
+    assert tpot.count == 3
+    logs = [np.log([measure(run.summary, "tpot_p50_ms") for run in read_runs(tmp_path / side)]) for side in factors]
+    by_start = (logs[1] - logs[0]).reshape(3, 2).mean(axis=1)
+    half = 4.3027 * by_start.std(ddof=1) / np.sqrt(3)  # Student's t with 2 degrees, of three samples and not of six
+    assert 1.1 < tpot.ratio == pytest.approx(np.exp(by_start.mean()))
+    assert (tpot.low, tpot.high) == pytest.approx(tuple(np.exp(by_start.mean() + np.array([-half, half]))), rel=1e-4)
 
 
 def test_wrong_tokens_always_fail(tmp_path: Path) -> None:
