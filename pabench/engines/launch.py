@@ -44,8 +44,8 @@ class EngineProcess:
     """An engine started for a with-block: a process group of its own, its output in `log`.
 
     `{port}` in `command` and `url` becomes one free port. `env` is added to this process's environment.
-    Entering waits until it says that it can serve, asked as EngineClient.healthy asks; raises EngineDied with the
-    engine's last words, or EngineTimeout.
+    Entering starts it, unless `launch` has, and waits until it says that it can serve, asked as EngineClient.healthy
+    asks; raises EngineDied with the engine's last words, or EngineTimeout.
     """
 
     def __init__(
@@ -82,9 +82,14 @@ class EngineProcess:
         """Exit status; None while it runs, negative when a signal ended it."""
         return None if self._process is None else self._process.poll()
 
-    def __enter__(self) -> EngineProcess:
+    def launch(self) -> None:
+        """Start it, and do not wait: whoever calls this sees to it that `stop` is called. Raises UsageError."""
         self._check_address_is_free()
         self._start()
+
+    def __enter__(self) -> EngineProcess:
+        if self._process is None:
+            self.launch()
         try:
             self._wait_until_ready()
         except BaseException:

@@ -64,15 +64,15 @@ def test_it_launches_engines_itself_and_cannot_decide_on_two_pairs(tmp_path: Pat
 
 def test_turns_are_runs_of_engines_that_stay_up(tmp_path: Path) -> None:
     command = " ".join([*STUB, *ALIKE])
-    done = gate(tmp_path, "--a", command, "--b", command, *QUICK, "--max-pairs", "2", "--turns", "3", "--out", "out",
+    done = gate(tmp_path, "--a", command, "--b", command, *QUICK, "--max-pairs", "2", "--turns", "2", "--out", "out",
                 "--num-requests", "6", "--users", "2")
     assert done.returncode in (0, 3), done.stderr
     assert {each["count"] for each in json.loads(done.stdout)["metrics"]} == {2}
     runs = sorted((json.loads(path.read_text()) for path in tmp_path.glob("out/**/manifest.json")),
                   key=lambda run: run["started_at"])
     order = "".join(run["label"][0] for run in runs)
-    assert order.startswith("bccbbccbbccb")  # more where a turn was set aside
-    assert [run["start"] for run in runs[:12]] == [0] * 6 + [1] * 6
-    assert [run["seed"] - runs[0]["seed"] for run in runs[:12:2]] == list(range(6))
-    assert len({run["url"] for run in runs[:6]}) == 2  # an engine a side, for all of its turns
+    assert order.startswith("bccbbccb")  # more where a turn was set aside
+    assert [run["start"] for run in runs[:8]] == [0] * 4 + [1] * 4
+    assert [run["seed"] - runs[0]["seed"] for run in runs[:8:2]] == list(range(4))
+    assert len({run["url"] for run in runs[:4]}) == 2  # an engine a side, for all of its turns
     assert len(list(tmp_path.glob("out/baseline/*-engine.log"))) == len({run["start"] for run in runs})
