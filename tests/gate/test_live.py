@@ -56,7 +56,7 @@ def test_alike_passes_slower_fails_wrong_fails(tmp_path: Path, stubs: dict[str, 
 def test_it_launches_engines_itself_and_cannot_decide_on_two_pairs(tmp_path: Path) -> None:
     command = " ".join([*STUB, *ALIKE])
     done = gate(tmp_path, "--a", command, "--b", command, *QUICK, "--max-pairs", "2", "--out", "out",
-                "--num-requests", "6", "--users", "2")
+                "--num-requests", "4", "--users", "4")
     assert done.returncode in (0, 3), done.stderr
     assert (tmp_path / "out" / "baseline" / "000-engine.log").exists()
     assert (tmp_path / "out" / "gate.md").read_text().startswith("## pabench gate: ")
@@ -65,7 +65,7 @@ def test_it_launches_engines_itself_and_cannot_decide_on_two_pairs(tmp_path: Pat
 def test_turns_are_runs_of_engines_that_stay_up(tmp_path: Path) -> None:
     command = " ".join([*STUB, *ALIKE])
     done = gate(tmp_path, "--a", command, "--b", command, *QUICK, "--max-pairs", "2", "--turns", "2", "--out", "out",
-                "--num-requests", "6", "--users", "2")
+                "--num-requests", "4", "--users", "4")
     assert done.returncode in (0, 3), done.stderr
     assert {each["count"] for each in json.loads(done.stdout)["metrics"]} == {2}
     runs = sorted((json.loads(path.read_text()) for path in tmp_path.glob("out/**/manifest.json")),
