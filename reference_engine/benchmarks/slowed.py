@@ -22,9 +22,10 @@ from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from pabench.errors import EXIT_COULD_NOT_RUN
-from reference_engine import __main__ as command
+from reference_engine import __main__ as entry
 from reference_engine.engine import Engine, StepOutput
 from reference_engine.scheduling.sequence import Request
+from reference_engine.serving import command
 from reference_engine.serving.async_engine import AsyncEngine
 
 _FACTORS = ("decode", "prefill", "first", "end")
@@ -86,8 +87,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_COULD_NOT_RUN
     SlowedEngine.decode_factor, SlowedEngine.prefill_factor = own.decode, own.prefill
     SlowedAnswers.first_factor, SlowedAnswers.end_factor = own.first, own.end
-    vars(command).update(Engine=SlowedEngine, AsyncEngine=SlowedAnswers)  # the command makes them by these names
-    return command.main(rest)
+    for name, slowed in {"Engine": SlowedEngine, "AsyncEngine": SlowedAnswers}.items():
+        assert hasattr(command, name), f"{command.__name__} makes no {name}: nothing would be slowed"
+        setattr(command, name, slowed)
+    return entry.main(rest)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from reference_engine.benchmarks.trace import ALLOCATE, APPEND, FREE, draw_trace
 from reference_engine.config import EngineConfig
 from reference_engine.engine import Engine
 from reference_engine.memory.allocator import blocks_for
+from reference_engine.serving import command
 from tests.reference_engine.helpers import assert_exact, drain, ids, rings
 
 SMALL = LlamaShape(hidden=64, layers=2, heads=2, kv_heads=1, mlp=96, vocab=300, head_dim=32, max_positions=256)
@@ -248,6 +249,20 @@ def test_a_slowed_engine_waits_as_long_as_its_factors_say_and_answers_alike(tiny
         made[kind] = ids(drain(engine)[request.id][0])
     assert made[Engine] == made[slowed.SlowedEngine]
     assert len([seconds for seconds in slept if seconds > 1]) == 3  # the prompt's step is not slowed
+
+
+def test_the_slowed_command_serves_the_slowed_engine(tiny_probe, monkeypatch):
+    """It puts its own classes in the place of those that the command makes; where that misses, nothing is slower."""
+    for owner, name in ((command, "Engine"), (command, "AsyncEngine"), (slowed.SlowedEngine, "decode_factor"),
+                        (slowed.SlowedAnswers, "end_factor")):
+        monkeypatch.setattr(owner, name, getattr(owner, name))  # put back afterwards
+    served = []
+    monkeypatch.setattr(command, "run", lambda args, config, sock: served.append(command.build_engine(args, config)))
+    assert slowed.main(["--decode", "2", "--end", "3", "--model", str(tiny_probe), "--port", "0"]) == 0
+    assert [type(engine) for engine in served] == [slowed.SlowedEngine]
+    assert served[0].decode_factor == 2.0
+    assert command.AsyncEngine is slowed.SlowedAnswers
+    assert slowed.SlowedAnswers.end_factor == 3.0
 
 
 @pytest.mark.parametrize("late", ["first", "end"])
