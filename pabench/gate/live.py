@@ -109,6 +109,8 @@ class GateRun:
 
     def run(self) -> Decision:
         """Measure and judge, look by look. Raises EngineError and UsageError when it cannot go on."""
+        for side in self.sides:
+            (self.out / side.name).mkdir(parents=True, exist_ok=True)
         failures = self._conform()
         if failures:
             return Decision(REGRESSION, failures=tuple(failures))
