@@ -243,7 +243,10 @@ class GateRun:
         return failures
 
     def _notes(self) -> tuple[str, ...]:
-        return tuple(f"set aside, INVALID: {text}" for text in self.set_aside)
+        stayed = [side.name for side in self.sides if side.is_url]
+        unseen = [f"{' and '.join(stayed)} stayed up: how two starts of one engine differ, which may be some per cent, "
+                  "is in no interval; give commands in place of URLs to have it seen"] if stayed else []
+        return (*unseen, *(f"set aside, INVALID: {text}" for text in self.set_aside))
 
 
 @contextmanager

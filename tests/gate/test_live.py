@@ -30,6 +30,7 @@ def test_alike_passes_slower_fails_wrong_fails(tmp_path: Path, stubs: dict[str, 
     same = gate(tmp_path, "--a", stubs["one"], "--b", stubs["two"], *QUICK, "--out", "same")
     assert same.returncode == 0, same.stdout + same.stderr
     assert json.loads(same.stdout)["outcome"] == "PASS"
+    assert json.loads(same.stdout)["notes"][0].startswith("baseline and candidate stayed up: how two starts")
     slow = gate(tmp_path, "--a", stubs["one"], "--b", stubs["slow"], *QUICK, "--out", "slow")
     assert slow.returncode == 1, slow.stdout + slow.stderr
     (tpot,) = [each for each in json.loads(slow.stdout)["metrics"] if each["metric"] == "tpot_p50_ms"]
