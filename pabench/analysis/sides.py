@@ -131,7 +131,7 @@ def samples_of(
     baseline: Sequence[Measured], candidate: Sequence[Measured], needed: Sequence[str], shown: Sequence[str] = ()
 ) -> list[Samples]:
     """Each of the figures that both sides have, by load; run by run where both sides used each seed once. Runs of one
-    start of an engine (`Manifest.start`) are one sample, their geometric mean.
+    start of an engine are one sample, their geometric mean.
 
     Loads that only one side carried are left out, and figures that are 0 in a run, which have no ratio (`zeros`).
     Raises UsageError when a figure of `needed` is missing on one side only, or in some runs.
@@ -144,21 +144,31 @@ def samples_of(
             known = [[value for value in side if value is not None] for side in values]
             if known[0] and known[1] and known == values:
                 if 0 not in (*known[0], *known[1]):
-                    before, after = (_one_a_start(side, each) for side, each in zip(sides, known, strict=True))
-                    found.append(Samples(load, name, before, after, paired))
+                    before, after = (_one_a_start(side, name) for side in sides)
+                    found.append(Samples(load, name, before, after, paired and len(before) == len(after)))
             elif (known[0] or known[1]) and name in needed:
                 raise UsageError(f"{name} is known for {len(known[0])} of {len(values[0])} baseline runs and for "
                                  f"{len(known[1])} of {len(values[1])} candidate runs of {load!r}: nothing to compare")
     return found
 
 
-def _one_a_start(runs: Sequence[Measured], values: Sequence[float]) -> tuple[float, ...]:
-    """`values`, one a run, and of runs of one start their geometric mean in place of them."""
-    starts: dict[object, list[float]] = {}
-    for at, (run, value) in enumerate(zip(runs, values, strict=True)):
-        start = run.manifest.start
-        starts.setdefault(("run", at) if start is None else ("start", start), []).append(value)
-    return tuple(geometric_mean(each) for each in starts.values())
+def by_start(runs: Sequence[Measured]) -> list[list[Measured]]:
+    """The runs of each start of an engine; one whose start is not told is alone."""
+    starts: dict[str, list[Measured]] = {}
+    for at, run in enumerate(runs):
+        starts.setdefault(run.manifest.engine_started_at or str(at), []).append(run)
+    return list(starts.values())
+
+
+def _one_a_start(runs: Sequence[Measured], name: str) -> tuple[float, ...]:
+    """A figure that all of `runs` have, above 0, in its own unit: the geometric mean of each start."""
+    return tuple(mean for each in by_start(runs) if (mean := mean_of_start(each, name)) is not None)
+
+
+def mean_of_start(runs: Sequence[Measured], name: str) -> float | None:
+    """The geometric mean of a figure in the runs of one start, in its own unit; None where a run lacks it, or has 0."""
+    known = [value for run in runs if (value := measure(run.summary, name))]
+    return geometric_mean(known) if len(known) == len(runs) else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pabench.analysis.measures import higher_is_better
-from pabench.analysis.sides import Measured, zeros
+from pabench.analysis.sides import Measured, by_start, zeros
 from pabench.conformance.results import FILE_NAME, load_results
 from pabench.conformance.verdicts import NOT_CONFORMING, Outcome
 from pabench.errors import EXIT_NOT_CONFORMING, EXIT_OK, UsageError
@@ -48,12 +48,13 @@ def more_lost(
     """More requests that ended in an error or ran out of time than on the baseline: (failures, doubts).
 
     A failure where equal engines would lose so many at most as often as `alarm`, by requests and by runs: those of one
-    run are lost together when something happens to it. Most requests lost are a failure in any number of runs. Where
-    there are too few runs to tell so rare a thing, each of the candidate's (two at least) has to be worse than all of
-    the baseline's, and to lose too many also without the worst. Else a doubt. What the client's own machine lost is
-    nobody's.
+    run are lost together when something happens to it, and so are those of one start, which count as one run. Most
+    requests lost are a failure in any number of runs. Where there are too few runs to tell so rare a thing, each of the
+    candidate's (two at least) has to be worse than all of the baseline's, and to lose too many also without the worst.
+    Else a doubt. What the client's own machine lost is nobody's.
     """
-    sides = [[(_lost(run), sum(run.summary.outcomes.values())) for run in side] for side in (baseline, candidate)]
+    sides = [[(sum(map(_lost, runs)), sum(map(_sent, runs))) for runs in by_start(side)]
+             for side in (baseline, candidate)]
     before, after = ([sum(counts) for counts in zip(*side, strict=True)] for side in sides)
     if not after[0] or after[0] * before[1] <= before[0] * after[1]:
         return [], []
@@ -86,6 +87,10 @@ def _many_but_the_worst(
 
 def _lost(run: Measured) -> int:
     return sum(run.summary.outcomes.get(name, 0) for name in _LOST) - run.summary.client_faults
+
+
+def _sent(run: Measured) -> int:
+    return sum(run.summary.outcomes.values())
 
 
 def zeroed(baseline: Sequence[Measured], candidate: Sequence[Measured], policy: Policy) -> tuple[list[str], list[str]]:

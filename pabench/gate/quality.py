@@ -17,12 +17,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import geometric_mean
 
 import numpy as np
 
-from pabench.analysis.measures import higher_is_better, measure
-from pabench.analysis.sides import Measured, Samples, read_runs
+from pabench.analysis.measures import higher_is_better
+from pabench.analysis.sides import Measured, Samples, by_start, mean_of_start, read_runs
 from pabench.errors import PabenchError, UsageError
 from pabench.gate.decide import INCONCLUSIVE, PASS, REGRESSION, decide
 from pabench.gate.policy import Policy, load_policy
@@ -51,13 +50,10 @@ class Noise:
 def record_noise(folder: Path, policy: Policy, out: Path) -> int:
     """Write the pairs of a gate's run folder as CSV, one row a pair; returns how many."""
     sides = [{run.manifest.seed: run for run in read_runs(folder / side)} for side in _SIDES]
-    starts: dict[int, list[tuple[Measured, Measured]]] = {}  # the turns of each
-    for seed in sorted(set(sides[0]) & set(sides[1])):
-        pair = (sides[0][seed], sides[1][seed])
-        if all(run.summary.validity.valid for run in pair):
-            start = pair[0].manifest.start
-            starts.setdefault(seed if start is None else start, []).append(pair)
-    rows = [_row_of(pairs, (*policy.metrics, *policy.watch.metrics)) for pairs in starts.values()]
+    seeds = [seed for seed in sorted(set(sides[0]) & set(sides[1]))
+             if all(side[seed].summary.validity.valid for side in sides)]
+    starts = zip(*(by_start([side[seed] for seed in seeds]) for side in sides), strict=True)
+    rows = [_row_of(pair, (*policy.metrics, *policy.watch.metrics)) for pair in starts]
     if not rows:
         raise UsageError(f"{folder} holds no pair of valid runs")
     with out.open("w", encoding="utf-8", newline="") as file:
@@ -67,17 +63,14 @@ def record_noise(folder: Path, policy: Policy, out: Path) -> int:
     return len(rows)
 
 
-def _row_of(turns: Sequence[tuple[Measured, Measured]], names: Sequence[str]) -> dict[str, object]:
-    """A pair of starts: the geometric means of their runs."""
-    begun = [run.manifest.started_at for run in turns[0]]
-    row: dict[str, object] = {"seed": turns[0][0].manifest.seed, "started_at": begun[0][:19],
-                              "first": _SIDES[int(begun[0] > begun[1])]}
-    for side, runs in zip(_SIDES, zip(*turns, strict=True), strict=True):
-        for name in names:
-            known = [value for run in runs if (value := measure(run.summary, name)) is not None]
-            whole = len(known) == len(runs) and 0 not in known
-            row[f"{side}.{name}"] = f"{geometric_mean(known):.6g}" if whole else None
-    return row
+def _row_of(pair: Sequence[Sequence[Measured]], names: Sequence[str]) -> dict[str, object]:
+    """A start of each side, with its runs: the means of their figures, each in its own unit."""
+    first = [runs[0].manifest for runs in pair]
+    figures = {f"{side}.{name}": mean_of_start(runs, name)
+               for side, runs in zip(_SIDES, pair, strict=True) for name in names}
+    return {"seed": first[0].seed, "started_at": first[0].started_at[:19],
+            "first": _SIDES[int(first[0].started_at > first[1].started_at)],
+            **{name: None if value is None else f"{value:.6g}" for name, value in figures.items()}}
 
 
 def read_noise(path: Path, policy: Policy) -> Noise:

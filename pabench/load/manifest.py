@@ -139,7 +139,7 @@ class Manifest(_Part):
     url: str                               # without user, password and query
     workload: Workload
     seed: int
-    start: int | None = None               # of a gate with turns: which start of its engine; its runs are one sample
+    engine_started_at: str | None = None   # of a gate with turns: UTC, ISO 8601; runs of one start are one sample
     schedule_digest: str = ""              # fingerprint of all requests: equal digests, equal loads
     engine: EngineRecord
     probe_preset: str | None
@@ -206,13 +206,13 @@ def read_manifest(folder: Path) -> Manifest:
 
 def new_manifest(
     *, workload: Workload, seed: int, facts: EngineFacts, probe_preset: str | None, label: str, url: str,
-    api_key: str | None = None, start: int | None = None,
+    api_key: str | None = None, engine_started_at: str | None = None,
 ) -> Manifest:
     """The manifest of a run that starts now."""
     return Manifest(
         status="running", command=clean_command([_program(), *sys.argv[1:]], api_key),
         started_at=datetime.now(UTC).isoformat(), label=label, url=clean_url(url), workload=workload, seed=seed,
-        start=start, engine=describe_engine(facts),
+        engine_started_at=engine_started_at, engine=describe_engine(facts),
         probe_preset=probe_preset, host=describe_host(), versions=describe_versions(), git_commit=find_commit(),
     )
 

@@ -51,20 +51,21 @@ class Examined(Protocol):
 async def run_workload(
     examination: Examined, workload: Workload, out: Path, *, url: str, label: str, seed: int | None = None,
     progress: Progress | None = None, api_key: str | None = None, placement: Placement = ONE_PROCESS,
-    start: int | None = None,
+    engine_started_at: str | None = None,
 ) -> Manifest:
     """Run `workload` against the engine at `url` and write the run folder `out`.
 
-    `seed`: the workload's own when None. `start`: the manifest's. `progress` is called about four times a second. The
-    manifest's status says how it ended: "failed" when the engine died in mid-run. Cancellation (Ctrl-C) writes the
-    files, with status "interrupted", and is raised on. Raises UsageError, EngineUnreachable, RecordsUnwritable, and
-    WorkerDied.
+    `seed`: the workload's own when None. `engine_started_at`: the manifest's. `progress` is called about four times a
+    second. The manifest's status says how it ended: "failed" when the engine died in mid-run. Cancellation (Ctrl-C)
+    writes the files, with status "interrupted", and is raised on. Raises UsageError, EngineUnreachable,
+    RecordsUnwritable, and WorkerDied.
     """
     url = base_url(url)
     seed = workload.seed if seed is None else seed
     facts, spec = examination.facts, examination.probe
     manifest = new_manifest(workload=workload, seed=seed, facts=facts, label=label, url=url, api_key=api_key,
-                            probe_preset=None if spec is None else spec.preset, start=start)
+                            probe_preset=None if spec is None else spec.preset,
+                            engine_started_at=engine_started_at)
     schedule = plan(workload, seed, facts, spec, manifest.request_prefix)
     manifest.schedule_digest = digest(schedule)
     manifest.notes += _planning_notes(schedule)

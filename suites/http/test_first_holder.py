@@ -117,9 +117,9 @@ def _passed(
     """Tokens of the prompts that had passed when B came to its last shared block, or why that is not known."""
     answer = reader.completion
     times = answer.choices[0].token_times_s if answer and answer.choices else []
-    if len({*times}) < 2:
+    before = plan.before_last(block)
+    if len({*times}) < 2 or len(times) <= before:
         return 0, "it is not known what passed: B's answer did not come token by token"
     if holder.end_s is None or times[0] > holder.end_s:
         return 0, "A had ended, for B had not begun: it was not shared"
-    come_s = times[min(plan.before_last(block), len(times) - 1)]
-    return plan.passing[0] * sum(one.end_s is not None and one.end_s <= come_s for one in passers), ""
+    return plan.passing[0] * sum(one.end_s is not None and one.end_s <= times[before] for one in passers), ""

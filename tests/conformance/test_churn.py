@@ -44,6 +44,7 @@ def test_what_overruns_no_pool_shows_no_eviction(
     ([-1.0, *[-0.5] * 100, *[1.0] * 100], "0 tokens passed through a pool of 2048"),
     ([0.0] * 200, "B's answer did not come token by token"),
     ([], "B's answer did not come token by token"),
+    ([-1.0, *[1.0] * 50], "B's answer did not come token by token"),  # in pieces of two
 ])
 def test_a_shared_block_is_judged_only_where_others_passed_before_it_was_read(
     times_s: list[float], reason: str, monkeypatch: pytest.MonkeyPatch

@@ -48,6 +48,17 @@ def test_one_run_that_lost_many_is_a_doubt(run: Measured) -> None:
     assert "in 1 of 4 runs" in doubt
 
 
+def test_one_start_that_lost_many_in_each_of_its_turns_is_a_doubt(run: Measured) -> None:
+    """Eight runs of 32 that lost some fail a gate, but not where they are the turns of one of four starts."""
+    lost = losing(run, *[5] * 8 + [0] * 24)
+    assert more_lost(losing(run, *[0] * 32), lost, ALARM)[0] != []
+    starts = [[replace(one, manifest=one.manifest.model_copy(update={"engine_started_at": f"start {at // 8}"}))
+               for at, one in enumerate(side)] for side in (losing(run, *[0] * 32), lost)]
+    failures, (doubt,) = more_lost(*starts, ALARM)
+    assert failures == []
+    assert "in 1 of 4 runs" in doubt
+
+
 def test_a_stall_now_and_then_is_a_doubt_and_losses_in_every_run_are_not(run: Measured) -> None:
     stalls = losing(run, *[8, 8, 8] + [0] * 29)
     failures, doubts = more_lost(losing(run, *[0] * 32), stalls, ALARM)

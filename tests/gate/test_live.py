@@ -73,7 +73,9 @@ def test_turns_are_runs_of_engines_that_stay_up(tmp_path: Path) -> None:
                   key=lambda run: run["started_at"])
     order = "".join(run["label"][0] for run in runs)
     assert order.startswith("bccbbccb")  # more where a turn was set aside
-    assert [run["start"] for run in runs[:8]] == [0] * 4 + [1] * 4
+    starts = [run["engine_started_at"] for run in runs]
+    assert starts[:8] == [starts[0]] * 4 + [starts[4]] * 4
+    assert starts[0] < starts[4]
     assert [run["seed"] - runs[0]["seed"] for run in runs[:8:2]] == list(range(4))
     assert len({run["url"] for run in runs[:4]}) == 2  # an engine a side, for all of its turns
-    assert len(list(tmp_path.glob("out/baseline/*-engine.log"))) == len({run["start"] for run in runs})
+    assert len(list(tmp_path.glob("out/baseline/*-engine.log"))) == len({*starts})

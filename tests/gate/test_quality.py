@@ -50,7 +50,7 @@ def test_runs_of_one_start_are_one_pair_of_the_record(tmp_path: Path) -> None:
     for side, factor in (("baseline", 1.0), ("candidate", 1.21)):
         for seed in range(6):
             slower = factor if seed % 2 else 1.0  # every other turn
-            made = Made("engine", requests=16, seed=seed, start=seed // 2, slower=slower)
+            made = Made("engine", requests=16, seed=seed, engine_started_at=f"start {seed // 2}", slower=slower)
             write_run(tmp_path / side / f"{seed:03}", replace(made, started_at=f"2026-01-02T03:{seed:02}:00"))
     policy = POLICY.within(3)
     assert record_noise(tmp_path, policy, tmp_path / "noise.csv") == 3

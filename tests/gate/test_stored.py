@@ -54,7 +54,8 @@ def test_the_runs_of_one_start_are_one_sample(tmp_path: Path) -> None:
     for minute, (side, by_start) in enumerate(factors.items()):
         for seed in range(6):
             turns = 1.2 if seed % 2 else 1.0
-            made = replace(ENGINE, seed=seed, start=seed // 2, slower=by_start[seed // 2] * turns,
+            made = replace(ENGINE, seed=seed, engine_started_at=f"start {seed // 2}",
+                           slower=by_start[seed // 2] * turns,
                            started_at=f"2026-01-02T03:{minute + 2 * seed:02}:00+00:00")
             write_run(tmp_path / side / f"{seed}", made)
     found = judge_folders(tmp_path / "baseline", tmp_path / "candidate", POLICY)

@@ -48,7 +48,7 @@ class Made:
     chunk: int = 1
     url: str = "http://127.0.0.1:8000"
     seed: int = 7
-    start: int | None = None
+    engine_started_at: str | None = None
     started_at: str = "2026-01-02T03:04:05+00:00"
     slower: float = 1.0     # every step takes so many times as long
     version: str = "0.1.0"
@@ -161,7 +161,7 @@ def _manifest(made: Made, records: list[RequestRecord]) -> Manifest:
             else PoissonArrivals(kind="poisson", rate_per_s=made.rate),
             num_requests=made.requests,
         ),
-        seed=made.seed, start=made.start, schedule_digest=made.digest,
+        seed=made.seed, engine_started_at=made.engine_started_at, schedule_digest=made.digest,
         engine=EngineRecord(dialect="reference", model="probe-tiny", max_context_tokens=512, version=made.version,
                             kv=kv if made.tells_memory else None, capabilities=["token_ids", "stream"]),
         probe_preset="tiny",
