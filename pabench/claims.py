@@ -148,7 +148,8 @@ def claims_markdown(results: Sequence[Result], command: str) -> str:
         f"Written by `{command}` on {host.cpu}, {host.cores} cores. *Exact* is sums and our allocators, "
         "*arithmetic* a closed formula over data sheets, *simulated* the reference engine's scheduler under a virtual "
         "clock, *measured* this machine's CPU: no GPU was used. Where a GPU's figure is reproduced, it is by a ratio "
-        "on a CPU, a simulation or arithmetic.", "",
+        "on a CPU, a simulation or arithmetic. The source *notes* is no publication: worked examples that this project "
+        "started from.", "",
         *_counted(results), "",
         "| id | claim | source | published | ours | verdict | how, and why |", f"|{' --- |' * 7}",
     ]

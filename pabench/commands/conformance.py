@@ -66,7 +66,7 @@ def replay(
 ) -> None:
     """Ask one failed case again: exit 0 when it holds now, 1 when it still fails.
 
-    Example: pabench replay results/conform/case-91c2.json --url http://127.0.0.1:8000
+    Example: pabench replay results/conform/case-39dac3ee.json --url http://127.0.0.1:8000
     """
     from pabench.conformance.runner import replay_case
 

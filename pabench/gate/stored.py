@@ -6,7 +6,7 @@ from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 
-from pabench.analysis.sides import Measured, read_runs, refuse_mixture, refuse_unlike, samples_of
+from pabench.analysis.sides import Measured, by_start, read_runs, refuse_mixture, refuse_unlike, samples_of
 from pabench.errors import UsageError
 from pabench.gate.decide import REGRESSION, Decision, decide
 from pabench.gate.evidence import more_lost, new_conformance_failures, refuse_invalid, sure_failures, zeroed
@@ -22,8 +22,7 @@ def judge_folders(baseline: Path, candidate: Path, policy: Policy) -> Decision:
     _refuse_same(before, after)
     broken = sure_failures(after)  # also in a run that is set aside
     before, after, notes = _finished(before, after)
-    shares = policy.shares_on_disk(max(Counter(run.load for run in side).most_common(1)[0][1]
-                                       for side in (before, after)))
+    shares = policy.shares_on_disk(max(_num_starts(before), _num_starts(after)))
     failing, doubts = new_conformance_failures(baseline, candidate)
     failures = [*broken, *failing]
     if not failures:  # they stand, whatever else the runs are worth
@@ -38,6 +37,11 @@ def judge_folders(baseline: Path, candidate: Path, policy: Policy) -> Decision:
     refuse_invalid([*before, *after])
     samples = samples_of(before, after, tuple(policy.metrics), policy.watch.metrics)
     return decide(samples, policy, num_looks=shares, doubts=doubts, notes=[*notes, *_notes(before, after)])
+
+
+def _num_starts(side: list[Measured]) -> int:
+    """How many samples there are of the load that has most: runs of one start are one."""
+    return max(len(by_start([run for run in side if run.load == load])) for load in {run.load for run in side})
 
 
 def _finished(

@@ -83,6 +83,12 @@ class LoadClient:
         """Count from here."""
         self._tally.num_events = self._tally.num_unstamped = 0
 
+    async def resolve(self) -> None:
+        """Find the host's addresses, if they are not known: the first request would wait for that. Raises OSError."""
+        if not self._addresses:
+            found = await asyncio.get_running_loop().getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
+            self._addresses = [(family, where) for family, *_, where in found]
+
     async def __aenter__(self) -> LoadClient:
         return self
 
@@ -170,11 +176,8 @@ class LoadClient:
 
     async def _connect(self) -> Connection:
         """A fresh connection, to the first of the host's addresses that takes one. Raises _NoConnection."""
-        loop = asyncio.get_running_loop()
         try:
-            if not self._addresses:
-                found = await loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
-                self._addresses = [(family, where) for family, *_, where in found]
+            await self.resolve()
             for address in tuple(self._addresses):
                 connection = Connection(self._tally)
                 try:

@@ -36,8 +36,10 @@ class Placement:
 
     @property
     def lead_s(self) -> float:
-        """From the word to go to the run's start: for it to reach all."""
-        return 0.5 if self.ray is not None else 0.1 if self.processes > 1 else 0.01
+        """From the word to go to the run's start: for it to reach all, and for the bytes of the first requests, which
+        are made 50 ms before these are due.
+        """
+        return 0.5 if self.ray is not None else 0.1
 
     def workers_for(self, jobs: Sequence[Job]) -> list[Worker]:
         """A worker for each job. Raises UsageError where Ray is asked for and not installed."""

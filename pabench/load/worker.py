@@ -18,6 +18,7 @@ from pabench.engines import dialect as find_dialect
 from pabench.engines.cleaning import without_key
 from pabench.load.client import LoadClient, PreparedRequest, prepare
 from pabench.load.connection import Exchange
+from pabench.load.files import make_room
 from pabench.load.journal import Journal
 from pabench.load.line import clock
 from pabench.load.manifest import ClientHealth
@@ -83,6 +84,9 @@ class LocalWorker:
 
     async def prepare(self) -> list[str]:
         """See Worker. The warm-up requests are sent all at once."""
+        make_room(len(self._job.lanes))
+        with contextlib.suppress(OSError):  # the requests will tell
+            await self._client.resolve()
         exchanges = await asyncio.gather(*(self._client.send(self._written(one), clock()) for one in self._job.warmups))
         self._without_collections.enter_context(no_collections())  # the one that comes first is slow: before the start
         failed = [exchange for exchange in exchanges if exchange.fault is not None or exchange.status != 200]

@@ -1,6 +1,6 @@
 """False alarms of the http level: the `ci` profile with many seeds, on an engine that is right. A benchmark.
 
-    python -m tests.conformance.false_alarms --engine vllm-160 --seeds 101-120 [--out results/false-alarms]
+    python -m tests.conformance.false_alarms --engine vllm-160 --seeds 101-120 [--id REQUIREMENT …] [--out FOLDER]
 
 One engine serves all seeds, as one that is long in use: it is started again only if a run has ended it. One folder a
 run, so that what was broken off goes on where it stopped: a seed whose results are there is not run again. What ends
@@ -31,10 +31,10 @@ ENGINES = {
 _FINE = (Outcome.PASS, Outcome.UNSUPPORTED, Outcome.DISABLED)
 
 
-def conform(engine: str, url: str, seed: int, out: Path) -> float:
-    """Run the suite once. Seconds."""
+def conform(engine: str, url: str, seed: int, out: Path, ids: Sequence[str]) -> float:
+    """Run the suite once, or of it the requirements `ids`. Seconds."""
     command = [sys.executable, "-m", "pabench", "conform", "--url", url, "--profile", "ci", "--seed", str(seed),
-               "--out", str(out), "--quiet"]
+               "--out", str(out), "--quiet", *(word for each in ids for word in ("--id", each))]
     if engine.startswith("vllm"):
         command += ["--expect", str(Path(__file__).with_name("known_failures.toml"))]
     began = time.monotonic()
@@ -42,7 +42,7 @@ def conform(engine: str, url: str, seed: int, out: Path) -> float:
     return time.monotonic() - began
 
 
-def ask_all(engine: str, seeds: Sequence[int], model: Path, out: Path) -> None:
+def ask_all(engine: str, seeds: Sequence[int], model: Path, out: Path, ids: Sequence[str]) -> None:
     """The seeds one after the other, from one engine or, where a run ends it, the next."""
     launch = [word.format(model=model, port="{port}") for word in ENGINES[engine]]
     left = list(seeds)
@@ -52,7 +52,7 @@ def ask_all(engine: str, seeds: Sequence[int], model: Path, out: Path) -> None:
             while left and process.alive:
                 seed = left.pop(0)
                 folder = out / f"{engine}-{seed}"
-                took = f"{conform(engine, process.url, seed, folder):.0f} s"
+                took = f"{conform(engine, process.url, seed, folder, ids):.0f} s"
                 print(f"{engine} {seed}: {took}, {told(folder)}", flush=True)
 
 
@@ -73,6 +73,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--engine", choices=sorted(ENGINES), required=True)
     parser.add_argument("--seeds", required=True, help="First and last, e.g. 101-120.")
+    parser.add_argument("--id", dest="ids", action="append", default=[], help="Only this requirement (repeatable).")
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "false-alarms")
     args = parser.parse_args()
     first, last = (int(part) for part in args.seeds.split("-"))
@@ -87,7 +88,7 @@ def main() -> None:
             print(f"{args.engine} {seed}: kept, {told(folder)}", flush=True)
         else:
             missing.append(seed)
-    ask_all(args.engine, missing, model, args.out)
+    ask_all(args.engine, missing, model, args.out, args.ids)
 
 
 if __name__ == "__main__":

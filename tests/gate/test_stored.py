@@ -17,7 +17,7 @@ from pabench.conformance.verdicts import Outcome, Verdict
 from pabench.errors import UsageError
 from pabench.gate import judge_folders, load_policy
 from pabench.gate.evidence import p_of_losses
-from pabench.gate.policy import MetricPolicy
+from pabench.gate.policy import MetricPolicy, Policy
 from pabench.gate.words import decision_junit, decision_markdown, decision_table, write_decision
 from pabench.load.manifest import read_manifest
 from tests.report.synthetic import HOSTILE, Made, write_run, write_suite
@@ -48,7 +48,7 @@ def test_alike_passes_and_slower_fails(tmp_path: Path) -> None:
                                                                                  "throughput_tokens_per_s"}
 
 
-def test_the_runs_of_one_start_are_one_sample(tmp_path: Path) -> None:
+def test_the_runs_of_one_start_are_one_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Turns of one start differ by 20 %, which cancels; the candidate's three starts are slower by 10, 12 and 14 %."""
     factors = {"baseline": (1.0, 1.0, 1.0), "candidate": (1.10, 1.12, 1.14)}
     for minute, (side, by_start) in enumerate(factors.items()):
@@ -58,7 +58,10 @@ def test_the_runs_of_one_start_are_one_sample(tmp_path: Path) -> None:
                            slower=by_start[seed // 2] * turns,
                            started_at=f"2026-01-02T03:{minute + 2 * seed:02}:00+00:00")
             write_run(tmp_path / side / f"{seed}", made)
+    counted: list[int] = []
+    monkeypatch.setattr(Policy, "shares_on_disk", lambda policy, pairs: counted.append(pairs) or len(policy.looks) + 1)
     found = judge_folders(tmp_path / "baseline", tmp_path / "candidate", POLICY)
+    assert counted == [3]  # so that more turns take no share of the errors
     (tpot,) = [each for each in found.metrics if each.metric == "tpot_p50_ms"]
     assert tpot.count == 3
     logs = [np.log([measure(run.summary, "tpot_p50_ms") for run in read_runs(tmp_path / side)]) for side in factors]

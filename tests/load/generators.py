@@ -54,6 +54,14 @@ class Said:
 
 
 @dataclass(frozen=True, slots=True)
+class Spent:
+    """CPU time of a whole command, seconds: all of it, and what of it was the kernel's."""
+
+    cpu_s: float
+    kernel_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Peer:
     """How one is run and read."""
 
@@ -167,8 +175,8 @@ def chosen(only: str | None) -> list[Peer]:
 
 
 def run_beside(peer: Peer, requests: int, tokens: int, tokenizer: Path, *, ttft_ms: float, itl_ms: float,
-               rate_per_s: float | None = None) -> tuple[Said, dict[str, Any], list[int], float]:
-    """What `peer` said, what the stub says of itself, when requests came there (nanoseconds), and CPU seconds.
+               rate_per_s: float | None = None) -> tuple[Said, dict[str, Any], list[int], Spent]:
+    """What `peer` said, what the stub says of itself, when requests came there (nanoseconds), and what it took.
 
     A core each. Ends the program, with the peer's log, where it left no result.
     """
@@ -188,7 +196,8 @@ def run_beside(peer: Peer, requests: int, tokens: int, tokenizer: Path, *, ttft_
         except (OSError, KeyError, StopIteration, PabenchError) as error:
             log_end = (folder / "log").read_text(errors="replace")[-3000:]
             sys.exit(f"{peer.name} ended with {done.returncode} and no result ({error!r}):\n{log_end}")
-    return said, truth, arrived_ns, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    kernel_s = after.ru_stime - before.ru_stime
+    return said, truth, arrived_ns, Spent(after.ru_utime - before.ru_utime + kernel_s, kernel_s)
 
 
 def _told(url: str) -> Any:

@@ -3,8 +3,9 @@
     python -m tests.load.peers [--streams 64,1000] [--seconds 8] [--only NAME] [--json FILE]
 
 The fast stub (`pabench stub --fast`) has a core, the generator another; each runs alone, one after the other, on the
-same load: so many users, one long answer each, a token every 10 ms. CPU is counted over the smallest load's. Peers
-that are not installed are left out, and said so (generators.py tells how to install them).
+same load: so many users, one long answer each, a token every 10 ms. CPU is counted over the smallest load's, the
+kernel's share of it too: none that reads each token as it comes can do without that. Peers that are not installed are
+left out, and said so (generators.py tells how to install them).
 """
 
 from __future__ import annotations
@@ -28,24 +29,27 @@ ITL_MS = 10.0
 def measure(peer: Peer, streams: int, seconds: float, tokenizer: Path) -> dict[str, Any]:
     """One row: what `peer` said, what was true, and what it took of its core."""
     tokens = max(2, round((seconds * 1e3 - TTFT_MS) / ITL_MS))
-    said, truth, _, cpu_s = run_beside(peer, streams, tokens, tokenizer, ttft_ms=TTFT_MS, itl_ms=ITL_MS)
-    return {"peer": peer.name, "streams": streams, **asdict(said), "stub": truth, "cpu_s": cpu_s}
+    said, truth, _, spent = run_beside(peer, streams, tokens, tokenizer, ttft_ms=TTFT_MS, itl_ms=ITL_MS)
+    return {"peer": peer.name, "streams": streams, **asdict(said), "stub": truth, **asdict(spent)}
 
 
-def cost_us(row: dict[str, Any], least: dict[str, Any]) -> float | None:
-    """CPU time a token, microseconds, over that of the smallest load: start and end are no part of it."""
+def cost_us(row: dict[str, Any], least: dict[str, Any], what: str) -> float | None:
+    """CPU time a token, microseconds, over that of the smallest load: start and end are no part of it.
+
+    `what`: "cpu_s" or "kernel_s".
+    """
     tokens = row["stub"]["chunks"] - least["stub"]["chunks"]
-    return (row["cpu_s"] - least["cpu_s"]) * 1e6 / tokens if tokens > 0 else None
+    return (row[what] - least[what]) * 1e6 / tokens if tokens > 0 else None
 
 
 def show(row: dict[str, Any]) -> str:
     """A line of the table, in Markdown."""
-    def ms(value: float | None) -> str:
-        return "–" if value is None else f"{value:.2f}"
+    def text(value: float | None, digits: int = 2) -> str:
+        return "–" if value is None else f"{value:.{digits}f}"
 
-    cost = row["cpu_us_per_token"]
-    return (f"| {row['streams']} | {row['peer']} | {ms(row['ttft_p50_ms'])} | {ms(row['itl_p50_ms'])} | "
-            f"{ms(row['itl_p99_ms'])} | {'–' if cost is None else f'{cost:.1f}'} | {row['stub']['late_p99_ms']:.2f} | "
+    times = " | ".join(text(row[f"{name}_ms"]) for name in ("ttft_p50", "itl_p50", "itl_p99"))
+    costs = " | ".join(text(row[f"{name}_us_per_token"], 1) for name in ("cpu", "kernel"))
+    return (f"| {row['streams']} | {row['peer']} | {times} | {costs} | {row['stub']['late_p99_ms']:.2f} | "
             f"{row['verdict']} |")
 
 
@@ -62,13 +66,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         tokenizer = Path(folder) / "probe"
         build_checkpoint(preset("tiny"), tokenizer)
         print(f"truth: TTFT {TTFT_MS:g} ms, ITL {ITL_MS:g} ms\n\n| streams | generator | TTFT p50 | ITL p50 | "
-              "ITL p99 | CPU µs a token | stub late p99 | verdict |\n|---|---|---|---|---|---|---|---|", flush=True)
+              "ITL p99 | CPU µs a token | in the kernel | stub late p99 | verdict |\n|" + "---|" * 9, flush=True)
         rows: list[dict[str, Any]] = []
         least: dict[str, dict[str, Any]] = {}
         for streams in map(int, given.streams.split(",")):
             for peer in peers:
                 row = measure(peer, streams, given.seconds, tokenizer)
-                row["cpu_us_per_token"] = cost_us(row, least.setdefault(peer.name, row))
+                first = least.setdefault(peer.name, row)
+                row |= {f"{name}_us_per_token": cost_us(row, first, f"{name}_s") for name in ("cpu", "kernel")}
                 rows.append(row)
                 print(show(row), flush=True)
                 time.sleep(1.0)

@@ -28,7 +28,7 @@ _MOST_S = 20.0  # of one run, by the rate asked for
 
 def row(peer: Peer, rate_per_s: float, requests: int, tokens: int, tokenizer: Path) -> str:
     """A line of the table, in Markdown."""
-    said, truth, arrived_ns, cpu_s = run_beside(peer, requests, tokens, tokenizer, ttft_ms=TTFT_MS, itl_ms=ITL_MS,
+    said, truth, arrived_ns, spent = run_beside(peer, requests, tokens, tokenizer, ttft_ms=TTFT_MS, itl_ms=ITL_MS,
                                                 rate_per_s=rate_per_s)
     times_s = np.sort(np.asarray(arrived_ns)) / 1e9
     edge = len(times_s) // 20  # trial requests and opening of connections come first
@@ -37,7 +37,7 @@ def row(peer: Peer, rate_per_s: float, requests: int, tokens: int, tokenizer: Pa
     spread = dispersion(inner - inner[0], _WINDOW_S)
     ttft = "–" if said.ttft_p50_ms is None else f"{said.ttft_p50_ms:.2f}"
     return (f"| {rate_per_s:g} | {peer.name} | {len(times_s)} | {delivered:.1%} | {spread:.2f} | {ttft} | "
-            f"{cpu_s:.1f} | {truth['late_p99_ms']:.2f} | {said.verdict} |")
+            f"{spent.cpu_s:.1f} | {truth['late_p99_ms']:.2f} | {said.verdict} |")
 
 
 def main() -> None:

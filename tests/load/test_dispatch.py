@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -16,7 +17,8 @@ from pabench.load.journal import Journal, Journaled, journal_path, journals_in
 from pabench.load.line import clock
 from pabench.load.measure import Measurement, Progress
 from pabench.load.planning import plan
-from pabench.load.schedule import ScheduledRequest
+from pabench.load.schedule import Lane, ScheduledRequest
+from pabench.load.worker import Job, LocalWorker
 from pabench.load.workload import Workload
 from tests.load.support import Examined, workload
 
@@ -129,3 +131,24 @@ def test_the_loop_lag_sees_a_stall_and_counts_every_tick_of_it() -> None:
     lags = asyncio.run(go())
     assert max(lags) > 0.17
     assert sum(lag > 0.01 for lag in lags) >= 15
+
+
+def open_files_room() -> int:
+    """Size of this process's table of open files."""
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("FDSize:")]
+    return int(line.split()[1])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the table is Linux's")
+def test_the_table_of_open_files_has_grown_before_the_start(tmp_path: Path) -> None:
+    """Growing takes 10 ms and more, in which nothing is sent or read."""
+    users = open_files_room() + 1000
+    job = Job("http://localhost:9", workload(), "openai", "stub", [Lane(0.0, ())] * users, (), tmp_path)
+
+    async def prepare_one() -> None:
+        worker = LocalWorker(job)
+        assert await worker.prepare() == []
+        await worker.close()
+
+    asyncio.run(prepare_one())
+    assert open_files_room() >= users
