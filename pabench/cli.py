@@ -7,9 +7,9 @@ gate), 130 interrupted.
 from __future__ import annotations
 
 import errno
-import os
 import signal
 import sys
+import traceback
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -18,7 +18,9 @@ import typer.core
 from pabench import __version__
 from pabench.commands import compare, conformance, engines, loads, results, searches
 from pabench.commands.options import interrupted_text, results_in
-from pabench.errors import EXIT_COULD_NOT_RUN, EXIT_INTERRUPTED, EXIT_OK, PabenchError
+from pabench.engines.cleaning import WHOLE, clean
+from pabench.errors import EXIT_COULD_NOT_RUN, EXIT_INTERRUPTED, PabenchError
+from pabench.terminal.steadfast import make_output_steadfast
 
 _WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
 
@@ -35,15 +37,13 @@ class _Commands(typer.core.TyperGroup):
             _fail(str(error), error.exit_code)
         except KeyboardInterrupt:
             _fail(interrupted_text(), EXIT_INTERRUPTED)
-        except BrokenPipeError:
-            os._exit(EXIT_OK)  # the reader of our output went away: nothing left to tell it
         except OSError as error:
             what = "cannot write" if error.errno in _WRITING else "cannot use"
             _fail(f"{what} {error.filename or 'a file'}: {error.strerror or error}", EXIT_COULD_NOT_RUN)
 
 
 def _fail(text: str, code: int) -> NoReturn:
-    print(f"pabench: {text}", file=sys.stderr)
+    print(f"pabench: {clean(text, WHOLE)}", file=sys.stderr)
     raise SystemExit(code)
 
 
@@ -59,7 +59,12 @@ for _part in (engines, conformance, loads, searches, compare, results):
 def main() -> None:
     """Run the command line."""
     signal.signal(signal.SIGTERM, _end_as_on_ctrl_c)
-    app(prog_name="pabench")
+    make_output_steadfast()
+    try:
+        app(prog_name="pabench")
+    except Exception:  # a fault of ours: Python's own exit code, 1, would be a verdict
+        traceback.print_exc()
+        raise SystemExit(EXIT_COULD_NOT_RUN) from None
 
 
 def _end_as_on_ctrl_c(*_: object) -> None:

@@ -18,7 +18,7 @@ def load_json(data: bytes) -> Any:
         value = orjson.loads(data)
     except orjson.JSONDecodeError:
         try:
-            value = _encodable(json.loads(data.decode("utf-8", "replace")))
+            value = encodable(json.loads(data.decode("utf-8", "replace")))
         except RecursionError as error:
             raise ValueError("JSON nested too deeply") from error
     # Each level takes two bytes at least, and most events are short: those are not even counted.
@@ -36,14 +36,14 @@ def _is_deeper(value: Any, levels: int) -> bool:
     return levels == 0 or any(_is_deeper(item, levels - 1) for item in items)
 
 
-def _encodable(value: Any) -> Any:
+def encodable(value: Any) -> Any:
     """`value` without halves of surrogate pairs, which JSON can spell and no file can hold."""
     if isinstance(value, str):
         return value.encode("utf-8", "replace").decode()
-    if isinstance(value, list):
-        return [_encodable(item) for item in value]
+    if isinstance(value, list | tuple):
+        return [encodable(item) for item in value]
     if isinstance(value, dict):
-        return {_encodable(key): _encodable(item) for key, item in value.items()}
+        return {encodable(key): encodable(item) for key, item in value.items()}
     return value
 
 

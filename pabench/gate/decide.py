@@ -72,10 +72,10 @@ def decide(
 ) -> Decision:
     """Judge `samples`; those of figures that the policy does not decide by are only shown. `num_looks`: how often the
     same runs, and more, are judged in all. `failures` fail it whatever the figures say; with `doubts` it does not pass.
-    Raises UsageError when no figure decides.
+    Raises UsageError where nothing decides.
     """
     deciding = [each for each in samples if each.metric in policy.metrics]
-    if not deciding:
+    if not deciding and not failures and not doubts:
         raise UsageError(f"no run has a figure that the policy decides by: {', '.join(policy.metrics)}")
     loads = dict.fromkeys(each.load for each in samples)
     unjudged = [f"{name} decides by the policy, and no run of {load} has it: it is not judged"

@@ -12,10 +12,12 @@ from numpy.typing import NDArray
 from pabench.analysis.measures import higher_is_better
 from pabench.analysis.sides import Measured, by_start, zeros
 from pabench.conformance.results import FILE_NAME, load_results
-from pabench.conformance.verdicts import NOT_CONFORMING, Outcome
+from pabench.conformance.verdicts import NOT_CONFORMING, Outcome, by_requirement
+from pabench.engines.cleaning import WHOLE, clean
 from pabench.errors import EXIT_NOT_CONFORMING, EXIT_OK, UsageError
 from pabench.gate.policy import Policy
 
+CONFORMANCE = "conformance: "  # begins what is said of it
 _LOST = ("error", "timeout")
 _DEALS = 20_000     # of runs to two sides, at most
 _EQUAL = 1e-9       # of shares
@@ -27,7 +29,7 @@ def refuse_invalid(runs: Iterable[Measured]) -> None:
     for run in runs:
         if not run.summary.validity.valid:
             raise UsageError(f"{run.summary.path} is INVALID, and a gate judges valid runs only: "
-                             f"{'; '.join(run.summary.validity.reasons)}")
+                             f"{clean('; '.join(run.summary.validity.reasons), WHOLE)}")
 
 
 def sure_failures(candidate: Sequence[Measured]) -> list[str]:
@@ -94,7 +96,8 @@ def _sent(run: Measured) -> int:
 
 
 def zeroed(baseline: Sequence[Measured], candidate: Sequence[Measured], policy: Policy) -> tuple[list[str], list[str]]:
-    """Rates that decide and are 0 on the candidate alone, and all others that are 0 in some runs: (failures, doubts).
+    """Rates that decide and are 0 on the candidate alone, and all other figures that are 0 in some runs: (failures,
+    doubts). A rate that was 0 in all of the baseline's is no worse now.
 
     They have no ratio, and so no part in the figures: without a word, a gate would pass what it has not judged.
     """
@@ -102,7 +105,7 @@ def zeroed(baseline: Sequence[Measured], candidate: Sequence[Measured], policy: 
     for each in zeros(baseline, candidate, tuple(policy.metrics)):
         if each.vanished and higher_is_better(each.metric):
             failures.append(each.text)
-        elif each.candidate[0] or each.baseline[0] < each.baseline[1]:  # else it came from nothing: no worse
+        elif each.candidate[0] or each.baseline[0] < each.baseline[1] or not higher_is_better(each.metric):
             doubts.append(each.text)
     return failures, doubts
 
@@ -136,8 +139,9 @@ def p_of_runs(before: Sequence[float], after: Sequence[float]) -> float:
 
 
 def new_conformance_failures(baseline: Path, candidate: Path) -> tuple[list[str], list[str]]:
-    """MUST requirements that fail on the candidate and did not on the baseline, by the results of `pabench conform`
-    below both folders, and those that passed there and were not decided on the candidate: (failures, doubts).
+    """Cases of MUST requirements that fail on the candidate and did not on the baseline, by the results of `pabench
+    conform` below both folders, and requirements that passed there and were not decided on the candidate: (failures,
+    doubts).
 
     Raises UsageError when either's could not be decided, or they were asked for different profiles.
     """
@@ -151,12 +155,13 @@ def new_conformance_failures(baseline: Path, candidate: Path) -> tuple[list[str]
     if all(profiles) and profiles[0] != profiles[1]:
         raise UsageError(f"the baseline's conformance was asked with profile {', '.join(sorted(profiles[0]))}, the "
                          f"candidate's with {', '.join(sorted(profiles[1]))}: ask both with one")
-    before, after = ({each.requirement: each.outcome for results in side for each in results.by_requirement()
-                      if each.level == "MUST"} for side in asked)
+    rows = [[row for results in side for row in results.rows if row.level == "MUST"] for side in asked]
+    failed = [{row.name: row.outcome for row in side if row.outcome in NOT_CONFORMING} for side in rows]
     said = "it did not on the baseline" if asked[0] else "the baseline was not asked"
-    failures = [f"conformance: {requirement} is a {outcome.value}, {said}" for requirement, outcome in after.items()
-                if outcome in NOT_CONFORMING and before.get(requirement) not in NOT_CONFORMING]
-    doubts = [f"conformance: {requirement} passed on the baseline, and "
+    failures = [f"{CONFORMANCE}{name} is a {outcome.value}, {said}" for name, outcome in failed[1].items()
+                if name not in failed[0]]
+    before, after = ({each.requirement: each.outcome for each in by_requirement(side)} for side in rows)
+    doubts = [f"{CONFORMANCE}{requirement} passed on the baseline, and "
               f"{f'is {after[requirement].value} on' if requirement in after else 'was not asked of'} the candidate"
               for requirement, outcome in before.items()
               if outcome is Outcome.PASS and after.get(requirement) not in (Outcome.PASS, *NOT_CONFORMING)]

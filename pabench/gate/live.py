@@ -33,7 +33,7 @@ from pabench.engines import EngineProcess
 from pabench.engines.address import DEFAULT_URL, parse_launch
 from pabench.engines.doctor import Examination, examine
 from pabench.errors import EXIT_INTERRUPTED, EXIT_NOT_CONFORMING, EXIT_OK, EngineError, PabenchError, UsageError
-from pabench.gate.decide import INCONCLUSIVE, REGRESSION, Decision, decide
+from pabench.gate.decide import INCONCLUSIVE, OPEN, REGRESSION, Decision, decide
 from pabench.gate.evidence import more_lost, new_conformance_failures, sure_failures, zeroed
 from pabench.gate.policy import Policy
 from pabench.load import Workload, run_loop, run_workload
@@ -132,14 +132,23 @@ class GateRun:
                 pair += 1
             decision = self._judge()
             self.tell(f"after {look} pairs: {decision.outcome}")
-            if decision.outcome != INCONCLUSIVE:
+            if decision.outcome != INCONCLUSIVE or self._no_run_tells(decision):
                 break
         return decision
+
+    def _no_run_tells(self, decision: Decision) -> bool:
+        """Whether all that is in doubt is what the conformance suite left open."""
+        return all(each.outcome != OPEN for each in decision.metrics) and decision.doubts == tuple(self.doubts)
 
     def _judge(self) -> Decision:
         refuse_unlike(*self.runs)
         (lost, few), (gone, some) = self._losses(), zeroed(*self.runs, self.policy)
-        samples = samples_of(*self.runs, tuple(self.policy.metrics), self.policy.watch.metrics)
+        try:
+            samples = samples_of(*self.runs, tuple(self.policy.metrics), self.policy.watch.metrics)
+        except UsageError:
+            if not (lost or gone):
+                raise
+            samples = []  # they fail it, whatever the figures
         return decide(samples, self.policy, num_looks=len(self.policy.looks), failures=[*lost, *gone],
                       doubts=[*self.doubts, *few, *some], notes=self._notes())
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,7 @@ from pabench.analysis.sides import Measured, Samples, by_start, mean_of_start, r
 from pabench.errors import PabenchError, UsageError
 from pabench.gate.decide import INCONCLUSIVE, PASS, REGRESSION, decide
 from pabench.gate.policy import Policy, load_policy
+from pabench.load.records import write_atomic
 
 _SIDES = ("baseline", "candidate")
 
@@ -56,10 +58,11 @@ def record_noise(folder: Path, policy: Policy, out: Path) -> int:
     rows = [_row_of(pair, (*policy.metrics, *policy.watch.metrics)) for pair in starts]
     if not rows:
         raise UsageError(f"{folder} holds no pair of valid runs")
-    with out.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomic(out, text.getvalue().encode())
     return len(rows)
 
 

@@ -11,8 +11,10 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from pabench.engines.answer_json import encodable
 from pabench.engines.cleaning import WHOLE, clean, markdown
 from pabench.gate.decide import INCONCLUSIVE, OPEN, PASS, SAME, WATCHED, WORSE, Decision, MetricVerdict, change_text
+from pabench.gate.evidence import CONFORMANCE
 from pabench.load.records import write_atomic
 
 JSON_FILE, MARKDOWN_FILE, JUNIT_FILE = "gate.json", "gate.md", "junit.xml"
@@ -30,9 +32,9 @@ def write_decision(decision: Decision, folder: Path) -> None:
 
 def decision_json(decision: Decision) -> bytes:
     """All of it; an interval's infinite end is null."""
-    return orjson.dumps({"schema_version": 1, "exit_code": decision.exit_code, "more_pairs": decision.more,
-                         "advice": advice(decision),
-                         **asdict(decision)}, option=orjson.OPT_INDENT_2)
+    told = {"schema_version": 1, "exit_code": decision.exit_code, "more_pairs": decision.more,
+            "advice": advice(decision), **asdict(decision)}
+    return orjson.dumps(encodable(told), option=orjson.OPT_INDENT_2)  # a path's name may be no UTF-8
 
 
 def decision_table(decision: Decision) -> Table:
@@ -84,7 +86,9 @@ def advice(decision: Decision) -> str:
     if decision.outcome == PASS:
         return "No figure got worse by as much as matters."
     if decision.outcome == INCONCLUSIVE and not any(each.outcome == OPEN for each in decision.metrics):
-        return "Cannot tell: no figure got worse, but the notes name what is in doubt. More pairs of runs tell."
+        doubt = "Cannot tell: no figure got worse, but the notes name what is in doubt."
+        suite = all(each.startswith(CONFORMANCE) for each in decision.doubts)
+        return f"{doubt} {'Have both asked for it: no pair of runs tells.' if suite else 'More pairs of runs tell.'}"
     if decision.outcome == INCONCLUSIVE:
         more = decision.more
         if more is None:

@@ -14,9 +14,9 @@ from pabench.analysis.sides import Measured, read_run
 from pabench.conformance.verdicts import Outcome, Verdict
 from pabench.errors import UsageError
 from pabench.gate import GateRun, Side, judge_folders, load_policy
-from pabench.gate.evidence import more_lost, zeroed
-from pabench.gate.policy import MetricPolicy
-from pabench.gate.words import decision_junit
+from pabench.gate.evidence import more_lost, new_conformance_failures, zeroed
+from pabench.gate.policy import MetricPolicy, Policy
+from pabench.gate.words import advice, decision_json, decision_junit
 from pabench.load import load_workload
 from pabench.load.manifest import read_manifest
 from tests.gate.test_stored import ENGINE, POLICY, sides, write_side
@@ -122,6 +122,49 @@ def test_a_rate_that_is_0_on_the_candidate_alone_fails(run: Measured) -> None:
     assert len(zeroed([some[0], none[0]], some, policy)[1]) == 1
 
 
+def measured(run: Measured, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, rates: tuple[float, float],
+             policy: Policy) -> GateRun:
+    """A live gate whose runs are `run`, with prefix hits of so much: of the baseline, and of the candidate."""
+    def measure(gate: GateRun, side: Side, number: int, *more: object) -> Measured:
+        manifest = run.manifest.model_copy(update={"seed": number})
+        rate = rates[side.name == "candidate"]
+        return replace(run, manifest=manifest, summary=replace(run.summary, prefix_hit_rate=rate))
+
+    monkeypatch.setattr(GateRun, "_measure", measure)
+    return GateRun((Side("baseline", "http://127.0.0.1:1"), Side("candidate", "http://127.0.0.1:2")),
+                   load_workload("smoke"), policy, tmp_path)
+
+
+def test_a_rate_that_vanished_fails_a_live_gate_that_decides_by_nothing_else(
+    run: Measured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = POLICY.model_copy(update={"metrics": {"prefix_hit_rate": MetricPolicy(worse_by=0.05)}})
+    found = measured(run, monkeypatch, tmp_path, (0.4, 0.0), policy).run()
+    assert found.outcome == "REGRESSION"
+    assert found.failures[0].startswith("prefix_hit_rate is 0 in 4 of 4 runs of ")
+
+
+def test_what_conformance_left_open_no_pair_of_runs_tells(
+    run: Measured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = measured(run, monkeypatch, tmp_path, (0.4, 0.4), POLICY)
+    write_suite(gate.out / "baseline" / "conformance", [Verdict("http/ring-exact", "", "MUST", Outcome.PASS)])
+    write_suite(gate.out / "candidate" / "conformance", [Verdict("http/ring-exact", "", "MUST", Outcome.UNSUPPORTED)])
+    gate.doubts = new_conformance_failures(gate.out / "baseline", gate.out / "candidate")[1]
+    found = gate.run()
+    assert (found.outcome, len(gate.runs[0])) == ("INCONCLUSIVE", POLICY.looks[0])
+    assert advice(found).endswith("Have both asked for it: no pair of runs tells.")
+
+
+def test_a_latency_that_was_0_is_a_doubt(run: Measured) -> None:
+    """As where a proxy sent whole answers."""
+    none, some = ([replace(run, summary=replace(run.summary, tpot_ms=replace(run.summary.tpot_ms, p50=p50)))] * 2
+                  for p50 in (0.0, 12.0))
+    failures, (doubt,) = zeroed(none, some, POLICY)
+    assert failures == []
+    assert doubt.startswith("tpot_p50_ms is 0 in 0 of 2 runs of ")
+
+
 def test_a_figure_that_vanished_is_told_by_compare(
     tmp_path: Path, run: Measured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -184,3 +227,17 @@ def test_what_passed_and_is_asked_no_more_is_a_doubt(tmp_path: Path) -> None:
         "conformance: http/ring-exact passed on the baseline, and is UNSUPPORTED on the candidate",))
     suite = ElementTree.fromstring(decision_junit(found))
     assert suite.get("errors") == "1"
+
+
+def test_a_case_that_fails_anew_is_not_hidden_by_one_that_failed_before(tmp_path: Path) -> None:
+    base, same = sides(tmp_path, ENGINE)
+    old = Verdict("http/preemption-exact", "rings", "MUST", Outcome.FAIL)
+    write_suite(base / "conformance", [old, Verdict(old.requirement, "braids", "MUST", Outcome.PASS)], exit_code=1)
+    write_suite(same / "conformance", [old, Verdict(old.requirement, "braids", "MUST", Outcome.CRASH)], exit_code=1)
+    found = judge_folders(base, same, POLICY)
+    assert found.failures == (
+        "conformance: http/preemption-exact[braids] is a CRASH, it did not on the baseline",)
+    write_suite(same / "another", [Verdict(old.requirement, "braids", "MUST", Outcome.PASS)])  # later in their order
+    assert judge_folders(base, same, POLICY).failures == found.failures
+    told = decision_json(replace(found, failures=("a path that is no UTF-8: \udcff",)))
+    assert b"no UTF-8: ?" in told
