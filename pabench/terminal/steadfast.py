@@ -44,4 +44,4 @@ class Steadfast:
 
 def make_output_steadfast() -> None:
     """Standard output and error of this process."""
-    sys.stdout, sys.stderr = Steadfast(sys.stdout), Steadfast(sys.stderr)  # type: ignore[assignment]
+    sys.stdout, sys.stderr = Steadfast(sys.stdout), Steadfast(sys.stderr)
