@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from pabench.analysis.measures import higher_is_better
+from pabench.analysis.ratio import paired_ratio
 from pabench.errors import UsageError
 from pabench.gate import load_policy
 from pabench.gate.quality import everywhere, main, read_noise, record_noise
@@ -67,6 +69,20 @@ def test_on_this_projects_record_it_finds_what_the_documentation_says() -> None:
     assert POLICY.looks[0] <= pairs <= POLICY.looks[-1]
     slower, _ = everywhere(noise, POLICY, {"tpot_p50_ms": 0.05})
     assert slower["REGRESSION"] >= 0.95 * slower.total()
+
+
+@pytest.mark.parametrize("metric", ["throughput_tokens_per_s", "tpot_p50_ms", "ttft_p50_ms"])
+def test_on_this_projects_records_it_finds_the_engine_that_really_was_slower(metric: str) -> None:
+    """As it was, and with the figure scaled so that it is worse by just what matters."""
+    noise = read_noise(RECORD.with_name(f"slowed-{metric.partition('_')[0]}.csv"), POLICY)
+    baseline, candidate = noise.figures[metric].T
+    ratio = paired_ratio(tuple(baseline), tuple(candidate)).ratio
+    worse_by = POLICY.metrics[metric].worse_by
+    scaled = 1 - (1 - worse_by) / ratio if higher_is_better(metric) else (1 + worse_by) / ratio - 1
+    for worse in (0.0, scaled):
+        found, _ = everywhere(noise, POLICY, {metric: worse}, swap=False)
+        assert found.total() == noise.num_pairs
+        assert found["REGRESSION"] >= 0.95 * found.total()
 
 
 def test_too_few_pairs_are_no_record(tmp_path: Path) -> None:
