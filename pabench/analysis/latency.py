@@ -100,8 +100,12 @@ def normalised_ms(requests: pd.DataFrame) -> Samples:
 
 
 def output_tokens(requests: pd.DataFrame) -> Samples:
-    """Output tokens of each request: from usage, else counted in the stream."""
-    return requests["output_tokens"].fillna(requests["stream_tokens"]).to_numpy(dtype=np.float64)
+    """Output tokens of each request: from usage, which may claim anything, as many as were asked for at most; else
+    counted in the stream.
+    """
+    asked = requests["n"] * requests["max_tokens"]
+    told = requests["output_tokens"].clip(upper=asked)
+    return told.fillna(requests["stream_tokens"]).to_numpy(dtype=np.float64)
 
 
 def prompt_tokens(requests: pd.DataFrame) -> Samples:

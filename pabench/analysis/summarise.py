@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ def summarise(run: Run) -> RunSummary:
     """What the run comes to. Latencies are of requests that ended ok; throughput is of the steady window."""
     manifest, requests = run.manifest, run.requests
     duration_s = manifest.duration_s or 0.0
-    window = manifest.window_s if manifest.window_s is not None else (0.0, duration_s)
+    window = manifest.window_s if manifest.window_s is not None else (0.0, _behind(duration_s))
     return RunSummary(
         path=run.path, label=manifest.label, workload=manifest.workload.name, load=manifest.workload.load_text,
         users=manifest.workload.users, rate_per_s=manifest.workload.rate_per_s,
@@ -84,11 +85,17 @@ def _throughput(requests: pd.DataFrame, window: tuple[float, float]) -> dict[str
 
 def _outside(requests: pd.DataFrame, window: tuple[float, float], duration_s: float) -> dict[str, Any]:
     """Output tokens a second while the load came up, and while it went down: no part of the throughput."""
-    def rate(start_s: float, end_s: float) -> float | None:
-        tokens = _tokens_in(requests, (start_s, end_s), latency.output_tokens(requests))
+    def rate(start_s: float, end_s: float, until_s: float) -> float | None:
+        tokens = _tokens_in(requests, (start_s, until_s), latency.output_tokens(requests))
         return tokens / (end_s - start_s) if end_s > start_s else None
 
-    return {"ramp_tokens_per_s": rate(0.0, window[0]), "drain_tokens_per_s": rate(window[1], duration_s)}
+    return {"ramp_tokens_per_s": rate(0.0, window[0], window[0]),
+            "drain_tokens_per_s": rate(window[1], duration_s, _behind(duration_s))}
+
+
+def _behind(end_s: float) -> float:
+    """The end of a span that what came at `end_s` lies inside: the last read of all ends a run."""
+    return math.nextafter(end_s, math.inf)
 
 
 def _latencies(run: Run) -> dict[str, Any]:

@@ -93,7 +93,7 @@ def mutants(
     """
     need_engine()
     from pabench.conformance.kills import exit_code, kills_page, questions, run_mutants
-    from pabench.report.build import check_out
+    from pabench.report.build import check_out, write_atomic
     from pabench.terminal.kills import show_kill, show_kills
 
     if markdown is not None:
@@ -105,7 +105,7 @@ def mutants(
     show_kills(kills)
     if markdown is not None:
         words = ["pabench", "mutants", *(names or ()), *(word for each in level or () for word in ("--level", each))]
-        markdown.write_text(kills_page(kills, " ".join([*words, "--profile", profile])), encoding="utf-8")
+        write_atomic(markdown, kills_page(kills, " ".join([*words, "--profile", profile])))
     print(f"results: {folder}")
     raise SystemExit(exit_code(kills))
 

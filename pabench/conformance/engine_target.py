@@ -22,7 +22,7 @@ from pabench.conformance.session import EngineSession, open_session
 from pabench.conformance.targets import Subject
 from pabench.conformance.verify import Ask
 from pabench.engines.address import DEFAULT_URL, READY_TIMEOUT_S, base_url, parse_launch
-from pabench.engines.cleaning import clean, without_secrets
+from pabench.engines.cleaning import clean, without_key, without_secrets
 from pabench.engines.keys import API_KEY_VARIABLE, key_in
 from pabench.errors import EngineError, RequirementFailed, UsageError
 
@@ -174,14 +174,14 @@ class EngineTarget:
 
     def _give_up(self, end: str, error: Exception) -> str:
         self._given_up = True
-        self.session.gone = f"{end}; not to be started again: {error}"
+        self.session.gone = f"{end}; not to be started again: {without_key(str(error), self._api_key)}"
         return self.session.gone
 
     def recover(self, subject: Subject) -> str:
         """Start the engine again and look for the request that it died of."""
         if self._launched is None or not isinstance(subject, EngineUnderTest):
             return ""
-        end = self._launched.end().replace(self._api_key or "\0", "***")
+        end = without_key(self._launched.end(), self._api_key)
         try:
             self._launched.start()
             self.session.gone = None

@@ -17,13 +17,15 @@ from rich.text import Text
 from pabench.conformance.cases import from_here
 from pabench.conformance.plugin import SUITE_RUN
 from pabench.conformance.running import SuiteRun
-from pabench.conformance.verdicts import Outcome, Verdict, by_requirement, exit_code, not_compared
+from pabench.conformance.verdicts import Outcome, Verdict, by_requirement, not_compared
 from pabench.errors import EXIT_COULD_NOT_RUN, EXIT_NOT_CONFORMING, EXIT_OK
 
 _STYLES = {Outcome.PASS: "green", Outcome.XFAIL: "yellow", Outcome.UNSUPPORTED: "dim", Outcome.DISABLED: "dim",
            Outcome.NOTRUN: "magenta", Outcome.ERROR: "magenta"}
 _OTHER = "bold red"
 _PIPE_WIDTH = 140
+_CONCLUSIONS = {EXIT_OK: ("conforming", "bold green"), EXIT_NOT_CONFORMING: ("not conforming", _OTHER)}
+_OF_A_REPLAY = {EXIT_OK: ("holds now", "bold green"), EXIT_NOT_CONFORMING: ("still fails", _OTHER)}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -97,6 +99,8 @@ class Live:
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         """Table, failures, conclusion."""
         self._stop()
+        if exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED:
+            print("could not run: the suite has no test for this", file=sys.stderr)
         if not self._run.verdicts:
             return
         for verdict in self._run.verdicts:
@@ -141,7 +145,12 @@ class Live:
 
 
 def _console() -> Console:
-    """Standard output; a file or pipe has no width of its own."""
+    """Standard output; a file or pipe has no width of its own. Where it is not UTF-8, an escape stands for what it has
+    no character for.
+    """
+    reconfigure = getattr(sys.stdout, "reconfigure", None)
+    if reconfigure is not None:
+        reconfigure(errors="backslashreplace")
     return Console(highlight=False, width=None if sys.stdout.isatty() else _PIPE_WIDTH)
 
 
@@ -158,9 +167,8 @@ def _conclusion(run: SuiteRun) -> Text:
     rows = by_requirement(run.verdicts)
     counts = ", ".join(f"{sum(row.outcome is outcome for row in rows)} {outcome}" for outcome in Outcome
                        if any(row.outcome is outcome for row in rows))
-    code = exit_code(run.verdicts)
-    word, style = {EXIT_OK: ("conforming", "bold green"), EXIT_NOT_CONFORMING: ("not conforming", _OTHER)}.get(
-        code, ("could not decide", _OTHER))
+    code = run.judged
+    word, style = (_CONCLUSIONS if run.replayed is None else _OF_A_REPLAY).get(code, ("could not decide", _OTHER))
     noun = "requirement" if len(rows) == 1 else "requirements"
     reason = not_compared(run.verdicts) if code == EXIT_COULD_NOT_RUN else ""
     why = f"; no answer could be judged: {reason}" if reason else ""

@@ -9,6 +9,7 @@ imported by every pytest run of an environment that has pabench installed, so it
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +61,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
         if getattr(config.option, "numprocesses", None) or hasattr(config, "workerinput"):
             raise pytest.UsageError("a run of the suite is one process, which asks one engine: leave -n away")
+        if config.getoption("--pabench-launch"):  # a job that is cancelled stops the engine too
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
         config.pluginmanager.register(SuiteRun.from_config(config), SUITE_RUN)
 
 

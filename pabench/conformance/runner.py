@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,8 +36,11 @@ _LATE_GAUGES_S = 300.0  # ten cases wait for them, half a minute each where they
 _OUR_CODES = (EXIT_OK, EXIT_NOT_CONFORMING, EXIT_COULD_NOT_RUN, EXIT_INTERRUPTED)
 _INTERRUPT_GRACE_S = 30.0
 _ROOT = str(Path(__file__).resolve().parents[2])  # this very pabench, installed or in a checkout
-_START = f"import sys; sys.path.insert(0, {_ROOT!r}); import pytest; sys.exit(pytest.main())"
-_NO_TESTS = 5  # of pytest
+# A run that ended in order exits with its code and this: Python itself exits 1 when it fails, which is no verdict.
+_IN_ORDER = 64
+_START = f"""import sys; sys.path.insert(0, {_ROOT!r})
+from pabench.terminal.steadfast import make_output_steadfast; make_output_steadfast()
+import pytest; sys.exit({_IN_ORDER} + pytest.main())"""
 
 
 def run_suite(
@@ -206,7 +210,7 @@ def _pytest(options: list[str], timeout_s: float, api_key: str | None, quiet: bo
                                env=_environment(api_key), stdout=subprocess.DEVNULL if quiet else None,
                                start_new_session=True)
     try:
-        code = process.wait(timeout_s)
+        code = process.wait(timeout_s) - _IN_ORDER
     except subprocess.TimeoutExpired:
         print(f"could not run: no end after {timeout_s:g} s, given up", file=sys.stderr)
         _let_end(process)  # an engine that it has started is to be stopped
@@ -217,16 +221,19 @@ def _pytest(options: list[str], timeout_s: float, api_key: str | None, quiet: bo
     finally:
         process.kill()
         process.wait()
-    if code == _NO_TESTS:
-        print("could not run: the suite has no test for this", file=sys.stderr)
     return code if code in _OUR_CODES else EXIT_COULD_NOT_RUN
 
 
 def _let_end(process: subprocess.Popen[bytes]) -> None:
-    """Have it write down what it has and stop the engine, and wait for that, or until its time is up."""
+    """Have it write down what it has and stop the engine, and wait for that, or until its time is up.
+
+    Whoever interrupts once more is not heard: the engine would be left with its port and its memory.
+    """
     process.send_signal(signal.SIGTERM)  # which `live` takes for an interrupt: that may be ignored, in the background
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(_INTERRUPT_GRACE_S)
+    until_s = time.monotonic() + _INTERRUPT_GRACE_S
+    while process.poll() is None and time.monotonic() < until_s:
+        with contextlib.suppress(KeyboardInterrupt, subprocess.TimeoutExpired):
+            process.wait(until_s - time.monotonic())
 
 
 def _environment(api_key: str | None) -> dict[str, str]:

@@ -24,6 +24,7 @@ from pabench.conformance.items import case_name, check_markers, item_name, requi
 from pabench.conformance.levels import level_of_id
 from pabench.conformance.profiles import load_profile
 from pabench.conformance.registry import Requirement, load_registry
+from pabench.conformance.reported import is_ours, show
 from pabench.conformance.results import FILE_NAME, SPEC_VERSION, Header, ResultsWriter
 from pabench.conformance.targets import Subject, Target
 from pabench.conformance.verdicts import NOT_CONFORMING, Outcome, Verdict, exit_code, replay_code
@@ -70,6 +71,7 @@ class SuiteRun:
         self.verdicts: list[Verdict] = []
         self.smoke = "ok"
         self.could_not_run = False
+        self._own_failed = False  # a test that decides no requirement
         self.news: Callable[[str], None] = lambda text: None  # what takes long; shown by `live`
         self._writer: ResultsWriter | None = None
         self._start = time.monotonic()
@@ -145,13 +147,24 @@ class SuiteRun:
         return Header(SPEC_VERSION, __version__, self.profile.name, self.seed, now, self.target.url, self.target.told(),
                       self.smoke, patience=self.profile.patience)
 
-    @pytest.hookimpl(trylast=True)
-    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
+    @property
+    def judged(self) -> int:
+        """The exit code that the verdicts make."""
+        return (exit_code if self.replayed is None else replay_code)(self.verdicts)
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> Generator[None, object, object]:
+        """The end, also where what the others show finds no reader: an engine must not be left running."""
+        try:
+            return (yield)
+        finally:
+            self._end(session, exitstatus)
+
+    def _end(self, session: pytest.Session, exitstatus: int) -> None:
         """Write the footer, close the target; what could not be run never exits 0 or 1, and has no footer."""
         self.could_not_run |= exitstatus not in _ORDERLY
         interrupted = exitstatus == pytest.ExitCode.INTERRUPTED and not self.could_not_run
-        judged = exit_code if self.replayed is None else replay_code
-        code, status = (EXIT_INTERRUPTED, "interrupted") if interrupted else (judged(self.verdicts), "complete")
+        code, status = (EXIT_INTERRUPTED, "interrupted") if interrupted else (self.judged, "complete")
         if self._writer is not None:
             try:
                 with self._writer as writer:
@@ -160,12 +173,9 @@ class SuiteRun:
             except OSError as error:
                 self.could_not_run = True
                 print(f"could not run: cannot write to {self.out}: {error.strerror}", file=sys.stderr)
-        code = EXIT_COULD_NOT_RUN if self.could_not_run else code
+        if is_ours(session, exitstatus, own_failed=self._own_failed, could_not_run=self.could_not_run):
+            session.exitstatus = EXIT_COULD_NOT_RUN if self.could_not_run else code
         self.target.close()
-        asked = sum(requirement_id(item) is not None for item in session.items)
-        own = len(session.items) - asked  # tests, of which pytest says what became of them
-        if not own or (exitstatus == pytest.ExitCode.OK and (asked or self.could_not_run)):
-            session.exitstatus = code
 
     # One test ----------------------------------------------------------------------------------------------------
 
@@ -205,6 +215,7 @@ class SuiteRun:
         """Turn what became of a test into a verdict, once: at its call, or where it ended before."""
         report = yield
         requirement = self._requirement(item)
+        self._own_failed |= requirement is None and report.failed
         if requirement is None or VERDICT in item.stash or not (report.when == "call" or call.excinfo):
             return report
         verdict = self._verdict(item, requirement, call)
@@ -212,7 +223,7 @@ class SuiteRun:
         self.verdicts.append(verdict)
         if self._writer is not None:
             self._writer.row(verdict)
-        return _show(report, verdict)
+        return show(report, verdict)
 
     def _verdict(self, item: pytest.Item, requirement: Requirement, call: pytest.CallInfo[None]) -> Verdict:
         error = call.excinfo.value if call.excinfo else None
@@ -296,14 +307,3 @@ def _target(config: pytest.Config) -> Target:
         url, dialect=option("--pabench-dialect"), model=option("--pabench-model"), probe=option("--pabench-probe"),
         launch=launch, ready_timeout_s=option("--pabench-ready-timeout"),
         folder=Path(option("--pabench-out")) if option("--pabench-out") else None)
-
-
-def _show(report: pytest.TestReport, verdict: Verdict) -> pytest.TestReport:
-    """Make pytest's own words agree with the verdict."""
-    if verdict.outcome is Outcome.XFAIL:
-        report.outcome, report.wasxfail = "skipped", verdict.reason
-    elif verdict.outcome is Outcome.XPASS:
-        report.outcome, report.longrepr = "failed", verdict.reason
-    elif verdict.text:
-        report.outcome, report.longrepr = "failed", verdict.text
-    return report

@@ -70,7 +70,8 @@ def runner_ups_of(logprobs: Mapping[str, Any], count: int) -> list[float | None]
     """Log-probability of the best token but the chosen one, of each of `count` tokens; None where it is not told."""
     content = logprobs.get("content")
     if isinstance(content, list):
-        named = [(item.get("token"), item.get("top_logprobs")) for item in content]
+        named = [(item.get("token"), item.get("top_logprobs")) if isinstance(item, dict) else (None, None)
+                 for item in content]
         tops = [(name, {each.get("token"): each.get("logprob") for each in top if isinstance(each, dict)}
                  if isinstance(top, list) else None) for name, top in named]
     else:

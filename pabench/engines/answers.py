@@ -1,7 +1,8 @@
 """OpenAI-style answers, whole and streamed, as engines really send them -> `Completion`.
 
 A whole answer that is not what the protocol promises raises EngineProtocol. Inside a stream a fault becomes
-`Completion.error`, so that the tokens that came before it are kept.
+`Completion.error`, so that the tokens that came before it are kept. Both quote an answer at length: who shows them cuts
+them, and first takes out the key, which a shorter quotation could end inside.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from pabench.engines.word_count import WordCount
 from pabench.errors import EngineProtocol
 
 _TOGETHER = 64  # reads that are tried at once; of a stream that is often otherwise, so few that little is tried in vain
+_MAX_REASON_CHARS = 100  # no engine's own is half as long, and records hold one a sample
 _TRIES = 4  # templates in a row that no read was alike to, after which no more are made of the stream
 
 
@@ -39,7 +41,7 @@ def parse_answer(status: int, body: bytes, read_text: TextReader | None = None) 
         text = error_text(answer) or body[:MAX_ERROR_CHARS].decode("utf-8", "replace").strip() or f"HTTP {status}"
         return Completion(status=status, error=text)
     if not isinstance(answer, dict):
-        raise EngineProtocol(f"expected a JSON object as the answer, got {body[:80]!r}")
+        raise EngineProtocol(f"expected a JSON object as the answer, got {body[:MAX_ERROR_CHARS]!r}")
     error = error_text(answer)
     if error is not None:
         return Completion(status=status, error=error)
@@ -69,8 +71,8 @@ def parse_stream_answer(
         state.take_events(reader.rest())
     if not state.num_events:
         body = b"".join(piece for _, piece in chunks).strip()
-        if body and not body.startswith((b":", b"event:")):
-            raise EngineProtocol(f"expected server-sent events, got {body[:80]!r}")
+        if body and not body.startswith((b":", b"event:", b"data:")):  # comments and empty events are a stream
+            raise EngineProtocol(f"expected server-sent events, got {body[:MAX_ERROR_CHARS]!r}")
     return state.finish(status, streamed=True)
 
 
@@ -142,7 +144,7 @@ class _Reading:
             self._fail(error_text(answer) or event.data.decode("utf-8", "replace"))
             return
         if not isinstance(answer, dict):
-            self._fail(f"expected a JSON object in the stream, got {event.data[:80]!r}")
+            self._fail(f"expected a JSON object in the stream, got {event.data[:MAX_ERROR_CHARS]!r}")
             return
         error = error_text(answer)
         if error is not None:
@@ -182,7 +184,7 @@ class _Reading:
         reading.take(choice, time_s)
         reason = choice.get("finish_reason")
         if reason not in (None, ""):  # "" is what TGI says until the end
-            reading.choice.finish_reason = str(reason)
+            reading.choice.finish_reason = str(reason)[:_MAX_REASON_CHARS]
             self._finish_events += 1
 
     def take_usage(self, usage: Any) -> None:
@@ -238,11 +240,17 @@ class _ChoiceReading:
         logprobs = logprobs_of(entry.get("logprobs"))
         prompt_logprobs = prompt_logprobs_of(entry.get("prompt_logprobs"))
         if logprobs is not None:
-            self.choice.logprobs = (self.choice.logprobs or []) + logprobs
-            self.choice.runner_ups = (self.choice.runner_ups or []) + runner_ups_of(entry["logprobs"], len(logprobs))
+            self._add_logprobs(logprobs, runner_ups_of(entry["logprobs"], len(logprobs)))
         if prompt_logprobs is not None:
             self.choice.prompt_logprobs = prompt_logprobs
         self.add(text, ids, logprobs, time_s)
+
+    def _add_logprobs(self, logprobs: list[float], runner_ups: list[float | None]) -> None:
+        choice = self.choice
+        if choice.logprobs is None or choice.runner_ups is None:
+            choice.logprobs, choice.runner_ups = [], []
+        choice.logprobs += logprobs  # in place: a copy at each event would be quadratic
+        choice.runner_ups += runner_ups
 
     def add(self, text: str, ids: list[int] | None, logprobs: list[float] | None, time_s: float | None) -> None:
         """Add text and ids, and when they came: as many tokens as there are."""

@@ -11,8 +11,10 @@ import unicodedata
 _UNSAFE = frozenset({"Cc", "Cf", "Cs", "Co", "Zl", "Zp"})
 _NO_XML = "\ufffe\uffff"  # a JUnit file that holds one cannot be read
 _MARKDOWN = re.compile(r"([\\`*_\[\]|#~!])")
+_LINKED = re.compile(r"@|:(?=//)|www(?=\.)|#(?=\d)", re.IGNORECASE)
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _SECRET = re.compile(r"(key|token|secret|password)\b|(key|secret|password)s$", re.IGNORECASE)
+_NO_WORD_BYTES = 12  # of a key: so long, it is no word that an answer may hold by chance
 WHOLE = 2000  # characters: our own sentence around an engine's last words is not cut
 
 
@@ -30,16 +32,27 @@ def without_key(text: str, api_key: str | None) -> str:
 
 
 def masked(body: bytes, status: int | None, api_key: str | None) -> bytes:
-    """`body` of an answer, the key in it as so many stars: where it tells of an error, since a word of a good answer
-    may be like a key.
+    """`body` of an answer, the key in it as so many stars. A short one only where the answer tells of an error, since a
+    word of a good one may be like it.
     """
     key = (api_key or "").encode()
-    return body.replace(key, b"*" * len(key)) if key and (status != 200 or b"error" in body) else body
+    sure = len(key) >= _NO_WORD_BYTES or status != 200 or b"error" in body
+    return body.replace(key, b"*" * len(key)) if key and sure else body
 
 
 def markdown(text: str) -> str:
-    """`text` as one line of Markdown that is nothing but text, in a table's cell too: no link, picture, tag or code."""
-    return _MARKDOWN.sub(r"\\\1", html.escape(clean(text, WHOLE), quote=False))
+    """`text` as one line of Markdown that is nothing but text, in a table's cell too: no link, picture, tag or code.
+
+    An address, and a name behind "@", has a zero-width space in it, as `unlinked` has it.
+    """
+    return unlinked(_MARKDOWN.sub(r"\\\1", html.escape(clean(text, WHOLE), quote=False)))
+
+
+def unlinked(text: str) -> str:
+    """`text` with a zero-width space behind "@", the colon of "://", "www" and the "#" of a number: GitHub makes links
+    of what these begin, and writes to whom "@" names.
+    """
+    return _LINKED.sub("\\g<0>\u200b", text)
 
 
 def no_formula(text: str) -> str:

@@ -122,7 +122,9 @@ class EngineProcess:
     def last_words(self) -> str:
         """The last line of the output that speaks of an error, else the last of all, made safe for a terminal."""
         try:
-            data = self.log.read_bytes()[-_TAIL_BYTES:]
+            with self.log.open("rb") as file:  # its end alone: an engine may have written gigabytes
+                file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
+                data = file.read(_TAIL_BYTES)
         except FileNotFoundError:
             return ""
         lines = [clean(line) for line in data.decode("utf-8", "replace").splitlines()]

@@ -32,7 +32,8 @@ class EventReader:
     """Takes the reads of one stream in turn.
 
     Understands what engines send: `data:` with or without a space, LF or CRLF, comments, named events, events that
-    span or share reads, and a last event without its blank line. Raises EngineProtocol for a line that never ends.
+    span or share reads, and a last event without its blank line. One whose data is empty, which keeps a connection
+    alive, says nothing and is left out. Raises EngineProtocol for a line that never ends.
     """
 
     def __init__(self) -> None:
@@ -46,7 +47,7 @@ class EventReader:
         """The events that `piece` ends."""
         # Most pieces are one event of one line: no need to take them apart.
         if (self.is_between and piece.startswith(DATA) and piece.endswith(END)
-                and piece.find(b"\n") == len(piece) - len(END) <= _MAX_LINE_BYTES):
+                and len(DATA) < piece.find(b"\n") == len(piece) - len(END) <= _MAX_LINE_BYTES):
             return (Event(time_s, "", piece[len(DATA):-len(END)], True),)
         self._time_s = time_s
         head, newline, rest = piece.partition(b"\n")
@@ -93,7 +94,7 @@ class _Building:
     def take(self, line: bytes, time_s: float) -> Event | None:
         """Add one line; the event that it completes, if it does."""
         if not line:
-            event = self._event(complete=True) if self._data else None
+            event = self._event(complete=True) if any(self._data) else None
             self._name, self._data = "", []
             return event
         field, _, value = line.partition(b":")
@@ -107,7 +108,7 @@ class _Building:
 
     def rest(self) -> Event | None:
         """What the end of the stream left unfinished."""
-        return self._event(complete=False) if self._data else None
+        return self._event(complete=False) if any(self._data) else None
 
     def _event(self, complete: bool) -> Event:
         return Event(self._time_s, self._name, b"\n".join(self._data), complete)

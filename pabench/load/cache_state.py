@@ -29,11 +29,13 @@ from pabench.probe import Codec, Ring
 
 _AT_ONCE = 16
 _RESETS, _RESET_PAUSE_S = 10, 0.2  # an engine lets go of the last request's blocks a moment after its answer
+_RESET_TIMEOUT_S = 60.0  # for all tries
 _SEPARATOR = 1          # token
 _LARGEST_BLOCK = 256
 _WARM_SHARE = 0.9      # of the tokens in whole blocks that a warm cache could give
 SHARE_TOLERANCE = 0.05  # of the tokens in whole blocks, either way of a stated share
 _MOST_CHECKED = 5000   # requests, in the order of sending: what was not cold shows in the first
+_MOST_TOKENS = 20_000_000  # of them together: a count is kept for each, 100 bytes or so
 
 
 async def bring_about(
@@ -66,16 +68,21 @@ async def _empty(http: aiohttp.ClientSession, reset_url: str | None) -> str:
     if reset_url is None:
         return "the engine has no route to empty its cache, so it is only checked"
     try:
-        for _ in range(_RESETS):
-            async with http.post(reset_url) as answer:
-                if answer.status != 200:
-                    return f"POST {reset_url} gave HTTP {answer.status}, so it is only checked"
-                if not _refuses(await answer.read()):
-                    return f"the cache was emptied (POST {reset_url})"
-            await asyncio.sleep(_RESET_PAUSE_S)
-        return f"POST {reset_url} was refused, as while blocks are held, so it is only checked"
-    except aiohttp.ClientError as error:
+        async with asyncio.timeout(_RESET_TIMEOUT_S):
+            return await _reset(http, reset_url)
+    except (aiohttp.ClientError, TimeoutError) as error:
         return f"POST {reset_url} failed ({type(error).__name__}), so it is only checked"
+
+
+async def _reset(http: aiohttp.ClientSession, reset_url: str) -> str:
+    for _ in range(_RESETS):
+        async with http.post(reset_url) as answer:
+            if answer.status != 200:
+                return f"POST {reset_url} gave HTTP {answer.status}, so it is only checked"
+            if not _refuses(await answer.read()):
+                return f"the cache was emptied (POST {reset_url})"
+        await asyncio.sleep(_RESET_PAUSE_S)
+    return f"POST {reset_url} was refused, as while blocks are held, so it is only checked"
 
 
 def _refuses(body: bytes) -> bool:
@@ -154,7 +161,8 @@ def check(
     if not told:
         return CacheCheck(stated=state, checked=0, broken="no answer says how many of its prompt's tokens were cached")
     if state == "cold":
-        told = told[:_MOST_CHECKED]
+        ends = np.cumsum([record.prompt_tokens + record.max_tokens for record in told[:_MOST_CHECKED]])
+        told = told[:max(1, int(np.count_nonzero(ends <= _MOST_TOKENS)))]
         return CacheCheck(stated=state, checked=len(told), broken=_not_cold(requests, told, sent))
     firsts = [record for record in told if requests[record.index].turn == 0]
     size = block_size or _likely_size(record.cached_tokens or 0 for record in firsts)

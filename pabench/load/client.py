@@ -130,6 +130,8 @@ class LoadClient:
         finally:
             if exchange.end_s is None or exchange.fault is not None:
                 exchange.end_s = clock()  # nobody else knows when: a client gives up when it does
+            elif exchange.sent_s is not None:  # a stamp is older where the wall clock was set forward meanwhile
+                exchange.end_s = max(exchange.end_s, exchange.sent_s)
             self.in_flight -= 1
 
     async def _read_once(self, request: PreparedRequest, exchange: Exchange) -> None:

@@ -20,7 +20,7 @@ from pabench.load.records import (
     write_requests,
     write_telemetry,
 )
-from pabench.load.replan import is_over, put_off, replan
+from pabench.load.replan import put_off, replan, those_over
 from pabench.load.schedule import ScheduledRequest
 from pabench.load.settle import count_outcomes, settle
 from pabench.load.window import steady_window
@@ -51,9 +51,8 @@ def close_run(
                          spec=spec, block_size=None if kv is None else kv.block_size, unsent_kind=end.unsent_kind,
                          fixed_length="ignore_eos" in manifest.engine.capabilities, api_key=api_key)
         records = _with_blocks(records, manifest, requests)
-        resumed_s = manifest.resumed[-1].at_s if manifest.resumed else math.inf
-        _write(folder, manifest, _reported(_with_earlier(records, read_requests(folder), resumed_s), settled),
-               found.samples, requests)
+        records = _with_earlier(records, read_requests(folder), _over_before(folder, manifest))
+        _write(folder, manifest, _reported(records, settled), found.samples, requests)
     for journal in journals:
         journal.unlink(missing_ok=True)
 
@@ -111,16 +110,23 @@ def _with_blocks(
         yield record
 
 
+def _over_before(folder: Path, manifest: Manifest) -> Set[int]:
+    """Indices of the requests that were over when the run was last resumed, as it found them then: its tables are those
+    of before until they are written anew.
+    """
+    died = bool(manifest.resumed) and manifest.resumed[-1].died
+    return set(those_over((record.without_tokens() for record in read_requests(folder)), died=died))
+
+
 def _with_earlier(
-    records: Iterable[RequestRecord], earlier: Iterator[RequestRecord], resumed_s: float
+    records: Iterable[RequestRecord], earlier: Iterator[RequestRecord], over: Set[int]
 ) -> Iterator[RequestRecord]:
-    """`records`, and in place of those unsent what had become of them before the run was resumed, at `resumed_s`: what
-    ended later than that was to be sent again.
+    """`records`, and in place of those unsent what had become of them before the run was resumed, if they were `over`:
+    the others were to be sent again.
     """
     for record in records:
         before = next(earlier, None)
-        stays = before is not None and is_over(before) and (before.end_s is None or before.end_s <= resumed_s)
-        yield before if before is not None and stays and record.outcome == "unsent" else record
+        yield before if before is not None and before.index in over and record.outcome == "unsent" else record
 
 
 def _reported(records: Iterable[RequestRecord], settled: Settled | None) -> Iterator[RequestRecord]:
@@ -177,11 +183,12 @@ def _steady_window(
     manifest: Manifest, records: Sequence[RequestRecord], requests: Sequence[ScheduledRequest]
 ) -> tuple[float, float] | None:
     """Where the client was watched, if there is one there."""
-    breaks_s, later_turns = [one.at_s for one in manifest.resumed], {one.index for one in requests if one.turn}
+    later_turns = {one.index for one in requests if one.turn}
     spans = manifest.unwatched_spans
     watched = [one for one in records
                if one.sent_s is not None and not any(since <= one.sent_s < until for since, until in spans)]
-    return steady_window(watched, breaks_s, later_turns) or steady_window(records, breaks_s, later_turns)
+    return (steady_window(watched, manifest.resumed, later_turns)
+            or steady_window(records, manifest.resumed, later_turns))
 
 
 def _usage_notes(records: Sequence[RequestRecord], streamed: Set[int]) -> list[str]:

@@ -111,6 +111,8 @@ class Journal:
                     continue
                 except OSError as error:
                     self.error = unwritable(self._path, error)
+                except Exception as error:  # as of memory: a thread that died would lose all that is yet to come
+                    self.error = RecordsUnwritable(f"cannot write {self._path}: {type(error).__name__}: {error}")
             if isinstance(entry, Exchange):
                 self.left.append(_from_start(entry, self._start_s))
 

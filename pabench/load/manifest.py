@@ -117,6 +117,8 @@ class Resumption(_Part):
 
     at_s: float     # on the run's clock, which stood still meanwhile
     shift_s: float  # by which the arrivals to come were put off
+    again_s: float | None = None  # on the clock before: when the first came of those sent again, whose tokens are gone
+    died: bool = False  # the engine did: what it broke as it died was sent again (`replan.those_over`)
 
 
 class RunValidity(_Part):

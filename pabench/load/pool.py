@@ -81,8 +81,11 @@ class WorkerPool:
         await self.close()
 
     async def close(self) -> None:
-        """Let them go; their journals are in the run's folder then."""
-        await asyncio.gather(*(worker.close() for worker in self._workers))
+        """Let them go; their journals are in the run's folder then. Where one fails the others are waited for."""
+        ended = await asyncio.gather(*(worker.close() for worker in self._workers), return_exceptions=True)
+        for one in ended:
+            if one is not None:
+                raise one
 
     async def prepare(self) -> list[str]:
         """Start them and warm the engine up; notes on what went wrong there."""

@@ -6,10 +6,13 @@ be counted with each of them once (`analysis.kv`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from itertools import islice
 
 from pabench.load.schedule import ScheduledRequest
 
+_WORD = re.compile(r"\S+")
 _LEAST = 16  # tokens: a finer count of an engine with smaller blocks would cost more than it tells
 
 
@@ -24,27 +27,25 @@ def prefix_blocks(requests: Sequence[ScheduledRequest], size: int) -> dict[int, 
     too. Equal numbers are equal blocks behind equal prefixes. Requests without one are left out.
     """
     found: dict[int, list[int]] = {}
-    ahead: list[tuple[ScheduledRequest, int]] = [(request, -1) for request in requests]  # and its last shared block
-    count = at = 0
+    ahead = [(request, _units(request), -1) for request in requests]  # with its last shared block
+    count = 0
     while ahead:  # block by block: behind one that nobody shares nothing is shared, and nothing of it is kept
-        alike: dict[tuple[int, int], list[ScheduledRequest]] = {}
-        for request, parent in ahead:
-            units = _units(request, at, size)
-            if len(units) == size:
-                alike.setdefault((parent, hash(units)), []).append(request)
+        alike: dict[tuple[int, int], list[tuple[ScheduledRequest, Iterator[object]]]] = {}
+        for request, units, parent in ahead:
+            block = tuple(islice(units, size))
+            if len(block) == size:
+                alike.setdefault((parent, hash(block)), []).append((request, units))
         ahead = []
         for together in alike.values():
-            if len({request.session for request in together}) > 1:
-                for request in together:
+            if len({request.session for request, _ in together}) > 1:
+                for request, units in together:
                     found.setdefault(request.index, []).append(count)
-                    ahead.append((request, count))
+                    ahead.append((request, units, count))
                 count += 1
-        at += size
     return found
 
 
-def _units(request: ScheduledRequest, at: int, size: int) -> tuple[object, ...]:
-    """`size` tokens of its prompt from `at` on, words where it is text; fewer at its end."""
+def _units(request: ScheduledRequest) -> Iterator[object]:
+    """The tokens of its prompt in turn, words where it is text: of few prompts more than a beginning is asked for."""
     prompt = request.request.prompt
-    return tuple(prompt.split(maxsplit=at + size)[at:at + size]) if isinstance(prompt, str) else tuple(
-        prompt[at:at + size])
+    return (word.group() for word in _WORD.finditer(prompt)) if isinstance(prompt, str) else iter(prompt)

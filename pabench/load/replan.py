@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from pabench.engines.base import EngineFacts
@@ -78,13 +78,20 @@ def those_over(records: Iterable[RequestRecord], *, died: bool) -> dict[int, Req
             if record.error_kind not in _UNANSWERED or (record.end_s or 0.0) <= last_s}
 
 
-def resumption(over: Mapping[int, RequestRecord], rest: Sequence[ScheduledRequest], sent: Set[int]) -> Resumption:
-    """When a run goes on with `rest`, and by how much what was yet to arrive is put off: by the break, in which the
-    run's clock stands still. `sent`: indices of requests that had been sent, in flight or broken.
+def resumption(
+    records: Iterable[RequestRecord], over: Mapping[int, RequestRecord], rest: Sequence[ScheduledRequest], *, died: bool
+) -> Resumption:
+    """When a run with these `records`, of which some are `over`, goes on with `rest`, and by how much what was yet to
+    arrive is put off: by the break, in which the run's clock stands still. `died`: the engine did.
     """
+    not_over = [record for record in records if record.index not in over]
     at_s = max((record.end_s for record in over.values() if record.end_s is not None), default=0.0)
+    sent = {record.index for record in not_over if record.sent_s is not None}  # in flight or broken
     to_come = (one.intended_s for one in rest if one.intended_s is not None and one.index not in sent)
-    return Resumption(at_s=at_s, shift_s=at_s - min(to_come, default=at_s))
+    # After a kill nothing is known of what was in flight but when it was due.
+    came_s = (record.intended_s if record.sent_s is None else record.sent_s for record in not_over)
+    return Resumption(at_s=at_s, shift_s=at_s - min(to_come, default=at_s), died=died,
+                      again_s=min((time_s for time_s in came_s if time_s <= at_s), default=None))
 
 
 def put_off(requests: Sequence[ScheduledRequest], resumed: Resumption) -> list[ScheduledRequest]:

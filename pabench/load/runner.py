@@ -71,8 +71,7 @@ async def run_workload(
     manifest.notes += _planning_notes(schedule)
     for request in schedule.requests:
         prepare(request, find_dialect(facts.dialect), facts.model)  # what the dialect cannot say is said now
-    if (out / MANIFEST_FILE).exists():
-        raise UsageError(f"{out} already holds a run: give another folder, or remove it first")
+    _refuse_taken(out)
     job = Job(url, workload, facts.dialect, facts.model, schedule.lanes(), schedule.warmups, out,
               until_s=workload.duration_s or float("inf"), api_key=api_key)
     return await _Run(manifest, schedule.requests, spec, out, job, placement, progress).carry()
@@ -95,11 +94,12 @@ async def resume_run(
     _refuse_another(examination, manifest)
     schedule, spec = replan(folder, manifest)
     records = [record.without_tokens() for record in read_requests(folder)]
-    over = those_over(records, died=manifest.status == "failed")
+    died = manifest.status == "failed"
+    over = those_over(records, died=died)
     rest = [request for request in schedule.requests if request.index not in over]
     if not rest:
         raise UsageError(f"every request of the run in {folder} has its outcome: there is nothing to resume")
-    went_on = resumption(over, rest, {record.index for record in records if record.sent_s is not None})
+    went_on = resumption(records, over, rest, died=died)
     at_s, shift_s = went_on.at_s, went_on.shift_s
     manifest.resumed.append(went_on)
     manifest.status, manifest.failure, manifest.validity, manifest.url = "running", None, None, clean_url(url)
@@ -143,6 +143,8 @@ class _Run:
                 self.manifest.notes.append(await self._bring_about(self.job.workload.cache, dialect, http))
             _open_folder(self.out)
             with held(self.out):
+                if not self.manifest.resumed:
+                    _refuse_taken(self.out)  # it may have begun, and ended, while this one was prepared
                 self.manifest.write(self.out)
                 scraper = Scraper(http, self.job.url, dialect)
                 await scraper.start()  # its first scrape comes before the first request, however long it takes
@@ -266,6 +268,11 @@ def _planning_notes(schedule: Schedule) -> list[str]:
         notes.append("requests at the same time may share tokens and salts: a foreign slot is told only where they "
                      "differ")
     return notes
+
+
+def _refuse_taken(out: Path) -> None:
+    if (out / MANIFEST_FILE).exists():
+        raise UsageError(f"{out} already holds a run: give another folder, or remove it first")
 
 
 def _open_folder(out: Path) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
 from pabench.engines.base import Choice, Completion, Dialect
-from pabench.engines.cleaning import clean, without_key
-from pabench.errors import EngineProtocol
+from pabench.engines.cleaning import clean, masked, without_key
 from pabench.load.connection import Exchange
 from pabench.load.records import OUTCOMES, RequestRecord
 from pabench.load.schedule import ScheduledRequest
@@ -31,7 +32,7 @@ def settle(
 
     Their times count from the run's start. `whole`: brings back what the journal has of one.
     `unsent_kind`: why requests were not sent. `fixed_length`: the engine has "ignore_eos", so that an answer of
-    another length than asked for is an error. `api_key`: an engine may quote it in an error, and no record does.
+    another length than asked for is an error. `api_key`: an engine may quote it, and no record does.
     """
     diagnoses = None if spec is None else Diagnoses(scheduled, exchanges, spec, block_size)
     for request in scheduled:
@@ -39,9 +40,11 @@ def settle(
         if exchange is None:
             yield _unsent(request, unsent_kind)
             continue
-        record, wrong_choice = _settle_one(request, whole(exchange), dialect, fixed_length)
+        key = api_key if exchange.kept_at is None else None  # a journal holds none
+        record, wrong_choice = _settle_one(request, _as_it_was(whole(exchange), key), dialect, fixed_length)
         if record.error_text is not None:  # the key first: what is cut to its length could end inside it
             record.error_text = clean(without_key(record.error_text, api_key))
+        record.finish_reasons = [without_key(reason, api_key) for reason in record.finish_reasons]
         if wrong_choice is not None and diagnoses is not None:
             record.diagnosis = diagnoses.of(request.index, wrong_choice.token_ids or ())
         yield record
@@ -68,6 +71,22 @@ def _unsent(request: ScheduledRequest, kind: str | None) -> RequestRecord:
     record = _blank(request, request.intended_s if request.intended_s is not None else float("nan"))
     record.error_kind = kind
     return record
+
+
+def _as_it_was(exchange: Exchange, api_key: str | None) -> Exchange:
+    """Without the key, and nothing arrived before the request was sent: where the wall clock is set forward between an
+    arrival and its reading, the kernel's stamp is too old by that.
+    """
+    if api_key is not None:
+        body, at, pieces = masked(b"".join(exchange.pieces), exchange.status, api_key), 0, []
+        for piece in exchange.pieces:
+            pieces.append(body[at:at + len(piece)])
+            at += len(piece)
+        exchange = replace(exchange, pieces=pieces)
+    sent_s = exchange.sent_s
+    if sent_s is not None and min(exchange.times_s, default=sent_s) < sent_s:
+        exchange = replace(exchange, times_s=array("d", [max(time_s, sent_s) for time_s in exchange.times_s]))
+    return exchange
 
 
 def _settle_one(
@@ -102,8 +121,9 @@ def _parse(
         if exchange.fault is not None:
             return Completion(status=exchange.status), None
         return dialect.parse(exchange.status, b"".join(exchange.pieces), read_text), None
-    except (EngineProtocol, TypeError, ValueError, OverflowError, RecursionError) as error:
-        # An engine can send anything at all: one such answer must not cost the records of the others.
+    except Exception as error:
+        # An engine can send anything at all, and no list of errors is complete: one answer that the parser cannot take
+        # must not cost the records of the others, which would be lost with every later reading of the run too.
         return Completion(status=exchange.status), f"{type(error).__name__}: {error}"
 
 
@@ -182,7 +202,8 @@ def _judge_wire(exchange: Exchange, answer: Completion, protocol_error: str | No
 def _judge_content(
     request: ScheduledRequest, record: RequestRecord, answer: Completion, fixed_length: bool
 ) -> Verdict:
-    if record.stream_tokens == 0 and not record.output_tokens:
+    # Usage alone tells of the tokens of a whole answer; of a stream it claims what nobody has seen.
+    if record.stream_tokens == 0 and (request.request.stream or not record.output_tokens):
         return "error", "empty", "the answer ended without a token"
     if answer.truncated:
         return "error", "truncated", "the stream ended without a finish reason for every sample"

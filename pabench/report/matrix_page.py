@@ -12,7 +12,7 @@ import pabench
 from pabench.conformance import load_results
 from pabench.conformance.results import SPEC_VERSION
 from pabench.conformance.verdicts import ASKED
-from pabench.engines.cleaning import markdown
+from pabench.engines.cleaning import markdown, unlinked
 from pabench.errors import UsageError
 from pabench.report.build import check_out, render_template, write_atomic
 from pabench.report.groups import Engine, SuiteData, sort_engines
@@ -59,7 +59,7 @@ def write_matrix(results: Sequence[str], *, out: Path | None, markdown: Path | N
 
 def make_matrix(results: Sequence[str]) -> MatrixPage:
     """The page of `results`. Raises UsageError as `write_matrix`."""
-    suites = [suite for named in results for suite in _read(named)]
+    suites = _once([each for named in results for each in _read(named)])
     if not suites:
         raise UsageError("got no results to set side by side; expected folders that `pabench conform` wrote")
     engines = sort_engines((), suites)
@@ -79,10 +79,11 @@ def make_matrix(results: Sequence[str]) -> MatrixPage:
     )
 
 
-def _read(named: str) -> list[SuiteData]:
-    """The results at or below a path, under the name given in front of it or the one that they tell."""
-    name, _, path = ("", "", named) if Path(named).exists() else named.rpartition("=")
-    top = Path(path)
+def _read(named: str) -> list[tuple[str, SuiteData]]:
+    """The results at or below a path, under the name given in front of it or the one that they tell; each behind the
+    name that was given.
+    """
+    name, top = _split(named)
     if not top.exists():
         raise UsageError(f"{named}: there is no {top}; expected [NAME=]PATH of results of `pabench conform`")
     paths = sorted(top.rglob(VERDICTS_FILE)) if top.is_dir() else [top]
@@ -91,8 +92,29 @@ def _read(named: str) -> list[SuiteData]:
     found = []
     for each in paths:
         loaded = load_results(each)
-        found.append(SuiteData(name or suite_label(each.resolve(), top.resolve(), loaded, []), loaded, str(each)))
+        label = name or suite_label(each.resolve(), top.resolve(), loaded, [])
+        found.append((name, SuiteData(label, loaded, str(each))))
     return found
+
+
+def _split(named: str) -> tuple[str, Path]:
+    """Name and path, which may both hold a "=": split where what is behind it exists, else at the first."""
+    if Path(named).exists() or "=" not in named:
+        return "", Path(named)
+    words = named.split("=")
+    splits = [("=".join(words[:at]), Path("=".join(words[at:]))) for at in range(1, len(words))]
+    return next((split for split in splits if split[1].exists()), splits[0])
+
+
+def _once(given: Sequence[tuple[str, SuiteData]]) -> list[SuiteData]:
+    """A file that is reached twice counts once under a name; without one only where it is given none elsewhere."""
+    named = {Path(suite.place).resolve() for name, suite in given if name}
+    found: dict[tuple[str, Path], SuiteData] = {}
+    for name, suite in given:
+        path = Path(suite.place).resolve()
+        if name or path not in named:
+            found.setdefault((name, path), suite)
+    return list(found.values())
 
 
 def _check_told_once(engine: Engine) -> None:
@@ -157,7 +179,7 @@ def _md_table(shown: Table) -> Iterator[str]:
 def _md_failure(failure: Failure) -> Iterator[str]:
     """Folded up: GitHub reads the tags, and the text between `pre` as HTML."""
     yield (f"<details><summary>{failure.outcome} {html.escape(visible(failure.name))}, "
-           f"{html.escape(visible(failure.engine.name))}</summary>\n")
+           f"{unlinked(html.escape(visible(failure.engine.name)))}</summary>\n")
     # Lines without text would end the block of HTML, and with it the escaping.
     text = "\n".join(line or " " for line in (failure.text or failure.reason).splitlines())
     yield f"<pre>{html.escape(text)}</pre>\n</details>\n"

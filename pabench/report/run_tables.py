@@ -11,7 +11,7 @@ from pabench.load.records import OUTCOMES
 from pabench.report.groups import Engine
 from pabench.report.questions import AT_MOST
 from pabench.report.tables import Cell, Column, Table, table, words
-from pabench.report.text import count, number, percent
+from pabench.report.text import count, number, percent, visible
 from pabench.telemetry.vocabulary import NOT_APPLICABLE
 
 Show = Callable[[float | None], str]
@@ -140,11 +140,13 @@ def _runs_table(
             cells = [words(engine.name, engine=engine.index), words(s.workload), words(s.load), _valid(s),
                      words(s.status, "" if s.status == "complete" else "bad")]
             rows.append(cells + [_measured(figure, s) for figure in figures])
+    bounds = [None if run.summary.utilisation is None else run.summary.utilisation_is_bound
+              for engine in engines for run in engine.runs]
     columns = [_ENGINE, _WORKLOAD, _LOAD, _VALID, _STATUS, *(figure.column for figure in figures)]
     left_out = set() if whole else _dull(columns, rows)
     kept = [index for index, column in enumerate(columns) if column not in left_out]
     return table(id, caption, [columns[i] for i in kept], [[row[i] for i in kept] for row in rows], flip=whole,
-                 doubted=doubted)
+                 doubted=doubted, unseen={"utilisation_is_bound": bounds})
 
 
 def _dull(columns: Sequence[Column], rows: Sequence[Sequence[Cell]]) -> set[Column]:
@@ -168,7 +170,7 @@ def _measured(figure: _Figure, summary: RunSummary) -> Cell:
 def _valid(summary: RunSummary) -> Cell:
     if summary.validity.valid:
         return Cell("valid", "valid", "good")
-    return Cell("not valid", "not valid", "bad", "; ".join(summary.validity.reasons))
+    return Cell("not valid", "not valid", "bad", visible("; ".join(summary.validity.reasons)))
 
 
 def _plain(field: str, title: str, unit: str, show: Show = number) -> _Figure:

@@ -135,12 +135,12 @@
     head.ariaSort = up ? "ascending" : "descending";
     const value = (row) => {
       const cell = row.cells[column];
-      if (!head.classList.contains("number")) return cell.textContent.trim();
+      if (!head.classList.contains("number")) return cell.querySelector(".unknown") ? null : cell.textContent.trim();
       return "value" in cell.dataset ? Number(cell.dataset.value) : null;
     };
     const order = (a, b) => {
       if (a === null || b === null) return (a === null) - (b === null);
-      return (up ? 1 : -1) * (typeof a === "number" ? a - b : a.localeCompare(b));
+      return (up ? 1 : -1) * (typeof a === "number" ? a - b : a.localeCompare(b, undefined, { numeric: true }));
     };
     const rows = [...table.tBodies[0].rows];
     rows.map((row) => [value(row), row]).sort(([a], [b]) => order(a, b)).forEach(([, row]) => table.tBodies[0].append(row));

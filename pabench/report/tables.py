@@ -5,10 +5,10 @@ from __future__ import annotations
 import base64
 import csv
 import io
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
-from pabench.engines.cleaning import no_formula
+from pabench.analysis.export import csv_text
 from pabench.report.text import visible
 from pabench.telemetry.vocabulary import UNKNOWN
 
@@ -49,7 +49,7 @@ class Cell:
 class Table:
     """A table of the page. `flip`: shown with the columns as rows; its CSV has one row a row all the same.
 
-    `doubted`: which rows are of runs that may not be believed.
+    `doubted`: which rows are of runs that may not be believed. `unseen`: columns of the CSV alone, by key.
     """
 
     id: str
@@ -58,14 +58,16 @@ class Table:
     rows: tuple[tuple[Cell, ...], ...]
     flip: bool = False
     doubted: frozenset[int] = frozenset()
+    unseen: Mapping[str, Sequence[Raw]] = field(default_factory=dict)
 
     @property
     def csv(self) -> str:
         """RFC 4180 text. What is not known is an empty field."""
         out = io.StringIO()
-        writer = csv.writer(out, lineterminator="\r\n")
-        writer.writerow([_field(column.key) for column in self.columns])
-        writer.writerows([_field(cell.raw) for cell in row] for row in self.rows)
+        writer = csv.writer(out, lineterminator="\r\n", quoting=csv.QUOTE_NONNUMERIC)
+        writer.writerow(_field(key) for key in (*(column.key for column in self.columns), *self.unseen))
+        for row, *unseen in zip(self.rows, *self.unseen.values(), strict=True):
+            writer.writerow(_field(raw) for raw in (*(cell.raw for cell in row), *unseen))
         return out.getvalue()
 
     @property
@@ -81,19 +83,17 @@ def words(text: str, tone: str = "", hint: str = "", engine: int | None = None) 
 
 def table(
     id: str, caption: str, columns: Sequence[Column], rows: Iterable[Sequence[Cell]], *, flip: bool = False,
-    doubted: Iterable[int] = (),
+    doubted: Iterable[int] = (), unseen: Mapping[str, Sequence[Raw]] | None = None,
 ) -> Table:
     """A table, checked to be rectangular."""
     made = tuple(tuple(row) for row in rows)
     if any(len(row) != len(columns) for row in made):
         raise ValueError(f"table {id}: rows of {sorted({len(row) for row in made})} cells, {len(columns)} columns")
-    return Table(id, caption, tuple(columns), made, flip, frozenset(doubted))
+    return Table(id, caption, tuple(columns), made, flip, frozenset(doubted), unseen or {})
 
 
-def _field(raw: Raw) -> str:
-    """One CSV field."""
-    if raw is None:
-        return ""
+def _field(raw: Raw) -> str | float:
+    """One CSV field; a number stays one."""
     if isinstance(raw, str):
-        return no_formula(visible(raw))
-    return repr(raw)
+        return csv_text(visible(raw))
+    return "" if raw is None else raw

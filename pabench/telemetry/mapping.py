@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+from pabench.errors import EngineProtocol
 from pabench.telemetry.vocabulary import KVSample, MetricFamilies
 
 MetricTable = Mapping[str, tuple[str, ...]]
@@ -15,20 +16,26 @@ _FRACTIONS = frozenset({"kv_usage", "kv_cached"})
 
 
 def read_kv_sample(metrics: MetricFamilies, time_s: float, table: MetricTable) -> KVSample:
-    """The KV vocabulary at `time_s`. What the page does not hold, or holds as NaN, is None."""
+    """The KV vocabulary at `time_s`. What the page does not hold, or holds as NaN, is None.
+
+    Raises EngineProtocol where values have no sum.
+    """
     values = {field: read_field(metrics, field, names) for field, names in table.items()}
     return KVSample(time_s, **values)
 
 
 def read_field(metrics: MetricFamilies, field: str, names: tuple[str, ...]) -> float | None:
-    """Value of `field` over all series of the first of `names` that is present."""
+    """Value of `field` over all series of the first of `names` that is present. Raises as `read_kv_sample`."""
     present = source_of(metrics, names)
     if present is None:
         return None
     values = [sample.value for sample in metrics[present] if not math.isnan(sample.value)]
     if not values:
         return None
-    total = math.fsum(values)
+    try:
+        total = math.fsum(values)
+    except (OverflowError, ValueError) as error:  # beyond a float; infinite both ways
+        raise EngineProtocol(f"the series of {present} have no sum ({error})") from error
     return total / len(values) if field in _FRACTIONS else total
 
 

@@ -17,6 +17,7 @@ from pabench.telemetry.pages import Paged, PageReader
 from pabench.telemetry.vocabulary import COUNTERS, KVSample, MetricFamilies
 
 _TIMEOUT_S = 2.0
+_MAX_BYTES = 64 << 20  # of a page: one without end must not fill the memory
 
 
 def metrics_url(url: str, path: str) -> str:
@@ -106,14 +107,19 @@ class Scraper:
             if metrics is None:
                 raise EngineProtocol(f"GET {self._dialect.metrics_path}: there is no such page")
             self.samples.append(self._dialect.kv_sample(metrics, time.monotonic()))
-        except (PabenchError, aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
+        except (PabenchError, aiohttp.ClientError, OSError, TimeoutError, ValueError, OverflowError) as error:
             self.failed += 1
             self.last_error = str(error) or type(error).__name__
 
     async def _fetch(self, path: str) -> tuple[int, bytes]:
         async with asyncio.timeout(_TIMEOUT_S):
             async with self._session.get(metrics_url(self._url, path), headers={"Accept": ACCEPT}) as response:
-                return response.status, await response.read()
+                body = bytearray()
+                async for piece in response.content.iter_any():
+                    body += piece
+                    if len(body) > _MAX_BYTES:
+                        raise EngineProtocol(f"GET {path}: the page is longer than {_MAX_BYTES >> 20} MiB")
+                return response.status, bytes(body)
 
 
 def _at_rest(samples: Sequence[KVSample]) -> bool:

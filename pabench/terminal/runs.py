@@ -44,7 +44,7 @@ def _show_remarks(summaries: Sequence[RunSummary]) -> None:
             out.print(f"{name}, priority {priority}: TTFT p50 {ttft.p50:,.0f}, p99 {ttft.p99:,.0f} ms, "
                       f"{ttft.count} requests")
         if not summary.validity.valid:
-            out.print(f"INVALID {name}: {escape('; '.join(summary.validity.reasons))}")
+            out.print(f"INVALID {name}: {escape(clean('; '.join(summary.validity.reasons), WHOLE))}")
         for failed in summary.failures:
             out.print(f"{name}: {escape(clean(failed.text, WHOLE))}", style="red")
         if summary.other_failures:

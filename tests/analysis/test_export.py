@@ -1,7 +1,9 @@
-"""The shape of `vllm bench serve`: lengths and gaps that its readers may add up."""
+"""What other tools read: CSV without formulas; in the shape of `vllm bench serve`, lengths and gaps that add up."""
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,20 @@ import pytest
 
 from pabench.analysis import load_run
 from pabench.analysis.export import exported, gaps_s
+from pabench.report.tables import Column, table, words
 from tests.report.synthetic import Made, write_run
+
+
+@pytest.mark.parametrize("text", ["x;=cmd|'/c calc'!A0", 'x;"=1+1', "x\n@SUM(A1)", "=1;+1\t-1"])
+def test_no_field_of_a_csv_is_a_formula_wherever_it_is_split(tmp_path: Path, text: str) -> None:
+    """At commas, as it is written; at semicolons too, or at them alone, as where commas are for decimals."""
+    write_run(tmp_path / "a", Made(text))
+    shown = table("t", "T", [Column("a", "A"), Column("b", "B")], [[words("first"), words(text)]]).csv
+    for made in (exported([tmp_path], "csv"), shown):
+        for delimiter in ",;\t":
+            fields = [each for row in csv.reader(io.StringIO(made), delimiter=delimiter) for each in row]
+            assert not [each for each in fields if each.startswith(tuple("=+-@"))], delimiter
+        assert '"x;' in made or not text.startswith("x;")  # so that what splits at both signs does not split here
 
 
 @pytest.fixture

@@ -266,3 +266,24 @@ def test_goodput_counts_what_was_in_time_and_right() -> None:
 def replace_slo(run: Run, slo: dict[str, float]) -> RunSummary:
     changed = run.manifest.model_copy(update={"workload": workload(num_requests=4, slo=slo)})
     return summarise(replace(run, manifest=changed))
+
+
+WHOLE = replace(A, first_s=None, last_s=None, token_times_s=[], token_choices=[])  # it ends at 0.42
+
+
+def test_without_a_window_the_read_that_ends_the_run_counts() -> None:
+    summary = summarise(made([WHOLE], window_s=None, duration_s=0.42))
+    assert summary.throughput_tokens_per_s == pytest.approx(4 / 0.42)
+    assert summary.request_rate_per_s == pytest.approx(1 / 0.42)
+    assert summary.drain_tokens_per_s is None
+    # Of C all four, the last one at the end of the run, and no second in it that the window has.
+    drain = summarise(made([A, B, C], window_s=(0.11, 0.5), duration_s=0.82)).drain_tokens_per_s
+    assert drain == pytest.approx(4 / 0.32)
+    assert summarise(made([A, B, C], window_s=(0.11, 0.82), duration_s=0.82)).drain_tokens_per_s is None
+
+
+def test_usage_counts_no_more_tokens_than_were_asked_for() -> None:
+    claims = [replace(WHOLE, output_tokens=10**9), replace(WHOLE, index=1, output_tokens=10**9, n=2)]
+    summary = summarise(made(claims, window_s=(0.0, 0.5)))
+    assert summary.throughput_tokens_per_s == pytest.approx((4 + 8) / 0.5)
+    assert summary.output_tokens == 12

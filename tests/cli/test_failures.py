@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
+import pytest
 
 from pabench.analysis.failures import failed_ways
 from pabench.analysis.sides import read_run
+from pabench.analysis.summary import Validity
+from pabench.report.groups import sort_engines
+from pabench.report.run_tables import key_table
 from pabench.report.sources import read_sources
 from pabench.report.view import make_page
+from pabench.terminal.runs import show_summaries
 from tests.cli.conftest import Run, stub_of
 from tests.report.synthetic import HOSTILE, Made, write_run
 
@@ -64,6 +70,20 @@ def test_hostile_errors_are_shown_and_not_followed(pabench_here: Run, tmp_path: 
     assert not {"\x1b", "\u202e"} & set(shown)
 
 
+def test_why_a_run_is_invalid_does_not_steer_what_shows_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run,) = read_sources([write_run(tmp_path / "run", Made("one", requests=16))]).runs
+    invalid = replace(run.summary, validity=Validity(False, (f"{HOSTILE}\x1b[2J",)))
+    show_summaries([invalid])
+    shown = capsys.readouterr().out
+    assert "INVALID one, 8 users: %{x}<img" in shown
+    (engine,) = sort_engines([replace(run, summary=invalid)], ())
+    (valid,) = [cell for cell in key_table([engine]).rows[0] if cell.text == "not valid"]
+    assert "<img" in valid.hint
+    assert not {"\x1b", "\u202e"} & {*shown, *valid.hint}
+
+
 def test_the_report_has_a_table_of_them(tmp_path: Path) -> None:
     write_run(tmp_path / "well", Made("well", requests=16))
     assert make_page(read_sources([tmp_path])).failed is None
@@ -72,4 +92,4 @@ def test_the_report_has_a_table_of_them(tmp_path: Path) -> None:
     assert table is not None
     assert [cell.text for cell in table.rows[0]] == ["ill", "8 users", "2", "stream", "=boom"]
     assert [cell.text for cell in table.rows[-1]] == ["ill", "8 users", "1", "in other ways", "–"]
-    assert "ill,8 users,2,stream,'=boom" in table.csv
+    assert '"ill","8 users",2,"stream","\'=boom"' in table.csv

@@ -11,13 +11,16 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from pabench.conformance import Outcome, load_results
+from pabench.conformance.engine_target import EngineTarget
 from pabench.conformance.runner import replay_case, run_suite
 from pabench.engines.address import parse_launch
 from pabench.engines.cleaning import without_secrets
+from pabench.engines.keys import API_KEY_VARIABLE
 from pabench.errors import UsageError
 from tests.conformance import mutant_hosts
 
@@ -87,6 +90,18 @@ def test_an_engine_that_does_not_start_is_exit_2(tmp_path: Path, capfd: pytest.C
     assert not (tmp_path / "out" / "verdicts.jsonl").exists()
 
 
+def test_a_key_that_an_engine_ends_with_is_not_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it was started again in vain, and prints its configuration: `gone` is the reason of all rows to come."""
+    monkeypatch.setenv(API_KEY_VARIABLE, "sk-secret-key")
+    launch = shlex.join(["sh", "-c", f"echo error: api_key=${API_KEY_VARIABLE}; exit 3", "{port}"])
+    target = EngineTarget(None, launch=launch, dialect=None, model=None, probe=None, folder=tmp_path)
+    session = SimpleNamespace(gone="it died")
+    monkeypatch.setattr(target, "_session", session)
+    target.make_ready()
+    assert session.gone.startswith("it died; not to be started again: the engine ended with status 3")
+    assert "error: api_key=*** (" in session.gone
+
+
 @pytest.mark.parametrize(("change", "complaint"), [
     ({"launch": "vllm serve"}, r"which has no \{port\}: put it where the engine's port belongs"),
     ({"launch": ""}, "--launch is empty"),
@@ -143,10 +158,64 @@ def test_a_launched_engine_has_the_callers_environment_and_ends_with_the_group(t
     wait_for(lambda: log.exists() and log.read_text().endswith("}\n"))
     told = json.loads(log.read_text())
     assert {name: value for name, value in told.items() if not name.startswith("PYTEST_")} == environment
-    (engine,) = [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if runs(pid, str(script))]
+    (engine,) = running(script)
     os.killpg(process.pid, signal.SIGTERM)
     assert process.wait(40) == 130
     wait_for(lambda: not runs(engine, str(script)))
+
+
+def test_nor_does_it_outlive_a_pytest_of_ones_own_that_is_cancelled(tmp_path: Path) -> None:
+    """As CI runners cancel a job: TERM to pytest alone."""
+    script, log = tmp_path / "engine.py", tmp_path / "out" / "engine.log"
+    script.write_text(ENGINE_OF_A_USER)
+    (tmp_path / "test_own.py").write_text(
+        "import pytest\n@pytest.mark.requirement('http/usage-exact')\ndef test_mine(engine): pass\n")
+    command = [sys.executable, "-m", "pytest", "-p", "no:pabench", "-p", "pabench.conformance.plugin", "-p",
+               "no:cacheprovider", "--pabench-launch", f"{sys.executable} {script} {{port}}", "--pabench-out", "out"]
+    path = os.pathsep.join([str(mutant_hosts.ROOT), os.environ.get("PYTHONPATH", "")])
+    process = subprocess.Popen(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": path},
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for(lambda: log.exists() and log.read_text().endswith("}\n"))
+    (engine,) = running(script)
+    try:
+        process.terminate()
+        assert process.wait(40) == 130
+        assert not runs(engine, str(script))
+    finally:
+        if runs(engine, str(script)):
+            os.kill(engine, signal.SIGKILL)
+
+
+# In place of the suite's pytest: it takes a second to stop its engine.
+SLOW_TO_STOP = """
+import pathlib, signal, sys, time
+def stop(*_):
+    time.sleep(1)
+    pathlib.Path("stopped").touch()
+    sys.exit(64 + 130)
+signal.signal(signal.SIGTERM, stop)
+pathlib.Path("ready").touch()
+time.sleep(60)
+"""
+
+
+def test_who_interrupts_twice_waits_for_the_engine_to_be_stopped(tmp_path: Path) -> None:
+    code = (f"import sys; from pabench.conformance import runner; runner._START = {SLOW_TO_STOP!r}; "
+            "sys.exit(runner._pytest([], 60.0, None, quiet=True))")
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stderr=subprocess.PIPE, text=True,
+                               env=os.environ | {"PYTHONPATH": str(mutant_hosts.ROOT)})
+    wait_for((tmp_path / "ready").exists)
+    for _ in range(3):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.2)
+    _, said = process.communicate(timeout=40)
+    assert (process.returncode, said) == (130, "")
+    assert (tmp_path / "stopped").exists()
+
+
+def running(script: Path) -> list[int]:
+    """The processes that are Python with this script."""
+    return [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if runs(pid, str(script))]
 
 
 def runs(pid: int, script: str) -> bool:

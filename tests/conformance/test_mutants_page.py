@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
+from pathlib import Path
 
+import pytest
+from typer.testing import CliRunner
+
+from pabench.commands.conformance import app
+from pabench.conformance import kills
 from pabench.conformance.kills import questions
 from pabench.conformance.levels import SUITE_LEVELS
 from pabench.conformance.mutants import load_mutants
@@ -16,6 +23,18 @@ def rows() -> dict[str, list[str]]:
     """Mutant -> the cells of its row: fault, cheapest, client, then the levels."""
     lines = [line.strip("| ").split(" | ") for line in PAGE.splitlines() if line.startswith("| [")]
     return {re.sub(r"\[(.*)\]\(.*\)", r"\1", name): cells for name, *cells in lines}
+
+
+def test_it_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In place of the page that is there, not into it: what is cut short leaves that one."""
+    for name, made in (("run_mutants", []), ("kills_page", "new"), ("exit_code", 0)):
+        monkeypatch.setattr(kills, name, lambda *_, made=made: made)
+    page, before = tmp_path / "page.md", tmp_path / "before.md"
+    page.write_text("old")
+    os.link(page, before)
+    done = CliRunner().invoke(app, ["mutants", "--out", str(tmp_path / "out"), "--markdown", str(page)])
+    assert done.exit_code == 0, done.output
+    assert (page.read_text(), before.read_text()) == ("new", "old")
 
 
 def test_it_has_each_mutant_at_each_level_once_and_all_are_killed() -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pabench.engines.answers import parse_answer, parse_stream_answer
+from pabench.engines.answers import _ChoiceReading, parse_answer, parse_stream_answer
 from pabench.errors import EngineProtocol
 from pabench.probe import Codec
 
@@ -94,6 +94,34 @@ def test_logprobs_of_the_prompt():
     entry = {"index": 0, "text": "a", "finish_reason": "length",
              "prompt_logprobs": [None, {"7": {"logprob": -1.5, "rank": 2}, "9": {"logprob": -0.5, "rank": 1}}, {}]}
     assert stream({"choices": [entry]}).choices[0].prompt_logprobs == [None, -1.5, None]
+
+
+def test_of_log_probabilities_what_is_no_object_tells_no_runner_up():
+    entry = {"index": 0, "text": "a", "logprobs": {"token_logprobs": [-0.1], "content": ["x"]}, "finish_reason": "stop"}
+    answer = stream({"choices": [entry]})
+    assert (answer.error, answer.choices[0].logprobs, answer.choices[0].runner_ups) == (None, [-0.1], [None])
+
+
+def test_log_probabilities_are_added_and_those_before_not_copied():
+    reading = _ChoiceReading(0, None)
+    entry = {"text": "a", "logprobs": {"token_logprobs": [-0.5]}}
+    reading.take(entry, 0.0)
+    before = reading.choice.logprobs, reading.choice.runner_ups
+    reading.take(entry, 1.0)
+    assert (before[0] is reading.choice.logprobs, before[1] is reading.choice.runner_ups) == (True, True)
+    assert before == ([-0.5] * 2, [None] * 2)
+
+
+def test_a_finish_reason_is_kept_to_a_hundred_characters():
+    assert stream(text("a", finish="x" * 10_000)).choices[0].finish_reason == "x" * 100
+
+
+def test_empty_events_are_no_fault_and_a_stream_of_nothing_else_is_cut_short():
+    (one, two) = sse(text("a"), text("b", finish="stop"), done=False)
+    answer = parse_stream_answer(200, [one, (0.5, b"data:\n\n"), (0.6, b"event: ping\ndata: \n\n"), two])
+    assert (answer.error, answer.truncated, answer.choices[0].text) == (None, False, "ab")
+    empty = parse_stream_answer(200, [(0.0, b"data:\n\n")])
+    assert (empty.error, empty.truncated, empty.choices) == (None, True, [])
 
 
 def test_choices_interleave_and_come_out_in_order():

@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+import tracemalloc
 
 import pytest
 
@@ -136,3 +137,14 @@ def test_the_environment_is_added_to(tmp_path):
 
 def test_free_ports_are_free():
     assert 1024 <= free_port() <= 65535
+
+
+def test_of_a_long_log_only_the_end_is_read(tmp_path):
+    log = tmp_path / "log"
+    log.write_bytes(b"Error: long ago\n" + b"x" * (20 << 20) + b"\nan error at the end\nbye\n")
+    engine = EngineProcess(["nothing"], url=URL, log=log)
+    tracemalloc.start()
+    assert engine.last_words() == "an error at the end"
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 1 << 20

@@ -40,6 +40,16 @@ def test_a_name_without_data_names_no_later_event():
     assert datas(b"event: ping\n\ndata: a\n\n") == [("", b"a", True)]
 
 
+@pytest.mark.parametrize("empty", [b"data:\n\n", b"data: \n\n", b"event: ping\ndata:\n\n", b"data:\r\n\r\n", b"data:"])
+def test_an_event_of_no_data_is_none(empty):
+    """As some servers keep a connection alive: in one read, over reads, and at the end."""
+    for cuts in (range(0), range(1, 99), [len(empty)]):
+        assert datas(empty, [cut for cut in cuts if cut < len(empty)]) == []
+        if empty.endswith(b"\n"):
+            body = empty + b"data: a\n\n" + empty
+            assert datas(body, [cut for cut in cuts if cut < len(body)]) == [("", b"a", True)]
+
+
 def test_time_is_that_of_the_read_that_completed_the_data():
     chunks = [(1.0, b"data: a\n\nda"), (2.0, b"ta: b"), (3.0, b"\n\ndata: c\n\ndata: d\n\n")]
     assert [(event.time_s, event.data) for event in read_events(chunks)] == [

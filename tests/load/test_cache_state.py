@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -25,7 +26,7 @@ from pabench.load.schedule import Schedule
 from pabench.load.workload import CacheState, Workload
 from pabench.probe import PRESETS
 from pabench.telemetry.vocabulary import KVFacts
-from tests.load.support import CAPABILITIES, workload
+from tests.load.support import CAPABILITIES, Handler, workload
 
 FACTS = EngineFacts("openai", "stub", 4096, capabilities=CAPABILITIES | {"cached_tokens"})
 TOLD = replace(FACTS, kv=KVFacts(block_size=8))
@@ -239,15 +240,43 @@ def test_a_cache_whose_blocks_are_held_is_not_called_emptied(
         asked.append(len(asked) >= held)
         return web.json_response({"success": asked[-1]})
 
+    assert told in emptied(reset)
+
+
+def emptied(reset: Handler) -> str:
+    """What is told of a cache behind that route."""
     async def go() -> str:
         app = web.Application()
         app.router.add_post("/reset_prefix_cache", reset)
-        runner = web.AppRunner(app)
+        runner = web.AppRunner(app, shutdown_timeout=0.1)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()
-        async with aiohttp.ClientSession() as http:
-            said = await cache_state._empty(http, f"http://127.0.0.1:{runner.addresses[0][1]}/reset_prefix_cache")
-        await runner.cleanup()
-        return said
+        try:
+            async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(5.0)) as http:
+                return await cache_state._empty(http, f"http://127.0.0.1:{runner.addresses[0][1]}/reset_prefix_cache")
+        finally:
+            await runner.cleanup()
 
-    assert told in run_loop(go())
+    return run_loop(go())
+
+
+def test_a_reset_that_hangs_is_not_waited_for_and_breaks_nothing_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache_state, "_RESET_TIMEOUT_S", 0.1, raising=False)
+
+    async def reset(_: web.Request) -> web.Response:
+        await asyncio.sleep(30)
+        return web.Response()
+
+    assert "failed (TimeoutError), so it is only checked" in emptied(reset)
+
+
+def test_of_long_prompts_fewer_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A count is kept for each of their tokens."""
+    schedule = planned(stated("cold"))
+    made = [replace(one, max_tokens=8) for one in records(schedule, [0, 42, 44] + [0] * 9)]
+    of_three = sum(one.prompt_tokens + 8 for one in made[:3])
+    monkeypatch.setattr(cache_state, "_MOST_TOKENS", of_three, raising=False)
+    found = check("cold", schedule.requests, made, 8)
+    assert (found.checked, found.broken) == (3, "1 of 3 requests hit 2 tokens that nobody had sent in this run")
+    monkeypatch.setattr(cache_state, "_MOST_TOKENS", of_three - 1, raising=False)
+    assert check("cold", schedule.requests, made, 8) == CacheCheck(stated="cold", checked=2, broken=None)

@@ -59,6 +59,23 @@ def test_nor_is_it_where_the_run_was_killed(status: int, tmp_path: Path) -> None
     assert run.requests["error_text"].str.contains(r"refused: Bearer \*{9}$").all()
 
 
+@pytest.mark.parametrize("said", ['data: {"detail": "no such key KEY"}\n\n', "data: Error: KEY\n\n"])
+def test_a_long_key_is_in_no_journal_in_whatever_words_it_is_quoted(said: str, tmp_path: Path) -> None:
+    key = "sk-proj-" + "0123456789" * 15
+
+    async def refuse(_: web.Request) -> web.Response:
+        return web.Response(body=said.replace("KEY", key).encode(), content_type="text/event-stream")
+
+    async def go() -> None:
+        async with serving(refuse) as url:
+            await run_workload(Examined(), workload(), tmp_path / "run", url=url, label="x", api_key=key)
+
+    with mock.patch("pabench.load.runner.close_run", side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
+        asyncio.run(go())
+    assert load_run(tmp_path / "run").manifest.outcomes["error"] == 6
+    assert not any(b"sk-p" in path.read_bytes() for path in (tmp_path / "run").iterdir())
+
+
 def test_text_alone_is_counted_by_usage(tmp_path: Path) -> None:
     """Four tokens a chunk, and nothing in a chunk that says so: 16 tokens, 10 ms a chunk."""
     async def answer(request: web.Request) -> web.StreamResponse:
@@ -99,6 +116,21 @@ def test_a_run_is_never_overwritten(tmp_path: Path) -> None:
     against_stub(tmp_path / "run", workload(num_requests=2))
     with pytest.raises(UsageError, match="already holds a run: give another folder"):
         against_stub(tmp_path / "run", workload(num_requests=2))
+
+
+def test_nor_one_that_began_and_ended_while_this_one_was_prepared(tmp_path: Path) -> None:
+    """Warming up takes minutes of some engines, and neither run holds the folder then."""
+    folder = tmp_path / "run"
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        if "warm" in str(request.headers.get("X-Request-Id")):
+            folder.mkdir()
+            (folder / "manifest.json").write_text("another run's")
+        return web.Response(body=stream(Codec.decode((await request.json())["prompt"])[3:11]))
+
+    with pytest.raises(UsageError, match="already holds a run: give another folder"):
+        against(folder, workload(num_requests=2, warmup_requests=1), answer)
+    assert [path.read_text() for path in folder.iterdir()] == ["another run's"]
 
 
 def test_keys_and_passwords_stay_out_of_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import time
 from pathlib import Path
 
 from pabench.analysis import load_run, summarise
-from pabench.engines.base import EngineFacts
+from pabench.engines.base import EngineFacts, GenerationRequest
 from pabench.load import run_workload
 from pabench.load.planning import plan
 from pabench.load.prefix_blocks import counted_block_size, prefix_blocks
+from pabench.load.schedule import ScheduledRequest
 from pabench.probe import PRESETS
 from pabench.stub import StubOptions, StubServer
 from pabench.telemetry.vocabulary import KVFacts
@@ -69,3 +72,17 @@ def test_a_runs_records_tell_them_and_the_summary_counts_them_once(tmp_path: Pat
     assert summary.live_tokens_once_mean is not None
     saved = summary.live_tokens_mean - summary.live_tokens_once_mean
     assert 16 < saved <= 3 * 32  # of four at a time up to three find the two blocks there
+
+
+def test_words_of_a_long_text_are_told_as_splitting_tells_them_and_only_once() -> None:
+    """60 000 words took two minutes when each block split the prompt from its beginning."""
+    words = [f"w{number}" for number in range(60_000)]
+    between = itertools.cycle([" ", "  ", "\n", "\t", "\u00a0", "\u2003", "\x1f"])
+    text = "".join(itertools.chain.from_iterable(zip(between, words, strict=False)))
+    assert text.split() == words
+    requests = [ScheduledRequest(number, None, 0.0, GenerationRequest(prompt, 1), len(words), session=number)
+                for number, prompt in enumerate((text, " ".join(words)))]
+    begin_s = time.process_time()
+    blocks = prefix_blocks(requests, 16)
+    assert time.process_time() - begin_s < 1
+    assert blocks[0] == blocks[1] == list(range(3_750))

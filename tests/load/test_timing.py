@@ -152,6 +152,18 @@ def test_a_late_client_hides_nothing_of_that_in_a_closed_loop(session: dict[str,
     assert second.asked_s - second.intended_s > 0.15
 
 
+@pytest.mark.skipif(not asks_for_stamps(None), reason="the kernel stamps on Linux alone")
+def test_a_wall_clock_set_forward_lets_no_answer_end_before_it_was_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By an hour between arrival and reading: the next request would be due an hour ago."""
+    monkeypatch.setattr("pabench.load.line._arrival", lambda _: time.monotonic() - 3600)
+    requests = measured(tmp_path / "run", {"num_requests": 4}, ttft_ms=5.0, itl_ms=1.0).requests
+    assert (requests["first_s"] == requests["sent_s"]).all()
+    assert (requests["end_s"] == requests["sent_s"]).all()
+    assert (requests["intended_s"] >= 0).all()
+
+
 def test_the_opening_of_a_connection_is_not_the_clients_lateness(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -170,6 +170,12 @@ def test_choosing_a_load_changes_both_sections(shared: Seen) -> None:
     assert shared.page.input_value("#feel-load-0") == "0-1"
 
 
+def test_a_reload_brings_back_no_load_that_is_not_shown(shared: Seen) -> None:
+    """Firefox keeps what was chosen, unless it is told not to."""
+    chosen = "[...document.querySelectorAll('select[data-group]')].map(s => s.autocomplete)"
+    assert set(shared.page.evaluate(chosen)) == {"off"}
+
+
 def test_csv_equals_the_data(shared: Seen, results: Path) -> None:
     with shared.page.expect_download() as caught:
         shared.page.click('a[download="runs.csv"]')
@@ -278,29 +284,6 @@ def assert_accessible(seen: Seen, part: str | None = None) -> None:
         told = [f"{one['id']}: {one['help']}: {[node['target'] for node in one['nodes']][:4]}"
                 for one in found.response["violations"]]
         assert told == [], scheme
-
-
-def test_tables_are_sorted_by_keyboard_and_mouse(seen: Seen) -> None:
-    table = seen.page.locator("table:not(.flip):has(thead th.number .sort)").first
-    head = table.locator("thead th.number").first
-    column = head.evaluate("th => th.cellIndex")
-
-    def values() -> list[float]:
-        found: list[float] = table.evaluate(
-            "(t, c) => [...t.tBodies[0].rows].map(r => r.cells[c].dataset.value).filter(v => v).map(Number)", column)
-        return found
-
-    before = sorted(values())
-    head.locator(".sort").focus()
-    seen.page.keyboard.press("Enter")
-    assert head.get_attribute("aria-sort") == "descending"
-    assert values() == before[::-1]
-    head.locator(".sort").click()
-    assert head.get_attribute("aria-sort") == "ascending"
-    assert values() == before
-    words = table.locator("thead th:not(.number)").first
-    words.locator(".sort").click()
-    assert (words.get_attribute("aria-sort"), head.get_attribute("aria-sort")) == ("ascending", "none")
 
 
 @pytest.mark.parametrize(("title", "start"), [("Download as PNG", b"\x89PNG"), ("Download as SVG", b"<svg")])

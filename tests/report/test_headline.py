@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from dataclasses import replace
 from pathlib import Path
 
@@ -77,6 +79,29 @@ def test_repeats_bring_an_interval_as_compare_has_it(tmp_path: Path) -> None:
     assert "(95 %: 0." in ratios(group)["b", "Throughput"][0]
 
 
+def write_turns(folder: Path, *, starts: int, runs: int) -> Group:
+    """Two engines as `gate run --turns` leaves them: each start carried `runs` loads, and is a little slower than the
+    one before.
+    """
+    for label, slower in (("a", 1.0), ("b", 1.15)):
+        for seed in range(starts * runs):
+            at = seed // runs
+            write_run(folder / f"{label}{seed}", Made(label, seed=seed, slower=slower * (1 + 0.1 * at),
+                                                      engine_started_at=f"{label}, start {at}"))
+    return group_of(folder)
+
+
+def test_runs_of_one_start_are_one_sample(tmp_path: Path) -> None:
+    throughput = by_title(write_turns(tmp_path, starts=3, runs=2))["Throughput"]
+    assert throughput.basis.startswith("95 %: ")
+    assert throughput.basis.endswith(", 3 starts each")
+
+
+def test_one_start_each_crowns_no_winner_whatever_it_ran(tmp_path: Path) -> None:
+    throughput = by_title(write_turns(tmp_path, starts=1, runs=4))["Throughput"]
+    assert (throughput.factor, throughput.basis) == ("not told", "one start each")
+
+
 def test_repeats_that_differ_by_chance_crown_nobody(tmp_path: Path) -> None:
     for seed, (one, other) in enumerate(((1.0, 1.9), (1.0, 0.8), (1.0, 1.6), (1.0, 0.9))):
         write_run(tmp_path / f"a{seed}", Made("a", seed=seed, slower=one))
@@ -125,6 +150,9 @@ def test_utilisation_is_the_engines_own_where_told_and_a_bound_where_preempted(t
     (column,) = [at for at, each in enumerate(key_table(black.engines).columns) if each.key == "utilisation_share"]
     cell = key_table(black.engines).rows[0][column]
     assert (cell.text[:2], cell.hint, cell.raw) == ("≤ ", AT_MOST, black.engines[0].runs[0].summary.utilisation)
+    for told, group in ((False, exact), (True, black)):
+        rows = csv.DictReader(io.StringIO(key_table(group.engines).csv))
+        assert [row["utilisation_is_bound"] for row in rows] == [str(told)] * 2
     (caption,) = [figure.caption for figure in memory_by_load(black) if figure.id.startswith("utilisation")]
     assert "At most, of a, b:" in caption
     assert "with prefixes that requests share counted once" in caption

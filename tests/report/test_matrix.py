@@ -58,6 +58,26 @@ def test_part_of_a_requirement_shows_in_the_counts(tmp_path: Path) -> None:
     assert matrix.rows[0][2].text == "PASS 1/1/2"
 
 
+def test_a_file_that_is_named_twice_counts_once(three: list[str], tmp_path: Path) -> None:
+    def num_suites(*given: str) -> int:
+        return sum(len(engine.suites) for engine in make_matrix(given).engines)
+
+    acme = tmp_path / "acme"
+    assert num_suites(str(acme), f"{acme}/../acme", str(acme / "verdicts.jsonl")) == 1
+    assert num_suites(str(tmp_path)) == num_suites(str(tmp_path), str(acme)) == 4
+    names = [engine.name for engine in make_matrix([str(tmp_path), f"theirs={acme}"]).engines]
+    assert (len(names), names.count("theirs")) == (4, 1)
+
+
+def test_a_path_may_hold_an_equals_sign(tmp_path: Path) -> None:
+    suite = write_suite(tmp_path / "lr=0.1", passing_rows())
+    for named, name in ((f"ours={suite}", "ours"), (f"a=b={tmp_path}", "a=b")):
+        (engine,) = make_matrix([named]).engines
+        assert engine.name == name
+    with pytest.raises(UsageError, match=r"there is no none=0\.1"):
+        make_matrix(["x=none=0.1"])
+
+
 def test_what_cannot_stand_side_by_side_is_refused(three: list[str], tmp_path: Path) -> None:
     whole = tmp_path / "http" / "verdicts.jsonl"
     with pytest.raises(UsageError, match=r"both tell of http/ring-exact\[kB-1\] for 'ours': name them apart"):
@@ -100,6 +120,15 @@ def test_markdown_is_text_whatever_an_engine_said(tmp_path: Path) -> None:
     block = text[text.index("<pre>") : text.index("</pre>")]
     assert "\n\n" not in block  # an empty line would end the block of HTML
     assert "&lt;/pre&gt;" in block
+
+
+def test_markdown_links_and_names_nobody(tmp_path: Path) -> None:
+    foreign = "https://example.org www.example.org @someone PR #12"
+    rows = failing_rows(foreign)
+    text = matrix_markdown(make_matrix([str(write_suite(tmp_path / "x", rows, engine={"label": foreign}))]))
+    outside = re.sub(r"<pre>.*?</pre>", "", text, flags=re.DOTALL)  # where GitHub makes nothing of them
+    assert "https:\u200b//example.org www\u200b.example.org @\u200bsomeone PR \\#\u200b12" in outside
+    assert not re.search(r"://|www\.|@\w|#\d", outside)
 
 
 def test_in_a_browser(browser: Any, three: list[str], tmp_path: Path) -> None:

@@ -227,8 +227,9 @@ def test_a_search_for_the_capacity_is_shown_with_its_verdicts(searched: Path) ->
     assert str(rows["reference contiguous"][2]).startswith("broken off, so far: ")
     (tried,) = view.tried
     assert "90% of requests with TTFT <= 500 ms and TPOT <= 50 ms, Wilson's 95 % intervals" in tried.caption
-    assert tried.csv.startswith("engine,rate_per_s,in_time_share,low_share,high_share,requests,verdict\r\n")
-    assert "reference paged,1.0,1.0,0.91" in tried.csv
+    assert tried.csv.startswith(
+        '"engine","rate_per_s","in_time_share","low_share","high_share","requests","verdict"\r\n')
+    assert '"reference paged",1.0,1.0,0.91' in tried.csv
     figure = view.load[0]
     assert figure.id == "capacity-0-0"
     paged = figure.spec["data"][0]
@@ -270,7 +271,7 @@ def test_labels_are_cut_escaped_and_inert() -> None:
 def test_csv_disarms_formulas_and_keeps_numbers() -> None:
     made = table("t", "T", [Column("a", "A"), Column("b", "B"), Column("c", "C")],
                  [[words("=1+1"), replace(words("x"), raw=-0.1), words("")]])
-    assert made.csv == "a,b,c\r\n'=1+1,-0.1,\r\n"
+    assert made.csv == '"a","b","c"\r\n"\'=1+1",-0.1,""\r\n'
 
 
 @pytest.mark.parametrize(("value", "shown"), [

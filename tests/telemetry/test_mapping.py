@@ -1,5 +1,8 @@
 """Tables of metric names -> the KV vocabulary."""
 
+import pytest
+
+from pabench.errors import EngineProtocol
 from pabench.telemetry.exposition import parse_exposition
 from pabench.telemetry.mapping import bool_label, int_label, read_kv_sample
 
@@ -32,3 +35,10 @@ def test_labels_are_read_in_any_spelling():
     assert (int_label(labels, "n"), int_label(labels, "none"), int_label(labels, "absent")) == (4096, None, None)
     truths = [bool_label(labels, name) for name in ("yes", "no", "one", "none", "absent")]
     assert truths == [True, False, True, None, None]
+
+
+@pytest.mark.parametrize("values", [("1e308", "1e308"), ("+Inf", "-Inf")])
+def test_series_without_a_sum_are_a_fault_of_the_page(values):
+    page = "".join(f'running{{engine="{number}"}} {value}\n' for number, value in enumerate(values))
+    with pytest.raises(EngineProtocol, match="the series of running have no sum"):
+        sample_of(page)

@@ -10,6 +10,8 @@ from aiohttp import web
 
 from pabench.engines import dialect
 from pabench.engines.lmdeploy import LMDeployDialect
+from pabench.engines.triton import TritonDialect
+from pabench.telemetry import scrape
 from pabench.telemetry.scrape import Scraper
 
 
@@ -153,3 +155,29 @@ def test_a_slow_page_is_read_before_what_is_asked_after_the_start():
         return before
 
     assert asyncio.run(run()) == [1]
+
+
+def too_large(name, label):
+    return "".join(f'{name}{{engine="{number}",{label}}} 1e308\n' for number in range(2))
+
+
+@pytest.mark.parametrize(("dialect_name", "page"), [
+    ("vllm", too_large("vllm:num_requests_running", 'model="m"')),
+    # Its dialect adds them up by itself.
+    ("triton", too_large("nv_trt_llm_request_metrics", 'request_type="active"')),
+])
+def test_numbers_that_no_sum_holds_are_a_failed_scrape(dialect_name, page, monkeypatch):
+    """At the start, and beside the run: it goes on."""
+    monkeypatch.setattr(TritonDialect, "metrics_path", "/metrics")
+    scraper = scraped(Pages(lambda number: (200, page)), 0.2, dialect_name)
+    assert scraper.samples == []
+    assert scraper.failed >= 3
+
+
+def test_a_page_without_end_is_a_failed_scrape(monkeypatch):
+    monkeypatch.setattr(scrape, "_MAX_BYTES", 1 << 20)
+    long = "# " + "x" * (1 << 20) + "\n"
+    scraper = scraped(Pages(lambda number: (200, "vllm:num_requests_running 1\n" + (long if number == 1 else ""))), 0.1)
+    assert scraper.failed == 1
+    assert scraper.last_error == "GET /metrics: the page is longer than 1 MiB"
+    assert scraper.samples

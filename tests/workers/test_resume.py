@@ -79,6 +79,8 @@ def test_arrivals_to_come_are_put_off_by_the_break(tmp_path: Path) -> None:
     rest = after.requests.loc[before.requests["sent_s"].isna(), "intended_s"]
     assert all(later - sooner == pytest.approx(0.02) for sooner, later in pairwise(rest))
     assert rest.iloc[0] == pytest.approx(at_s)
+    came = before.requests.loc[in_flight, "sent_s"]
+    assert after.manifest.resumed[0].again_s == min(came[came <= at_s], default=None)
 
 
 def test_sessions_go_on_where_they_were(tmp_path: Path) -> None:

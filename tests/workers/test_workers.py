@@ -19,8 +19,8 @@ from pabench.errors import UsageError
 from pabench.load import Manifest, Placement, run_loop, run_workload
 from pabench.load.journal import journals_in
 from pabench.load.manifest import ClientHealth
-from pabench.load.measure import ProgressState
-from pabench.load.pool import split_job, worst
+from pabench.load.measure import Progress, ProgressState
+from pabench.load.pool import WorkerPool, split_job, worst
 from pabench.load.ray_workers import relate_clocks
 from pabench.load.schedule import Lane
 from pabench.load.worker import Job
@@ -203,3 +203,35 @@ def test_a_clock_is_asked_until_one_exchange_was_quick_enough() -> None:
     _, error_s = asyncio.run(relate_clocks(ask))
     assert asked == 30
     assert error_s < 0.005
+
+
+class Closing:
+    """A worker that is closed, and no more. Fails with `error` after `takes_s`, if there is one."""
+
+    end = None
+
+    def __init__(self, takes_s: float, error: Exception | None = None) -> None:
+        self.takes_s, self.error, self.closed = takes_s, error, False
+
+    async def prepare(self) -> list[str]:
+        return []
+
+    async def run(self, start_s: float, progress: Progress) -> None: ...
+
+    async def close(self) -> None:
+        await asyncio.sleep(self.takes_s)
+        self.closed = True
+        if self.error is not None:
+            raise self.error
+
+
+def test_a_worker_that_cannot_be_closed_leaves_none_open() -> None:
+    workers = [Closing(0.05), Closing(0.02, OSError("first")), Closing(0.0, OSError("sooner, and behind")),
+               Closing(0.05)]
+
+    async def go() -> None:
+        with pytest.raises(OSError, match="first"):
+            await WorkerPool(workers).close()
+        assert [worker.closed for worker in workers] == [True] * 4
+
+    asyncio.run(go())

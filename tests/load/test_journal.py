@@ -1,0 +1,38 @@
+"""A journal whose thread meets what nobody expected."""
+
+from __future__ import annotations
+
+from array import array
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pabench.load import RecordsUnwritable, journal
+from pabench.load.connection import Exchange
+from pabench.load.journal import Journal, Journaled, journal_path
+
+
+@pytest.mark.parametrize("error", [MemoryError(), TypeError("Integer exceeds 64-bit range")])
+def test_whatever_ends_the_writing_is_told_and_nothing_is_lost(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    genuine = journal._encode
+
+    def encode(entry: Any, *others: Any) -> bytes:
+        if entry.index == 2:
+            raise error
+        return genuine(entry, *others)
+
+    monkeypatch.setattr(journal, "_encode", encode)
+    path = journal_path(tmp_path, "0")
+    written = Journal(path, 100.0)
+    for index in range(5):
+        written.add(Exchange(index, 101.0, times_s=array("d", [101.5]), pieces=[b"x"]))
+    written.close()
+    assert isinstance(written.error, RecordsUnwritable)
+    assert f"cannot write {path}: {type(error).__name__}" in str(written.error)
+    assert [one.index for one in written.left] == [2, 3, 4]
+    assert {one.intended_s for one in written.left} == {1.0}
+    with Journaled([path]) as found:
+        assert list(found.exchanges) == [0, 1]
