@@ -75,7 +75,7 @@ def test_tokens_that_usage_alone_tells_of_are_those_of_a_whole_answer(stream: bo
 @pytest.mark.parametrize("key", [KEY, "sk-s3cret"])
 @pytest.mark.parametrize("said", [
     '{"message": "%s unknown key KEY"}' % ("x" * 52),     # a stream's body that is none
-    'data: ["%s unknown key KEY"]\n\n' % ("x" * 55),
+    'data: ["%s unknown key KEY"]\n\n' % ("x" * 59),
     'data: {"detail": "no such key KEY"}\n\n',
     "data: Error: KEY\n\n",
 ])
