@@ -6,6 +6,7 @@ import html
 import re
 import shlex
 import unicodedata
+from collections.abc import Sequence
 
 # Control, format (bidirectional overrides, zero width), surrogate, private use, line and paragraph separators.
 _UNSAFE = frozenset({"Cc", "Cf", "Cs", "Co", "Zl", "Zp"})
@@ -82,6 +83,17 @@ def without_secrets(command: str) -> str:
         elif behind and not word.startswith("-"):
             kept[at] = "***"
     return command if kept == words else shlex.join(kept)
+
+
+def secrets_in(words: Sequence[str]) -> list[str]:
+    """What `without_secrets` leaves out of a command of these words."""
+    found = []
+    for word, shown in zip(words, shlex.split(without_secrets(shlex.join(words))), strict=True):
+        if shown.endswith("***") and shown != word:
+            found.append(word[len(shown) - 3:])
+        elif shown != word:  # a command line itself, with more behind the secret
+            found += secrets_in(word.split())
+    return found
 
 
 def _up_to_secret(name: str) -> str:

@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import IO
 from urllib.parse import urlsplit
 
-from pabench.engines.cleaning import clean
+from pabench.engines.cleaning import clean, secrets_in, without_key
 from pabench.engines.client import MODELS_PATH
 from pabench.errors import EngineDied, EngineTimeout, UsageError
 
@@ -27,6 +27,7 @@ from pabench.errors import EngineDied, EngineTimeout, UsageError
 _HEALTH_PATHS = ("/ready", "/health", MODELS_PATH, "/v2/health/ready")
 _POLL_S = 0.1
 _TERM_GRACE_S = 10.0
+_LEAST_SECRET = 4  # characters: what is shorter stands in many a word
 _TAIL_BYTES = 20_000
 _ERROR = re.compile(r"(?i:error|exception|fatal|abort|killed|panic|assert)\b")  # behind it, servers log that they end
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # never through a proxy
@@ -120,14 +121,20 @@ class EngineProcess:
                 self._output.close()
 
     def last_words(self) -> str:
-        """The last line of the output that speaks of an error, else the last of all, made safe for a terminal."""
+        """The last line of the output that speaks of an error, else the last of all, made safe for a terminal and
+        without what secrets the command holds.
+        """
         try:
             with self.log.open("rb") as file:  # its end alone: an engine may have written gigabytes
                 file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
                 data = file.read(_TAIL_BYTES)
         except FileNotFoundError:
             return ""
-        lines = [clean(line) for line in data.decode("utf-8", "replace").splitlines()]
+        text = data.decode("utf-8", "replace")
+        for secret in secrets_in(self.command):  # engines write down how they were started
+            if len(secret) >= _LEAST_SECRET:
+                text = without_key(text, secret)
+        lines = [clean(line) for line in text.splitlines()]
         written = [line for line in reversed(lines) if line]
         return next((line for line in written if _ERROR.search(line)), written[0] if written else "it wrote nothing")
 

@@ -148,3 +148,13 @@ def test_of_a_long_log_only_the_end_is_read(tmp_path):
     most = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert most < 1 << 20
+
+
+@pytest.mark.parametrize("words", [
+    ["serve", "--api-key", "sk-123", "--port", "1"], ["serve", "--api-key=sk-123"], ["env", "HF_TOKEN=sk-123", "serve"],
+    ["bash", "-c", "exec serve --api-key sk-123"], ["bash", "-c", "exec serve --api-key sk-123 --port 1"],
+])
+def test_a_key_of_the_command_is_in_no_last_words(tmp_path, words):
+    log = tmp_path / "log"
+    log.write_text("error: cannot start with {'api_key': 'sk-123'}\n")
+    assert EngineProcess(words, url=URL, log=log).last_words() == "error: cannot start with {'api_key': '***'}"
