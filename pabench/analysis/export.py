@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,6 @@ from pabench.engines.cleaning import WHOLE, clean, markdown, no_formula
 from pabench.errors import UsageError
 from pabench.load.arrivals import Arrivals, ClosedArrivals, GammaArrivals, PoissonArrivals
 
-# Where a spreadsheet of another locale may begin a field, and a formula in it; a quote before it would be taken away.
-_SPLIT = re.compile(r"[;\t\r\n]\"*(?=[=+\-@])")
 FORMATS = ("json", "vllm", "csv", "bencher", "markdown")
 _SHOWN = ("throughput_tokens_per_s", "ttft_p50_ms", "ttft_p99_ms", "tpot_p50_ms", "tpot_p99_ms")
 
@@ -62,22 +59,13 @@ def flat_row(run: Measured) -> dict[str, Any]:
 
 def as_csv(runs: Sequence[Measured]) -> str:
     """One line a run. A text that a spreadsheet would take for a formula has an apostrophe before it."""
-    rows = [{key: csv_text(value) if isinstance(value, str) else value for key, value in flat_row(run).items()}
+    rows = [{key: no_formula(value) if isinstance(value, str) else value for key, value in flat_row(run).items()}
             for run in runs]
     out = io.StringIO()
     writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
     writer.writeheader()
     writer.writerows(rows)
     return out.getvalue()
-
-
-def csv_text(text: str) -> str:
-    """`text` for a CSV field that is quoted: no formula, neither whole nor behind a sign where a spreadsheet may split.
-
-    A quote does not keep that from happening: what splits at ";" alone, as in the German and the French locale, takes
-    a quote behind a comma for a letter.
-    """
-    return _SPLIT.sub(r"\g<0>'", no_formula(text))
 
 
 def as_bencher(runs: Sequence[Measured]) -> str:

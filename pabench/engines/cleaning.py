@@ -14,6 +14,7 @@ _NO_XML = "\ufffe\uffff"  # a JUnit file that holds one cannot be read
 _MARKDOWN = re.compile(r"([\\`*_\[\]|#~!])")
 _LINKED = re.compile(r"@|:(?=//)|www(?=\.)|#(?=\d)", re.IGNORECASE)
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_SPLIT = re.compile(r"[;\t\r\n]\"*(?=[=+\-@])")  # where a field may begin, and a formula in it
 _SECRET = re.compile(r"(key|token|secret|password)\b|(key|secret|password)s$", re.IGNORECASE)
 _NO_WORD_BYTES = 12  # of a key: so long, it is no word that an answer may hold by chance
 WHOLE = 2000  # characters: our own sentence around an engine's last words is not cut
@@ -57,8 +58,12 @@ def unlinked(text: str) -> str:
 
 
 def no_formula(text: str) -> str:
-    """`text` for a CSV field: what a spreadsheet would run as a formula gets an apostrophe before it (OWASP)."""
-    return f"'{text}" if text.startswith(_FORMULA) else text
+    """`text` for a quoted CSV field: what a spreadsheet would run as a formula gets an apostrophe before it (OWASP).
+
+    Also behind a sign where one of another locale splits: a quote does not keep it from that, for what splits at ";"
+    alone, as in the German and the French one, takes a quote behind a comma for a letter.
+    """
+    return _SPLIT.sub(r"\g<0>'", f"'{text}" if text.startswith(_FORMULA) else text)
 
 
 def without_secrets(command: str) -> str:
@@ -68,10 +73,7 @@ def without_secrets(command: str) -> str:
     A word that is a command line itself, as behind `bash -c`, is treated alike. Text that is none, as with a lone quote
     in it, is split at its spaces.
     """
-    try:
-        words = shlex.split(command)
-    except ValueError:
-        words = command.split()
+    words = _words(command)
     kept = [without_secrets(word) if any(map(str.isspace, word)) and len(words) > 1 else word for word in words]
     behind = False  # an option that takes a secret, or several
     for at, word in enumerate(words):
@@ -85,14 +87,22 @@ def without_secrets(command: str) -> str:
     return command if kept == words else shlex.join(kept)
 
 
+def _words(command: str) -> list[str]:
+    """A command's, or those of text that is none."""
+    try:
+        return shlex.split(command)
+    except ValueError:
+        return command.split()
+
+
 def secrets_in(words: Sequence[str]) -> list[str]:
     """What `without_secrets` leaves out of a command of these words."""
     found = []
     for word, shown in zip(words, shlex.split(without_secrets(shlex.join(words))), strict=True):
         if shown.endswith("***") and shown != word:
             found.append(word[len(shown) - 3:])
-        elif shown != word:  # a command line itself, with more behind the secret
-            found += secrets_in(word.split())
+        elif shown != word:  # a command line itself
+            found += secrets_in(_words(word))
     return found
 
 

@@ -8,7 +8,7 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from pabench.analysis.export import csv_text
+from pabench.engines.cleaning import no_formula
 from pabench.report.text import visible
 from pabench.telemetry.vocabulary import UNKNOWN
 
@@ -95,5 +95,5 @@ def table(
 def _field(raw: Raw) -> str | float:
     """One CSV field; a number stays one."""
     if isinstance(raw, str):
-        return csv_text(visible(raw))
+        return no_formula(visible(raw))
     return "" if raw is None else raw

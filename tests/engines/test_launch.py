@@ -153,6 +153,7 @@ def test_of_a_long_log_only_the_end_is_read(tmp_path):
 @pytest.mark.parametrize("words", [
     ["serve", "--api-key", "sk-123", "--port", "1"], ["serve", "--api-key=sk-123"], ["env", "HF_TOKEN=sk-123", "serve"],
     ["bash", "-c", "exec serve --api-key sk-123"], ["bash", "-c", "exec serve --api-key sk-123 --port 1"],
+    ["bash", "-c", "exec serve --api-key 'sk-123' --token 'word-1' --port 1"],
 ])
 def test_a_key_of_the_command_is_in_no_last_words(tmp_path, words):
     log = tmp_path / "log"
