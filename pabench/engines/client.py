@@ -24,7 +24,7 @@ from pabench.engines.base import Completion, Dialect, GenerationRequest, TextRea
 from pabench.engines.cleaning import clean, masked
 from pabench.engines.keys import authorization
 from pabench.engines.wording import worded
-from pabench.errors import EngineDied, EngineProtocol, EngineTimeout, EngineUnreachable, UsageError
+from pabench.errors import EngineDied, EngineProtocol, EngineTimeout, EngineUnreachable, PabenchError, UsageError
 from pabench.probe import Codec
 from pabench.telemetry.exposition import ACCEPT
 from pabench.telemetry.pages import PageReader
@@ -189,7 +189,7 @@ class EngineClient:
             read_text = Codec.decode
 
         def enough(exchange: _Exchange) -> bool:
-            answer = self.dialect.parse_stream(exchange.status, exchange.chunks, read_text)
+            answer = self._parsed(request, exchange, read_text)
             return sum(len(choice.token_times_s) for choice in answer.choices) >= (stop_after or 0)
 
         headers = {"Content-Type": "application/json"}
@@ -200,15 +200,19 @@ class EngineClient:
         )
         if exchange.broken and not request.stream:
             return Completion(status=exchange.status, error="the connection broke inside the answer", truncated=True)
+        answer = self._parsed(request, exchange, read_text)
+        return replace(answer, truncated=True) if exchange.broken else answer
+
+    def _parsed(self, request: GenerationRequest, exchange: _Exchange, read_text: TextReader | None) -> Completion:
         try:
             if request.stream:
-                answer = self.dialect.parse_stream(exchange.status, exchange.chunks, read_text)
-            else:
-                answer = self.dialect.parse(exchange.status, exchange.body, read_text)
-        except (TypeError, ValueError, OverflowError, RecursionError) as error:  # an engine can send anything at all
-            raise EngineProtocol(f"POST {path}: the answer is of no form that dialect {self.dialect.name!r} has "
+                return self.dialect.parse_stream(exchange.status, exchange.chunks, read_text)
+            return self.dialect.parse(exchange.status, exchange.body, read_text)
+        except PabenchError:
+            raise
+        except Exception as error:  # an engine can send anything at all, and no list of errors is complete
+            raise EngineProtocol(f"the answer is of no form that dialect {self.dialect.name!r} has "
                                  f"({type(error).__name__}: {clean(str(error))})") from error
-        return replace(answer, truncated=True) if exchange.broken else answer
 
     async def _exchange(
         self,

@@ -121,6 +121,21 @@ def test_an_answer_of_no_form_is_the_engines_fault(choice):
         run(main())
 
 
+@pytest.mark.parametrize("abort", [True, False])
+def test_an_answer_that_a_dialect_trips_over_is_the_engines_fault_too(abort, monkeypatch):
+    def trip(*_):
+        raise KeyError("what no dialect has thought of")
+
+    async def main():
+        async with stub(**FAST) as client:
+            monkeypatch.setattr(type(client.dialect), "parse_stream", trip)
+            request = GenerationRequest(RING.prompt, 20)
+            await (client.start_then_abort(request, 1) if abort else client.generate(request))
+
+    with pytest.raises(EngineProtocol, match="no form that dialect 'vllm' has .KeyError"):
+        run(main())
+
+
 def test_an_engine_that_goes_away_has_died():
     async def main():
         async with stub(die_after=1, **FAST) as client:

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -156,6 +156,16 @@ def _read_aiperf(load: Load) -> Said:
     return Said(found["time_to_first_token"]["p50"], found["inter_token_latency"]["p50"], None)
 
 
+def _bare_loop(load: Load) -> list[str]:
+    return ["-m", "tests.load.bare_loop", load.url, "--streams", str(load.requests), "--tokens", str(load.tokens),
+            "--out", str(load.folder / "bare_loop.json")]
+
+
+def _read_bare_loop(load: Load) -> Said:
+    return Said(**json.loads((load.folder / "bare_loop.json").read_text()))
+
+
+BARE_LOOP = Peer("bare loop", Path(sys.executable), _bare_loop, _read_bare_loop)  # of closed loops alone
 PEERS = (
     Peer("pabench", Path(sys.executable), _pabench, _read_pabench),
     Peer("vllm bench serve", ENVS / "vllm/bin/python", _vllm, _read_vllm,
@@ -165,9 +175,11 @@ PEERS = (
 )
 
 
-def chosen(only: str | None) -> list[Peer]:
-    """Those that are installed, or the one called `only`; who is not is named."""
-    wanted = [peer for peer in PEERS if only in (None, peer.name)]
+def chosen(only: Sequence[str], among: Sequence[Peer] = PEERS) -> list[Peer]:
+    """Those of `among` that are called so, all where none is named; who is not installed is named and left out."""
+    if unknown := set(only) - {peer.name for peer in among}:
+        sys.exit(f"no such generator: {', '.join(sorted(unknown))}; known: {', '.join(peer.name for peer in among)}")
+    wanted = [peer for peer in among if not only or peer.name in only]
     for peer in wanted:
         if not peer.python.exists():
             print(f"left out, not installed: {peer.name} ({peer.python})", flush=True)

@@ -1,6 +1,6 @@
 """Load generators against a server of known timing, one core each: what each says, and what was true. A benchmark.
 
-    python -m tests.load.peers [--streams 64,1000] [--seconds 8] [--only NAME] [--json FILE]
+    python -m tests.load.peers [--streams 64,1000] [--seconds 8] [--only NAME …] [--json FILE]
 
 The fast stub (`pabench stub --fast`) has a core, the generator another; each runs alone, one after the other, on the
 same load: so many users, one long answer each, a token every 10 ms. CPU is counted over the smallest load's, the
@@ -21,7 +21,7 @@ from typing import Any
 
 from pabench.load.calibrate import TTFT_MS
 from pabench.probe import build_checkpoint, preset
-from tests.load.generators import Peer, chosen, run_beside
+from tests.load.generators import BARE_LOOP, PEERS, Peer, chosen, run_beside
 
 ITL_MS = 10.0
 
@@ -58,10 +58,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--streams", default="4,256,1000")
     parser.add_argument("--seconds", type=float, default=8.0)
-    parser.add_argument("--only", help="name of one generator")
+    parser.add_argument("--only", action="append", default=[], help="name of one generator; more than once for more")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args(arguments)
-    peers = chosen(given.only)
+    peers = chosen(given.only, (BARE_LOOP, *PEERS))
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = Path(folder) / "probe"
         build_checkpoint(preset("tiny"), tokenizer)

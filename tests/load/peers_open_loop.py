@@ -1,6 +1,6 @@
 """Load generators in an open loop, one core each: what reached the server, by the server's clock. A benchmark.
 
-    python -m tests.load.peers_open_loop [--rates 200,2000] [--requests 20000] [--only NAME]
+    python -m tests.load.peers_open_loop [--rates 200,2000] [--requests 20000] [--only NAME …]
 
 Poisson arrivals at the fast stub (TTFT 20 ms, a token every 10 ms). Delivered: the rate between the first and the last
 twentieth of the requests, over the rate asked for; chance alone moves it by 0.7 % with 20 000 requests. Index of
@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--rates", default="200,2000")
     parser.add_argument("--requests", type=int, default=20_000, help="At most; fewer where they take over 20 s.")
     parser.add_argument("--tokens", type=int, default=8)
-    parser.add_argument("--only", help="name of one generator")
+    parser.add_argument("--only", action="append", default=[], help="name of one generator; more than once for more")
     given = parser.parse_args()
     peers = chosen(given.only)
     with tempfile.TemporaryDirectory() as folder:
