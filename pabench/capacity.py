@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
-from math import ceil, sqrt
+from math import ceil, inf, sqrt
 from pathlib import Path
 from statistics import NormalDist
 from typing import Literal
@@ -19,7 +19,7 @@ from typing import Literal
 import orjson
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from pabench.analysis.slo import SLO
+from pabench.analysis.slo import SLO, percent
 from pabench.errors import UsageError
 from pabench.files import wrong_fields
 from pabench.load.records import write_atomic
@@ -108,15 +108,20 @@ def search_capacity(
     confidence: float = CONFIDENCE, progress: Callable[[Tried], None] = lambda tried: None,
 ) -> Capacity:
     """The capacity between two rates, to a relative `precision`. A rate is tried at most `tries` times."""
-    if not 0 < from_rate < to_rate or not 0 < precision < 1 or tries < 1:
-        raise UsageError(f"a search needs 0 < from_rate < to_rate, a precision inside 0..1 and a try: got "
-                         f"{from_rate:g} to {to_rate:g} req/s, precision {precision:g}, {tries} tries")
+    require_range(from_rate=from_rate, to_rate=to_rate, precision=precision, tries=tries)
     found: list[Tried] = []
     numbers = count()
     for rate in _rates(found, from_rate, to_rate, precision):
         found.append(_try(lambda at: measure(at, next(numbers)), rate, slo, tries, confidence))
         progress(found[-1])
     return conclusion(found)
+
+
+def require_range(*, from_rate: float, to_rate: float, precision: float, tries: int) -> None:
+    """Raise UsageError where there is nothing to search."""
+    if not 0 < from_rate < to_rate < inf or not 0 < precision < 1 or tries < 1:
+        raise UsageError(f"a search needs 0 < from_rate < to_rate, a precision inside 0..1 and a try: got "
+                         f"{from_rate:g} to {to_rate:g} req/s, precision {precision:g}, {tries} tries")
 
 
 def require_enough(
@@ -128,7 +133,7 @@ def require_enough(
     if from_rate * duration_s * tries < needed:
         raise UsageError(f"{tries} tries of {duration_s:g} s at {from_rate:g} req/s bring about "
                          f"{from_rate * duration_s * tries:.0f} requests, and fewer than {needed} can never be surely "
-                         f"inside {slo.share:.0%}: raise --duration-s or --tries (or --from-rate)")
+                         f"inside {percent(slo.share)}: raise --duration-s or --tries (or --from-rate)")
 
 
 def conclusion(found: Sequence[Tried], unit: str = "req/s") -> Capacity:
@@ -195,6 +200,7 @@ class Search(BaseModel):
 
     def write(self, folder: Path) -> None:
         """Write `capacity.json`. Raises RecordsUnwritable."""
+        folder.mkdir(parents=True, exist_ok=True)  # no run of the search may have had a request
         told = self.model_dump() | dict(zip(_WORDS, (self.text, self.slo.text), strict=True))
         write_atomic(folder / CAPACITY_FILE, orjson.dumps(told, option=orjson.OPT_INDENT_2))
 

@@ -17,6 +17,7 @@ from pabench.errors import PabenchError, UsageError
 from pabench.load import Workload
 from pabench.load.draws import NoArrivals
 from pabench.load.manifest import ClientHealth
+from pabench.load.workload import Bounds
 from pabench.series import Series
 
 _CLIENT_SHARE = 0.05  # of the SLO's bound, that the client may be late
@@ -37,7 +38,9 @@ class CapacityRuns:
     def __call__(self, rate: float, number: int) -> Attained:
         """Run number `number` of the search. Raises PabenchError where it says nothing of the engine."""
         at_rate = self.workload.arrivals.model_copy(update={"rate_per_s": rate})
-        plan = self.workload.model_copy(update={"arrivals": at_rate, "num_requests": None})
+        bounds = Bounds(ttft_ms=self.slo.ttft_ms, tpot_ms=self.slo.tpot_ms, deadline_ms=self.slo.deadline_ms)
+        plan = self.workload.model_copy(update={  # its own window would be another length's, its SLO another question's
+            "arrivals": at_rate, "num_requests": None, "window_s": None, "slo": bounds})
         try:
             run, summary = self.series.run(number, plan, self.folder / f"{number:02}-{rate:.6g}-per-s")
         except NoArrivals:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import pandas as pd
 
 from pabench.analysis.deadlines import deadlines
 from pabench.errors import UsageError
+
+
+def percent(share: float) -> str:
+    """`share` in words, never rounded up to all: 99.9 % are asked for too."""
+    return f"{100 * share:.4g}%"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,13 +31,13 @@ class SLO:
         bounds = [bound for bound in (self.ttft_ms, self.tpot_ms, self.deadline_ms) if bound is not None]
         if not bounds:
             raise UsageError("an SLO needs a bound: give --ttft-ms, --tpot-ms, --deadline-ms or several")
-        if min(bounds) <= 0 or not 0 < self.share < 1:
+        if not all(0 < bound < math.inf for bound in bounds) or not 0 < self.share < 1:
             raise UsageError(f"an SLO has bounds above 0 and a share inside 0..1: got {bounds} ms, share {self.share}")
 
     @property
     def text(self) -> str:
         """In words."""
-        return f"{self.share:.0%} of requests with {self.bounds_text}"
+        return f"{percent(self.share)} of requests with {self.bounds_text}"
 
     @property
     def bounds_text(self) -> str:

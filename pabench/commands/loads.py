@@ -177,7 +177,7 @@ def calibrate(
 
     placement = Placement(workers)
     tried = [number.strip() for number in streams.split(",")]
-    if not all(number.isdigit() and int(number) for number in tried):
+    if not all(number.isdecimal() and int(number) for number in tried):
         raise UsageError(f"--streams is {streams!r}, expected whole numbers above 0 with commas between them")
     found: list[ClientError] = []
     try:

@@ -120,7 +120,7 @@ def capacity(
     Example: pabench capacity --url http://127.0.0.1:8000 --workload poisson --ttft-ms 500 --tpot-ms 50
     """
     from pabench.analysis.slo import SLO
-    from pabench.capacity import CONFIDENCE, Search, Tried, conclusion, require_enough, search_capacity
+    from pabench.capacity import CONFIDENCE, Search, Tried, conclusion, require_enough, require_range, search_capacity
     from pabench.capacity_runs import CapacityRuns, require_searchable
     from pabench.load import Placement, load_workload
     from pabench.series import Series
@@ -128,6 +128,7 @@ def capacity(
     from pabench.terminal.runs import show_capacity, tried_text
 
     slo, placement = SLO(ttft_ms, tpot_ms, share, deadline_ms), Placement(workers, ray)
+    require_range(from_rate=from_rate, to_rate=to_rate, precision=precision, tries=tries)
     asked = load_workload(workload, rate_per_s=from_rate, duration_s=duration_s)
     if asked.session is None:  # a session brings several requests, nobody knows how many
         require_enough(slo, from_rate=from_rate, duration_s=duration_s, tries=tries)
@@ -165,6 +166,7 @@ def working_set(
     max_tokens: Annotated[int | None, typer.Option(help="Largest working set to try, tokens (by default twice the "
                                                         "capacity that the engine states, else 131072).")] = None,
     max_seconds: Annotated[float, typer.Option(help="Longest the whole may take.")] = 600.0,
+    timeout_s: Annotated[float, typer.Option(help="Longest wait for one answer of the examination, seconds.")] = 60.0,
     precision: Annotated[float, typer.Option(help="Relative gap between what fits and what does not.")] = 0.05,
     out: Annotated[Path | None, typer.Option(help="New folder (results/<time>-working-set by default).")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Same seed, same prompts.")] = 0,
@@ -188,7 +190,7 @@ def working_set(
     options = Options(max_tokens, max_seconds, precision, seed)
     key, folder = api_key_in(api_key_env), out or new_folder("working-set")
     require_new(folder)
-    found = WorkingSet(examined(url, dialect, probe, api_key_env, model=model), options)
+    found = WorkingSet(examined(url, dialect, probe, api_key_env, timeout_s, model), options)
     live = console(quiet=quiet or as_json)
     try:
         asyncio.run(measure_working_set(found, url, api_key=key, progress=lambda text: live.print(escape(text))))

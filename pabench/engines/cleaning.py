@@ -29,8 +29,15 @@ def clean(text: str, max_chars: int = 300) -> str:
 
 
 def without_key(text: str, api_key: str | None) -> str:
-    """`text` with the key, which an engine may quote, as `***`; where it was `masked` too."""
-    return text.replace(api_key, "***").replace("*" * max(4, len(api_key)), "***") if api_key else text
+    """`text` with the key, which an engine may quote, as `***`; where it was `masked` too, or its end is cut off."""
+    if not api_key:
+        return text
+    text = text.replace(api_key, "***").replace("*" * max(4, len(api_key)), "***")
+    begin = api_key[:_NO_WORD_BYTES]
+    while len(api_key) > _NO_WORD_BYTES and (at := text.find(begin)) >= 0:
+        length = next(size for size in range(len(api_key), 0, -1) if text.startswith(api_key[:size], at))
+        text = f"{text[:at]}***{text[at + length:]}"
+    return text
 
 
 def masked(body: bytes, status: int | None, api_key: str | None) -> bytes:

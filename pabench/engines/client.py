@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import ssl
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from dataclasses import replace
 from types import TracebackType
 from typing import Any
 from urllib.parse import urlsplit
@@ -21,7 +19,8 @@ import orjson
 
 from pabench.engines.address import base_url
 from pabench.engines.base import Completion, Dialect, GenerationRequest, TextReader
-from pabench.engines.cleaning import clean, masked
+from pabench.engines.cleaning import clean, without_key
+from pabench.engines.exchange import Exchange, reason, refuse_redirect
 from pabench.engines.keys import authorization
 from pabench.engines.wording import worded
 from pabench.errors import EngineDied, EngineProtocol, EngineTimeout, EngineUnreachable, PabenchError, UsageError
@@ -40,38 +39,6 @@ MODELS_PATH = "/v1/models"
 ABORT_DELAY_S = 0.05  # long enough for a request's bytes to be read by an engine on this host
 # A connection that broke, before or inside the answer.
 _BROKEN = (aiohttp.ClientPayloadError, aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, ConnectionError)
-
-
-def _reason(error: Exception) -> str:
-    """Why a connection failed, in the system's few words where it has them."""
-    cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
-    if isinstance(cause, ssl.SSLError):  # its number is none of the system's
-        return clean(str(cause))
-    number = cause.errno if isinstance(cause, OSError) and (cause.errno or 0) > 0 else None
-    return os.strerror(number).lower() if number is not None else clean(str(cause) or type(cause).__name__)
-
-
-@dataclass(slots=True)
-class _Exchange:
-    """What came back so far: (arrival on the monotonic clock in seconds, bytes) as read."""
-
-    status: int = 0
-    headers: Mapping[str, str] = field(default_factory=dict)
-    chunks: list[tuple[float, bytes]] = field(default_factory=list)
-    broken: bool = False  # the connection broke inside the answer
-
-    @property
-    def body(self) -> bytes:
-        return b"".join(piece for _, piece in self.chunks)
-
-    def leave_out(self, api_key: str | None) -> None:
-        """Mask the key, which may lie across pieces; they stay as long as they were."""
-        if api_key is None:
-            return
-        body, at = masked(self.body, self.status, api_key), 0
-        for number, (time_s, piece) in enumerate(self.chunks):
-            self.chunks[number] = (time_s, body[at:at + len(piece)])
-            at += len(piece)
 
 
 class EngineClient:
@@ -188,7 +155,7 @@ class EngineClient:
         if read_text is None and not isinstance(request.prompt, str) and not isinstance(body.get("prompt"), list):
             read_text = Codec.decode
 
-        def enough(exchange: _Exchange) -> bool:
+        def enough(exchange: Exchange) -> bool:
             answer = self._parsed(request, exchange, read_text)
             return sum(len(choice.token_times_s) for choice in answer.choices) >= (stop_after or 0)
 
@@ -200,10 +167,13 @@ class EngineClient:
         )
         if exchange.broken and not request.stream:
             return Completion(status=exchange.status, error="the connection broke inside the answer", truncated=True)
-        answer = self._parsed(request, exchange, read_text)
+        with self._without_key():
+            answer = self._parsed(request, exchange, read_text)
+        if answer.error is not None:  # JSON can spell a key in ways that its bytes do not show
+            answer.error = without_key(answer.error, self._api_key)
         return replace(answer, truncated=True) if exchange.broken else answer
 
-    def _parsed(self, request: GenerationRequest, exchange: _Exchange, read_text: TextReader | None) -> Completion:
+    def _parsed(self, request: GenerationRequest, exchange: Exchange, read_text: TextReader | None) -> Completion:
         try:
             if request.stream:
                 return self.dialect.parse_stream(exchange.status, exchange.chunks, read_text)
@@ -221,33 +191,37 @@ class EngineClient:
         data: bytes | None,
         headers: Mapping[str, str],
         *,
-        enough: Callable[[_Exchange], bool] | None = None,
-    ) -> _Exchange:
+        enough: Callable[[Exchange], bool] | None = None,
+    ) -> Exchange:
         """Send, and read until the answer ends, breaks or is `enough`."""
         if self._session is None:
             raise RuntimeError("EngineClient is used inside `async with`")
-        exchange, num_bytes = _Exchange(), 0
-        async with (
-            self._named_faults(f"{method} {path}", exchange, elsewhere=path.startswith(":")),
-            self._session.request(method, metrics_url(self.url, path), data=data, headers=headers) as response,
-        ):
-            self._answered = True
-            exchange.status = response.status
-            exchange.headers = dict(response.headers)
-            async for piece in response.content.iter_any():
-                exchange.chunks.append((time.monotonic(), piece))
-                num_bytes += len(piece)
-                if num_bytes > _MAX_BYTES:
-                    raise EngineProtocol(f"{method} {path} at {self.url}: the answer is longer than {_MAX_BYTES >> 20} "
-                                         "MiB, and was not read to its end")
-                if enough is not None and enough(exchange):
-                    response.close()
-                    break
+        exchange, num_bytes = Exchange(), 0
+        follows = method == "GET"  # to /metrics/ perhaps; the load client's POST follows none either
+        with self._without_key():
+            async with (
+                self._named_faults(f"{method} {path}", exchange, elsewhere=path.startswith(":")),
+                self._session.request(method, metrics_url(self.url, path), data=data, headers=headers,
+                                      allow_redirects=follows) as response,
+            ):
+                self._answered = True
+                exchange.status = response.status
+                exchange.headers = dict(response.headers)
+                async for piece in response.content.iter_any():
+                    exchange.chunks.append((time.monotonic(), piece))
+                    num_bytes += len(piece)
+                    if num_bytes > _MAX_BYTES:
+                        raise EngineProtocol(f"{method} {path} at {self.url}: the answer is longer than "
+                                             f"{_MAX_BYTES >> 20} MiB, and was not read to its end")
+                    if enough is not None and enough(exchange):
+                        response.close()
+                        break
+            refuse_redirect(f"{method} {path} at {self.url}", exchange)
         exchange.leave_out(self._api_key)
         return exchange
 
     @contextlib.asynccontextmanager
-    async def _named_faults(self, what: str, exchange: _Exchange, *, elsewhere: bool) -> AsyncIterator[None]:
+    async def _named_faults(self, what: str, exchange: Exchange, *, elsewhere: bool) -> AsyncIterator[None]:
         """Turn what goes wrong on the wire into the exception tree of pabench. `elsewhere`: on another port."""
         where = f"{what} at {self.url}"
         try:
@@ -258,26 +232,40 @@ class EngineClient:
             raise EngineTimeout(f"{where}: no complete answer within {self._timeout_s:g} s, got {got}") from error
         except aiohttp.ClientConnectorError as error:
             if elsewhere:
-                raise EngineProtocol(f"{where}: nothing answers there ({_reason(error)})") from error
+                raise EngineProtocol(f"{where}: nothing answers there ({reason(error)})") from error
             raise self._gone(error) from error
         except _BROKEN as error:
             await self._raise_if_gone()
             if not exchange.status:
                 raise EngineProtocol(f"{where}: the engine closed the connection without an answer") from error
             exchange.broken = True
+        except aiohttp.RedirectClientError as error:
+            raise EngineProtocol(f"{where}: it redirects to what is no web address") from error
         except aiohttp.InvalidURL as error:
             raise UsageError(f"not an engine's URL: {clean(str(error))}") from error
         except aiohttp.ClientError as error:
-            raise EngineProtocol(f"{where}: expected an HTTP answer, got {clean(str(error))}") from error
+            told = clean(without_key(str(error), self._api_key))  # which a cut could end inside
+            raise EngineProtocol(f"{where}: expected an HTTP answer, got {told}") from error
+
+    @contextlib.contextmanager
+    def _without_key(self) -> Iterator[None]:
+        """What goes wrong inside is told without the key, which an engine may quote."""
+        try:
+            yield
+        except PabenchError as error:
+            text = without_key(str(error), self._api_key)
+            if text == str(error):
+                raise
+            raise type(error)(text) from None
 
     def _gone(self, error: Exception) -> EngineDied | EngineUnreachable:
         if self._answered:
-            return EngineDied(f"the engine at {self.url} answered before and does not any more: {_reason(error)}")
+            return EngineDied(f"the engine at {self.url} answered before and does not any more: {reason(error)}")
         if isinstance(error, aiohttp.ClientSSLError):
-            return EngineUnreachable(f"no TLS connection to {self.url} ({_reason(error)}): does it serve https, with a "
+            return EngineUnreachable(f"no TLS connection to {self.url} ({reason(error)}): does it serve https, with a "
                                      "certificate that is trusted here?")
         return EngineUnreachable(
-            f"nothing answers at {self.url} ({_reason(error)}): is the engine running, and is the URL right?"
+            f"nothing answers at {self.url} ({reason(error)}): is the engine running, and is the URL right?"
         )
 
     async def _raise_if_gone(self) -> None:

@@ -14,18 +14,16 @@ from pabench.engines.answer_json import error_text, load_json
 from pabench.engines.base import Dialect, EngineFacts
 from pabench.engines.cleaning import clean
 from pabench.engines.client import MODELS_PATH, NO_ROUTE, EngineClient
+from pabench.engines.doctor_pages import METRICS_PATH, after_work, metrics_found, metrics_page, with_extra_pages
 from pabench.engines.openai import owners
 from pabench.engines.trials import Trials
 from pabench.engines.triton import triton_models
 from pabench.engines.which_probe import given_probe, try_pictures, which_probe
-from pabench.errors import EngineProtocol, UsageError
+from pabench.errors import EngineProtocol, EngineTimeout, UsageError
 from pabench.probe import ProbeSpec
-from pabench.telemetry.exposition import parse_exposition
-from pabench.telemetry.pages import read_extra
-from pabench.telemetry.vocabulary import KVFacts, KVSample, MetricFamilies
+from pabench.telemetry.vocabulary import KVFacts, KVSample
 
 _MAX_NAME_CHARS = 1000
-_METRICS_PATH = "/metrics"  # of nearly all
 _PINNED = re.compile(r"Server is pinned to '(.+)'; requested")  # the words of transformers serve
 
 
@@ -81,19 +79,20 @@ async def examine(
         models, headers = await _models(client, model, refused if api_key else None)
         without: list[str] = []
         # Reading this page of trtllm-serve takes from it what somebody else may collect.
-        common = "tensorrt_llm" not in owners(models) and (dialect is None or spoken.metrics_path == _METRICS_PATH)
-        metrics = await _metrics(client, without) if common else {}
+        common = "tensorrt_llm" not in owners(models) and (dialect is None or spoken.metrics_path == METRICS_PATH)
+        metrics = await metrics_page(client, without) if common else {}
         if dialect is None:
             client.dialect = await _own(client, dialects.recognise(models, metrics, headers), trials.notes)
-        if client.dialect.metrics_path not in (None, _METRICS_PATH):
-            metrics = await _metrics(client, trials.notes, client.dialect.metrics_path)
+        if client.dialect.metrics_path not in (None, METRICS_PATH):
+            metrics = await metrics_page(client, trials.notes, client.dialect.metrics_path)
         else:
             trials.notes += without
-        metrics = await _with_extra_pages(client, metrics, trials.notes)
+        metrics = await with_extra_pages(client, metrics, trials.notes)
         entry = _entry(models, model, trials.notes)
         trials.max_context_tokens = _max_context(entry)
         client.model = model or str(entry.get("id") or "") or await _pinned_model(client)
         await trials.run()
+        metrics = await after_work(client, metrics)
         _require_model(models, model, trials)
         kv = client.dialect.kv_facts(metrics)
         facts = EngineFacts(
@@ -144,26 +143,6 @@ async def _prefix_cache(trials: Trials, told: set[str]) -> set[str]:
     return {"prefix_cache"} if hits else set()
 
 
-def metrics_found(dialect: Dialect, metrics: MetricFamilies) -> tuple[str, ...]:
-    """Each metric that the dialect reads and the page holds, with what it tells, be it only with another's help."""
-    lines, told = [], _fields(dialect, metrics)
-    for name in sorted(dialect.metric_names & metrics.keys()):
-        alone = _fields(dialect, {name: metrics[name]})
-        without = _fields(dialect, {other: samples for other, samples in metrics.items() if other != name})
-        fields = [field for field in told if field in alone or field not in without]
-        lines.append(f"{', '.join(fields) or 'without a value'}: {name}")
-    return tuple(lines)
-
-
-def _fields(dialect: Dialect, metrics: MetricFamilies) -> list[str]:
-    return _filled(dialect.kv_sample(metrics, 0.0), KVSample(0.0)) + _filled(dialect.kv_facts(metrics), KVFacts())
-
-
-def _filled(found: KVSample | KVFacts, empty: KVSample | KVFacts) -> list[str]:
-    blank = asdict(empty)
-    return [name for name, value in asdict(found).items() if value != blank[name]]
-
-
 async def _models(
     client: EngineClient, wanted: str | None, key: str | None
 ) -> tuple[Mapping[str, Any], Mapping[str, str]]:
@@ -191,33 +170,6 @@ async def _models(
     if not isinstance(models, Mapping):
         raise EngineProtocol(f"{client.url}/v1/models answers with no JSON object, got {body[:60]!r}: is it an engine?")
     return models, headers
-
-
-async def _metrics(client: EngineClient, notes: list[str], path: str = _METRICS_PATH) -> MetricFamilies:
-    """All samples of the metrics page; empty, with a note, where there is no such page."""
-    try:
-        status, body = await client.page(path)
-        if status == 200:
-            return parse_exposition(body)
-        notes.append(f"no metrics: {path} answers with status {status}")
-    except EngineProtocol as error:
-        notes.append(f"no metrics: {clean(str(error))}")
-    return {}
-
-
-async def _with_extra_pages(client: EngineClient, metrics: MetricFamilies, notes: list[str]) -> MetricFamilies:
-    """`metrics`, and what the dialect's other pages tell; with a note for each that tells nothing."""
-    for page in client.dialect.extra_pages:
-        if page.use == "instead" and metrics:
-            continue
-        try:
-            extra = await read_extra(page, client.page)
-            if extra is None:
-                notes.append(f"nothing of the KV cache from {page.path}: it is not there")
-            metrics = {**(extra or {}), **metrics}
-        except EngineProtocol as error:
-            notes.append(f"nothing of the KV cache from {page.path}: {clean(str(error))}")
-    return metrics
 
 
 def _require_model(models: Mapping[str, Any], wanted: str | None, trials: Trials) -> None:
@@ -268,10 +220,10 @@ async def _pinned_model(client: EngineClient) -> str:
 
 
 async def _version(client: EngineClient) -> str | None:
-    status, _, body = await client.get(client.dialect.version_path)
     try:
+        status, _, body = await client.get(client.dialect.version_path)
         answer = load_json(body) if status == 200 else None
-    except ValueError:
+    except (ValueError, EngineProtocol, EngineTimeout):
         answer = None
     version = answer.get("version") if isinstance(answer, Mapping) else None
     return clean(version, 80) if isinstance(version, str) else None

@@ -17,6 +17,7 @@ METRICS: MetricTable = {
     "waiting": ("mistralrs_sequences_waiting",),
     "preemptions": ("mistralrs_paged_preemptions_total",),
     "drafted": ("mistralrs_speculative_draft_tokens_proposed_total",),
+    "accepted": ("mistralrs_speculative_draft_tokens_accepted_total",),
 }
 _USED, _TOTAL = "mistralrs_kv_cache_blocks_used", "mistralrs_kv_cache_blocks_total"
 

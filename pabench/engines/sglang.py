@@ -27,9 +27,9 @@ _LOADS, _SERVER = "/v1/loads?format=prometheus", "/server_info"
 # `--load-snapshot-publish-interval` says (15 decode steps). The token counters move when a request ends. Older versions
 # count retractions in a gauge.
 METRICS: MetricTable = {
-    "kv_usage": ("sglang:full_token_usage", "sglang:token_usage"),
-    "running": (f"{_LOADS} num_running_reqs", "sglang:num_running_reqs"),
-    "waiting": (f"{_LOADS} num_waiting_reqs", "sglang:num_queue_reqs"),
+    "kv_usage": ("sglang:full_token_usage", "sglang:token_usage", "sglang:kv_cache_usage_perc"),
+    "running": (f"{_LOADS} num_running_reqs", "sglang:num_running_reqs", "sglang:num_requests_running"),
+    "waiting": (f"{_LOADS} num_waiting_reqs", "sglang:num_queue_reqs", "sglang:num_requests_waiting"),
     "preemptions": ("sglang:num_retracted_requests_total", "sglang:total_retracted_reqs"),
     "prefix_queries": ("sglang:prompt_tokens_total",),
     "prefix_hits": ("sglang:cached_tokens_total",),

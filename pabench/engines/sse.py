@@ -84,6 +84,7 @@ class _Building:
     def __init__(self) -> None:
         self._name = ""
         self._data: list[bytes] = []
+        self._comments: list[bytes] = []
         self._time_s = 0.0
 
     @property
@@ -94,8 +95,10 @@ class _Building:
     def take(self, line: bytes, time_s: float) -> Event | None:
         """Add one line; the event that it completes, if it does."""
         if not line:
+            if self._name == "error" and not self._data:  # Dynamo tells why in a comment
+                self._data = self._comments
             event = self._event(complete=True) if any(self._data) else None
-            self._name, self._data = "", []
+            self._name, self._data, self._comments = "", [], []
             return event
         field, _, value = line.partition(b":")
         value = value.removeprefix(b" ")
@@ -104,7 +107,10 @@ class _Building:
             self._time_s = time_s
         elif field == b"event":
             self._name = value.decode("utf-8", "replace").strip()
-        return None  # a comment has an empty field; `id` and `retry` mean nothing here
+        elif not field and self._name == "error":
+            self._comments.append(value)
+            self._time_s = time_s
+        return None  # `id` and `retry` mean nothing here
 
     def rest(self) -> Event | None:
         """What the end of the stream left unfinished."""

@@ -21,6 +21,7 @@ from pabench.engines.openai import OpenAIDialect, owners, require_plain, require
 from pabench.engines.sse import Event, read_events
 from pabench.engines.word_count import WordCount
 from pabench.errors import EngineProtocol, UsageError
+from pabench.telemetry.mapping import counts
 from pabench.telemetry.vocabulary import KVFacts, KVSample, MetricFamilies
 
 if TYPE_CHECKING:
@@ -219,4 +220,4 @@ def _deltas(told: Sequence[tuple[float, str]]) -> Iterator[tuple[float, str]]:
 def _values(metrics: MetricFamilies, name: str, label: str, kind: str) -> list[float]:
     """The gauge of one kind, of each model that the server runs."""
     return [sample.value for sample in metrics.get(name, ())
-            if sample.labels.get(label) == kind and not math.isnan(sample.value)]
+            if sample.labels.get(label) == kind and counts(sample.value)]

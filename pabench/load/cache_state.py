@@ -77,12 +77,15 @@ async def _empty(http: aiohttp.ClientSession, reset_url: str | None) -> str:
 async def _reset(http: aiohttp.ClientSession, reset_url: str) -> str:
     for _ in range(_RESETS):
         async with http.post(reset_url) as answer:
-            if answer.status != 200:
+            if answer.status not in (200, _BUSY):
                 return f"POST {reset_url} gave HTTP {answer.status}, so it is only checked"
-            if not _refuses(await answer.read()):
+            if answer.status == 200 and not _refuses(await answer.read()):
                 return f"the cache was emptied (POST {reset_url})"
         await asyncio.sleep(_RESET_PAUSE_S)
     return f"POST {reset_url} was refused, as while blocks are held, so it is only checked"
+
+
+_BUSY = 400  # SGLang's, while a request runs
 
 
 def _refuses(body: bytes) -> bool:

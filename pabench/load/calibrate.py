@@ -6,6 +6,7 @@ journal, lag watch. What is left is the kernel's loopback and the client; the st
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 import tempfile
@@ -60,7 +61,7 @@ def calibrate(
     streams: int, *, itl_ms: float = 10.0, duration_s: float = 5.0, placement: Placement = ONE_PROCESS
 ) -> ClientError:
     """Run `streams` users against a stub in a process of its own. Raises UsageError and EngineError."""
-    if streams < 1 or not itl_ms > 0 or not duration_s > 0:
+    if streams < 1 or not 0 < itl_ms < math.inf or not 0 < duration_s < math.inf:
         raise UsageError(f"a calibration needs streams, a gap between tokens and a duration above 0: got {streams}, "
                          f"{itl_ms:g} ms, {duration_s:g} s")
     with tempfile.TemporaryDirectory() as folder, fast_stub(Path(folder), ttft_ms=TTFT_MS, itl_ms=itl_ms) as stub:

@@ -85,8 +85,7 @@ def _is_creation_time(name: str, declared: set[str]) -> bool:
 
 def _parse_line(line: str) -> MetricSample | None:
     try:
-        family = next(iter(text_string_to_metric_families(line)))
-    except (ValueError, StopIteration, IndexError):
+        sample = next(iter(text_string_to_metric_families(line))).samples[0]
+        return MetricSample(_colon_form(sample.name), dict(sample.labels), float(sample.value))
+    except (ValueError, StopIteration, IndexError, OverflowError):
         return None
-    sample = family.samples[0]
-    return MetricSample(_colon_form(sample.name), dict(sample.labels), float(sample.value))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from pabench.errors import EngineProtocol
 from pabench.telemetry.vocabulary import KVSample, MetricFamilies
 
 MetricTable = Mapping[str, tuple[str, ...]]
@@ -13,30 +12,33 @@ MetricTable = Mapping[str, tuple[str, ...]]
 
 # Shares of one pool: with several pools (data parallel engines) the mean is meant, everything else adds up.
 _FRACTIONS = frozenset({"kv_usage", "kv_cached"})
+_MOST = 2.0 ** 53    # a float counts no further
+_MOST_DIGITS = 15
 
 
 def read_kv_sample(metrics: MetricFamilies, time_s: float, table: MetricTable) -> KVSample:
-    """The KV vocabulary at `time_s`. What the page does not hold, or holds as NaN, is None.
-
-    Raises EngineProtocol where values have no sum.
-    """
+    """The KV vocabulary at `time_s`. What the page does not hold, or holds as no count of anything, is None."""
     values = {field: read_field(metrics, field, names) for field, names in table.items()}
     return KVSample(time_s, **values)
 
 
 def read_field(metrics: MetricFamilies, field: str, names: tuple[str, ...]) -> float | None:
-    """Value of `field` over all series of the first of `names` that is present. Raises as `read_kv_sample`."""
+    """Value of `field` over all series of the first of `names` that is present. NaN, what is negative and what is
+    beyond all counting say nothing: one such number would end every later reading of the run.
+    """
     present = source_of(metrics, names)
     if present is None:
         return None
-    values = [sample.value for sample in metrics[present] if not math.isnan(sample.value)]
+    values = [sample.value for sample in metrics[present] if counts(sample.value)]
     if not values:
         return None
-    try:
-        total = math.fsum(values)
-    except (OverflowError, ValueError) as error:  # beyond a float; infinite both ways
-        raise EngineProtocol(f"the series of {present} have no sum ({error})") from error
+    total = math.fsum(values)
     return total / len(values) if field in _FRACTIONS else total
+
+
+def counts(value: float) -> bool:
+    """Whether `value` can be a count or a share of anything."""
+    return 0 <= value <= _MOST  # not NaN either
 
 
 def source_of(metrics: MetricFamilies, names: tuple[str, ...]) -> str | None:
@@ -53,14 +55,14 @@ def info_labels(metrics: MetricFamilies, name: str) -> Mapping[str, str]:
 def int_label(labels: Mapping[str, str], name: str) -> int | None:
     """A label that holds a whole number; None where absent or spelt "None"."""
     text = labels.get(name, "")
-    return int(text) if text.isdecimal() else None
+    return int(text) if text.isdecimal() and len(text) <= _MOST_DIGITS else None
 
 
 def int_gauge(metrics: MetricFamilies, name: str) -> int | None:
     """A gauge that holds one whole number, the same in all its series; None where absent or not that."""
     values = {sample.value for sample in metrics.get(name, ())}
     value = values.pop() if len(values) == 1 else math.nan
-    return int(value) if value.is_integer() else None
+    return int(value) if value.is_integer() and abs(value) <= _MOST else None
 
 
 def bool_label(labels: Mapping[str, str], name: str) -> bool | None:

@@ -23,12 +23,18 @@ MetricFamilies = Mapping[str, Sequence[MetricSample]]
 
 @dataclass(frozen=True, slots=True)
 class KVFacts:
-    """Geometry of the KV cache. `num_blocks` counts blocks that requests can use."""
+    """Geometry of the KV cache. `num_blocks` counts blocks that requests can use. What is below 1 is not known."""
 
     block_size: int | None = None        # tokens
     num_blocks: int | None = None
     prefix_caching: bool | None = None
     kv_mode: str | None = None           # "paged" | "contiguous" where told
+
+    def __post_init__(self) -> None:
+        for name in ("block_size", "num_blocks"):
+            value: int | None = getattr(self, name)
+            if value is not None and value < 1:
+                object.__setattr__(self, name, None)
 
     @property
     def capacity_tokens(self) -> int | None:

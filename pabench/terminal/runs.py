@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from pabench.analysis import RunSummary, comparison_table, load_run, summarise, throughput_table
+from pabench.analysis.slo import percent
 from pabench.analysis.tables import knee, knee_text
 from pabench.bench import EngineResult
 from pabench.capacity import Search, Tried
@@ -80,8 +81,9 @@ def show_sweep(summaries: Sequence[RunSummary], folder: Path, *, as_json: bool) 
 
 def tried_text(tried: Tried, unit: str = "req/s") -> str:
     """One rate of a search, and what came of it."""
-    return (f"{tried.rate_per_s:.3g} {unit}: {tried.verdict}, {tried.attained.share:.0%} of {tried.attained.total} in "
-            f"time ({tried.low:.0%} to {tried.high:.0%})")
+    attained = tried.attained
+    return (f"{tried.rate_per_s:.3g} {unit}: {tried.verdict}, {percent(attained.share)} of {attained.total} in time "
+            f"({percent(tried.low)} to {percent(tried.high)})")
 
 
 def show_capacity(search: Search, folder: Path, *, as_json: bool) -> None:

@@ -58,6 +58,7 @@ FORMATS: dict[str, Layout] = {
                       ("timestamp", "chat_id", "hash_ids"), 16),
     "mooncake": Layout(True, ("input_length",), ("output_length",), ("timestamp",), "ms",
                        ("timestamp", "hash_ids"), 512),
+    "timed-jsonl": Layout(True, ("input_length",), ("output_length",), ("timestamp",), "ms", ("timestamp",)),
     "lengths-jsonl": Layout(True, ("prompt_tokens", "prompt", "input_length"), ("output_tokens", "output_length"),
                             _PLAIN_TIMES),
 }
@@ -71,6 +72,10 @@ def read_trace(path: str | Path, format: str = "auto") -> Trace:
     """
     path = Path(path)
     first = _first_line(path)
+    if first.startswith("["):
+        raise UsageError(f"{path} is one JSON list, as ShareGPT's conversations come: expected lengths in tokens, "
+                         "which depend on the tokenizer. Count them with your model's, and write a CSV of "
+                         "num_prefill_tokens,num_decode_tokens or JSON lines of prompt_tokens and output_tokens")
     is_json = first.startswith("{")
     names = _keys(first, path) if is_json else {name.strip().strip('"') for name in first.split(",")}
     layout_name = _detect(path, names, is_json) if format == "auto" else format
@@ -150,8 +155,12 @@ def _json_columns(path: Path, layout: Layout, time: str | None) -> Columns:
     ids, offsets = array("q"), array("q", [0])
     scale = 1e-3 if layout.time_unit == "ms" else 1.0
     for row in _json_rows(path):
-        prompt.append(_length(_first(row, layout.prompt)))
-        output.append(_length(_first(row, layout.output)))
+        where = f"{path}, request {len(prompt) + 1}"
+        if not layout.hash_block_tokens and row.get("hash_ids"):
+            raise UsageError(f"{where}, has hash_ids, and the first one has not, or no "
+                             'timestamp: give each of them "timestamp" and "hash_ids" (an empty list shares nothing)')
+        prompt.append(_length(_first(row, layout.prompt), where))
+        output.append(_length(_first(row, layout.output), where))
         arrival.append(0.0 if time is None else _number(row.get(time)) * scale)
         if layout.hash_block_tokens:
             ids.extend(_ids(row, prompt[-1], layout.hash_block_tokens, path, len(prompt)))
@@ -185,10 +194,10 @@ def _number(value: Any) -> float:
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else NAN
 
 
-def _length(value: Any) -> float:
+def _length(value: Any, where: str) -> float:
     """Tokens: a number, or as many as a list of token ids has. Text has no length without a tokenizer."""
     if isinstance(value, str):
-        raise UsageError(f"the trace gives text ({value[:40]!r}) where a length in tokens is expected: "
+        raise UsageError(f"{where}, gives text ({value[:40]!r}) where a length in tokens is expected: "
                          "put the number of tokens, or the list of token ids, in its place")
     return float(len(value)) if isinstance(value, list) else _number(value)
 

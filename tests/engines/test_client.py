@@ -234,8 +234,57 @@ def test_an_error_that_quotes_the_key_is_read_without_it():
             return (await client.generate(GenerationRequest("x", 5)), await client.post_raw("/v1/completions", b"{}"))
 
     answer, (status, body) = run(main())
-    assert answer.error == "limit of ****** reached"
+    assert answer.error == "limit of *** reached"
     assert (status, body) == (429, b'{"error": {"message": "limit of ****** reached"}}')
+
+
+KEY = "sk-very-secret-" + "0123456789" * 3
+
+
+async def raw(answer, ask):
+    """What `ask` makes of a client of a server that answers everything with these bytes."""
+    async def serve(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(answer)
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        async with EngineClient(url, dialect("openai"), "m", api_key=KEY) as client:
+            return await ask(client)
+
+
+NO_HTTP = f"ERR unauthorized: Authorization: Bearer {KEY}\r\n\r\n"
+ELSEWHERE = f"HTTP/1.1 307 Go\r\nLocation: http://[bad{KEY}/\r\nContent-Length: 0\r\n\r\n"
+
+
+@pytest.mark.parametrize(("answer", "ask"), [
+    (NO_HTTP, lambda client: client.get("/health")),
+    (NO_HTTP, lambda client: client.generate(GenerationRequest("x", 5))),
+    (ELSEWHERE, lambda client: client.get("/health")),
+    (ELSEWHERE, lambda client: client.generate(GenerationRequest("x", 5))),
+    (f"HTTP/1.1 200 OK\r\n\r\nwho is {KEY}?\n",
+     lambda client: client.start_then_abort(GenerationRequest("x", 5), 1)),
+])
+def test_no_fault_is_told_with_the_key(answer, ask):
+    with pytest.raises(EngineProtocol) as told:
+        run(raw(answer.encode(), ask))
+    assert KEY[:16] not in str(told.value)
+
+
+def test_an_error_that_spells_the_key_in_escapes_is_read_without_it():
+    body = json.dumps({"error": {"message": f"no such key: {KEY}"}}).replace("sk-", "sk\\u002d")
+    answer = f"HTTP/1.1 401 No\r\nContent-Length: {len(body)}\r\n\r\n{body}"
+    assert run(raw(answer.encode(), lambda client: client.generate(GenerationRequest("x", 5)))).error == \
+        "no such key: ***"
+
+
+def test_a_redirect_of_what_is_asked_is_told_and_not_followed():
+    answer = b"HTTP/1.1 307 Go\r\nLocation: http://other.example/v1\r\nContent-Length: 0\r\n\r\n"
+    with pytest.raises(EngineProtocol, match=r"redirects to 'http://other\.example/v1'.*: give the URL of the engine"):
+        run(raw(answer, lambda client: client.generate(GenerationRequest("x", 5))))
 
 
 def test_raw_bytes_are_sent_as_they_are():

@@ -1,5 +1,6 @@
 """Doctor: what is there is found by trying, and what is not there is told in one line."""
 
+import asyncio
 import json
 
 import pytest
@@ -200,6 +201,41 @@ def test_a_metric_that_needs_another_is_told_with_what_it_tells():
     assert found.metrics_found == (
         "num_blocks: sglang:num_pages", "block_size, num_blocks, kv_mode: sglang:page_size",
         "kv_usage: sglang:token_usage")
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/version"])
+def test_a_page_that_hangs_costs_itself_alone(path):
+    async def hang(request):
+        await asyncio.sleep(60)
+
+    routes = {"GET /v1/models": models(owned_by="vllm"), "GET /metrics": (200, "vllm:num_requests_running 1\n"),
+              "GET /version": {"version": "1"}, "POST /v1/completions": (400, "")} | {f"GET {path}": hang}
+
+    async def main():
+        async with serving(routes) as url:
+            return await examine(url, timeout_s=1)
+
+    found = run(main())
+    assert found.facts.dialect == "vllm"
+    assert found.facts.version == ("1" if path == "/metrics" else None)
+    assert any("no metrics: GET /metrics" in note for note in found.notes) == (path == "/metrics")
+
+
+def test_what_an_engine_tells_only_once_a_request_has_ended_is_found():
+    """As trtllm-serve's gauges, and mistral.rs's."""
+    done = []
+
+    async def page(request):
+        gauges = 'trtllm_kv_cache_max_blocks 512\ntrtllm_kv_cache_tokens_per_block 32\n' if done else ""
+        return web.Response(text="trtllm_num_requests_running 0\n" + gauges)
+
+    async def complete(request):
+        done.append(1)
+        return web.json_response({"error": "no"}, status=400)
+
+    found = examined_routes({"GET /v1/models": models(owned_by="tensorrt_llm"), "GET /prometheus/metrics": page,
+                             "POST /v1/completions": complete})
+    assert (found.facts.kv.block_size, found.facts.kv.num_blocks) == (32, 512)
 
 
 def test_metrics_and_facts_of_vllm():

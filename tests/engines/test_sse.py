@@ -40,6 +40,13 @@ def test_a_name_without_data_names_no_later_event():
     assert datas(b"event: ping\n\ndata: a\n\n") == [("", b"a", True)]
 
 
+def test_an_error_without_data_says_what_its_comments_say():
+    """As Dynamo's."""
+    assert datas(b"data: a\n\nevent: error\n: worker died\n\n: alive\n\n") == [
+        ("", b"a", True), ("error", b"worker died", True)]
+    assert datas(b"event: error\n: twice\ndata: x\n\n") == [("error", b"x", True)]
+
+
 @pytest.mark.parametrize("empty", [b"data:\n\n", b"data: \n\n", b"event: ping\ndata:\n\n", b"data:\r\n\r\n", b"data:"])
 def test_an_event_of_no_data_is_none(empty):
     """As some servers keep a connection alive: in one read, over reads, and at the end."""

@@ -227,18 +227,19 @@ def test_a_state_that_nobody_can_check_is_refused() -> None:
         plan(stated("cold"), 0, EngineFacts("openai", "m", 4096, capabilities=CAPABILITIES), PRESETS["tiny"], "p")
 
 
+@pytest.mark.parametrize("status", [200, 400])
 @pytest.mark.parametrize(("held", "told"), [(0, "was emptied"), (3, "was emptied"),
                                             (99, "was refused, as while blocks")])
 def test_a_cache_whose_blocks_are_held_is_not_called_emptied(
-    held: int, told: str, monkeypatch: pytest.MonkeyPatch
+    held: int, told: str, status: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """vLLM says so in the body: the status is 200."""
+    """vLLM says so in the body, the status is 200; SGLang by its status."""
     monkeypatch.setattr(cache_state, "_RESET_PAUSE_S", 0.01)
     asked: list[bool] = []
 
     async def reset(_: web.Request) -> web.Response:
         asked.append(len(asked) >= held)
-        return web.json_response({"success": asked[-1]})
+        return web.json_response({"success": asked[-1]}, status=200 if asked[-1] else status)
 
     assert told in emptied(reset)
 

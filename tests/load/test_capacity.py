@@ -1,16 +1,23 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from pabench.analysis.slo import SLO
-from pabench.capacity import Attained, Capacity, conclusion, require_enough, search_capacity
-from pabench.capacity_runs import attained_in, too_slow
+from pabench.capacity import Attained, Capacity, Search, conclusion, require_enough, search_capacity
+from pabench.capacity_runs import CapacityRuns, attained_in, too_slow
 from pabench.errors import UsageError
+from pabench.load import Workload
+from pabench.load.draws import NoArrivals
 from pabench.load.manifest import ClientHealth
+from pabench.load.workload import Bounds
+from pabench.terminal.runs import tried_text
+from tests.load.support import workload
 
 SLO_90 = SLO(ttft_ms=500)
 
@@ -91,6 +98,8 @@ def test_a_search_for_nothing_is_refused() -> None:
         SLO()
     with pytest.raises(UsageError, match="share inside"):
         SLO(ttft_ms=1, share=1.0)
+    with pytest.raises(UsageError, match="bounds above 0"):
+        SLO(ttft_ms=float("nan"))
     with pytest.raises(UsageError, match="from_rate < to_rate"):
         searched(1.0, from_rate=5, to_rate=2)
 
@@ -148,6 +157,36 @@ def test_what_is_undecided_below_the_first_rate_outside_needs_longer_runs() -> N
     assert found.inside is None
     assert found.outside == pytest.approx(2, rel=0.1)
     assert found.text.endswith("undecided below it: raise --duration-s or --tries")
+
+
+def test_a_share_of_nearly_all_is_not_called_all() -> None:
+    slo = SLO(ttft_ms=100, share=0.999)
+    assert slo.text == "99.9% of requests with TTFT <= 100 ms"
+    with pytest.raises(UsageError, match=r"surely inside 99\.9%"):
+        require_enough(slo, from_rate=1, duration_s=34, tries=1)
+    found = search_capacity(lambda rate, number: Attained(9987, 10000), slo, from_rate=1, to_rate=2, tries=1)
+    assert "99.87% of 10000" in tried_text(found.tried[0])
+
+
+def test_a_run_of_a_search_has_the_searchs_own_bounds_and_no_window_of_the_workloads(tmp_path: Path) -> None:
+    plans: list[Workload] = []
+
+    class Noted:
+        def run(self, number: int, plan: Workload, folder: Path) -> None:
+            plans.append(plan)
+            raise NoArrivals("none")
+
+    load = workload(arrivals={"kind": "poisson", "rate_per_s": 2.0}, window_s=[5.0, 60.0], slo={"tpot_ms": 9.0})
+    runs = CapacityRuns(cast(Any, Noted()), load, SLO_90, tmp_path)
+    assert runs(1.0, 0).total == 0
+    assert (plans[0].window_s, plans[0].slo) == (None, Bounds(ttft_ms=500))
+
+
+def test_a_search_without_a_run_is_written_too(tmp_path: Path) -> None:
+    found = Search(label="x", workload="w", slo=SLO_90, confidence=0.95, finished=True, ended_by="",
+                   capacity=conclusion([]))
+    found.write(tmp_path / "new" / "one")
+    assert (tmp_path / "new" / "one" / "capacity.json").exists()
 
 
 def test_a_run_in_which_nothing_came_is_run_again_and_says_nothing() -> None:

@@ -2,9 +2,9 @@
 
 import pytest
 
-from pabench.errors import EngineProtocol
 from pabench.telemetry.exposition import parse_exposition
 from pabench.telemetry.mapping import bool_label, int_label, read_kv_sample
+from pabench.telemetry.vocabulary import KVFacts, KVSample
 
 TABLE = {"kv_usage": ("new_usage", "old_usage"), "running": ("running",), "preemptions": ("preemptions_total",)}
 
@@ -37,8 +37,16 @@ def test_labels_are_read_in_any_spelling():
     assert truths == [True, False, True, None, None]
 
 
-@pytest.mark.parametrize("values", [("1e308", "1e308"), ("+Inf", "-Inf")])
-def test_series_without_a_sum_are_a_fault_of_the_page(values):
-    page = "".join(f'running{{engine="{number}"}} {value}\n' for number, value in enumerate(values))
-    with pytest.raises(EngineProtocol, match="the series of running have no sum"):
-        sample_of(page)
+@pytest.mark.parametrize("value", ["1e308", "+Inf", "-Inf", "-1", "1" + "0" * 400])
+def test_what_counts_nothing_is_left_out(value):
+    assert sample_of(f"running {value}\npreemptions_total 2\n") == KVSample(2.5, preemptions=2)
+    assert sample_of(f'running{{engine="0"}} {value}\nrunning{{engine="1"}} 3\n').running == 3
+
+
+def test_labels_beyond_all_counting_are_none():
+    assert int_label({"n": "1" * 5000}, "n") is None
+
+
+@pytest.mark.parametrize("number", [0, -32])
+def test_a_cache_of_no_blocks_is_none_that_is_known(number):
+    assert KVFacts(block_size=number, num_blocks=number) == KVFacts()

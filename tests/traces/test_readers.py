@@ -38,6 +38,10 @@ PROMPTS_JSONL = """{"prompt": [5, 6, 7], "output_length": 3}
 """
 
 
+TIMED_JSONL = ('{"timestamp": 0, "input_length": 10, "output_length": 5}\n'
+               '{"timestamp": 1500, "input_length": 11, "output_length": 6}\n')
+
+
 def write(tmp_path, text):
     path = tmp_path / "trace"
     path.write_text(text, encoding="utf-8")
@@ -49,6 +53,7 @@ def write(tmp_path, text):
     pytest.param(BURST, "burstgpt", [0, 40.5], [472, 1087], [18, 230], id="burstgpt"),
     pytest.param(MOONCAKE, "mooncake", [0, 2.5], [1100, 513], [5, 7], id="mooncake"),
     pytest.param(BAILIAN, "bailian", [0, 0.5], [33, 16], [4, 2], id="bailian"),
+    pytest.param(TIMED_JSONL, "timed-jsonl", [0, 1.5], [10, 11], [5, 6], id="mooncake without hashes"),
     pytest.param(LENGTHS_CSV, "lengths-csv", [0, 0], [74, 290], [918, 905], id="lengths-csv"),
     pytest.param(LENGTHS_TIMED_CSV, "lengths-csv", [0, 2.5], [74, 290], [918, 905], id="lengths-csv with times"),
     pytest.param("\ufeff" + LENGTHS_CSV, "lengths-csv", [0, 0], [74, 290], [918, 905], id="byte order mark"),
@@ -99,7 +104,10 @@ def test_a_dropped_row_takes_its_hash_ids_with_it(tmp_path):
     ('{"prompt_tokens": 1, "output_tokens"\n', "no JSON object"),
     (LENGTHS_JSONL + "[1]\n", "line 3, is list, expected an object"),
     (LENGTHS_JSONL + '{"prompt_tokens": 1, "out', "line 3, is no JSON"),
-    ('{"prompt": "hello there", "output_length": 3}\n', "gives text ('hello there')"),
+    ('{"prompt": "hello there", "output_length": 3}\n', "request 1, gives text ('hello there')"),
+    (TIMED_JSONL + '{"timestamp": 9, "input_length": 9, "output_length": 1, "hash_ids": [1]}\n',
+     "request 3, has hash_ids, and the first one has not"),
+    ('[{"id": "a", "conversations": [{"from": "human", "value": "hi"}]}]', "as ShareGPT's conversations come"),
     ("prompt_tokens,output_tokens\n0,1\n1,0\n", "none makes sense"),
     ("prompt_tokens,output_tokens\n", "it is empty"),
     ('{"timestamp": 0, "input_length": 9, "output_length": 1, "hash_ids": [1, 2]}', "2 hash_ids of 512 tokens"),
