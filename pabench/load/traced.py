@@ -66,7 +66,7 @@ def draw_leads(
         raise UsageError(f"scale {workload.scale:g} leaves nothing of the {trace.prefixes.block_tokens} tokens a block "
                          f"has in trace {workload.trace}: expected at least {1 / trace.prefixes.block_tokens:g}")
     half = range(0) if spec is None else spec.ring_ids[: len(spec.ring_ids) // 2]
-    pool = np.asarray(COMMON_WORDS if spec is None else half)
+    pool: Sequence[int | str] = COMMON_WORDS if spec is None else tuple(half)
     known: dict[int, list[int | str]] = {}
     leads = []
     for at, tokens in enumerate(prompt_tokens):
@@ -74,7 +74,8 @@ def draw_leads(
         for each in ids:
             if each not in known:
                 rng = np.random.default_rng([seed, each & 0xFFFF_FFFF_FFFF_FFFF])
-                known[each] = rng.choice(pool, size).tolist()
+                # Not drawn from the pool itself: a trace of many million tokens shares its few words.
+                known[each] = [pool[drawn] for drawn in rng.choice(len(pool), size).tolist()]
         leads.append(tuple(token for each in ids for token in known[each]))
     ringed = spec is not None and workload.prompt == "probe"
     return Leads(tuple(leads), spec.ring_ids[len(half):] if spec is not None and ringed else None,
