@@ -10,7 +10,8 @@
     └── RequirementFailed     a conformance requirement does not hold (FAIL)
 
 Exit codes everywhere: 0 done and conforming, 1 done and not conforming (or a regression),
-2 could not run, 3 inconclusive (the gate: more repeats are needed), 130 interrupted (what was measured is kept).
+2 could not run, 3 inconclusive (the gate and the search for a capacity: more repeats are needed), 130 interrupted
+(what was measured is kept).
 """
 
 from __future__ import annotations

@@ -40,7 +40,8 @@ if TYPE_CHECKING:  # each command imports what it needs, so that `--help` is qui
     from pabench.load import Manifest, Placement, Progress, Workload
 
 app = typer.Typer()
-_OPTIONS = {"rate_per_s": "--rate", "window_s": "--window", "slo": "--ttft-ms and --tpot-ms"}  # of a workload's fields
+_OPTIONS = {  # of a workload's fields
+    "rate_per_s": "--rate", "window_s": "--window", "slo": "--ttft-ms, --tpot-ms and --deadline-ms"}
 
 
 @app.command()

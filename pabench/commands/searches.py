@@ -34,7 +34,7 @@ from pabench.commands.options import (
     require_here,
     require_new,
 )
-from pabench.errors import EXIT_NOT_CONFORMING, EXIT_OK, PabenchError
+from pabench.errors import EXIT_INCONCLUSIVE, EXIT_NOT_CONFORMING, EXIT_OK, PabenchError
 
 app = typer.Typer()
 
@@ -116,6 +116,7 @@ def capacity(
     """Find the highest rate at which nearly all requests are answered in time, and say how sure that is.
 
     The folder gets capacity.json and the runs: `pabench report` shows them, `pabench results show` the conclusion.
+    Exit 3 where no rate is surely enough or too much.
 
     Example: pabench capacity --url http://127.0.0.1:8000 --workload poisson --ttft-ms 500 --tpot-ms 50
     """
@@ -146,8 +147,8 @@ def capacity(
         console(quiet=silent).print(tried_text(one, asked.rate_unit))
 
     try:
-        search_capacity(CapacityRuns(series, asked, slo, folder), slo, from_rate=from_rate, to_rate=to_rate,
-                        precision=precision, tries=tries, confidence=CONFIDENCE, progress=note)
+        found = search_capacity(CapacityRuns(series, asked, slo, folder), slo, from_rate=from_rate, to_rate=to_rate,
+                                precision=precision, tries=tries, confidence=CONFIDENCE, progress=note)
         ended_by = ""
     except PabenchError as error:
         ended_by = str(error)
@@ -158,6 +159,7 @@ def capacity(
                             finished=not ended_by, ended_by=ended_by, capacity=conclusion(tried, asked.rate_unit))
             search.write(folder)
             show_capacity(search, folder, as_json=as_json)
+    raise SystemExit(EXIT_INCONCLUSIVE if found.inside is None and found.outside is None else EXIT_OK)
 
 
 @app.command("working-set")

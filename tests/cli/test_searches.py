@@ -31,6 +31,14 @@ def slow_stub(tmp_path: Path) -> Iterator[EngineProcess]:
         yield process
 
 
+def test_a_search_that_tells_nothing_is_inconclusive(pabench: Run, stub: EngineProcess, tmp_path: Path) -> None:
+    done = pabench("capacity", "--url", stub.url, "--workload", "chat", "--ttft-ms", "100", "--from-rate", "0.0001",
+                   "--to-rate", "0.0002", "--duration-s", "1", "--tries", "1", "--quiet", "--out", "none")
+    assert done.returncode == 3, done.stderr
+    assert "undecided at every rate" in done.stdout
+    assert (tmp_path / "none" / "capacity.json").exists()
+
+
 def test_a_search_says_on_which_side_the_capacity_lies(
     pabench: Run, pabench_here: Run, slow_stub: EngineProcess, tmp_path: Path
 ) -> None:
