@@ -58,7 +58,7 @@ def _add_model_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--max-model-len", type=int, help="longest prompt plus output, tokens; default: the model's own")
     _switch(group, "--weight-dtype", "weight_dtype", "of the weights, where not --dtype")
     _switch(group, "--attention-backend", "attention_backend",
-            "attention kernels; auto: numba on a CPU, triton on a GPU")
+            "attention kernels; auto: numba on a CPU, triton on cuda, torch on any other device")
     _switch(group, "--enforce-eager", "enforce_eager", "no CUDA graphs on a GPU, no layers compiled whole on a CPU",
             action="store_true")
 

@@ -35,7 +35,7 @@ class EngineConfig:
     num_blocks: int = 2048
     kv_dtype: str = "auto"           # of keys and values; auto: the model's
     weight_dtype: str = "auto"
-    attention_backend: str = "auto"  # of paged_kernels; auto: numba on a CPU, triton on a GPU
+    attention_backend: str = "auto"  # of paged_kernels; auto: numba on a CPU, triton on cuda, else torch
     enforce_eager: bool = False      # no CUDA graphs on a GPU, no layers compiled whole on a CPU
     prefix_caching: bool = True      # of a paged cache; a contiguous one shares nothing
     max_num_seqs: int = 64

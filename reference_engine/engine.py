@@ -82,6 +82,7 @@ class Engine:
         """An engine for a Hugging Face folder."""
         tokenizer = Tokenizer(folder)  # first: what is wrong with it is known before any weight is read
         on = torch.device(device)
+        attention_backend(config.attention_backend, on)  # and so is whether it has attention on this device
         model = load_model(folder, dtype, on, config.max_model_len, config.weight_dtype)
         return cls(model, tokenizer, config, read_vision(folder, dtype, on))
 

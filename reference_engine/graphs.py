@@ -19,21 +19,27 @@ from reference_engine.config import EngineConfig
 from reference_engine.model.transformer import StepInput, Transformer
 
 if TYPE_CHECKING:
+    from torch.cuda import _POOL_HANDLE
+
     from reference_engine.runner import Batch
 
 Forward = Callable[[], torch.Tensor]
 _PROGRAMS_PER_CORE = 4  # of the attention kernel on each multiprocessor
 
 
-def cuda_graph(forward: Forward) -> Forward:
-    """`forward` captured: what is returned replays it, and its result stands in the same memory each time."""
+def cuda_graph(forward: Forward, pool: _POOL_HANDLE | None = None) -> Forward:
+    """`forward` captured: what is returned replays it, and its result stands in the same memory each time.
+
+    Graphs of one `pool` share the memory that they compute in: a result lasts until another of them is replayed.
+    """
     stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         forward()  # kernels are compiled, libraries set up: neither can be captured
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    # Other threads may allocate meanwhile, as those that look at images do: "global" would take it for our mistake.
+    with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
         out = forward()
 
     def replay() -> torch.Tensor:
@@ -56,7 +62,7 @@ class DecodeGraphs:
         self._graphs: dict[int, _DecodeGraph] = {}
 
     def run(self, batch: Batch) -> torch.Tensor:
-        """Logits [num_seqs, vocab_size] float32 of a batch of decodes, valid until the next run."""
+        """Logits [num_seqs, vocab_size] float32 of a batch of decodes, valid until the next run of any size."""
         size = 1 << (len(batch.contexts) - 1).bit_length()
         if size not in self._graphs:
             self._graphs[size] = _DecodeGraph(self._model, self._caches, self._config, size, self._capture)

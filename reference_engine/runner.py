@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence as SequenceOf
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +21,8 @@ from reference_engine.model.transformer import StepInput, Transformer
 from reference_engine.scheduling.sequence import Sequence
 from reference_engine.scheduling.step import Step
 
+_BACKENDS = {"cpu": "numba", "cuda": "triton"}  # what "auto" means on these types of device; "torch" on any other
+
 
 def attention_backend(name: str, device: torch.device) -> str:
     """The backend of paged_kernels that `name`, "auto" too, means on this device. Raises UsageError for a bad pair."""
@@ -32,9 +35,7 @@ def attention_backend(name: str, device: torch.device) -> str:
             check_device(device)
         except ValueError as error:
             raise UsageError(str(error)) from error
-    if name != "auto":
-        return name
-    return "numba" if device.type == "cpu" else "triton"
+    return _BACKENDS.get(device.type, "torch") if name == "auto" else name
 
 
 class Batch(NamedTuple):
@@ -80,7 +81,8 @@ class Runner:
         warm_up(dtype, model.dtype, backend=backend, whole=whole)
         graphs = None
         if backend == "triton" and model.device.type == "cuda" and not config.enforce_eager:
-            graphs = DecodeGraphs(model, pool.layers, config, cuda_graph)
+            capture = partial(cuda_graph, pool=torch.cuda.graph_pool_handle())
+            graphs = DecodeGraphs(model, pool.layers, config, capture)
         return cls(model, pool, allocator, host_pool=host_pool, backend=backend, whole=whole, graphs=graphs)
 
     def run(self, step: Step, num_logits: SequenceOf[int]) -> torch.Tensor:

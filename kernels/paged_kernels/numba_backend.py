@@ -43,24 +43,25 @@ class NumbaPlan:
         )
         self._block_size = block_size
         self._num_rows = self._starts[1:] - self._starts[:-1]
-        compiled = (self._num_rows <= MAX_ROWS) & (self._contexts > 0)
-        self._seqs = np.flatnonzero(compiled)
+        asks = self._num_rows > 0  # of one that does not, no table entry is live
+        compiled = asks & (self._num_rows <= MAX_ROWS) & (self._contexts > 0)
+        self._seqs, others = np.flatnonzero(compiled), np.flatnonzero(asks & ~compiled).tolist()
+        self._num_others = len(others)
         self._others: TorchPlan | None = None
-        if not compiled.all():  # longer prefills, and sequences with nothing to attend to
-            others = np.flatnonzero(~compiled).tolist()
+        if others:  # longer prefills, and sequences with nothing to attend to
             self._others = TorchPlan(block_tables, context_lens, query_start_loc, block_size, seqs=others)
             self._rows = torch.from_numpy(np.flatnonzero(np.repeat(compiled, self._num_rows)))
 
     def describe(self) -> str:
         """Which part of the batch runs where."""
-        return f"{len(self._seqs)} sequences in numba, {len(self._contexts) - len(self._seqs)} prefills in torch"
+        return f"{len(self._seqs)} sequences in numba, {self._num_others} prefills in torch"
 
     def whole_layers(self, num_weights: int) -> WholeLayers | None:
         """See `paged_kernels.attention.BackendPlan`: a small batch, all of whose attention runs in compiled loops."""
         num_tokens = int(self._starts[-1])
         if self._others is not None or num_tokens > MAX_TOKENS or num_tokens * num_weights > MAX_PRODUCTS:
             return None
-        return NumbaLayers(self._tables, self._contexts, self._starts, self._block_size)
+        return NumbaLayers(self._tables, self._contexts, self._starts, self._seqs, self._block_size)
 
     def run(
         self, query: torch.Tensor, cache: KVCache, scoring: Scoring, *, with_lse: bool

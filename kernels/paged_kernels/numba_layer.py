@@ -25,12 +25,13 @@ _IN_ORDER = {"contract", "nsz"}  # of a product: vectors hold several outputs, a
 
 
 class NumbaLayers:
-    """See `paged_kernels.layer.WholeLayers`. tables, contexts and starts as `attend_items` reads them."""
+    """See `paged_kernels.layer.WholeLayers`. Arguments as `attend_items` reads them."""
 
     def __init__(
-        self, tables: NDArray[np.int64], contexts: NDArray[np.int64], starts: NDArray[np.int64], block_size: int
+        self, tables: NDArray[np.int64], contexts: NDArray[np.int64], starts: NDArray[np.int64],
+        seqs: NDArray[np.int64], block_size: int,
     ) -> None:
-        self._batch = tables, contexts, starts, np.arange(len(contexts)), block_size
+        self._batch = tables, contexts, starts, seqs, block_size
 
     def run(self, hidden: torch.Tensor, layers: Sequence[WholeLayer], turns: Turns, slots: torch.Tensor) -> None:
         """See `paged_kernels.layer.WholeLayers`."""
@@ -47,7 +48,7 @@ class NumbaLayers:
 def warm_up(layer: WholeLayer) -> None:
     """Compile, or load what was compiled before: some 10 seconds the first time, then less than one."""
     none, turn = torch.zeros(0, dtype=torch.int64), torch.zeros(0, 1, 2)
-    batch = NumbaLayers(np.zeros((0, 0), np.int64), none.numpy(), np.zeros(1, np.int64), 1)
+    batch = NumbaLayers(np.zeros((0, 0), np.int64), none.numpy(), np.zeros(1, np.int64), none.numpy(), 1)
     batch.run(torch.zeros(0, len(layer.mlp_norm)), [layer._replace(rope=0)], [(turn, turn)], none)
 
 

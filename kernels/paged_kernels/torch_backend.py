@@ -33,10 +33,15 @@ class _DecodeGroup:
 class _Prefill:
     start: int              # first query row
     stop: int
-    slots: torch.Tensor     # [width] int64: the positions that any row sees
+    seen: torch.Tensor      # [width] int64: the positions that any row sees
+    slots: torch.Tensor     # [width] int64: their slots
+    rows: torch.Tensor      # [query_len, 1] int64: the rows' own positions
     mask: torch.Tensor      # [query_len, width] bool: row j sees the position
-    distance: torch.Tensor  # [query_len, width] int64: key position minus query position
     is_causal: bool         # the mask is the plain triangle, of which dense attention computes the lower half alone
+
+    def distance(self) -> torch.Tensor:
+        """[query_len, width] int64: key position minus query position. As large as eight masks, so it is not kept."""
+        return self.seen - self.rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,13 +124,13 @@ class TorchPlan:
         context, start, stop = self._contexts[seq], self._starts[seq], self._starts[seq + 1]
         first_query = context - (stop - start)
         seen = torch.arange(max(0, first_query - window + 1), context, device=self._tables.device)
-        distance = seen - torch.arange(first_query, context, device=self._tables.device)[:, None]
-        mask = distance <= 0
+        rows = torch.arange(first_query, context, device=self._tables.device)[:, None]
+        mask = seen <= rows
         if window < context:
-            mask &= distance > -window
+            mask &= seen > rows - window
         is_causal = first_query == 0 and window >= context
         slots = self._slots(self._tables[seq, None], seen[None])[0]
-        return _Prefill(start, stop, slots, mask, distance, is_causal)
+        return _Prefill(start, stop, seen, slots, rows, mask, is_causal)
 
     def _decode_group(self, seqs: list[int], window: int) -> _DecodeGroup:
         live = [min(self._contexts[seq], window) for seq in seqs]
@@ -213,7 +218,7 @@ def _attend_prefill(
         for role, stored, scales in _halves(cache)
     )  # [num_kv_heads, group, width, dim]
     slopes = scoring.alibi_slopes
-    bias = None if slopes is None else slopes.view(num_kv_heads, groups, 1, 1) * prefill.distance
+    bias = None if slopes is None else slopes.view(num_kv_heads, groups, 1, 1) * prefill.distance()
     if prefill.is_causal and scoring.soft_cap is None and bias is None and not with_lse:
         out, lse = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scoring.scale), None
     else:

@@ -72,7 +72,9 @@ class Sampler:
         random = [i for i, seq in enumerate(seqs) if seq.request.params.temperature > 0]
         if random:
             places = [seqs[i].num_tokens + (len(drafts[i]) if drafts else 0) for i in random]
-            tokens[random] = self._draw(chooser[random], [seqs[i] for i in random], places)
+            drawn = self._draw(chooser[random], [seqs[i] for i in random], places)
+            # Logits that are no numbers leave nothing to draw from: such a row ends behind the vocabulary.
+            tokens[random] = torch.where(drawn < chooser.shape[1], drawn, tokens[random])
         return tokens
 
     def _adjust(
@@ -88,7 +90,10 @@ class Sampler:
         return changed
 
     def _draw(self, logits: torch.Tensor, seqs: SequenceOf[Sequence], places: SequenceOf[int]) -> torch.Tensor:
-        """Tokens [n] drawn from softmax(logits / temperature), cut to min_p, to top_k, then to top_p."""
+        """Tokens [n] drawn from softmax(logits / temperature), cut to min_p, to top_k, then to top_p.
+
+        vocab_size where a row of logits has a NaN, an infinity above or nothing but those below.
+        """
         params = [seq.request.params for seq in seqs]
         device = logits.device
         temperatures = torch.tensor([p.temperature for p in params], dtype=torch.float64, device=device)
@@ -135,5 +140,7 @@ def _cut(probs: torch.Tensor, top_k: list[int], top_p: list[float]) -> torch.Ten
     k = torch.tensor([min(k, vocab) if k > 0 else vocab for k in top_k], device=probs.device)[:, None]
     ranked = ranked * (torch.arange(vocab, device=probs.device) < k)
     p = torch.tensor(top_p, dtype=probs.dtype, device=probs.device)[:, None] * ranked.sum(-1, keepdim=True)
-    before = ranked.cumsum(-1) - ranked  # mass of the likelier ones; the likeliest is always kept
-    return torch.zeros_like(probs).scatter(1, ids, ranked * (before < p))
+    before = ranked.cumsum(-1) - ranked  # mass of the likelier ones
+    keep = before < p
+    keep[:, 0] = True  # the smallest top_p there is, times a sum below a half, is 0
+    return torch.zeros_like(probs).scatter(1, ids, ranked * keep)

@@ -19,6 +19,10 @@ _FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
 _MAX_PIXELS = 1 << 24
 _KEY_BYTES = 16
 
+# Images are measured below, before a pixel of them is decoded. Pillow's own limit lies above ours, but comes first: it
+# warns on stderr, and from twice as many pixels on raises an error of its own.
+Image.MAX_IMAGE_PIXELS = None
+
 
 def read_image(part: dict[str, Any]) -> Image.Image:
     """The image of a message's part of type image_url, in RGB. Raises ApiError.

@@ -59,8 +59,8 @@ class Tokenizer:
 
     def decode_with_offsets(self, token_ids: Sequence[int]) -> tuple[str, tuple[int, ...]]:
         """Text of ids, and at which character each begins, as far as whole characters tell."""
-        decoder = DecodeStream(skip_special_tokens=False)
-        lengths = [len(decoder.step(self._hf, token) or "") for token in token_ids]
+        pieces = _Pieces(self._hf, skip_special_tokens=False)
+        lengths = [len(pieces.next(token)) for token in token_ids]
         return self.decode(token_ids), tuple(accumulate(lengths, initial=0))[:-1]
 
     def token_strings(self, token_ids: Sequence[int]) -> list[str]:
@@ -103,19 +103,40 @@ def _chat_template(folder: Path, config: dict[str, Any]) -> str | None:
     return template
 
 
+class _Pieces:
+    """Text of tokens as they come: of each what it makes whole."""
+
+    __slots__ = ("_decoder", "_hf", "_skip")
+
+    def __init__(self, hf: HFTokenizer, *, skip_special_tokens: bool) -> None:
+        self._hf, self._skip = hf, skip_special_tokens
+        self._decoder = DecodeStream(skip_special_tokens=skip_special_tokens)
+
+    def next(self, token_id: int) -> str:
+        """The text that this token makes whole."""
+        try:
+            return self._decoder.step(self._hf, token_id) or ""
+        except Exception as error:  # tokenizers has no type of its own for it
+            if "Invalid prefix" not in str(error):
+                raise
+            # Bytes that make no text (any model may choose them) were held back, and text came behind them.
+            self._decoder = DecodeStream(skip_special_tokens=self._skip)
+            return self._hf.decode([token_id], skip_special_tokens=self._skip)
+
+
 class TextStream:
     """Text of one choice, token by token. Holds back what may be the beginning of a stop string."""
 
-    __slots__ = ("_decoder", "_held", "_hf", "_include_stop", "_stop")
+    __slots__ = ("_held", "_include_stop", "_pieces", "_stop")
 
     def __init__(self, hf: HFTokenizer, stop: tuple[str, ...], include_stop: bool) -> None:
-        self._hf, self._stop, self._include_stop = hf, stop, include_stop
-        self._decoder = DecodeStream(skip_special_tokens=True)
+        self._stop, self._include_stop = stop, include_stop
+        self._pieces = _Pieces(hf, skip_special_tokens=True)
         self._held = ""
 
     def push(self, token_id: int, *, may_stop: bool = True) -> tuple[str, str | None]:
         """(text that is now certain, the stop string that it ran into). Without `may_stop`, stop strings are text."""
-        piece = self._decode(token_id)
+        piece = self._pieces.next(token_id)
         if not self._stop:
             return piece, None
         text = self._held + piece
@@ -128,16 +149,6 @@ class TextStream:
         keep = max((_overlap(text, s) for s in self._stop), default=0) if may_stop else 0
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep], None
-
-    def _decode(self, token_id: int) -> str:
-        try:
-            return self._decoder.step(self._hf, token_id) or ""
-        except Exception as error:  # tokenizers has no type of its own for it
-            if "Invalid prefix" not in str(error):
-                raise
-            # Bytes that make no text (any model may choose them) were held back, and text came behind them.
-            self._decoder = DecodeStream(skip_special_tokens=True)
-            return self._hf.decode([token_id], skip_special_tokens=True)
 
     def flush(self) -> str:
         """What was held back, when the choice ends otherwise."""

@@ -47,6 +47,12 @@ def test_what_the_bench_reads_is_compiled() -> None:
     assert fp8 == {4, 8, 32}
 
 
+def test_drafts_of_many_heads_are_compiled() -> None:
+    """Of as many lanes as there are: 32, 64 and 128."""
+    drafts = {each.group for each in variants() if each.kind == "drafts" and each.storage == torch.bfloat16}
+    assert drafts == {4, 32, 71}
+
+
 def test_a_decode_loads_the_next_tile_ahead() -> None:
     code = ("from paged_kernels.triton_backend.compile import TARGETS, _fault, compile_variant, variants;"
             "target, room = TARGETS['sm_90']; variant = next(variants())._replace(head_dim=128);"
@@ -69,3 +75,7 @@ def test_stages_and_tiles_follow_what_is_computed(target: str) -> None:
     assert tile(1, torch.bfloat16, torch.float8_e4m3fn)[:3] == (16, 64, 8)
     assert tile(8, torch.bfloat16, torch.float8_e4m3fn, 8).block_m == tile(
         100, torch.bfloat16, torch.int8).block_m == 32
+    assert tile(8, torch.bfloat16, torch.bfloat16)[:3] == (32, 64, 4)
+    assert tile(8, torch.bfloat16, torch.bfloat16, 8)[:3] == (64, 64, 8), "with 4 warps, more than 32 lanes spill"
+    for rows in (1, 8, 100):  # a row of so many heads is a tile of its own, whatever it belongs to
+        assert tile(rows, torch.bfloat16, torch.bfloat16, 71)[:3] == (128, 32, 8)

@@ -49,6 +49,17 @@ def test_a_live_entry_that_names_no_block_is_refused(entry):
         attend(batch)
 
 
+def test_a_table_that_no_row_asks_for_is_not_looked_at():
+    """Rows of the first sequence and of the last; between them nothing of a table is live, whatever it holds."""
+    batch = draw_attend(AttendCase((5, 30, 5), (1, 0, 1))).batch
+    batch.block_tables[1] = torch.tensor([-1, 99] * batch.block_tables.shape[1])[: batch.block_tables.shape[1]]
+    torch.testing.assert_close(attend(batch), attend(batch, "torch"), rtol=1e-5, atol=1e-5)
+    plan = plan_attention(batch.block_tables, batch.context_lens, batch.query_start_loc, 16, backend="numba")
+    assert plan.describe() == "2 sequences in numba, 0 prefills in torch"
+    none = replace(batch, query=batch.query[:0], query_start_loc=torch.zeros(4, dtype=torch.int64))
+    assert attend(none).shape == none.query.shape
+
+
 def test_infinite_and_missing_values_come_out_as_in_torch():
     batch = draw_attend(decodes(20, 20, 20)).batch
     flat = batch.cache.value.view(-1, 2, 32)

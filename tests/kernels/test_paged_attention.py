@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from paged_kernels import KVCache, paged_attention, plan_attention, write_kv
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pabench.conformance.kernel.cases import AttendCase, CacheForm
 from pabench.conformance.kernel.drawing import draw_attend
@@ -59,6 +60,26 @@ def test_an_impossible_batch_is_refused(backend):
         plan_attention(tables, lens, torch.tensor([0, 5, 6]), 16, backend=backend)
     with pytest.raises(ValueError, match="a window of 0 positions"):
         paged_attention(batch.query, KVCache(*batch.cache), tables, lens, starts, 1.0, window=0, backend=backend)
+
+
+def test_a_prefill_without_alibi_keeps_no_distances():
+    """They are eight bytes for each pair of a row and a position, as much again as eight masks."""
+    batch = draw_attend(AttendCase((200,), (60,))).batch
+    sizes = {}
+
+    class Watched(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            made = func(*args, **(kwargs or {}))
+            if isinstance(made, torch.Tensor):
+                sizes[made.dtype] = max(sizes.get(made.dtype, 0), made.numel())
+            return made
+
+    for window in (None, 50):
+        with Watched():
+            paged_attention(batch.query, KVCache(*batch.cache), batch.block_tables, batch.context_lens,
+                            batch.query_start_loc, batch.scale, window=window)
+    assert sizes[torch.bool] == 60 * 200
+    assert sizes[torch.int64] < 60 * 109, "as many positions as any row sees in the window"
 
 
 def test_after_inference_mode_it_still_works_outside(backend):

@@ -52,6 +52,31 @@ def test_a_refilled_plan_is_a_new_one(programs, window):
             assert torch.equal(ours, theirs), lens
 
 
+@pytest.mark.parametrize(("contexts", "rows", "window", "dead"), [
+    ((600, 100), (1, 1), 64, (4, 0)),  # the first no longer sees its prefix
+    ((100, 600), (1, 1), 64, (0, 4)),
+    ((80, 100), (0, 3), None, (4, 0)),  # the first has no rows, so nothing of its table is read
+    ((600, 300, 130), (40, 200, 5), 100, (4, 0, 1)),  # the third is the shortest, but the second has earlier rows
+])
+def test_a_shared_prefix_is_read_where_its_entries_are_live(contexts, rows, window, dead):
+    block_size, width, shared = 16, 40, 4
+    rng = torch.Generator().manual_seed(6)
+    blocks = len(contexts) * width + 1
+    cache = KVCache(*(torch.randn(blocks, block_size, 1, 16, generator=rng).to(DEVICE) for _ in range(2)))
+    cache.key[-1], cache.value[-1] = math.nan, math.nan
+    tables = torch.randperm(blocks - 1, generator=rng).view(-1, width).to(DEVICE)
+    tables[:, :shared] = tables[0, :shared]
+    for seq, entries in enumerate(dead):
+        tables[seq, :entries] = blocks - 1
+    query = torch.randn(sum(rows), 2, 16, generator=rng).to(DEVICE)
+    starts = torch.tensor([0, *rows]).cumsum(0)
+    ours, theirs = (
+        plan_attention(tables, torch.tensor(contexts), starts, block_size, backend=backend, shared_prefix_len=prefix)
+        .attend(query, cache, scale=0.3, window=window)
+        for backend, prefix in (("triton", shared * block_size), ("torch", 0)))
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize(("triton", "numpy", "counts"), [
     ("3.6.0", "2.3.5", True), ("3.6.0", "2.4.6", False), ("3.6.0", "2.10.0", False), ("3.7.1", "2.5.0rc1", True),
     ("3.10.0+git1", "2.4.6", True),

@@ -253,9 +253,17 @@ def test_the_attention_backend_is_chosen_once_and_told(make_engine, asked):
 
 
 def test_a_device_without_the_attention_backend_is_refused():
-    assert attention_backend("auto", torch.device("cuda")) == "triton"
+    assert [attention_backend("auto", torch.device(name)) for name in ("cuda", "cpu", "mps", "xpu")] == [
+        "triton", "numba", "torch", "torch"]
     with pytest.raises(UsageError, match="'numba' runs on a CPU, the device is cuda"):
         attention_backend("numba", torch.device("cuda"))
+
+
+def test_and_so_before_any_weight_is_read(tiny_probe, monkeypatch):
+    monkeypatch.setattr("reference_engine.engine.load_model", lambda *_: pytest.fail("weights were read"))
+    config = EngineConfig(max_model_len=64, attention_backend="numba")
+    with pytest.raises(UsageError, match="'numba' runs on a CPU, the device is meta"):
+        Engine.from_folder(tiny_probe, config, device="meta")
 
 
 @pytest.mark.parametrize("backend", ["numba", "torch"])

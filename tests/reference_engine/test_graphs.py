@@ -55,8 +55,9 @@ def test_a_swapped_and_quantised_cache_in_triton_is_exact(tiny_probe):
         assert_exact(ring, ids(made[request][0]), 10)
 
 
-def test_a_cpu_without_the_interpreter_is_refused(monkeypatch):
+def test_what_is_no_gpu_is_refused_without_the_interpreter(monkeypatch):
     monkeypatch.setattr("paged_kernels.triton_backend.device.interpreted", lambda: False)
-    with pytest.raises(UsageError, match="'triton' runs on a GPU"):
-        attention_backend("triton", torch.device("cpu"))
+    for name in ("cpu", "mps", "xpu"):
+        with pytest.raises(UsageError, match=f"'triton' runs on a GPU .* the tensors are on {name}"):
+            attention_backend("triton", torch.device(name))
     assert runner_module.attention_backend("auto", torch.device("cpu")) == "numba"

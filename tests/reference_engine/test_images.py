@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import struct
 from base64 import b64encode
 from dataclasses import replace
+from zlib import crc32
 
 import numpy as np
 import pytest
@@ -144,6 +146,13 @@ def png(width: int, height: int, mode: str = "RGB") -> bytes:
     return file.getvalue()
 
 
+def claim(side: int) -> bytes:
+    """A PNG of a few bytes whose header says it has side * side pixels."""
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)), (b"IDAT", b""), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", crc32(kind + data)) for kind, data in chunks)
+
+
 @pytest.mark.parametrize(("sent", "says"), [
     ("http://127.0.0.1:1/a.png", "fetches nothing"),
     ("data:image/png,abc", "expected data:image/png;base64"),
@@ -151,7 +160,9 @@ def png(width: int, height: int, mode: str = "RGB") -> bytes:
     (uri(b"no image"), "cannot be read as PNG"),
     (uri(png(64, 64)[:60]), "cannot be read as PNG"),
     (uri(png(5000, 4000)), "5000 x 4000 pixels, at most 16777216"),
-], ids=["address", "no base64", "bad base64", "no image", "cut off", "too large"])
+    (uri(claim(10_000)), "10000 x 10000 pixels, at most 16777216"),
+    (uri(claim(20_000)), "20000 x 20000 pixels, at most 16777216"),
+], ids=["address", "no base64", "bad base64", "no image", "cut off", "too large", "of which Pillow warns", "bomb"])
 def test_what_is_no_image_is_refused_and_the_next_is_served(make, sent: str, says: str) -> None:
     ring = ring_of(60)
 

@@ -142,3 +142,23 @@ def test_temperatures_of_any_size_draw_a_token_that_is_one(temperature):
     request = Request((1,), SamplingParams(max_tokens=9, temperature=temperature), 7, 0.0)
     (token,) = Sampler(frozenset()).sample(logits, [Sequence(request, 0, [1], 7)]).token_ids
     assert token in ((1,) if temperature < 1 else (0, 1, 2))
+
+
+@pytest.mark.parametrize("params", [{"top_k": 1}, {"top_k": 3}, {}])
+def test_the_smallest_top_p_keeps_the_likeliest(params):
+    """5e-324 times a sum below a half is 0."""
+    params = SamplingParams(1, temperature=1.0, top_p=5e-324, **params)
+    assert draw(params, 50, [0.4, 0.3, 0.2, 0.1]).tolist() == [1, 0, 0, 0]
+
+
+@pytest.mark.parametrize("row", [
+    [1.0, np.nan, 2.0, 0.0], [1.0, np.inf, 2.0, np.inf], [np.nan] * 4, [np.inf] * 4, [-np.inf] * 4,
+])
+@pytest.mark.parametrize("params", [{}, {"top_k": 2, "top_p": 0.5}, {"min_p": 0.1}, {"top_p": 5e-324}])
+def test_logits_that_are_no_numbers_give_the_greedy_token_to_their_row_only(row, params):
+    logits = torch.tensor([row, PROBS, row], dtype=torch.float32)
+    greedy, *drawn = (sequence(SamplingParams(1, temperature=t, **params), seed=t) for t in (0, 1, 2))
+    sampler = Sampler(frozenset())
+    expected, beside, found = sampler.sample(logits, [greedy, *drawn]).token_ids
+    assert found == expected in range(4)
+    assert beside == sampler.sample(logits[1:2], drawn[:1]).token_ids[0]

@@ -159,6 +159,13 @@ def byte_fallback():
     return hf
 
 
+@pytest.fixture(scope="module")
+def fallback(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("fallback")
+    byte_fallback().save(str(folder / "tokenizer.json"))
+    return Tokenizer(folder)
+
+
 @given(st.lists(st.sampled_from([0xE2, 0x82, 0xAC, 0xF0, 0x9F, 0xC3, 256, 257]), max_size=12))
 def test_any_bytes_may_come_and_the_text_goes_on(token_ids):
     stream = TextStream(byte_fallback(), (), False)
@@ -171,3 +178,12 @@ def test_bytes_that_make_no_text_do_not_end_the_stream():
     stream = TextStream(byte_fallback(), (), False)
     text = "".join(stream.push(token)[0] for token in (195, 159, 159, 240, 130, 130, 159, 256, 257))
     assert text.endswith("a b")
+
+
+@given(st.lists(st.sampled_from([0xE2, 0x82, 0xAC, 0xF0, 0x9F, 0xC3, 256, 257]), max_size=12))
+def test_any_bytes_have_offsets_within_their_text(fallback, token_ids):
+    text, offsets = fallback.decode_with_offsets([*token_ids, 256, 256])
+    assert text.endswith("a")
+    assert offsets[0] == 0
+    assert list(offsets) == sorted(offsets)
+    assert offsets[-1] < len(text)

@@ -116,11 +116,14 @@ def test_padding_is_written_nowhere_and_wrong_places_are_refused(model):
     with pytest.raises(ValueError, match=f"written to slot {NUM_BLOCKS * BLOCK_SIZE} of {NUM_BLOCKS * BLOCK_SIZE}"):
         model.forward(made, pool.layers, whole)
     assert torch.equal(pool.tensor, before)
-    plan = plan_attention(torch.tensor([[0], [NUM_BLOCKS]]), torch.tensor([2, 2]), torch.arange(3), BLOCK_SIZE,
-                          backend="numba")
-    made = StepInput(torch.tensor([5, 5]), torch.tensor([1, 1]), torch.tensor([1, 9]), torch.arange(2), plan)
+    both, one = (
+        plan_attention(torch.tensor([[0], [NUM_BLOCKS]]), torch.tensor([2, 2]), torch.tensor(starts), BLOCK_SIZE,
+                       backend="numba") for starts in ([0, 1, 2], [0, 1, 1]))
+    made = StepInput(torch.tensor([5, 5]), torch.tensor([1, 1]), torch.tensor([1, 9]), torch.arange(2), both)
     with pytest.raises(ValueError, match="block table of sequence 1"):
         model.forward(made, pool.layers, whole)
+    made = StepInput(torch.tensor([5]), torch.tensor([1]), torch.tensor([1]), torch.arange(1), one)
+    assert model.forward(made, pool.layers, whole).isfinite().all(), "no row asks for the second table"
 
 
 @pytest.mark.parametrize(("family", "changes", "kv_dtype", "weight_dtype"), [

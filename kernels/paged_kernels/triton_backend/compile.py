@@ -77,7 +77,7 @@ class Cost(NamedTuple):
 
 
 def variants() -> Iterator[Variant]:
-    """All that are compiled: 8 KV heads, 4 query heads each; decodes with 8 and 32 too."""
+    """All that are compiled: 8 KV heads, 4 query heads each; decodes with 8 and 32 too, drafts with 32 and 71."""
     for kind in ROWS:
         for head_dim in (64, 80, 128, 256):
             for options in (False, True):
@@ -91,6 +91,11 @@ def variants() -> Iterator[Variant]:
         for storage in (torch.bfloat16, torch.float8_e4m3fn):
             yield Variant("decode", 128, torch.bfloat16, storage, False, group=group,
                           scale="tensor" if storage == torch.float8_e4m3fn else "slot")
+    for group in (32, 71):  # 64 lanes and 128
+        for head_dim in (64, 128):
+            for options in (False, True):
+                yield Variant("drafts", head_dim, torch.bfloat16, torch.bfloat16, options, group=group)
+    yield Variant("prefill", 128, torch.bfloat16, torch.bfloat16, True, group=71)
     # What bench reads, and what has spilled: wide heads or rows, operands that are widened in registers.
     fp8 = torch.float8_e4m3fn
     yield Variant("decode", 128, torch.bfloat16, fp8, False, scale="tensor")

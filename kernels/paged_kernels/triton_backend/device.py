@@ -24,9 +24,10 @@ if interpreted():
 
 def check_device(device: torch.device) -> None:
     """Raise ValueError where the kernels cannot run on this device."""
-    if device.type == "cpu" and not interpreted():
-        raise ValueError("backend 'triton' runs on a GPU, the tensors are on the CPU: choose backend 'torch', or set "
-                         "TRITON_INTERPRET=1 before the program starts (slow, for tests)")
+    if device.type != "cuda" and not interpreted():
+        raise ValueError(f"backend 'triton' runs on a GPU that torch calls cuda, the tensors are on {device}: choose "
+                         "backend 'torch', or set TRITON_INTERPRET=1 before the program starts (on a CPU; slow, for "
+                         "tests)")
     if interpreted() and not _interpreter_counts(triton.__version__, np.__version__):
         raise ValueError(f"the interpreter of Triton {triton.__version__} cannot count to a number that a kernel has "
                          f"read under NumPy {np.__version__}: take Triton 3.7 or newer, or NumPy older than 2.4")

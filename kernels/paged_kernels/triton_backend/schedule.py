@@ -91,14 +91,18 @@ def _longest_first(items: Ints) -> Ints:
 
 
 def _prefix_items(batch: Batch, tile: Tile, group: int, window: int | None) -> Ints:
-    """Items of all rows over the shared prefix, read through the first sequence's table."""
+    """Items of all rows over the shared prefix, read through the table of the sequence with the earliest row.
+
+    What any row sees is live there: behind a window, and where a sequence has no rows, a table may hold anything.
+    """
     rows = tile.rows(group)
     first = np.arange(0, batch.num_rows, rows)
     count = np.minimum(rows, batch.num_rows - first)
     positions = batch.positions()
+    reader = np.searchsorted(batch.starts, positions.argmin(), side="right") - 1
     lowest, highest = (reduce.reduceat(positions, first) for reduce in (np.minimum, np.maximum))
     ranges = _Ranges(lowest, highest, 0, batch.shared_prefix_len, window)
-    return _split(first, count, np.zeros_like(first), ranges, tile, shared=True)
+    return _split(first, count, np.full_like(first, reader), ranges, tile, shared=True)
 
 
 class _Ranges(NamedTuple):

@@ -69,14 +69,16 @@ def tile_for(num_rows: int, geometry: Geometry, *, target: str = "nvidia") -> Ti
     if num_rows <= FEW_ROWS:
         most = 32 if converted and not small_memory else 64
         block_m = at_least if num_rows == 1 else max(at_least, min(most, next_power_of_2(FEW_ROWS * group)))
-        tile = 32 if wide or lanes > 128 or (converted and block_m > 16) else 64
+        halved = wide or lanes > 128 or (converted and block_m > 16) or (block_m > 64 and lanes > 64)
         # Short, so that a few sequences of few KV heads fill a GPU; yet parts (group * dim float32 a split, written and
         # read again) stay below an eighth of a decode's keys and values in 16 bits.
         split = max(256, 16 * next_power_of_2(group))
-        # With eight, the compiler keeps narrow drafts to 128 registers a thread, and some variants spill.
+        # With eight, the compiler keeps narrow drafts to 128 registers a thread, and some variants spill; with four,
+        # what has more lanes than 32 does.
         narrow_drafts = num_rows > 1 and lanes <= 128 and not wide
-        few_warps = small_memory or (blackwell if block_m > 16 else not converted) or (narrow_drafts and not converted)
-        return Tile(block_m, tile, 4 if few_warps else 8, stages, split)
+        fit_four = (blackwell if block_m > 16 else not converted) or (narrow_drafts and not converted)
+        warps = 4 if small_memory or (fit_four and block_m <= 32) else 8
+        return Tile(block_m, 32 if halved else 64, warps, stages, split)
     block_m, tile = _chunk_tile(geometry, target, lanes)
     if wide and geometry.storage != torch.float32:
         stages = 1  # a copy that is on its way, and then widened, spills
@@ -95,4 +97,6 @@ def _chunk_tile(geometry: Geometry, target: str, lanes: int) -> tuple[int, int]:
         return 64, 32 if lanes > 128 else 64
     if lanes > 128:
         return (32, 32) if target == "blackwell" else (64, 16)
+    if lanes > 64 and geometry.group > 64:  # 128 lanes, whatever is said here
+        return 128, 32
     return 64 if target == "blackwell" and lanes > 64 else 128, 64
