@@ -28,9 +28,10 @@ from pabench.conformance.wire import Pending, Wire
 from pabench.engines.base import Completion, GenerationRequest
 from pabench.engines.cleaning import clean
 from pabench.probe import Ring, complement
-from pabench.telemetry.vocabulary import KVSample
+from pabench.telemetry.vocabulary import KVSample, MetricFamilies
 
 _SHARE_COMPARED = 0.5  # of the tokens of a case without the probe, or it proves nothing
+_REPLICA_LABELS = ("engine", "dp_rank")  # vLLM's and SGLang's, of replicas behind one URL
 _TIME_KEPT = 0.4       # of a case's time, which references are not to use up
 
 
@@ -62,7 +63,7 @@ class EngineUnderTest(DescribedEngine):
     @property
     def unproven(self) -> str:
         """Why a case that came to its end proves nothing; "" when it does."""
-        if self._tally.compared < _SHARE_COMPARED * self._tally.total:
+        if self._tally.answers and self._tally.compared < max(1, _SHARE_COMPARED * self._tally.total):
             return f"too little could be compared: {self._session.selfcheck.text(self._tally)}"
         return ""
 
@@ -114,6 +115,19 @@ class EngineUnderTest(DescribedEngine):
         """Skip the test, as UNSUPPORTED, where the model is not the probe and nothing warm can be asked cold."""
         if not self.is_probe and not self._session.selfcheck.cold_at_any_time:
             unsupported(f"{why}: without the KV probe that takes an engine with cache salts, or without a prefix cache")
+
+    def need_cache(self, why: str) -> None:
+        """Skip the test, as UNSUPPORTED, where the engine says that it has no prefix cache."""
+        if self.facts.kv is not None and self.facts.kv.prefix_caching is False:
+            unsupported(f"{why}: the engine has no prefix cache")
+
+    def need_hit(self, answer: Completion | None, why: str) -> None:
+        """Skip the test, as UNSUPPORTED, where the engine tells cached tokens, and of `answer` that there were none.
+
+        Some leave the count out where it is 0.
+        """
+        if self.can("cached_tokens") and answer is not None and not (answer.usage and answer.usage.cached_tokens):
+            unsupported(why)
 
     def rings(self, prompt_lengths: Sequence[int]) -> list[list[Ring]]:
         """Two crowds of rings of these prompt lengths, the second the complement of the first.
@@ -252,19 +266,33 @@ class EngineUnderTest(DescribedEngine):
 
     def metrics(self) -> KVSample | None:
         """The metrics now, in the one vocabulary; None where the engine has none."""
-        client = self._session.client
-        families = self._wire.call(client.metrics(), [])
-        return None if families is None else client.dialect.kv_sample(families, time.monotonic())
+        families = self._families()
+        return None if families is None else self._session.client.dialect.kv_sample(families, time.monotonic())
+
+    def _families(self) -> MetricFamilies | None:
+        return self._wire.call(self._session.client.metrics(), [])
+
+    @property
+    def guesses(self) -> bool:
+        """Whether the engine speculates: drafts were seen, or are counted since it started."""
+        sample = self.metrics()
+        return self.can("speculation") or (sample is not None and (sample.drafted or 0) > 0)
+
+    @property
+    def num_pools(self) -> int:
+        """Pools of blocks, any of which may serve a request: one for each replica that the metrics name."""
+        samples = [sample for family in (self._families() or {}).values() for sample in family]
+        return max(1, *(len({sample.labels[label] for sample in samples if label in sample.labels})
+                        for label in _REPLICA_LABELS))
 
     @property
     def reuses_partial_blocks(self) -> bool:
         """Whether the engine says that a part of a block may be a hit."""
-        client = self._session.client
-        if client.dialect.partial_reuse_label is None:
+        told = self._session.client.dialect.partial_reuse_label
+        if told is None:
             return False
-        name, label = client.dialect.partial_reuse_label
-        families = self._wire.call(client.metrics(), []) or {}
-        return any(sample.labels.get(label) == "True" for sample in families.get(name, ()))
+        name, label = told
+        return any(sample.labels.get(label) == "True" for sample in (self._families() or {}).get(name, ()))
 
     def metrics_when_stable(self, ready: Callable[[KVSample], bool], *, within_s: float) -> KVSample:
         """Poll until `ready` holds, at most `within_s` seconds; the last sample, whether it holds or not.

@@ -10,7 +10,8 @@ what was decoded is held against a prefill of the same tokens too. Then, token b
     without log-probabilities
                      one token, and one more in 32, may depart if all that follows it is what the engine says alone
                      behind it, for 8 tokens or to the end, at least 4: a fault stays in the cache, a near tie does not
-    an early end     where alone the answer goes on, is as another token: a fault where what follows leads
+    an early end     where alone the answer goes on, is as another token: a fault where what follows leads; without
+                     log-probabilities, where the answer was cut for its length and alone has more words at that length
     sampled          each token's log-probability must be the one that it has as part of a prompt
 
 Cold is what has a cache salt of its own, or any request where there is no prefix cache. Where neither is so, the
@@ -20,6 +21,7 @@ reference is asked for before the requests that it is for, while its prompt is s
 from __future__ import annotations
 
 import contextlib
+import math
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -38,6 +40,7 @@ _FOLLOWS = 8          # tokens that must follow a departure as they would alone
 _FOLLOWS_AT_LEAST = 4  # where the answer ends before
 _RARE = 32            # tokens to a further departure, without log-probabilities
 _NAMED = 3            # tokens in a row that tell another request's answer from chance
+_CUT_CHARACTER = "\ufffd"  # the beginning of one, at the end of a text: some engines leave it out of a stream
 
 
 class Asker(Protocol):
@@ -69,6 +72,7 @@ class Asker(Protocol):
 class Tally:
     """What was compared in one case."""
 
+    answers: int = 0           # samples that were to be compared, empty ones too
     compared: int = 0
     total: int = 0
     ties: int = 0              # tokens that differed where two were nearly alike
@@ -114,7 +118,7 @@ class SelfCheck:
 
     def text(self, tally: Tally) -> str:
         """What was done, for a verdict."""
-        if self._noise is None or not tally.total:
+        if self._noise is None or not tally.answers:
             return ""
         ties = f", {tally.ties} near ties" if tally.ties else ""
         furthest = "" if self.without_logprobs else f", at most {tally.furthest_nats:.2g} nats apart"
@@ -135,14 +139,15 @@ class SelfCheck:
     ) -> Failure | None:
         """What is wrong with one sample; None when nothing is. `others` are samples of other prompts, by name."""
         tokens = tokens_of(choice)
+        tally.answers += 1
         tally.total += len(tokens)
         prompt = self.request(ask).prompt
         if ask.temperature > 0:
             return self._check_sample(asker, prompt, tokens, name, tally)
         comparison = _Comparison(self, asker, prompt, tokens, name, others, tally)
         failure = comparison.run()
-        if failure is None and choice.finish_reason != "length" and not ask.stop_token_ids:
-            failure = comparison.end(ask.tokens)
+        if failure is None and len(tokens) < ask.tokens and not ask.stop_token_ids:
+            failure = comparison.end(ask.tokens, cut=choice.finish_reason == "length")
         return failure
 
     def cold(
@@ -229,17 +234,27 @@ class _Comparison:
             self.tally.compared -= self.at - self.departure - 1  # too little follows to excuse it or not
         return None
 
-    def end(self, count: int) -> Failure | None:
-        """What is wrong with an answer that ended before its `count` tokens. What it lacks counts as not compared."""
-        if self.at < len(self.tokens) or self.departures or not self.asker.time_for_references:
+    def end(self, count: int, *, cut: bool) -> Failure | None:
+        """What is wrong with an answer that ended before its `count` tokens: `cut` for its length, it says, or of
+        itself. What it lacks counts as not compared.
+        """
+        if not self.asker.time_for_references:
             return None
-        missing = self.check._reference(self.asker, self.prompt, count, self.name)[self.at:]
-        self.tally.total += len(missing)
-        if not missing or missing[0].lead is None or missing[0].lead <= self.check.noise(self.asker).tolerance:
+        # Words are fewer than tokens: only the same request alone tells how many there must be.
+        whole, at = self.check._reference(self.asker, self.prompt, count, self.name), len(self.tokens)
+        if whole and whole[-1].key == _CUT_CHARACTER:
+            whole = whole[:-1]
+        self.tally.total += len(whole[at:])
+        if len(whole) <= at or any(a.key != b.key for a, b in zip(self.tokens, whole, strict=False)):
             return None
-        return Failure(f"{self.name}[{self.at}] = {_shown(missing[0], missing[0].logprob)}, {missing[0].lead:.3g} nats "
-                       "before any other, as alone and cold", f"{self.name} ends after {self.at} tokens",
-                       self.check._reads(self.asker), "is a sequence taken for another that has ended?")
+        # Who ends of itself may have been near a tie with what follows. Who says that it was cut was not.
+        lead = whole[at].lead
+        if not cut and (lead is None or lead <= self.check.noise(self.asker).tolerance):
+            return None
+        what = "words" if self.check.without_logprobs else "tokens"
+        return Failure(f"{self.name}[{at}] = {_led(whole[at])}, as alone and cold",
+                       f"{self.name} ends after {at} {what}", self.check._reads(self.asker),
+                       "was a token lost, or a sequence taken for another that has ended?")
 
     def _piece(self) -> list[Token]:
         left = len(self.tokens) - self.at
@@ -270,10 +285,9 @@ class _Comparison:
         return None
 
     def _failure(self, index: int, token: Token, expected: Token) -> Failure:
-        lead = "" if expected.lead is None else f", {expected.lead:.3g} nats before any other"
-        hint = self._foreign(index)
-        return Failure(f"{self.name}[{index}] = {_shown(expected, expected.logprob)}{lead}, as alone and cold",
-                       f"{self.name}[{index}] = {_shown(token, token.logprob)}", self.check._reads(self.asker), hint)
+        return Failure(f"{self.name}[{index}] = {_led(expected)}, as alone and cold",
+                       f"{self.name}[{index}] = {_shown(token, token.logprob)}", self.check._reads(self.asker),
+                       self._foreign(index))
 
     def _foreign(self, index: int) -> str:
         """A hint where the answer goes on as another request's does; else where to look."""
@@ -288,13 +302,20 @@ class _Comparison:
 
 
 def _nearly_tied(token: Token, expected: Token, tolerance: float) -> bool:
-    """Whether noise may have put `token` before `expected`: neither led by more than it can move."""
-    if expected.lead is not None and expected.lead > tolerance:
+    """Whether noise may have put `token` before `expected`: neither led by more than it can move, and both, less what
+    it can move, may be tokens of one distribution.
+    """
+    if any(each.lead is not None and each.lead > tolerance for each in (token, expected)):
         return False
-    if token.lead is not None and token.lead > tolerance:
+    a, b = token.logprob, expected.logprob
+    if a is None or b is None or not abs(a - b) <= 2 * tolerance or max(a, b) > tolerance:
         return False
-    return (token.logprob is not None and expected.logprob is not None
-            and abs(token.logprob - expected.logprob) <= 2 * tolerance)
+    return math.exp(a - tolerance) + math.exp(b - tolerance) <= 1
+
+
+def _led(token: Token) -> str:
+    """What was expected, and by how much."""
+    return _shown(token, token.logprob) + ("" if token.lead is None else f", {token.lead:.3g} nats before any other")
 
 
 def _shown(token: Token, logprob: float | None) -> str:

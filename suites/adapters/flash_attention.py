@@ -38,6 +38,8 @@ class FlashAttention:
             f"head dims {form.head_dim} and {form.value_dim}":
                 form.head_dim != form.value_dim or form.head_dim % 8 or form.head_dim > 256,
             "a soft cap together with ALiBi": case.soft_cap is not None and case.alibi,
+            # Its causal bias is slope * key position: no weight is another for it, and the LSE is, by the row's own.
+            "ALiBi where the LSE is asked for": case.alibi and case.with_lse,
         }
         return [f"flash_attn does not take {what}" for what, asked in refused.items() if asked]
 
@@ -51,7 +53,12 @@ class FlashAttention:
             window_size=(-1, -1) if batch.window is None else (batch.window - 1, 0), softcap=batch.soft_cap or 0.0,
             alibi_slopes=batch.alibi_slopes, return_attn_probs=batch.with_lse, block_table=batch.block_tables.int(),
         )
-        return (result[0], result[1].T.contiguous()) if batch.with_lse else (result, None)
+        return (result[0], lse_by_row(result[1])) if batch.with_lse else (result, None)
+
+
+def lse_by_row(lse: torch.Tensor) -> torch.Tensor:
+    """[num_tokens, num_q_heads] from [num_q_heads, num_tokens], in which a row that sees nothing has +inf."""
+    return lse.masked_fill(lse == torch.inf, -torch.inf).T.contiguous()
 
 
 def paged() -> FlashAttention:

@@ -1,6 +1,6 @@
 """FlashInfer's paged prefill, cache append and merge. Written from its documentation; it needs an NVIDIA GPU.
 
-Its kernels take decodes and chunks alike. Their LSE is in base 2.
+Its kernels take decodes and chunks alike. Their LSE is in base 2, and finite where a row sees nothing.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pabench.conformance.kernel.cases import SCALED, AttendCase, CacheForm, Case
 _WORKSPACE_BYTES = 128 << 20
 _HEAD_DIMS = (64, 128, 256)
 _MERGE_DIMS = (*_HEAD_DIMS, 512)
+_INFINITY = 5e4  # as its kernels have it (math.cuh); with what is added to it, no sum of scores comes near half of it
 
 
 class FlashInfer:
@@ -69,7 +70,7 @@ class FlashInfer:
         if not batch.with_lse:
             return self._wrapper.run(batch.query, cache), None
         out, lse = self._wrapper.run(batch.query, cache, return_lse=True)
-        return out, lse * math.log(2)
+        return out, lse_in_base_e(lse)
 
     def write(self, key: torch.Tensor, value: torch.Tensor, cache: Cache, slot_mapping: torch.Tensor) -> None:
         """Each block stands for a request of one page, so that a slot is a position in it."""
@@ -82,8 +83,18 @@ class FlashInfer:
     def merge(self, outs: torch.Tensor, lses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Parts are its second dim."""
         out, lse = self._library.merge_states(outs.transpose(0, 1).contiguous(),
-                                              lses.transpose(0, 1).contiguous() / math.log(2))
-        return out, lse * math.log(2)
+                                              lse_in_base_2(lses.transpose(0, 1).contiguous()))
+        return out, lse_in_base_e(lse)
+
+
+def lse_in_base_e(lse: torch.Tensor) -> torch.Tensor:
+    """From FlashInfer's, -inf where a row sees nothing: there it has its infinity, and the log of how many parts."""
+    return (lse * math.log(2)).masked_fill(lse < -_INFINITY / 2, -torch.inf)
+
+
+def lse_in_base_2(lse: torch.Tensor) -> torch.Tensor:
+    """To FlashInfer's: between two of -inf it would find NaN."""
+    return (lse / math.log(2)).clamp_min(-_INFINITY)
 
 
 def _of_form(form: CacheForm) -> list[str]:

@@ -46,6 +46,7 @@ class _Plan:
 @pytest.mark.requirement("http/shared-block-outlives-first-holder")
 def test_shared_block_outlives_first_holder(engine: EngineUnderTest) -> None:
     """A prefix is cached, A and B take it at once, A ends, others churn the pool, and B comes to its last block."""
+    engine.need_cache("nothing is shared")
     engine.need_cold("the prefix is cached when it is taken")
     block, start = engine.edge, time.monotonic()
     blocks, most = _BLOCKS, _most_blocks(engine)
@@ -54,6 +55,7 @@ def test_shared_block_outlives_first_holder(engine: EngineUnderTest) -> None:
         engine.case = (f"{engine.block_text}; A and B share {plan.shared} tokens; A ends first, B reads them all while "
                        f"{len(plan.passing)} prompts of {plan.passing[0]} tokens pass by")
         holder, reader, passers = _ask_all(engine, plan)
+        engine.need_hit(reader.completion, "nothing was shared: B found no block of the prefix in the cache")
         passed, reason = _passed(plan, block, holder, reader, passers)
         reason = reason or not_overrun(engine, passed)
         # On a busy machine this process may come too late to overrun the pool: a longer prefix gives it time.

@@ -31,6 +31,7 @@ def test_same_block_behind_another_prefix(engine: EngineUnderTest) -> None:
     X+S is cached first, then Y without S, then with one block more of S each time: only so does a cache that forgets
     the parent, or the parent's, find S behind the wrong one.
     """
+    engine.need_cache("no block is ever found again")
     engine.need_cold("X+S is cached when Y+S is asked for")
     block = engine.edge
     length = min(4 * block + 1, engine.longest // 2)
@@ -44,7 +45,8 @@ def test_same_block_behind_another_prefix(engine: EngineUnderTest) -> None:
     engine.ask([Ask(ring, length, "X+S")])
     for end in range(block + 1, length, block):
         engine.generate([GenerationRequest(behind_y.prompt[:end], max_tokens=1, stream=False)])
-    engine.ask([Ask(behind_y, length, "Y+S")])
+    (answer,) = engine.ask([Ask(behind_y, length, "Y+S")])
+    engine.need_hit(answer, "no block was found again, not even behind its own prefix")
 
 
 @pytest.mark.requirement("http/shared-prefix-divergence", case="three")

@@ -47,7 +47,8 @@ def test_many_sequences(kernel: KernelUnderTest, num_seqs: int) -> None:
 @pytest.mark.parametrize("rows", ROWS)
 def test_lse_correct(kernel: KernelUnderTest, rows: str) -> None:
     """Any batch, with any options together."""
-    kernel.every(attend_cases(rows=rows, dtype="float32", form=forms(storage="float32")), lse_equals_dense, share=4)
+    kernel.every(attend_cases(rows=rows, dtype="float32", form=forms(storage="float32"), with_lse=True),
+                 lse_equals_dense, share=4)
 
 
 @pytest.mark.requirement("kernel/block-boundary-lengths")
@@ -134,7 +135,8 @@ def test_alibi(kernel: KernelUnderTest) -> None:
 def test_alibi_in_the_lse(kernel: KernelUnderTest) -> None:
     """A constant offset changes no weight: only the LSE shows it."""
     kernel.need("lse", "a constant offset is seen in the LSE alone")
-    kernel.every(plain_cases(alibi=True, group=4, form={"storage": "float32"}, dtype="float32"), lse_equals_dense)
+    kernel.every(plain_cases(alibi=True, group=4, form={"storage": "float32"}, dtype="float32", with_lse=True),
+                 lse_equals_dense)
 
 
 @pytest.mark.requirement("kernel/kv-scale")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from pabench.conformance.engine import EngineUnderTest
 from pabench.conformance.failure import CaseFailed
 from pabench.conformance.verify import Ask
 from pabench.engines import dialect
@@ -51,6 +52,52 @@ class Counts(Trtllm):
     more = 1
 
 
+class Speculates(PerfectEngine):
+    """vLLM with drafts made of hidden states: the last block of a hit is computed again. `fewer` blocks are."""
+
+    guesses = True  # type: ignore[assignment]
+    fewer = 1
+
+    def __init__(self) -> None:
+        super().__init__("smoke", 16, 512, 2048)
+
+    def _cached(self, ask: Ask) -> int:
+        return max(0, super()._cached(ask) - 16 * self.fewer)
+
+
+class DropsTwo(Speculates):
+    """And one more."""
+
+    fewer = 2
+
+
+class Forgets(Speculates):
+    """As many, and it does not guess."""
+
+    guesses = False  # type: ignore[assignment]
+
+
+class TwoPools(Speculates):
+    """Requests go to one of two engines in turn: what was sent to one is not found in the other."""
+
+    guesses = False  # type: ignore[assignment]
+    num_pools = 2  # type: ignore[assignment]
+    fewer = 0
+    more = 0
+    turn = False
+
+    def _cached(self, ask: Ask) -> int:
+        self.turn = not self.turn
+        found = super()._cached(ask)
+        return found + self.more if self.turn else 0
+
+
+class TwoThatBoast(TwoPools):
+    """And the count is too high."""
+
+    more = 16
+
+
 def _common(one: tuple[int, ...], other: tuple[int, ...]) -> int:
     return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
@@ -77,7 +124,29 @@ def test_whole_blocks_are_right_there_too() -> None:
 
 
 @pytest.mark.parametrize(("engine", "wanted"), [
-    (WholeBlocks, r"cached_tokens = 0: .* whole blocks of 16, the last"), (Counts, r"cached_tokens = 0 to 14: ")])
+    (WholeBlocks, r"cached_tokens = 0: .* whole blocks of 16, the last"), (Counts, r"cached_tokens = 0 to 14: "),
+    (DropsTwo, r"cached_tokens = 16 to 32: "), (Forgets, r"cached_tokens = 16: "),
+    (TwoThatBoast, r"cached_tokens = 0: 0 of")])
 def test_no_other_count_is(engine: type[Trtllm], wanted: str) -> None:
     with pytest.raises(CaseFailed, match=wanted):
         CACHE.test_cached_tokens(engine())
+
+
+@pytest.mark.parametrize(("engine", "said"), [(Speculates, "a block less"), (TwoPools, "several pools")])
+def test_fewer_are_right_where_the_engine_is_known_to_find_fewer(engine: type[PerfectEngine], said: str) -> None:
+    asked = engine()  # type: ignore[call-arg]
+    CACHE.test_cached_tokens(asked)
+    assert said in asked.note
+
+
+@pytest.mark.parametrize(("page", "pools"), [
+    ("", 1), ('usage{engine="0"} 0.1\nrunning{engine="0"} 1\n', 1), ('usage{engine="0"} 0.1\nusage{engine="1"} 0\n', 2),
+    ('usage{dp_rank="0",tp_rank="0"} 0.1\nusage{dp_rank="1",tp_rank="0"} 0.1\nusage{dp_rank="2",tp_rank="0"} 0\n', 3)])
+def test_replicas_behind_one_url_have_a_pool_each(page: str, pools: int) -> None:
+    engine = Trtllm()
+
+    async def metrics() -> object:
+        return parse_exposition(page.encode())
+
+    engine._session.client.metrics = metrics  # type: ignore[method-assign]
+    assert EngineUnderTest.num_pools.fget(engine) == pools  # type: ignore[attr-defined]
