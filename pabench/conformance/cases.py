@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -70,3 +71,14 @@ def from_here(path: Path) -> Path:
     """`path` as somebody would type it who works here."""
     here = Path.cwd()
     return path.relative_to(here) if path.is_relative_to(here) else path
+
+
+def replay_command(file: Path, locator: str, patience: float, test: Path | None) -> str:
+    """What asks the case in `file` again of what `locator` names; `test`: whose it is, where it is none that ships."""
+    case = shlex.quote(str(from_here(file)))
+    if test is None:
+        return f"pabench replay {case} {locator}" + (f" --patience {patience:g}" if patience != 1 else "")
+    options = shlex.join(word.replace("--", "--pabench-", 1) if place % 2 == 0 else word
+                         for place, word in enumerate(shlex.split(locator)))
+    more = f" --pabench-patience {patience:g}" if patience != 1 else ""
+    return f"pytest {shlex.quote(str(from_here(test)))} {options}{more} --pabench-replay {case}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,14 @@ def blamed(what: str) -> Iterator[None]:
                                       "beforehand")) from error
 
 
+def kept(replayed: Mapping[str, Any], what: str) -> dict[str, Any]:
+    """The trace or case that a case file keeps. Raises UsageError where its run broke off before there was one."""
+    if not isinstance(replayed.get(what), Mapping):
+        raise UsageError(f"the case file keeps no {what} to ask again: its run broke off before one was drawn; ask the "
+                         "whole requirement with pabench conform --id, and its profile and seed")
+    return dict(replayed[what])
+
+
 def _place(error: BaseException) -> str:
     """File and line where it was raised."""
     trace = error.__traceback__
@@ -98,7 +107,7 @@ class ImplementationTarget:
 
     def __init__(self, named: str) -> None:
         self.named = named
-        self.locator, self.url = f"--impl {named}", ""
+        self.locator, self.url = f"--impl {shlex.quote(named)}", ""
         self.gone: str | None = None
         self.adapter: Any = make_adapter(named)
         found = level_of(self.adapter)
@@ -164,7 +173,13 @@ class ImplementationTarget:
         return ""
 
     def make_ready(self) -> None:
-        """See Target. What has ended in this process stays so."""
+        """See Target. What has ended in this process stays so; one of its own may take longer to start than a case."""
+        if self.gone is not None or not hasattr(self.adapter, "make_ready"):
+            return
+        try:
+            self.adapter.make_ready()
+        except EngineError as error:
+            self.gone = str(error)
 
     def starts(self) -> tuple[int, float]:
         """See Target."""

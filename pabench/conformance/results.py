@@ -7,8 +7,9 @@ another version of the specification: its rows would mean something else.
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -36,6 +37,7 @@ class Header:
     smoke: str = "ok"               # "ok", or why the short ring sent before all else was wrong
     schema: int = SCHEMA_VERSION
     patience: float = 1.0           # by which the profile's limits of time were multiplied
+    suite: str | None = None        # suite_digest, or "" where a part of the level was asked; None: not told yet then
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +66,28 @@ class Results:
         return by_requirement(self.rows)
 
 
-class ResultsWriter:
-    """Writes verdicts.jsonl line by line, so that a run cut short keeps what it found. A context manager."""
+def check_new(out: Path) -> None:
+    """Raise UsageError where the folder holds results already: they are never written over."""
+    if (out / FILE_NAME).exists():
+        raise UsageError(f"{out} already holds a {FILE_NAME}: name a new folder, or remove that one")
 
-    def __init__(self, path: Path) -> None:
+
+def suite_digest(cases: Iterable[str], profile: str) -> str:
+    """Of the names of all cases of a level, as one profile asks them: the same where results can be compared."""
+    return hashlib.sha256("\n".join([profile, *sorted(cases)]).encode()).hexdigest()[:12]
+
+
+class ResultsWriter:
+    """Writes verdicts.jsonl line by line, so that a run cut short keeps what it found. A context manager.
+
+    With `written`, the rows that stand there, it goes on behind them.
+    """
+
+    def __init__(self, path: Path, written: Iterable[Verdict] | None = None) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         # An engine's text may hold half a surrogate pair, which UTF-8 cannot: it must not end the run.
-        self._file = path.open("w", encoding="utf-8", errors="replace")
-        self._rows: list[Verdict] = []
+        self._file = path.open("w" if written is None else "a", encoding="utf-8", errors="replace")
+        self._rows = list(written or ())
 
     def header(self, header: Header) -> None:
         """Write the first line."""
@@ -125,6 +141,17 @@ def load_results(path: Path) -> Results:
     if footer.rows != len(rows):
         raise UsageError(f"{path} holds {len(rows)} rows, its footer says {footer.rows}; run it again")
     return Results(header, rows, footer)
+
+
+def load_begun(path: Path) -> tuple[Header, list[Verdict]]:
+    """Header and rows of a verdicts.jsonl that has no footer yet. Raises UsageError for all else."""
+    lines = _read_lines(path)
+    if not lines or lines[0].get("kind") != "header":
+        raise UsageError(f"{path} does not begin with a header")
+    try:
+        return Header(**_without_kind(lines[0])), [_row(line) for line in lines[1:]]
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{path} has a line that does not fit schema {SCHEMA_VERSION}: {error}") from error
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:

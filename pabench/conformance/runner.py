@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from pabench.conformance.cases import load_case
 from pabench.conformance.expectations import load_expectations
 from pabench.conformance.profiles import load_profile
 from pabench.conformance.registry import load_registry
-from pabench.conformance.results import FILE_NAME, load_results
+from pabench.conformance.results import check_new, load_results
 from pabench.engines.address import DEFAULT_URL, MAX_STARTS, READY_TIMEOUT_S, base_url, parse_launch
 from pabench.engines.keys import API_KEY_VARIABLE
 from pabench.errors import (
@@ -76,8 +77,7 @@ def run_suite(
     Returns 0 conforming, 1 not, 2 could not run, 130 interrupted. Raises UsageError for bad input, before anything
     is asked of the engine.
     """
-    if (out / FILE_NAME).exists():
-        raise UsageError(f"{out} already holds a {FILE_NAME}: name a new folder, or remove that one")
+    check_new(out)
     if seed < 0:
         raise UsageError(f"the seed is {seed}, expected 0 or more")
     registry = load_registry()
@@ -91,8 +91,8 @@ def run_suite(
         options += ["--pabench-expect", str(expect.resolve())]
     if not live:
         options.append("--pabench-at-end")
-    code = _pytest(options, _run_timeout_s(profile, launch, ready_timeout_s, patience), api_key, quiet)
-    return believed(code, out)
+    limit_s = _run_timeout_s(profile, launch, ready_timeout_s, patience)
+    return believed(_pytest(options, limit_s, api_key, quiet, out), out)
 
 
 def asked_options(out: Path, profile: str, seed: int, ids: Sequence[str]) -> list[str]:
@@ -134,7 +134,8 @@ def replay_case(
     load_registry()[case.requirement]
     options = [*_named(url, impl, dialect, model, probe, launch), *_limits(case.profile, ready_timeout_s, patience),
                "--pabench-replay", str(path.resolve())]
-    return _pytest(options, _run_timeout_s(case.profile, launch, ready_timeout_s, patience), api_key, quiet=False)
+    limit_s = _run_timeout_s(case.profile, launch, ready_timeout_s, patience)
+    return _pytest(options, limit_s, api_key, quiet=False, out=None)
 
 
 def _limits(profile: str, ready_timeout_s: float, patience: float) -> list[str]:
@@ -189,7 +190,8 @@ def pytest_arguments(options: Sequence[str]) -> list[str]:
         # The plugin by its module, not by its entry point: so it also works where pabench is not installed. Assertions
         # are left as they are written: a requirement fails by a text of its own.
         "-p", "no:pabench", "-p", "pabench.conformance.plugin", "-p", "pabench.conformance.live",
-        "-s", "-p", "no:cacheprovider", "-p", "no:terminal", "--assert", "plain", *options, str(suites / level),
+        "-p", "pabench.conformance.crashed", "-s", "-p", "no:cacheprovider", "-p", "no:terminal", "--assert", "plain",
+        *options, str(suites / level),
     ]
 
 
@@ -203,14 +205,28 @@ def run_here(options: Sequence[str]) -> int:
     return int(pytest.main(pytest_arguments(options)))
 
 
-def _pytest(options: list[str], timeout_s: float, api_key: str | None, quiet: bool) -> int:
+def _pytest(options: list[str], timeout_s: float, api_key: str | None, quiet: bool, out: Path | None) -> int:
+    with tempfile.TemporaryDirectory(prefix="pabench-") as folder:
+        journal = Path(folder, "journal")
+        code = _ended([*options, "--pabench-journal", str(journal)], timeout_s, api_key, quiet)
+        if code < 0:
+            from pabench.conformance.crashed import conclude  # brings pytest
+
+            return conclude(-code, journal, out, quiet=quiet)
+    return code
+
+
+def _ended(options: list[str], timeout_s: float, api_key: str | None, quiet: bool) -> int:
+    """How the suite's process ended: one of our codes, or less than 0 of the signal that ended it."""
     # In a session of its own: what interrupts a terminal, or a whole process group, interrupts this process alone, and
     # it tells the other once. A second interrupt would break off what stops the engine.
     process = subprocess.Popen([sys.executable, "-B", "-P", "-c", _START, *pytest_arguments(options)],
                                env=_environment(api_key), stdout=subprocess.DEVNULL if quiet else None,
                                start_new_session=True)
+    status = 0
     try:
-        code = process.wait(timeout_s) - _IN_ORDER
+        status = process.wait(timeout_s)
+        code = status if status < 0 else status - _IN_ORDER
     except subprocess.TimeoutExpired:
         print(f"could not run: no end after {timeout_s:g} s, given up", file=sys.stderr)
         _let_end(process)  # an engine that it has started is to be stopped
@@ -221,7 +237,7 @@ def _pytest(options: list[str], timeout_s: float, api_key: str | None, quiet: bo
     finally:
         process.kill()
         process.wait()
-    return code if code in _OUR_CODES else EXIT_COULD_NOT_RUN
+    return code if status < 0 or code in _OUR_CODES else EXIT_COULD_NOT_RUN
 
 
 def _let_end(process: subprocess.Popen[bytes]) -> None:

@@ -3,41 +3,44 @@
 from __future__ import annotations
 
 import datetime
-import shlex
 import sys
 import time
 import zlib
 from collections.abc import Callable, Generator
-from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pytest
 
 from pabench import __version__
-from pabench.conformance.cases import Case, from_here, load_case, write_case
-from pabench.conformance.engine_target import EngineTarget
+from pabench.conformance.cases import Case, load_case, replay_command, write_case
 from pabench.conformance.expectations import Expectations, load_expectations
-from pabench.conformance.failure import CaseFailed, Failure, failure_text
-from pabench.conformance.implementation import ImplementationTarget
-from pabench.conformance.items import case_name, check_markers, item_name, requirement_id
+from pabench.conformance.failure import Failure, failure_text
+from pabench.conformance.items import (
+    case_name,
+    cases_of_level,
+    check_markers,
+    in_order,
+    item_name,
+    requirement_id,
+    ships,
+)
+from pabench.conformance.judging import classify
 from pabench.conformance.levels import level_of_id
 from pabench.conformance.profiles import load_profile
 from pabench.conformance.registry import Requirement, load_registry
 from pabench.conformance.reported import is_ours, show
-from pabench.conformance.results import FILE_NAME, SPEC_VERSION, Header, ResultsWriter
+from pabench.conformance.results import FILE_NAME, SPEC_VERSION, Header, ResultsWriter, check_new, suite_digest
+from pabench.conformance.target_options import target
 from pabench.conformance.targets import Subject, Target
 from pabench.conformance.verdicts import NOT_CONFORMING, Outcome, Verdict, exit_code, replay_code
 from pabench.engines.cleaning import clean
 from pabench.errors import (
     EXIT_COULD_NOT_RUN,
     EXIT_INTERRUPTED,
-    EngineDied,
-    EngineError,
-    EngineTimeout,
-    EngineUnreachable,
+    EXIT_OK,
     PabenchError,
-    RequirementFailed,
     UsageError,
 )
 
@@ -72,6 +75,9 @@ class SuiteRun:
         self.smoke = "ok"
         self.could_not_run = False
         self._own_failed = False  # a test that decides no requirement
+        self._narrowed = False
+        self._all_cases: list[str] = []  # of the level; none where a part of it is asked
+        self._begun = self._cut_short = False
         self.news: Callable[[str], None] = lambda text: None  # what takes long; shown by `live`
         self._writer: ResultsWriter | None = None
         self._start = time.monotonic()
@@ -83,7 +89,7 @@ class SuiteRun:
         paths = {name: Path(option(f"--pabench-{name}")) if option(f"--pabench-{name}") else None
                  for name in ("out", "expect", "replay")}
         try:
-            return cls(_target(config), profile=option("--pabench-profile"), ids=option("--pabench-id"),
+            return cls(target(config), profile=option("--pabench-profile"), ids=option("--pabench-id"),
                        seed=option("--pabench-seed"), patience=option("--pabench-patience"), **paths)
         except UsageError as error:
             raise pytest.UsageError(str(error)) from error
@@ -100,15 +106,18 @@ class SuiteRun:
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
-        """Check the markers; keep what is asked for, of this level; requirements alone go in their file's order."""
+        """Check the markers; keep what is asked for, of this level; requirements go in their file's order."""
         check_markers(items, self.registry)
         wanted = [item for item in items if self._wanted(item)]
         if len(wanted) < len(items):
             config.hook.pytest_deselected(items=[item for item in items if item not in wanted])
-        if all(requirement_id(item) is not None for item in wanted):
-            order = {each: place for place, each in enumerate(self.registry)}
-            wanted.sort(key=lambda item: order[str(requirement_id(item))])
-        items[:] = wanted
+        items[:] = in_order(wanted, self.registry)
+        if not (self.ids or self._narrowed or self.replayed):
+            self._all_cases = cases_of_level(items, self.target.level, self.registry)
+
+    def pytest_deselected(self, items: list[pytest.Item]) -> None:
+        """By -k and the like: what this run leaves out itself it does not want."""
+        self._narrowed |= any(map(self._wanted, items))
 
     def _wanted(self, item: pytest.Item) -> bool:
         if self.replayed is not None:
@@ -132,33 +141,58 @@ class SuiteRun:
         if session.config.option.collectonly or self.could_not_run or not session.items:
             return
         try:
+            if self.out is not None:
+                check_new(self.out)
             self.target.open(self.profile, self.seed, self.news)
             self.smoke = self.target.smoke()
             if self.out is not None:
                 self._writer = ResultsWriter(self.out / FILE_NAME)
                 self._writer.header(self._header())
         except (PabenchError, OSError) as error:
-            self.could_not_run = True
-            reason = f"cannot write to {self.out}: {error.strerror}" if isinstance(error, OSError) else str(error)
-            pytest.exit(f"could not run: {reason}", returncode=EXIT_COULD_NOT_RUN)
+            self._give_up(f"cannot write to {self.out}: {error.strerror}" if isinstance(error, OSError) else str(error))
+        self._begun = True
+
+    def _give_up(self, reason: str) -> NoReturn:
+        self.could_not_run = True
+        pytest.exit(f"could not run: {reason}", returncode=EXIT_COULD_NOT_RUN)
 
     def _header(self) -> Header:
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        suite = suite_digest(self._all_cases, self.profile.name) if self._all_cases else ""
         return Header(SPEC_VERSION, __version__, self.profile.name, self.seed, now, self.target.url, self.target.told(),
-                      self.smoke, patience=self.profile.patience)
+                      self.smoke, patience=self.profile.patience, suite=suite)
 
     @property
     def judged(self) -> int:
-        """The exit code that the verdicts make."""
-        return (exit_code if self.replayed is None else replay_code)(self.verdicts)
+        """The exit code that the verdicts make; never 0 where not all was asked."""
+        code = (exit_code if self.replayed is None else replay_code)(self.verdicts)
+        return EXIT_COULD_NOT_RUN if self._cut_short and code == EXIT_OK else code
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> Generator[None, object, object]:
         """The end, also where what the others show finds no reader: an engine must not be left running."""
         try:
+            if self._begun and exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+                self._tell_not_run(session)
             return (yield)
         finally:
             self._end(session, exitstatus)
+
+    def _tell_not_run(self, session: pytest.Session) -> None:
+        """Where pytest has ended the run itself, as with -x: a row for each case that it has left out."""
+        for item in session.items:
+            requirement = self._requirement(item)
+            if requirement is not None and VERDICT not in item.stash:
+                self._cut_short = True
+                reason = f"not reached: {clean(str(session.shouldfail or 'pytest ended the run'))}"
+                self._add(item, Verdict(requirement.id, case_name(item), requirement.level, Outcome.NOTRUN,
+                                        reason=reason))
+
+    def _add(self, item: pytest.Item, verdict: Verdict) -> None:
+        item.stash[VERDICT] = verdict
+        self.verdicts.append(verdict)
+        if self._writer is not None:
+            self._writer.row(verdict)
 
     def _end(self, session: pytest.Session, exitstatus: int) -> None:
         """Write the footer, close the target; what could not be run never exits 0 or 1, and has no footer."""
@@ -205,8 +239,13 @@ class SuiteRun:
         """A case is bounded in time."""
         if self._requirement(item) is None:
             return (yield)
-        with self.target.limited():
-            return (yield)
+        try:
+            with self.target.limited():
+                return (yield)
+        except UsageError as error:
+            if self.replayed is None:
+                raise
+            self._give_up(str(error))  # a case file that cannot be asked again
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(
@@ -219,15 +258,13 @@ class SuiteRun:
         if requirement is None or VERDICT in item.stash or not (report.when == "call" or call.excinfo):
             return report
         verdict = self._verdict(item, requirement, call)
-        item.stash[VERDICT] = verdict
-        self.verdicts.append(verdict)
-        if self._writer is not None:
-            self._writer.row(verdict)
+        self._add(item, verdict)
         return show(report, verdict)
 
     def _verdict(self, item: pytest.Item, requirement: Requirement, call: pytest.CallInfo[None]) -> Verdict:
         error = call.excinfo.value if call.excinfo else None
-        outcome, reason, failure = self._classify(item, error)
+        before = item.stash.get(_BEFORE, None)
+        outcome, reason, failure = classify(error, self.target, lambda: self.subject_for(item), before)
         expected = self.expectations.expected_failure(item_name(item), requirement.id, self._circumstances())
         if expected is not None and outcome in NOT_CONFORMING:
             outcome, reason = Outcome.XFAIL, f"{expected.reason} ({expected.issue})"
@@ -237,37 +274,6 @@ class SuiteRun:
         if failure is not None:
             text, replay = self._write_failure(item, requirement, outcome, failure)
         return Verdict(requirement.id, case_name(item), requirement.level, outcome, call.duration, reason, text, replay)
-
-    def _classify(self, item: pytest.Item, error: BaseException | None) -> tuple[Outcome, str, Failure | None]:
-        """Outcome, one line, and the failure where there is one."""
-        if error is None:
-            return self._passed(self.subject_for(item))
-        if isinstance(error, pytest.skip.Exception):
-            outcome, reason = item.stash.get(_BEFORE, (Outcome.UNSUPPORTED, str(error)))
-            return outcome, reason, None
-        failure = error.failure if isinstance(error, CaseFailed) else Failure("", str(error))
-        if not isinstance(error, (RequirementFailed, EngineError, AssertionError)):
-            failure = Failure("", f"{type(error).__name__}: {error}", hint="the suite's own fault: please report it")
-            return Outcome.ERROR, failure.actual, failure
-        self.subject_for(item).cancel()
-        if self.target.still_lives():
-            outcome = (Outcome.CRASH if isinstance(error, (EngineDied, EngineUnreachable)) else
-                       Outcome.TIMEOUT if isinstance(error, EngineTimeout) else Outcome.FAIL)
-            return outcome, failure.actual, failure
-        afterwards = f"{failure.actual}; afterwards: {self.target.gone}"
-        end = self.target.recover(self.subject_for(item))
-        if isinstance(error, EngineTimeout):
-            return Outcome.TIMEOUT, failure.actual, replace(failure, end=end)
-        return Outcome.CRASH, "it stopped answering", replace(failure, actual=afterwards, end=end)
-
-    def _passed(self, subject: Subject) -> tuple[Outcome, str, Failure | None]:
-        """A test that came to its end: no PASS without a question."""
-        if subject.asked and subject.unproven:
-            return Outcome.UNSUPPORTED, subject.unproven, None
-        if subject.asked:
-            return Outcome.PASS, subject.note, None
-        failure = Failure("", "the test asked the engine nothing", hint="the suite's own fault: please report it")
-        return Outcome.ERROR, failure.actual, failure
 
     def _write_failure(
         self, item: pytest.Item, requirement: Requirement, outcome: Outcome, failure: Failure
@@ -283,9 +289,8 @@ class SuiteRun:
             return text(""), ""
         name = write_case(self.out, case, impl=impl, text=text(""), evidence=subject.evidence(),
                           circumstances=self.target.told())
-        patience = "" if self.profile.patience == 1 else f" --patience {self.profile.patience:g}"
-        file = shlex.quote(str(from_here(self.out / name)))
-        return text(f"pabench replay {file} {self.target.locator}{patience}"), name
+        test = None if ships(item) else item.path
+        return text(replay_command(self.out / name, self.target.locator, self.profile.patience, test)), name
 
     def _circumstances(self) -> dict[str, str | None]:
         return {"profile": self.profile.name, **self.target.circumstances()}
@@ -293,17 +298,3 @@ class SuiteRun:
     def _requirement(self, item: pytest.Item) -> Requirement | None:
         marked = requirement_id(item)
         return None if marked is None else self.registry[marked]
-
-
-def _target(config: pytest.Config) -> Target:
-    """What the options name."""
-    option = config.getoption
-    url, launch, impl = option("--pabench-url"), option("--pabench-launch"), option("--pabench-impl")
-    if impl and (url or launch):
-        raise UsageError(f"both an engine, {url or launch}, and an implementation, {impl}: a run asks one of them")
-    if impl:
-        return ImplementationTarget(impl)
-    return EngineTarget(
-        url, dialect=option("--pabench-dialect"), model=option("--pabench-model"), probe=option("--pabench-probe"),
-        launch=launch, ready_timeout_s=option("--pabench-ready-timeout"),
-        folder=Path(option("--pabench-out")) if option("--pabench-out") else None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
 from pabench.conformance import Outcome, RequirementVerdict, load_registry
@@ -50,9 +50,9 @@ class WrongAnswers:
     texts: tuple[str, ...]
 
 
-def matrices(engines: Sequence[Engine]) -> list[Table]:
+def matrices(engines: Sequence[Engine], older: Set[tuple[str, str]] = frozenset()) -> list[Table]:
     """A table a level of the suite: requirements as rows, engines that were asked any of them as columns, "outcome
-    passed/asked/all" in a cell that leads to its first failure.
+    passed/asked/all" in a cell that leads to its first failure. `older`: see conformance.comparable.
     """
     checked = [engine for engine in engines if engine.suites]
     cells = {engine.index: {v.requirement: v for v in _verdicts(engine)} for engine in checked}
@@ -71,7 +71,7 @@ def matrices(engines: Sequence[Engine]) -> list[Table]:
         ]
         if rows:
             columns = [Column("requirement", "Requirement", numeric=False), Column("level", "Level", numeric=False)]
-            columns += [Column(visible(engine.name), visible(engine.name), numeric=False) for engine in shown]
+            columns += [Column(visible(engine.name), _title(engine, level, older), numeric=False) for engine in shown]
             caption = f"Level {visible(level)}: outcome and cases passed / asked / all"
             made.append(table(f"matrix-{len(made)}", caption, columns, rows))
     return made
@@ -101,6 +101,11 @@ def wrong_answers(engines: Sequence[Engine]) -> list[WrongAnswers]:
                 tokens = run.summary.wrong_tokens or 0
                 found.append(WrongAnswers(engine, run.summary.load, run.place, tokens, wrong, texts))
     return found
+
+
+def _title(engine: Engine, level: str, older: Set[tuple[str, str]]) -> str:
+    is_older = any((suite.place, level) in older for suite in engine.suites)
+    return visible(engine.name) + (" (older suite)" if is_older else "")
 
 
 def _level(requirement: str) -> str:

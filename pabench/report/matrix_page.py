@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pabench
 from pabench.conformance import load_results
+from pabench.conformance.comparable import older_suites
 from pabench.conformance.results import SPEC_VERSION
 from pabench.conformance.verdicts import ASKED
 from pabench.engines.cleaning import markdown, unlinked
@@ -44,8 +45,8 @@ def write_matrix(results: Sequence[str], *, out: Path | None, markdown: Path | N
     """Write the matrix of all `results`, each [NAME=]PATH, to the HTML file `out`, to `markdown`, or to both.
 
     A path is a verdicts.jsonl or a folder that holds some. Results of one name are one column. Raises UsageError for
-    a path that holds none, a file that is not whole or of another version of the specification, and for one case
-    that two results of a column both tell of.
+    a path that holds none, a file that is not whole or of another version of the specification, for one case that two
+    results of a column both tell of, and for results of two suites.
     """
     for path in (out, markdown):
         if path is not None:
@@ -65,6 +66,7 @@ def make_matrix(results: Sequence[str]) -> MatrixPage:
     engines = sort_engines((), suites)
     for engine in engines:
         _check_told_once(engine)
+    older = older_suites((suite.place, suite.results) for engine in engines for suite in engine.suites)
     return MatrixPage(
         title=" · ".join(visible(engine.name) for engine in engines),
         built_at=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -73,7 +75,7 @@ def make_matrix(results: Sequence[str]) -> MatrixPage:
         engines=engines,
         conforming=tuple((engine, conforming(engine)) for engine in engines),
         results=_results_table(engines),
-        matrices=tuple(matrices(engines)),
+        matrices=tuple(matrices(engines, older)),
         failures=tuple(failures(engines)),
         not_asked=_not_asked(engines),
     )

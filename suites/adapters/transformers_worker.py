@@ -118,4 +118,4 @@ class TransformersBlocks:
 
 
 if __name__ == "__main__":
-    serve(TransformersBlocks())
+    serve(TransformersBlocks(), written_for="transformers 5.23")

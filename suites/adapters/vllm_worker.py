@@ -205,4 +205,4 @@ class VLLMBlocks:
 
 
 if __name__ == "__main__":
-    serve(VLLMBlocks())
+    serve(VLLMBlocks(), written_for="vLLM 0.32")

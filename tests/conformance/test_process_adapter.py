@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+import threading
+import time
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -21,6 +26,11 @@ WORKER = """
 import os, sys, time
 sys.path.insert(0, {adapters!r})
 from json_lines import serve
+
+if "imports-long" in sys.argv: time.sleep(1.5)
+if "once" in sys.argv:
+    if os.path.exists(__file__ + ".started"): sys.exit("no second time")
+    open(__file__ + ".started", "w").close()
 
 class Bump:
     '''A new block for every token.'''
@@ -45,6 +55,7 @@ class Bump:
             print("assertion failed: refcount", file=sys.stderr, flush=True)
             os._exit(7)
         if "hangs" in sys.argv: time.sleep(60)
+        if "slow" in sys.argv: time.sleep(0.7)
         if "raises" in sys.argv: raise KeyError("no such sequence")
         self.blocks += self.tables.pop(seq)
     def block_table(self, seq): return self.tables[seq]
@@ -130,6 +141,68 @@ def test_it_starts_again_after_it_has_gone(worker: Path, how: str, error: type[E
         adapter.close()
 
 
+def _struck(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def test_an_answer_that_is_cut_off_is_not_taken_for_the_next(worker: Path) -> None:
+    """As the alarm of a case does it, which a test's own limit leaves no room for."""
+    before = signal.signal(signal.SIGUSR1, _struck)
+    adapter = ProcessAdapter([sys.executable, str(worker), "slow"])
+    try:
+        adapter.reset(Pool(4, 1, 2))
+        assert adapter.allocate(0, [1, 2]) == 0
+        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+        with pytest.raises(KeyboardInterrupt):
+            adapter.free(0)
+        adapter.reset(Pool(4, 1, 2))
+        assert adapter.allocate(0, [1]) == 0
+        assert adapter.num_free_blocks() == 3
+    finally:
+        adapter.close()
+        signal.signal(signal.SIGUSR1, before)
+
+
+def test_one_that_imports_for_long_has_the_time_for_it_each_time(worker: Path) -> None:
+    adapter = ProcessAdapter([sys.executable, str(worker), "dies", "imports-long"], timeout_s=0.5)
+    try:
+        for _ in range(2):
+            adapter.reset(Pool(4, 1, 2))
+            adapter.allocate(0, [1])
+            with pytest.raises(EngineDied):
+                adapter.free(0)
+    finally:
+        adapter.close()
+
+
+def test_an_answer_in_drops_is_bounded_as_a_whole() -> None:
+    drops = """
+import sys, time
+print('{"ok": {"describe": "drops", "capabilities": []}}', flush=True)
+while True:
+    print(end=" ", flush=True)
+    time.sleep(0.1)
+"""
+    adapter = ProcessAdapter([sys.executable, "-c", drops], timeout_s=0.5)
+    began = time.monotonic()
+    try:
+        with pytest.raises(EngineTimeout, match=r"no answer of the block manager within 0\.5 s"):
+            adapter.num_free_blocks()
+    finally:
+        adapter.close()
+    assert time.monotonic() - began < 10
+
+
+def test_where_it_does_not_start_again_the_rest_is_not_run(worker: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "mine.py"
+    mine.write_text("from pabench.conformance.alloc.process import ProcessAdapter\n"
+                    f"def adapter(): return ProcessAdapter({[sys.executable, str(worker), 'dies', 'once']!r})\n")
+    run_suite(impl=f"{mine}:adapter", out=tmp_path / "out", profile="smoke", ids=["alloc/conservation"], quiet=True)
+    plain, cached = load_results(tmp_path / "out").rows
+    assert (plain.outcome, cached.outcome) == (Outcome.CRASH, Outcome.NOTRUN)
+    assert "ended with status 1; last words: no second time" in cached.reason
+
+
 @pytest.mark.parametrize(("how", "outcome", "says"), [
     ("", Outcome.PASS, ""),
     ("raises", Outcome.FAIL, "raised ManagerError: KeyError: 'no such sequence'"),
@@ -149,3 +222,36 @@ def test_it_is_asked_the_suite(worker: Path, tmp_path: Path, how: str, outcome: 
 def test_what_is_no_block_manager_is_said_at_once(command: list[str]) -> None:
     with pytest.raises(UsageError, match=r"cannot start 'no-such-program'|no block manager: "):
         ProcessAdapter(command)
+
+
+@pytest.mark.parametrize(("says", "matters"), [
+    ("def reset(self, pool): Manager(scheduler_block_size=2)", True),
+    ("def complete(self, tokens): Manager(scheduler_block_size=2)", True),
+    ("def cost(self, operation, seq, tokens, extra): Manager(scheduler_block_size=2)", False),
+])
+def test_a_worker_written_for_another_version_says_so_and_gives_no_verdict(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], says: str, matters: bool
+) -> None:
+    text = WORKER.format(adapters=str(data_dir("suites") / "adapters"), capabilities="scheduler")
+    body, serve = text.split("serve(Bump())")[0], "serve(Other(), written_for=\"bump 1.0\")"
+    other = f"""
+def Manager(*, block_size): pass
+class Other(Bump):
+    def describe(self): return "bump 2.0"
+    def add(self, request, prompt, output_tokens): pass
+    def schedule(self): return {{"scheduled": [[0, 0, 3, [0, 1, 2]]], "preempted": []}}
+    def complete(self, tokens): pass
+    {says}
+"""
+    (tmp_path / "worker.py").write_text(f"{body}{other}{serve}\n")
+    mine = tmp_path / "mine.py"
+    mine.write_text("from pabench.conformance.alloc.process import ProcessAdapter\n"
+                    f"def adapter(): return ProcessAdapter({[sys.executable, str(tmp_path / 'worker.py')]!r})\n")
+    run = run_suite(impl=f"{mine}:adapter", out=tmp_path / "out", profile="smoke", ids=["alloc/conservation"])
+    said = capfd.readouterr().err
+    if matters:
+        assert run == 2
+        assert ("found bump 2.0; this worker is written for bump 1.0, and cannot reach it: TypeError: Manager() got an "
+                "unexpected keyword argument 'scheduler_block_size'") in said
+    else:
+        assert (run, said) == (0, "")

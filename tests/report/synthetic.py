@@ -234,11 +234,11 @@ def write_search(folder: Path, label: str, capacity_per_s: float, *, workload: s
 
 
 def write_suite(folder: Path, rows: list[Verdict], *, exit_code: int = 0, url: str = "http://127.0.0.1:8000",
-                engine: dict[str, object] | None = None) -> Path:
+                engine: dict[str, object] | None = None, suite: str | None = None) -> Path:
     """A conformance result of `rows`."""
     header = Header(spec_version=SPEC_VERSION, pabench_version="0.1.0", profile="ci", seed=1,
                     started="2026-01-02T03:04:05Z", url=url,
-                    engine=engine if engine is not None else {"dialect": "reference", "version": "0.1.0"})
+                    engine=engine if engine is not None else {"dialect": "reference", "version": "0.1.0"}, suite=suite)
     with ResultsWriter(folder / "verdicts.jsonl") as writer:
         writer.header(header)
         for row in rows:

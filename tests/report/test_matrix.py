@@ -99,6 +99,16 @@ def test_what_cannot_stand_side_by_side_is_refused(three: list[str], tmp_path: P
         write_matrix(three, out=None, markdown=tmp_path / "absent" / "matrix.md")
 
 
+def test_a_column_of_an_older_suite_says_so_and_two_suites_are_refused(three: list[str], tmp_path: Path) -> None:
+    now = f"now={write_suite(tmp_path / 'now', passing_rows(), suite='a')}"
+    page = make_matrix([three[0], three[1], now])
+    assert [column.title for column in page.matrices[0].columns[2:]] == ["ours"]  # of another level
+    assert [column.title for column in page.matrices[1].columns[2:]] == ["ours (older suite)", "now"]
+    assert "ours (older suite) | now |" in matrix_markdown(page)
+    with pytest.raises(UsageError, match="are of different suites, with other cases of level http"):
+        make_matrix([now, f"later={write_suite(tmp_path / 'later', passing_rows(), suite='b')}"])
+
+
 def test_one_offline_file_without_script(three: list[str], tmp_path: Path) -> None:
     write_matrix(three, out=tmp_path / "m.html", markdown=tmp_path / "m.md")
     text = (tmp_path / "m.html").read_text()

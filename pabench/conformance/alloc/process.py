@@ -12,8 +12,8 @@
 The fields are the parameters of `AllocatorAdapter`'s methods and of those that a capability brings (adapter.py lists
 them all), `ok` is what they return: null for a refusal, pairs for copies, hexadecimal digits for keys. `swap_in`
 returns a list of the tokens found and the pairs: [2, [[0, 5]]]. `{"error": "text"}` is a failure of the manager. What
-it writes to standard error is told when it dies. It is killed when an answer takes too long, and started again when it
-is next asked.
+it writes to standard error is told when it dies. It is killed when an answer takes too long or is not waited for, and
+started again, and asked `hello` first, before it is next asked.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import json
 import selectors
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import asdict
 from typing import IO, Any
@@ -79,12 +80,22 @@ class ProcessAdapter:
         self._errors: IO[bytes] | None = None  # what it writes to standard error
         self._pending = b""
         try:
-            told = self._ask({"op": "hello"}, _HELLO_S)
+            told = self._start()
             self.capabilities = frozenset(map(str, told["capabilities"]))
             self._described = clean(str(told["describe"]))
         except (EngineDied, EngineTimeout, ManagerError, KeyError, TypeError) as error:
             self.close()
             raise UsageError(f"{command[0]}: no block manager: {type(error).__name__}: {error}") from error
+
+    def make_ready(self) -> None:
+        """Start the process again where it has ended. Raises EngineDied or EngineTimeout when it does not say hello."""
+        if self._process is not None:
+            return
+        try:
+            self._start()
+        except ManagerError as error:
+            self.close()
+            raise EngineDied(f"the block manager's process does not begin again: {error}") from error
 
     def describe(self) -> str:
         """See AllocatorAdapter."""
@@ -183,22 +194,11 @@ class ProcessAdapter:
         self._errors = None
 
     def _call(self, op: str, **fields: Any) -> Any:
+        self.make_ready()
         return self._ask({"op": op, **fields}, self._timeout_s)
 
-    def _ask(self, question: dict[str, Any], timeout_s: float) -> Any:
-        process = self._process or self._start()
-        assert process.stdin is not None, "it is a pipe"
-        try:
-            process.stdin.write(json.dumps(question).encode() + b"\n")
-            process.stdin.flush()
-            answer = json.loads(self._read_line(process, timeout_s))
-        except (OSError, ValueError) as error:
-            raise self._dead(question["op"], str(error)) from error
-        if "error" in answer:
-            raise ManagerError(clean(str(answer["error"]), 1000))
-        return answer.get("ok")
-
-    def _start(self) -> subprocess.Popen[bytes]:
+    def _start(self) -> Any:
+        """Start the process; what it says to `hello`, which takes as long as its imports do."""
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the process)
         try:
             self._process = subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
@@ -206,16 +206,33 @@ class ProcessAdapter:
         except OSError as error:
             self.close()
             raise UsageError(f"cannot start {self._command[0]!r}: {error.strerror}") from error
-        return self._process
+        return self._ask({"op": "hello"}, _HELLO_S)
+
+    def _ask(self, question: dict[str, Any], timeout_s: float) -> Any:
+        process = self._process
+        assert process is not None, "it was started"
+        assert process.stdin is not None, "it is a pipe"
+        try:
+            process.stdin.write(json.dumps(question).encode() + b"\n")
+            process.stdin.flush()
+            answer = json.loads(self._read_line(process, timeout_s))
+        except (OSError, ValueError) as error:
+            raise self._dead(question["op"], str(error)) from error
+        except BaseException:  # a case's alarm, say: what it still answers would be taken for the next answer
+            self.close()
+            raise
+        if "error" in answer:
+            raise ManagerError(clean(str(answer["error"]), 1000))
+        return answer.get("ok")
 
     def _read_line(self, process: subprocess.Popen[bytes], timeout_s: float) -> bytes:
         """One line of the answer. Raises EngineTimeout, and EOFError's kin ValueError where there is none."""
         assert process.stdout is not None, "it is a pipe"
+        end = time.monotonic() + timeout_s
         with selectors.DefaultSelector() as selector:
             selector.register(process.stdout, selectors.EVENT_READ)
             while b"\n" not in self._pending:
-                if not selector.select(timeout_s):
-                    self.close()
+                if not selector.select(max(0.0, end - time.monotonic())):
                     raise EngineTimeout(f"no answer of the block manager within {timeout_s:g} s")
                 piece = process.stdout.read1(_MAX_LINE_BYTES)  # type: ignore[attr-defined]
                 if not piece or len(self._pending) > _MAX_LINE_BYTES:
@@ -229,12 +246,14 @@ class ProcessAdapter:
         process, errors = self._process, self._errors
         assert process is not None, "it was asked"
         assert errors is not None, "it was started"
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(1.0)
-        status = process.poll()
-        errors.seek(max(0, errors.seek(0, 2) - _TAIL_BYTES))
-        lines = [line for line in errors.read().decode("utf-8", "replace").splitlines() if line.strip()]
-        self.close()
+        try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(1.0)
+            status = process.poll()
+            errors.seek(max(0, errors.seek(0, 2) - _TAIL_BYTES))
+            lines = [line for line in errors.read().decode("utf-8", "replace").splitlines() if line.strip()]
+        finally:
+            self.close()
         ended = "it still ran" if status is None else f"it ended with status {status}"
         words = f"; last words: {clean(lines[-1])}" if lines else ""
         return EngineDied(f"the block manager's process broke at {op!r}: {clean(why)}; {ended}{words}")

@@ -18,7 +18,7 @@ from pabench.conformance.alloc.adapter import Pool
 from pabench.conformance.alloc.play import Play
 from pabench.conformance.alloc.schedule import Limits, Schedule
 from pabench.conformance.failure import not_again
-from pabench.conformance.implementation import ImplementationUnderTest, blamed
+from pabench.conformance.implementation import ImplementationUnderTest, blamed, kept
 from pabench.conformance.profiles import Profile
 from pabench.conformance.targets import unsupported
 from pabench.errors import RequirementFailed
@@ -111,9 +111,12 @@ class AllocatorUnderTest(ImplementationUnderTest):
             except RequirementFailed as error:
                 self._first = self._first or _Failed(_as_json(trace), self.case, self._log, error)
                 raise
+            except BaseException:  # it died, or the case's time is up: this is the trace to tell of
+                self.trace = _as_json(trace)
+                raise
 
         if self.replayed is not None:
-            self.trace = dict(self.replayed["trace"])
+            self.trace = kept(self.replayed, "trace")
         else:
             found = search(strategy, play_if_supported, traces=self.profile.traces,
                            seed=int(self.rng.integers(2**63)), shrink_s=self.profile.shrink_s)

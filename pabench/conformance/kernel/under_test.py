@@ -9,6 +9,8 @@ case that breaks it is what the failure tells and the case file keeps.
 from __future__ import annotations
 
 import contextlib
+import errno
+import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -18,19 +20,21 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from pabench.conformance.failure import fail, not_again
-from pabench.conformance.implementation import ImplementationUnderTest, blamed
+from pabench.conformance.implementation import ImplementationUnderTest, blamed, kept
 from pabench.conformance.kernel.adapter import Batch, Cache
-from pabench.conformance.kernel.cases import Case, case_from_json, case_to_json, in_words
+from pabench.conformance.kernel.cases import DTYPES, Case, case_from_json, case_to_json, in_words
 from pabench.conformance.profiles import Profile
 from pabench.conformance.targets import unsupported
 from pabench.engines.cleaning import clean
-from pabench.errors import EngineDied, EngineError, RequirementFailed
+from pabench.errors import EngineDied, RequirementFailed
 
 if TYPE_CHECKING:
     import torch
     from hypothesis.strategies import SearchStrategy
 
 C = TypeVar("C", bound=Case)
+_NO_MEMORY = ("out of memory", "allocate memory", "not enough memory")
+_MAX_WHY_CHARS = 120  # torch goes on with advice
 _MOST_REFUSALS = 8  # times as many as cases are wanted: then an adapter that supports hardly any is let be
 
 
@@ -54,7 +58,7 @@ class KernelUnderTest(ImplementationUnderTest):
         Without, it is one of many places with one option each, and a few cases do.
         """
         if self.replayed is not None:
-            self.found = case_from_json(self.replayed["case"])
+            self.found = case_from_json(kept(self.replayed, "case"))
             self._refuse(Counter(self._reasons(self.found)))
         else:
             edges = self.profile.kernel_edges
@@ -62,7 +66,13 @@ class KernelUnderTest(ImplementationUnderTest):
             self.found = self._search(cases, ask, examples)
         if self.found is not None:
             self.case = in_words(self.found)
-            ask(self, self.found)  # type: ignore[arg-type]
+            try:
+                with _room_for(self.found):
+                    ask(self, self.found)  # type: ignore[arg-type]
+            except _NoRoomError as no_room:
+                if self._first is not None:  # there was room when it failed
+                    raise self._first[1] from no_room
+                unsupported(str(no_room))
         if self._first is not None:  # what the search found has held just now: no pass, that is a race or stale memory
             self.found, error = self._first
             self.case = in_words(self.found)
@@ -85,11 +95,15 @@ class KernelUnderTest(ImplementationUnderTest):
                 return
             asked += 1
             try:
-                ask(self, case)
+                with _room_for(case):
+                    ask(self, case)
+            except _NoRoomError as error:
+                asked -= 1
+                reasons[str(error)] += 1
             except RequirementFailed as error:
                 self._first = self._first or (case, error)
                 raise
-            except EngineError:  # ends the search, and was the last case that it could be asked
+            except BaseException:  # it died, or the time is up: ends the search, and this is the case to tell of
                 self.found = case
                 raise
 
@@ -193,6 +207,37 @@ def poisoned_allocations() -> Iterator[None]:
             yield
         finally:
             torch.set_deterministic_debug_mode(before)
+
+
+class _NoRoomError(Exception):
+    """A far cache cannot be had here: nothing that the kernel has to do with."""
+
+
+@contextlib.contextmanager
+def _room_for(case: Case) -> Iterator[None]:
+    """Around a case: _NoRoomError where there is no memory to place its far cache in, and nothing for all else."""
+    from pabench.conformance.kernel.layouts import num_blocks_in, place_cache
+
+    try:
+        yield
+    except (MemoryError, OSError, RuntimeError) as error:
+        form = getattr(case, "form", None)
+        placing = any(frame.f_code is place_cache.__code__ for frame, _ in traceback.walk_tb(error.__traceback__))
+        if form is None or form.layout != "far" or not placing or not _says_no_memory(error):
+            raise
+        rows = num_blocks_in(form, 0) * form.block_size * form.num_kv_heads
+        size = sum(form.far_elements + rows * dim for dim in (form.head_dim, form.value_dim))
+        size *= 4 if form.storage == "float32" else 2 if form.storage in DTYPES else 1
+        size += 2 * 4 * (form.far_elements + rows) if form.scales == "slot" else 0
+        raise _NoRoomError(f"a cache that lies so far takes {size / 2**30:.0f} GiB of address space, or of a device's "
+                           f"memory, which cannot be had: {clean(str(error))[:_MAX_WHY_CHARS]}") from error
+
+
+def _says_no_memory(error: Exception) -> bool:
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    said = str(error).lower()  # torch has a type of its own for it on some devices alone
+    return isinstance(error, MemoryError) or any(words in said for words in _NO_MEMORY)
 
 
 def _wait_for(device: str) -> None:
