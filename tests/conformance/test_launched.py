@@ -201,7 +201,7 @@ time.sleep(60)
 
 def test_who_interrupts_twice_waits_for_the_engine_to_be_stopped(tmp_path: Path) -> None:
     code = (f"import sys; from pabench.conformance import runner; runner._START = {SLOW_TO_STOP!r}; "
-            "sys.exit(runner._pytest([], 60.0, None, quiet=True))")
+            "sys.exit(runner._pytest([], 60.0, None, quiet=True, out=None))")
     process = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stderr=subprocess.PIPE, text=True,
                                env=os.environ | {"PYTHONPATH": str(mutant_hosts.ROOT)})
     wait_for((tmp_path / "ready").exists)
