@@ -23,7 +23,7 @@ def read_kv_sample(metrics: MetricFamilies, time_s: float, table: MetricTable) -
 
 
 def read_field(metrics: MetricFamilies, field: str, names: tuple[str, ...]) -> float | None:
-    """Value of `field` over all series of the first of `names` that is present. NaN, what is negative and what is
+    """Value of `field` over all series of the first of `names` that is present. NaN and what is
     beyond all counting say nothing: one such number would end every later reading of the run.
     """
     present = source_of(metrics, names)
@@ -37,8 +37,8 @@ def read_field(metrics: MetricFamilies, field: str, names: tuple[str, ...]) -> f
 
 
 def counts(value: float) -> bool:
-    """Whether `value` can be a count or a share of anything."""
-    return 0 <= value <= _MOST  # not NaN either
+    """Whether something can be made of `value`. One below 0 stays: that it should not be, the suite tells."""
+    return abs(value) <= _MOST  # not NaN either
 
 
 def source_of(metrics: MetricFamilies, names: tuple[str, ...]) -> str | None:

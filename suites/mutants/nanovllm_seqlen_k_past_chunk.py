@@ -18,8 +18,8 @@ def apply() -> None:
             "seen = torch.arange(max(0, first_query - window + 1), context + 1, device",
         ),
         (
-            "mask = distance <= 0",
-            "mask = distance <= 1",
+            "mask = seen <= rows",
+            "mask = seen <= rows + 1",
         ),
         (
             "is_causal = first_query == 0 and window >= context",

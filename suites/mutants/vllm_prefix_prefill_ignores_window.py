@@ -14,7 +14,7 @@ def apply() -> None:
     rewrite_kernels(
         "torch_backend.py",
         (
-            "mask &= distance > -window",
-            "mask &= distance > -context",
+            "mask &= seen > rows - window",
+            "mask &= seen > rows - context",
         ),
     )

@@ -37,10 +37,15 @@ def test_labels_are_read_in_any_spelling():
     assert truths == [True, False, True, None, None]
 
 
-@pytest.mark.parametrize("value", ["1e308", "+Inf", "-Inf", "-1", "1" + "0" * 400])
+@pytest.mark.parametrize("value", ["1e308", "+Inf", "-Inf", "1" + "0" * 400])
 def test_what_counts_nothing_is_left_out(value):
     assert sample_of(f"running {value}\npreemptions_total 2\n") == KVSample(2.5, preemptions=2)
     assert sample_of(f'running{{engine="0"}} {value}\nrunning{{engine="1"}} 3\n').running == 3
+
+
+def test_what_is_below_nothing_is_told_as_it_is():
+    """A pool that has freed a block twice."""
+    assert sample_of("running -1\n").running == -1
 
 
 def test_labels_beyond_all_counting_are_none():
