@@ -12,7 +12,7 @@ from pabench.errors import UsageError
 
 
 def percent(share: float) -> str:
-    """`share` in words, never rounded up to all: 99.9 % are asked for too."""
+    """`share` in words, to four digits: 99.9 % may be asked for, and are not all."""
     return f"{100 * share:.4g}%"
 
 

@@ -29,6 +29,7 @@ from pabench.probe import Codec, Ring
 
 _AT_ONCE = 16
 _RESETS, _RESET_PAUSE_S = 10, 0.2  # an engine lets go of the last request's blocks a moment after its answer
+_BUSY = 400  # SGLang's answer to a reset while a request runs
 _RESET_TIMEOUT_S = 60.0  # for all tries
 _SEPARATOR = 1          # token
 _LARGEST_BLOCK = 256
@@ -83,9 +84,6 @@ async def _reset(http: aiohttp.ClientSession, reset_url: str) -> str:
                 return f"the cache was emptied (POST {reset_url})"
         await asyncio.sleep(_RESET_PAUSE_S)
     return f"POST {reset_url} was refused, as while blocks are held, so it is only checked"
-
-
-_BUSY = 400  # SGLang's, while a request runs
 
 
 def _refuses(body: bytes) -> bool:

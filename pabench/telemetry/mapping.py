@@ -23,8 +23,8 @@ def read_kv_sample(metrics: MetricFamilies, time_s: float, table: MetricTable) -
 
 
 def read_field(metrics: MetricFamilies, field: str, names: tuple[str, ...]) -> float | None:
-    """Value of `field` over all series of the first of `names` that is present. NaN and what is
-    beyond all counting say nothing: one such number would end every later reading of the run.
+    """Value of `field` over all series of the first of `names` that is present. NaN and what is beyond all
+    counting say nothing: one such number would end every later reading of the run.
     """
     present = source_of(metrics, names)
     if present is None:
@@ -62,7 +62,7 @@ def int_gauge(metrics: MetricFamilies, name: str) -> int | None:
     """A gauge that holds one whole number, the same in all its series; None where absent or not that."""
     values = {sample.value for sample in metrics.get(name, ())}
     value = values.pop() if len(values) == 1 else math.nan
-    return int(value) if value.is_integer() and abs(value) <= _MOST else None
+    return int(value) if counts(value) and value.is_integer() else None
 
 
 def bool_label(labels: Mapping[str, str], name: str) -> bool | None:

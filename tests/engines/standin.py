@@ -9,6 +9,8 @@ from contextlib import asynccontextmanager
 
 from aiohttp import web
 
+from pabench.engines import examine
+
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -26,6 +28,20 @@ async def serving(routes):
         yield f"http://127.0.0.1:{runner.addresses[0][1]}"
     finally:
         await runner.cleanup()
+
+
+def examined_routes(routes, timeout_s=2.0, **kwargs):
+    """What `examine` finds of an engine with these routes."""
+    async def main():
+        async with serving(routes) as url:
+            return await examine(url, timeout_s=timeout_s, **kwargs)
+
+    return run(main())
+
+
+def models(**entry):
+    """The answer of /v1/models, of one model."""
+    return {"object": "list", "data": [{"id": "m", "object": "model"} | entry]}
 
 
 def _fixed(answer) -> Handler:
