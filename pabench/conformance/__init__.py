@@ -25,7 +25,7 @@ Of all:
     running        a run inside pytest: from tests to verdicts
     target_options what the options name                judging    what became of one test
     crashed        a run whose process a native fault has ended
-    comparable     whether results are of one suite
+    interrupts     what waits for them               comparable     whether results are of one suite
     live           what `pabench conform` shows
     runner         run_suite and replay_case: the suite in a pytest of its own
 

@@ -17,6 +17,7 @@ from pabench import __version__
 from pabench.conformance.cases import Case, load_case, replay_command, write_case
 from pabench.conformance.expectations import Expectations, load_expectations
 from pabench.conformance.failure import Failure, failure_text
+from pabench.conformance.interrupts import interrupts_held
 from pabench.conformance.items import (
     case_name,
     cases_of_level,
@@ -189,10 +190,11 @@ class SuiteRun:
                                         reason=reason))
 
     def _add(self, item: pytest.Item, verdict: Verdict) -> None:
-        item.stash[VERDICT] = verdict
-        self.verdicts.append(verdict)
-        if self._writer is not None:
-            self._writer.row(verdict)
+        with interrupts_held():  # else the footer counts a row that the file lacks, or that is cut
+            item.stash[VERDICT] = verdict
+            self.verdicts.append(verdict)
+            if self._writer is not None:
+                self._writer.row(verdict)
 
     def _end(self, session: pytest.Session, exitstatus: int) -> None:
         """Write the footer, close the target; what could not be run never exits 0 or 1, and has no footer."""

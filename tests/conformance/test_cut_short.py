@@ -83,6 +83,29 @@ def test_a_second_run_writes_nothing_over(tmp_path: Path) -> None:
     assert (tmp_path / "out" / FILE_NAME).read_text() == before
 
 
+INTERRUPTS = """
+import signal
+from pabench.conformance import results
+asdict = results.asdict
+
+def interrupted(values):
+    if isinstance(values, results.Verdict):
+        signal.raise_signal(signal.SIGINT)
+    return asdict(values)
+
+results.asdict = interrupted
+"""
+
+
+def test_an_interrupt_while_a_row_is_written_leaves_it_whole(tmp_path: Path) -> None:
+    (tmp_path / "conftest.py").write_text(INTERRUPTS)
+    (tmp_path / "test_own.py").write_text(OWN.format(first="completeness", second="hit-leaves-a-token"))
+    done = pytest_in(tmp_path, "--pabench-impl", "adapters.py:Caching", "--pabench-out", "out")
+    results = load_results(tmp_path / "out")
+    assert [row.requirement for row in results.rows] == ["alloc/completeness"]
+    assert (done.returncode, results.footer.status, results.footer.exit_code) == (130, "interrupted", 130), done.stdout
+
+
 IDS = ["alloc/conservation", "alloc/completeness"]
 
 
