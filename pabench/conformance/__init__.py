@@ -13,9 +13,9 @@
 Of the http level:
 
     session        one engine for the length of a run
-    engine         `engine`, what a test holds: bounded, recorded calls
+    engine         `engine`, what a test holds: bounded, recorded calls; described, metered: what it is, and shows
     prompts        rings and forks of given lengths
-    verify         from an answer to a failure
+    verify         from an answer to a failure      selfcheck      the same without the probe
 
 Of all:
 

@@ -8,34 +8,30 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 
-from pabench.conformance.described import DescribedEngine
+from pabench.conformance.comparison import Tally
 from pabench.conformance.exchange import Exchange, Geometry, RawPost, exchange_as_json
 from pabench.conformance.failure import CaseFailed, Failure
+from pabench.conformance.metered import MeteredEngine
 from pabench.conformance.prompts import braid_of_prompt_length, rings_of_prompt_lengths
-from pabench.conformance.selfcheck import Tally
 from pabench.conformance.session import EngineSession, plain_prompt
 from pabench.conformance.targets import unsupported
 from pabench.conformance.verify import Ask, check_completion, check_form, check_length, fork_temperature
-from pabench.conformance.watching import Watch
-from pabench.conformance.wire import Pending, Wire
+from pabench.conformance.wire import Pending
 from pabench.engines.base import Completion, GenerationRequest
 from pabench.engines.cleaning import clean
 from pabench.probe import Ring, complement
-from pabench.telemetry.vocabulary import KVSample, MetricFamilies
 
 _SHARE_COMPARED = 0.5  # of the tokens of a case without the probe, or it proves nothing
-_REPLICA_LABELS = ("engine", "dp_rank")  # vLLM's and SGLang's, of replicas behind one URL
 _TIME_KEPT = 0.4       # of a case's time, which references are not to use up
 
 
-class EngineUnderTest(DescribedEngine):
+class EngineUnderTest(MeteredEngine):
     """The engine under test, for one case. `case` says in a line what the case sends; tests set it."""
 
     def __init__(self, session: EngineSession, rng: np.random.Generator, geometry: Geometry | None = None) -> None:
@@ -43,7 +39,6 @@ class EngineUnderTest(DescribedEngine):
         self.rng = rng
         self.case = ""
         self.killer: dict[str, Any] | None = None  # of the engine, as JSON, where a request alone is found to end it
-        self._wire = Wire(session)
         self._note = ""
         self._tally = Tally()
 
@@ -262,63 +257,6 @@ class EngineUnderTest(DescribedEngine):
         """Status and body of a POST of exactly this."""
         return self._wire.post(Exchange(RawPost(path, body)))
 
-    # Looking -----------------------------------------------------------------------------------------------------
-
-    def metrics(self) -> KVSample | None:
-        """The metrics now, in the one vocabulary; None where the engine has none."""
-        families = self._families()
-        return None if families is None else self._session.client.dialect.kv_sample(families, time.monotonic())
-
-    def _families(self) -> MetricFamilies | None:
-        return self._wire.call(self._session.client.metrics(), [])
-
-    @property
-    def guesses(self) -> bool:
-        """Whether the engine speculates: drafts were seen, or are counted since it started."""
-        sample = self.metrics()
-        return self.can("speculation") or (sample is not None and (sample.drafted or 0) > 0)
-
-    @property
-    def num_pools(self) -> int:
-        """Pools of blocks, any of which may serve a request: one for each replica that the metrics name."""
-        samples = [sample for family in (self._families() or {}).values() for sample in family]
-        return max(1, *(len({sample.labels[label] for sample in samples if label in sample.labels})
-                        for label in _REPLICA_LABELS))
-
-    @property
-    def reuses_partial_blocks(self) -> bool:
-        """Whether the engine says that a part of a block may be a hit."""
-        told = self._session.client.dialect.partial_reuse_label
-        if told is None:
-            return False
-        name, label = told
-        return any(sample.labels.get(label) == "True" for sample in (self._families() or {}).get(name, ()))
-
-    def metrics_when_stable(self, ready: Callable[[KVSample], bool], *, within_s: float) -> KVSample:
-        """Poll until `ready` holds, at most `within_s` seconds; the last sample, whether it holds or not.
-
-        It may be as old as the engine's gauges are at most: `cadence_s`. Waiting for them is not taken from the case's
-        time.
-        """
-        start = time.monotonic()
-        sample = self._watch.until(ready, within_s)
-        self._wire.prolong(min(time.monotonic() - start, self.cadence_s))
-        return sample
-
-    def metrics_renewed(self, ready: Callable[[KVSample], bool], *, within_s: float) -> KVSample | None:
-        """As `metrics_when_stable`, but no sample that may tell of a moment before this call.
-
-        None where the gauges were not renewed within `within_s`. Waiting for them is not taken from the case's time.
-        """
-        start = time.monotonic()
-        sample = self._watch.until_renewed(ready, within_s)
-        self._wire.prolong(min(time.monotonic() - start, self.cadence_s))
-        return sample
-
-    @property
-    def _watch(self) -> Watch:
-        return Watch(lambda: sampled(self), self._nudge, self.cadence_s)
-
     # How -------------------------------------------------------------------------------------------------------
 
     def _request(self, ask: Ask) -> GenerationRequest:
@@ -330,18 +268,6 @@ class EngineUnderTest(DescribedEngine):
         if self.is_probe or isinstance(request.prompt, str):
             return request
         return replace(request, prompt=self._session.selfcheck.phrase(request.prompt))
-
-    def _nudge(self) -> None:
-        request = GenerationRequest(plain_prompt(self.facts, 4), max_tokens=1, stream=False)
-        self._wire.call(self._session.client.generate(request), [])
-
-
-def sampled(engine: EngineUnderTest) -> KVSample:
-    """The gauges now. Skips the test, as UNSUPPORTED, where there are none."""
-    sample = engine.metrics()
-    if sample is None:
-        unsupported("the engine shows no metrics")
-    return sample
 
 
 def refused(completion: Completion) -> bool:

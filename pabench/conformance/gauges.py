@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from pabench.conformance.engine import EngineUnderTest, sampled
+from pabench.conformance.engine import EngineUnderTest
 from pabench.conformance.failure import fail
+from pabench.conformance.metered import sampled
 from pabench.telemetry.vocabulary import KVSample
 
 __all__ = ["all_given_back", "given_back", "idle", "idle_again", "idle_baseline", "sampled", "settled", "state"]

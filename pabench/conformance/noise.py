@@ -21,7 +21,8 @@ from pabench.conformance.tokens import Prompt, Token, continued
 from pabench.probe import FIRST_RING, FIRST_SALT, SEP
 
 if TYPE_CHECKING:
-    from pabench.conformance.selfcheck import Asker, SelfCheck
+    from pabench.conformance.comparison import Asker
+    from pabench.conformance.selfcheck import SelfCheck
 
 _PROMPTS = 4
 _TOKENS = 24

@@ -21,12 +21,11 @@ reference is asked for before the requests that it is for, while its prompt is s
 from __future__ import annotations
 
 import contextlib
-import math
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Protocol
+from dataclasses import replace
 
+from pabench.conformance.comparison import Asker, Comparison, Tally, shown
 from pabench.conformance.failure import Failure
 from pabench.conformance.noise import Noise, measure_noise
 from pabench.conformance.tokens import Prompt, Token, continued, tokens_of
@@ -34,56 +33,6 @@ from pabench.conformance.verify import Ask
 from pabench.engines.base import Choice, Completion, EngineFacts, GenerationRequest
 from pabench.engines.wording import plain
 from pabench.errors import EngineProtocol
-
-_WHOLE_PIECE = 8      # tokens of an answer that is not asked for in two pieces
-_FOLLOWS = 8          # tokens that must follow a departure as they would alone
-_FOLLOWS_AT_LEAST = 4  # where the answer ends before
-_RARE = 32            # tokens to a further departure, without log-probabilities
-_NAMED = 3            # tokens in a row that tell another request's answer from chance
-_CUT_CHARACTER = "\ufffd"  # the beginning of one, at the end of a text: some engines leave it out of a stream
-
-
-class Asker(Protocol):
-    """How questions of one's own are put: one at a time, each recorded with its case."""
-
-    facts: EngineFacts
-
-    @property
-    def edge(self) -> int:
-        """Block size to choose lengths by."""
-        ...
-
-    @property
-    def longest(self) -> int:
-        """Longest sequence, prompt and output, that the engine can hold."""
-        ...
-
-    @property
-    def time_for_references(self) -> bool:
-        """Whether the case has time left for more of them."""
-        ...
-
-    def ask_alone(self, request: GenerationRequest, name: str) -> Completion:
-        """The answer to one request, sent as it is."""
-        ...
-
-
-@dataclass(slots=True)
-class Tally:
-    """What was compared in one case."""
-
-    answers: int = 0           # samples that were to be compared, empty ones too
-    compared: int = 0
-    total: int = 0
-    ties: int = 0              # tokens that differed where two were nearly alike
-    furthest_nats: float = 0.0  # by which a compared log-probability was another
-
-    def near(self, logprob: float | None, expected: float | None, tolerance: float) -> bool:
-        """Whether a log-probability is the expected one; no number is not."""
-        if logprob is None or expected is None or not abs(logprob - expected) <= tolerance:
-            return False
-        self.furthest_nats = max(self.furthest_nats, abs(logprob - expected))
-        return True
 
 
 class SelfCheck:
@@ -132,7 +81,7 @@ class SelfCheck:
         for ask in asks:
             if ask.temperature == 0 and asker.time_for_references:
                 with contextlib.suppress(EngineProtocol):  # what is refused here is refused there, and judged there
-                    self._reference(asker, self.request(ask).prompt, ask.tokens, ask.name)
+                    self.reference(asker, self.request(ask).prompt, ask.tokens, ask.name)
 
     def check(
         self, asker: Asker, ask: Ask, choice: Choice, name: str, others: Sequence[tuple[str, Choice]], tally: Tally
@@ -144,7 +93,7 @@ class SelfCheck:
         prompt = self.request(ask).prompt
         if ask.temperature > 0:
             return self._check_sample(asker, prompt, tokens, name, tally)
-        comparison = _Comparison(self, asker, prompt, tokens, name, others, tally)
+        comparison = Comparison(self, asker, prompt, tokens, name, others, tally)
         failure = comparison.run()
         if failure is None and len(tokens) < ask.tokens and not ask.stop_token_ids:
             failure = comparison.end(ask.tokens, cut=choice.finish_reason == "length")
@@ -176,13 +125,14 @@ class SelfCheck:
         for index, (token, score) in enumerate(zip(fits, self.score(asker, prompt, fits), strict=False)):
             if not tally.near(token.logprob, score, noise.tolerance):
                 return Failure(
-                    f"{name}[{index}] = {_shown(token, score)}, as in a prompt that is read at once",
-                    f"{name}[{index}] = {_shown(token, token.logprob)}", reads=self._reads(asker),
+                    f"{name}[{index}] = {shown(token, score)}, as in a prompt that is read at once",
+                    f"{name}[{index}] = {shown(token, token.logprob)}", reads=self.reads(asker),
                     hint="a sample read what it did not write: is a shared block copied before the first write to it?")
             tally.compared += 1
         return None
 
-    def _reference(self, asker: Asker, prompt: Prompt, count: int, name: str) -> list[Token]:
+    def reference(self, asker: Asker, prompt: Prompt, count: int, name: str) -> list[Token]:
+        """`count` tokens behind `prompt`, alone and cold, or fewer where the answer ends before; asked for once."""
         asked, known = self._references.get(prompt, (0, []))
         if asked < count:  # not `len(known)`: an answer may end before, and of text it is words that are counted
             known = self.cold(asker, prompt, count, f"reference of {name}")
@@ -199,125 +149,6 @@ class SelfCheck:
     def _new_salt(self) -> str | None:
         return f"pabench-{uuid.uuid4().hex}" if self._salted else None
 
-    def _reads(self, asker: Asker) -> str:
+    def reads(self, asker: Asker) -> str:
+        """How it was compared, for a failure."""
         return f"by self-consistency, without the KV probe: {self.noise(asker).text}"
-
-
-@dataclass(slots=True)
-class _Comparison:
-    """One greedy answer held against its reference."""
-
-    check: SelfCheck
-    asker: Asker
-    prompt: Prompt
-    tokens: list[Token]
-    name: str
-    others: Sequence[tuple[str, Choice]]
-    tally: Tally
-    at: int = 0                  # the first token that is not compared yet
-    departure: int | None = None  # without log-probabilities: a token that what follows must excuse
-    departures: int = 0          # tokens that were not the reference's
-
-    def run(self) -> Failure | None:
-        """Piece by piece, until the answer ends, a fault is found, or the time is up."""
-        while self.at < len(self.tokens) and self.asker.time_for_references:
-            reference = self._piece()
-            for token, expected in zip(self.tokens[self.at:], reference, strict=False):
-                failure = self._step(token, expected)
-                if failure is not None:
-                    return failure
-                if token.key != expected.key:
-                    break
-            if not reference:
-                return None  # alone it has nothing more to say: no more can be compared
-        if self.departure is not None and self.at - self.departure - 1 < _FOLLOWS_AT_LEAST:
-            self.tally.compared -= self.at - self.departure - 1  # too little follows to excuse it or not
-        return None
-
-    def end(self, count: int, *, cut: bool) -> Failure | None:
-        """What is wrong with an answer that ended before its `count` tokens: `cut` for its length, it says, or of
-        itself. What it lacks counts as not compared.
-        """
-        if not self.asker.time_for_references:
-            return None
-        # Words are fewer than tokens: only the same request alone tells how many there must be.
-        whole, at = self.check._reference(self.asker, self.prompt, count, self.name), len(self.tokens)
-        if whole and whole[-1].key == _CUT_CHARACTER:
-            whole = whole[:-1]
-        self.tally.total += len(whole[at:])
-        if len(whole) <= at or any(a.key != b.key for a, b in zip(self.tokens, whole, strict=False)):
-            return None
-        # Who ends of itself may have been near a tie with what follows. Who says that it was cut was not.
-        lead = whole[at].lead
-        if not cut and (lead is None or lead <= self.check.noise(self.asker).tolerance):
-            return None
-        what = "words" if self.check.without_logprobs else "tokens"
-        return Failure(f"{self.name}[{at}] = {_led(whole[at])}, as alone and cold",
-                       f"{self.name} ends after {at} {what}", self.check._reads(self.asker),
-                       "was a token lost, or a sequence taken for another that has ended?")
-
-    def _piece(self) -> list[Token]:
-        left = len(self.tokens) - self.at
-        halved = self.check.cold_at_any_time and left > _WHOLE_PIECE and self.at == 0
-        behind = continued(self.prompt, self.tokens[: self.at], self.check.noise(self.asker).joiner)
-        return self.check._reference(self.asker, behind, (left + 1) // 2 if halved else left, self.name)
-
-    def _step(self, token: Token, expected: Token) -> Failure | None:
-        """Compare one token, and go on to the next."""
-        index = self.at
-        self.at += 1
-        tolerance = self.check.noise(self.asker).tolerance
-        if token.key == expected.key:
-            if expected.logprob is not None and not self.tally.near(token.logprob, expected.logprob, tolerance):
-                return self._failure(index, token, expected)
-            self.tally.compared += 1
-            if self.departure is not None and index - self.departure >= _FOLLOWS:
-                self.departure = None
-            return None
-        self.departures += 1
-        if self.check.without_logprobs:
-            if self.departure is not None or self.departures > 1 + len(self.tokens) // _RARE:
-                return self._failure(index, token, expected)
-            self.departure = index
-        elif not _nearly_tied(token, expected, tolerance):
-            return self._failure(index, token, expected)
-        self.tally.ties += 1
-        return None
-
-    def _failure(self, index: int, token: Token, expected: Token) -> Failure:
-        return Failure(f"{self.name}[{index}] = {_led(expected)}, as alone and cold",
-                       f"{self.name}[{index}] = {_shown(token, token.logprob)}", self.check._reads(self.asker),
-                       self._foreign(index))
-
-    def _foreign(self, index: int) -> str:
-        """A hint where the answer goes on as another request's does; else where to look."""
-        wanted = [token.key for token in self.tokens[index : index + _NAMED]]
-        for name, choice in self.others:
-            keys = [token.key for token in tokens_of(choice)]
-            for place in range(len(keys) - _NAMED + 1):
-                if len(wanted) == _NAMED and keys[place : place + _NAMED] == wanted:
-                    return f"it goes on as {name} does from its token {place} on: is a block or a row of both one?"
-        return ("the same prompt is answered otherwise alone and cold: what was read from the cache was not its own, "
-                "not yet written, or at another position")
-
-
-def _nearly_tied(token: Token, expected: Token, tolerance: float) -> bool:
-    """Whether noise may have put `token` before `expected`: neither led by more than it can move, and both, less what
-    it can move, may be tokens of one distribution.
-    """
-    if any(each.lead is not None and each.lead > tolerance for each in (token, expected)):
-        return False
-    a, b = token.logprob, expected.logprob
-    if a is None or b is None or not abs(a - b) <= 2 * tolerance or max(a, b) > tolerance:
-        return False
-    return math.exp(a - tolerance) + math.exp(b - tolerance) <= 1
-
-
-def _led(token: Token) -> str:
-    """What was expected, and by how much."""
-    return _shown(token, token.logprob) + ("" if token.lead is None else f", {token.lead:.3g} nats before any other")
-
-
-def _shown(token: Token, logprob: float | None) -> str:
-    told = "" if logprob is None else f" at log-probability {logprob:.4f}"
-    return (f"token {token.key}" if isinstance(token.key, int) else repr(token.key[:40])) + told

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
+from pabench.conformance.comparison import Tally, nearly_tied
 from pabench.conformance.failure import Failure
-from pabench.conformance.selfcheck import SelfCheck, Tally, _nearly_tied
+from pabench.conformance.selfcheck import SelfCheck
 from pabench.conformance.tokens import Token
 from pabench.conformance.verify import Ask
 from pabench.engines.base import Choice, Completion, EngineFacts, GenerationRequest
@@ -267,7 +268,7 @@ def test_a_reference_that_fails_is_the_engines_fault() -> None:
     (-0.01, -0.02, False), (-0.4, -0.5, False), (-1.0, -1.2, False), (math.nan, -1.0, False), (800.0, 800.0, False)])
 def test_two_tokens_tie_only_if_they_may_be_of_one_distribution(one: float, other: float, tied: bool) -> None:
     """Where no runner-up is told: two that are both nearly certain were said of two different contexts."""
-    assert _nearly_tied(Token(5, one), Token(6, other), 0.05) is tied
+    assert nearly_tied(Token(5, one), Token(6, other), 0.05) is tied
 
 
 @pytest.mark.parametrize(("tally", "proven"), [

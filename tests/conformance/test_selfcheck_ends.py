@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from pabench.conformance.selfcheck import SelfCheck, Tally
+from pabench.conformance.comparison import Tally
+from pabench.conformance.selfcheck import SelfCheck
 from pabench.conformance.verify import Ask
 from pabench.engines.base import Choice, Completion, GenerationRequest
 from tests.conformance.test_selfcheck import IDS, RINGS, TEXT, Model, checked, put
