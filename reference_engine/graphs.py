@@ -50,7 +50,7 @@ def cuda_graph(forward: Forward, pool: _POOL_HANDLE | None = None) -> Forward:
 
 
 class DecodeGraphs:
-    """The graphs of one model over one KV pool, each captured when its size is first needed.
+    """The graphs of one model over one KV pool, each captured when its size is first needed, or all at once.
 
     `capture` makes a repeatable pass of a forward pass: `cuda_graph`, or on a CPU the pass itself.
     """
@@ -61,12 +61,19 @@ class DecodeGraphs:
         self._model, self._caches, self._config, self._capture = model, caches, config, capture
         self._graphs: dict[int, _DecodeGraph] = {}
 
+    def capture_all(self) -> None:
+        """Those of all batches that may come: the largest first, whose memory the others then share."""
+        for size in sorted({_padded_size(count) for count in range(1, self._config.max_num_seqs + 1)}, reverse=True):
+            self._graph(size)
+
     def run(self, batch: Batch) -> torch.Tensor:
         """Logits [num_seqs, vocab_size] float32 of a batch of decodes, valid until the next run of any size."""
-        size = 1 << (len(batch.contexts) - 1).bit_length()
+        return self._graph(_padded_size(len(batch.contexts))).run(batch)
+
+    def _graph(self, size: int) -> _DecodeGraph:
         if size not in self._graphs:
             self._graphs[size] = _DecodeGraph(self._model, self._caches, self._config, size, self._capture)
-        return self._graphs[size].run(batch)
+        return self._graphs[size]
 
 
 class _DecodeGraph:
@@ -102,6 +109,10 @@ class _DecodeGraph:
         self._contexts.copy_(torch.from_numpy(_padded(batch.contexts, len(self._contexts), 0)))
         self._plan.refill(self._tables, self._contexts)
         return self._replay()[:count]
+
+
+def _padded_size(count: int) -> int:
+    return 1 << (count - 1).bit_length()
 
 
 def _padded(values: NDArray[np.int64], size: int, padding: int) -> NDArray[np.int64]:

@@ -15,7 +15,7 @@ from paged_kernels import WholeLayer, elementwise, move_backend, plan_attention,
 from pabench.errors import UsageError
 from reference_engine.config import EngineConfig
 from reference_engine.graphs import DecodeGraphs, cuda_graph
-from reference_engine.memory.allocator import Allocator, blocks_for
+from reference_engine.memory.allocator import Allocator, BlockCopy, blocks_for
 from reference_engine.memory.pool import KVPool, kv_dtype
 from reference_engine.model.transformer import StepInput, Transformer
 from reference_engine.scheduling.sequence import Sequence
@@ -79,11 +79,30 @@ class Runner:
             host_pool = KVPool(model.config, config.num_swap_blocks, config.block_size, dtype, host, copies)
         whole = [] if backend != "numba" or config.enforce_eager else model.whole_layers(pool.layers)
         warm_up(dtype, model.dtype, backend=backend, whole=whole)
-        graphs = None
-        if backend == "triton" and model.device.type == "cuda" and not config.enforce_eager:
-            capture = partial(cuda_graph, pool=torch.cuda.graph_pool_handle())
-            graphs = DecodeGraphs(model, pool.layers, config, capture)
-        return cls(model, pool, allocator, host_pool=host_pool, backend=backend, whole=whole, graphs=graphs)
+        runner = cls(model, pool, allocator, host_pool=host_pool, backend=backend, whole=whole)
+        if backend == "triton" and model.device.type == "cuda":
+            runner.rehearse(config.max_model_len)
+            if not config.enforce_eager:
+                capture = partial(cuda_graph, pool=torch.cuda.graph_pool_handle())
+                runner.graphs = DecodeGraphs(model, pool.layers, config, capture)
+                runner.graphs.capture_all()
+        return runner
+
+    def rehearse(self, longest: int) -> None:
+        """Compile what sequences of up to `longest` tokens need of the Triton backend; the first would wait for it.
+
+        One pass reads the first block alone, whatever lies there, and writes nothing.
+        """
+        from paged_kernels.triton_backend.tiles import ROWS_OF_EACH_TILE  # triton is heavy
+
+        counts = np.array([rows for rows in ROWS_OF_EACH_TILE if rows <= longest], dtype=np.int64)
+        contexts, ends = np.full_like(counts, longest), counts.cumsum()
+        positions = np.concatenate([np.arange(longest - rows, longest) for rows in counts])
+        tables = np.zeros((len(counts), blocks_for(longest, self.allocator.block_size)), dtype=np.int64)
+        batch = Batch(np.zeros_like(positions), positions, np.full_like(positions, -1), tables, contexts,
+                      np.concatenate([[0], ends]), ends - 1)
+        self.model.forward(self.prepare(batch), self.pool.layers)
+        self.pool.copy_blocks([BlockCopy(0, 0)])
 
     def run(self, step: Step, num_logits: SequenceOf[int]) -> torch.Tensor:
         """Logits [sum(num_logits), vocab_size] float32: of each sequence those of its last num_logits[i] new tokens."""

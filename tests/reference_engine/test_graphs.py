@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from paged_kernels.triton_backend import plan
 from paged_kernels.triton_backend.device import interpreted
+from paged_kernels.triton_backend.tiles import NO_SPLIT
 
 from pabench.errors import UsageError
 from reference_engine import runner as runner_module
@@ -22,8 +24,8 @@ def same_pass(forward):
 
 
 def triton_engine(folder, **config):
-    return Engine.from_folder(folder, EngineConfig(
-        max_model_len=64, num_blocks=40, block_size=8, attention_backend="triton", **config), device=DEVICE)
+    config = {"max_model_len": 64, "num_blocks": 40, "block_size": 8} | config
+    return Engine.from_folder(folder, EngineConfig(attention_backend="triton", **config), device=DEVICE)
 
 
 def test_batches_that_shrink_and_grow_are_exact(tiny_probe):
@@ -45,6 +47,48 @@ def test_batches_that_shrink_and_grow_are_exact(tiny_probe):
     for request, (ring, tokens) in asked.items():
         assert_exact(ring, ids(made[request][0]), tokens)
     assert {4, 3, 2} <= set(sizes), "the graphs were not used at every size"
+
+
+def test_all_sizes_are_captured_before_the_first_request(tiny_probe):
+    engine = triton_engine(tiny_probe, max_num_seqs=5)
+    captured = []
+
+    def capture(forward):
+        captured.append(len(captured))
+        return same_pass(forward) if interpreted() else cuda_graph(forward)
+
+    graphs = DecodeGraphs(engine.runner.model, engine.pool.layers, engine.config, capture)
+    graphs.capture_all()
+    assert len(captured) == 4, "1, 2, 4 and 8 rows hold batches of 1 to 5"
+    engine.runner.graphs = graphs
+    asked = {engine.add(ring.prompt, greedy(4)).id: ring for ring in rings(3, 4, 5, 6, 7)}
+    made = drain(engine)
+    for request, ring in asked.items():
+        assert_exact(ring, ids(made[request][0]), 4)
+    assert len(captured) == 4
+
+
+def test_no_request_needs_a_kernel_that_the_rehearsal_did_not(tiny_probe, monkeypatch):
+    """What a kernel is compiled for: its tile, and what `constants` say. The pool stays as it was."""
+    engine = triton_engine(tiny_probe, enforce_eager=True, max_model_len=160, num_blocks=60)
+    compiled = set()
+    launch = plan.launch_attend
+
+    def launch_noted(tile, geometry, *rest):
+        compiled.add((tile, geometry))
+        launch(tile, geometry, *rest)
+
+    monkeypatch.setattr(plan, "launch_attend", launch_noted)
+    before = engine.pool.tensor.normal_().clone()
+    engine.runner.rehearse(engine.config.max_model_len)
+    assert engine.pool.tensor.equal(before)
+    rehearsed = set(compiled)
+    assert {tile.split for tile, _ in rehearsed} == {256, 2048, NO_SPLIT}  # decodes, short chunks, long ones
+    compiled.clear()
+    for prompt in (rings(3, 7)[0].prompt, rings(3, 30)[1].prompt, tuple(range(20, 140))):
+        engine.add(prompt, greedy(3))
+    drain(engine)
+    assert compiled == rehearsed
 
 
 def test_a_swapped_and_quantised_cache_in_triton_is_exact(tiny_probe):

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from paged_kernels.triton_backend.tiles import FEW_ROWS, NO_SPLIT, SPLIT_ROWS, Geometry, Tile, tile_for
+from paged_kernels.triton_backend.tiles import NO_SPLIT, ROWS_OF_EACH_TILE, SPLIT_ROWS, Geometry, Tile, tile_for
 
 Ints = NDArray[np.int64]
 
@@ -55,7 +55,8 @@ def schedule(batch: Batch, geometry: Geometry, window: int | None, *, target: st
     """The work items of a batch. `window` in positions, None: no bound."""
     num_rows = np.diff(batch.starts)
     launches = []
-    bounds = [1, FEW_ROWS, SPLIT_ROWS, max(SPLIT_ROWS + 1, int(num_rows.max(initial=0)))]
+    *bounds, many = ROWS_OF_EACH_TILE
+    bounds.append(max(many, int(num_rows.max(initial=0))))
     for fewest, most in zip([1, *(bound + 1 for bound in bounds[:-1])], bounds, strict=True):
         seqs = np.flatnonzero((num_rows >= fewest) & (num_rows <= most))
         if len(seqs):

@@ -40,6 +40,7 @@ class Tile(NamedTuple):
 
 FEW_ROWS = 8         # query rows of a sequence that are still read like a decode: a decode with drafts
 SPLIT_ROWS = 64      # a chunk of more rows fills the machine without being split
+ROWS_OF_EACH_TILE = (1, FEW_ROWS, SPLIT_ROWS, SPLIT_ROWS + 1)  # one number of query rows for each of `tile_for`'s
 NO_SPLIT = 1 << 30
 TARGETS = ("nvidia", "blackwell", "amd")
 MAX_GROUP = 128
