@@ -136,15 +136,21 @@ class Comparison:
             if self.departure is not None and index - self.departure >= _FOLLOWS:
                 self.departure = None
             return None
-        self.departures += 1
-        if self.check.without_logprobs:
-            if self.departure is not None or self.departures > 1 + len(self.tokens) // _RARE:
-                return self._failure(index, token, expected)
-            self.departure = index
-        elif not nearly_tied(token, expected, tolerance):
+        tied = self._word_tied if self.check.without_logprobs else nearly_tied
+        if not tied(token, expected, tolerance):
             return self._failure(index, token, expected)
         self.tally.ties += 1
         return None
+
+    def _word_tied(self, token: Token, expected: Token, tolerance: float) -> bool:
+        """Without log-probabilities, of the token before `at`: by samples, or until what follows it says more."""
+        noise = self.check.noise(self.asker)
+        if noise.samples_vary:
+            behind = continued(self.prompt, self.tokens[: self.at - 1], noise.joiner)
+            return self.check.tied(self.asker, behind, token, expected)
+        self.departures += 1
+        first, self.departure = self.departure is None, self.at - 1
+        return first and self.departures <= 1 + len(self.tokens) // _RARE
 
     def _failure(self, index: int, token: Token, expected: Token) -> Failure:
         return Failure(f"{self.name}[{index}] = {_led(expected)}, as alone and cold",

@@ -47,6 +47,7 @@ class Noise:
     words: int = 0
     joiner: str = ""              # between a prompt of text and the beginning of its answer
     samples_tell: bool = False    # whether log-probabilities of sampled tokens are those of the model
+    samples_vary: bool = False    # without log-probabilities: whether samples show what else might have been said
     problem: str = ""
     fault: str = ""
 
@@ -167,10 +168,19 @@ def _by_words(check: SelfCheck, asker: Asker, prompts: Sequence[Prompt], answers
     assert best is not None
     departed, words, joiner = best
     runs = sum(cut < len(answer) - 1 for answer in answers for cut in _CUTS)
-    if runs == 0 or 4 * departed > runs:
+    vary = _samples_vary(check, asker, prompts[0], len(answers[0]))
+    if runs == 0 or departed > (runs // 2 if vary else 0):
         return Noise(None, departed, words, joiner, problem=(
             f"{departed} of {runs} answers do not go on alike when asked for behind their own beginning: without "
-            "token ids and log-probabilities a near tie cannot be told from a fault"))
+            f"token ids and log-probabilities{'' if vary else ', or samples,'} a near tie cannot be told from a fault"))
     if not any(a != b for a, b in pairwise([token.key for token in answer] for answer in answers)):
         return Noise(None, problem="different prompts have one and the same answer")
-    return Noise(None, departed, words, joiner)
+    return Noise(None, departed, words, joiner, samples_vary=vary)
+
+
+def _samples_vary(check: SelfCheck, asker: Asker, prompt: Prompt, count: int) -> bool:
+    """Whether two seeds say different things."""
+    if not check.samples:
+        return False
+    one, other = (check.cold(asker, prompt, count, "sample", temperature=1.0, seed=seed) for seed in (0, 1))
+    return [token.key for token in one] != [token.key for token in other]

@@ -35,6 +35,16 @@ def test_a_sound_engine_passes_in_bfloat16(random_llama: Path, tmp_path: Path) -
     assert all("self-consistency, noise 0." in row.reason for row in rows)
 
 
+def test_a_sound_engine_passes_in_bfloat16_where_words_are_all_it_tells(random_llama: Path, tmp_path: Path) -> None:
+    """One or two words in a hundred depart. Which cases are UNSUPPORTED depends on what a dialect can ask for."""
+    ids = ["http/ring-exact", "http/concurrent-isolation", "http/bad-input-then-healthy"]
+    with mutant_hosts.engine(None, random_llama, tmp_path / "log", "--dtype", "bfloat16") as url:
+        assert run_suite(url, dialect="openai", out=tmp_path / "out", profile="smoke", ids=ids, seed=2, quiet=True) == 0
+    passed = [row.reason for row in load_results(tmp_path / "out").rows if row.outcome is Outcome.PASS]
+    assert len(passed) >= 5
+    assert any("by words alone" in reason and "near ties" in reason for reason in passed)
+
+
 @pytest.mark.parametrize(("name", "requirement"), [
     ("atlas_partial_tail_two_writers", "http/shared-prefix-divergence"),
     ("nanovllm_stale_hash_map", "http/same-block-behind-another-prefix"),
