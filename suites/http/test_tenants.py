@@ -21,6 +21,7 @@ _TELLING_P = 0.001     # what happens by chance once in a thousand runs
 _TELLING_SHARE = 0.25  # of what a hit saves: less could be anything
 _ENOUGH_PAIRS = 10     # where a hit of one's own is told by then, and nothing is seen of another's: no need to go on
 _SILENT_P = 0.1
+_COUNTED = "whether another's blocks were found is told by a count, or by times alone"
 
 
 @pytest.mark.requirement("http/salt-isolates", case="counts")
@@ -29,6 +30,7 @@ def test_salt_isolates(engine: EngineUnderTest) -> None:
 
     On each endpoint and way of answering, since each builds its request for itself.
     """
+    engine.need("cached_tokens", _COUNTED)
     length = min(3 * engine.edge + 1, engine.longest // 2)
     if length <= engine.edge:
         unsupported(f"{engine.block_text}: no prompt of more than a block fits into {engine.longest} tokens twice")
@@ -56,6 +58,7 @@ def test_salt_isolates_behind_own_block(engine: EngineUnderTest) -> None:
     Whoever keeps salts out of a key's chain finds the first block of a prompt under its own salt alone, and those
     behind it under any: only who has a first block of its own gets there.
     """
+    engine.need("cached_tokens", _COUNTED)
     block = engine.edge
     length = min(4 * block + 1, engine.longest - 8)
     if length < 2 * block + 1:

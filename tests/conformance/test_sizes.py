@@ -6,6 +6,7 @@ import importlib.util
 import itertools
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from math import log
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ import pytest
 from pabench.conformance.engine import EngineUnderTest
 from pabench.conformance.exchange import Exchange, Geometry
 from pabench.conformance.profiles import PROFILES
+from pabench.conformance.registry import load_registry
 from pabench.conformance.session import EngineSession
 from pabench.conformance.verify import Ask
 from pabench.engines import dialect
@@ -244,3 +246,17 @@ def test_usual_geometries_are_asked_everything() -> None:
                 function(PerfectEngine("smoke", block, context, 2048), *([] if value is None else [value]))
             except pytest.skip.Exception as error:
                 pytest.fail(f"{function.__name__} of {value}, block {block}, context {context}: {error}")
+
+
+def test_salts_are_timed_where_nothing_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As vLLM is without --enable-prompt-tokens-details."""
+    needs = load_registry()["http/salt-isolates"].needs
+    assert set(needs) == {"cache_salt", "prefix_cache"}
+    engine = PerfectEngine("ci", 16, 512, 2048)
+    engine.facts = replace(engine.facts, capabilities=CAPABILITIES - {"cached_tokens"})
+    for counted in (TENANTS.test_salt_isolates, TENANTS.test_salt_isolates_behind_own_block):
+        with pytest.raises(pytest.skip.Exception, match="by times alone: the engine lacks cached_tokens"):
+            counted(engine)
+    monkeypatch.setattr(TENANTS, "_first_token_s", lambda engine, ring, salt: 0.1 if salt.startswith("spy") else 0.05)
+    TENANTS.test_salt_hides_in_time(engine)
+    assert engine.note.startswith("a hit saves 50.0 ms, another tenant's 0.0 ms")
