@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from pabench.conformance.failure import Failure
-from pabench.conformance.tokens import Prompt, Token, continued, tokens_of
+from pabench.conformance.tokens import CUT_CHARACTER, Prompt, Token, agreement, continued, tokens_of
 from pabench.engines.base import Choice, Completion, EngineFacts, GenerationRequest
 
 if TYPE_CHECKING:
@@ -19,7 +19,6 @@ _FOLLOWS = 8          # tokens that must follow a departure as they would alone
 _FOLLOWS_AT_LEAST = 4  # where the answer ends before
 _RARE = 32            # tokens to a further departure, without log-probabilities
 _NAMED = 3            # tokens in a row that tell another request's answer from chance
-_CUT_CHARACTER = "\ufffd"  # the beginning of one, at the end of a text: some engines leave it out of a stream
 
 
 class Asker(Protocol):
@@ -84,11 +83,11 @@ class Comparison:
         """Piece by piece, until the answer ends, a fault is found, or the time is up."""
         while self.at < len(self.tokens) and self.asker.time_for_references:
             reference = self._piece()
-            for token, expected in zip(self.tokens[self.at:], reference, strict=False):
-                failure = self._step(token, expected)
+            for token, expected, same in agreement(self.tokens[self.at:], reference):
+                failure = self._step(token, expected, same=same)
                 if failure is not None:
                     return failure
-                if token.key != expected.key:
+                if not same:
                     break
             if not reference:
                 return None  # alone it has nothing more to say: no more can be compared
@@ -104,7 +103,7 @@ class Comparison:
             return None
         # Words are fewer than tokens: only the same request alone tells how many there must be.
         whole, at = self.check.reference(self.asker, self.prompt, count, self.name), len(self.tokens)
-        if whole and whole[-1].key == _CUT_CHARACTER:
+        if whole and whole[-1].key == CUT_CHARACTER:
             whole = whole[:-1]
         self.tally.total += len(whole[at:])
         if len(whole) <= at or any(a.key != b.key for a, b in zip(self.tokens, whole, strict=False)):
@@ -124,12 +123,12 @@ class Comparison:
         behind = continued(self.prompt, self.tokens[: self.at], self.check.noise(self.asker).joiner)
         return self.check.reference(self.asker, behind, (left + 1) // 2 if halved else left, self.name)
 
-    def _step(self, token: Token, expected: Token) -> Failure | None:
-        """Compare one token, and go on to the next."""
+    def _step(self, token: Token, expected: Token, *, same: bool) -> Failure | None:
+        """Compare one token, and go on to the next. `same`: as far as both go."""
         index = self.at
         self.at += 1
         tolerance = self.check.noise(self.asker).tolerance
-        if token.key == expected.key:
+        if same:
             if expected.logprob is not None and not self.tally.near(token.logprob, expected.logprob, tolerance):
                 return self._failure(index, token, expected)
             self.tally.compared += 1

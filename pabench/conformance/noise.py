@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pabench.conformance.tokens import Prompt, Token, continued
+from pabench.conformance.tokens import Prompt, Token, agreement, continued
 from pabench.probe import FIRST_RING, FIRST_SALT, SEP
 
 if TYPE_CHECKING:
@@ -160,9 +160,9 @@ def _by_words(check: SelfCheck, asker: Asker, prompts: Sequence[Prompt], answers
         for prompt, answer in zip(prompts, answers, strict=True):
             for cut in (cut for cut in _CUTS if cut < len(answer) - 1):
                 again = check.cold(asker, continued(prompt, answer[:cut], joiner), len(answer) - cut, "noise")
-                same = sum(a.key == b.key for a, b in zip(answer[cut:], again, strict=False))
-                departed += same < min(len(answer) - cut, len(again))
-                words += same
+                same = [same for _, _, same in agreement(answer[cut:], again)]
+                departed += not all(same)
+                words += sum(same)
         if best is None or departed < best[0]:
             best = departed, words, joiner
     assert best is not None

@@ -30,7 +30,7 @@ from dataclasses import replace
 from pabench.conformance.comparison import Asker, Comparison, Tally, shown
 from pabench.conformance.failure import Failure
 from pabench.conformance.noise import Noise, measure_noise
-from pabench.conformance.tokens import Prompt, Token, continued, tokens_of
+from pabench.conformance.tokens import Prompt, Token, begin_alike, continued, tokens_of
 from pabench.conformance.verify import Ask
 from pabench.engines.base import Choice, Completion, EngineFacts, GenerationRequest
 from pabench.engines.wording import plain
@@ -127,7 +127,7 @@ class SelfCheck:
         left, count = [one, other], _WORD_TOKENS if isinstance(prompt, str) else 1
         for seed in range(_DRAWS):
             drawn = self.cold(asker, prompt, count, "near tie", temperature=_TIED_AT, seed=seed)
-            left = [token for token in left if not (drawn and _may_be(token, drawn))]
+            left = [token for token in left if not (drawn and begin_alike(token, drawn[0]))]
             if not left or not asker.time_for_references:
                 return True
         return False
@@ -170,11 +170,3 @@ class SelfCheck:
     def reads(self, asker: Asker) -> str:
         """How it was compared, for a failure."""
         return f"by self-consistency, without the KV probe: {self.noise(asker).text}"
-
-
-def _may_be(token: Token, drawn: Sequence[Token]) -> bool:
-    """Whether a sample begins with `token`: a word that is all of it may have been cut."""
-    first = drawn[0].key
-    if isinstance(first, str) and isinstance(token.key, str) and len(drawn) == 1:
-        return token.key.startswith(first)
-    return token.key == first

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from pabench.engines.base import Choice
 
 Prompt = tuple[int, ...] | str
+CUT_CHARACTER = "\ufffd"  # the beginning of one, at the end of a text: some engines leave it out of a stream
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,24 @@ def continued(prompt: Prompt, tokens: Sequence[Token], joiner: str = "") -> Prom
         text = "".join(token.text for token in tokens)
         return f"{prompt}{joiner}{text}" if text else prompt
     return (*prompt, *(int(token.key) for token in tokens))
+
+
+def agreement(answer: Sequence[Token], reference: Sequence[Token]) -> Iterator[tuple[Token, Token, bool]]:
+    """Each token and what it is held against, and whether the two are the same, as far as both answers go.
+
+    So many tokens may be fewer words, the last one cut: it is the same as a longer one that begins with it.
+    """
+    shorter = min(len(answer), len(reference))
+    for i, (token, expected) in enumerate(zip(answer, reference, strict=False)):
+        yield token, expected, token.key == expected.key or (i == shorter - 1 and begin_alike(token, expected))
+
+
+def begin_alike(one: Token, other: Token) -> bool:
+    """Whether two ids are the same, or one word begins with the other: either may have been cut."""
+    if not isinstance(one.key, str) or not isinstance(other.key, str):
+        return one.key == other.key
+    short, long = sorted((one.key.rstrip(CUT_CHARACTER), other.key.rstrip(CUT_CHARACTER)), key=len)
+    return long.startswith(short)
 
 
 def _words(text: str) -> list[Token]:
