@@ -135,13 +135,16 @@ class Comparison:
             if self.departure is not None and index - self.departure >= _FOLLOWS:
                 self.departure = None
             return None
-        tied = self._word_tied if self.check.without_logprobs else nearly_tied
-        if not tied(token, expected, tolerance):
+        if self.check.without_logprobs:
+            tied = self._words_tied(token, expected)
+        else:
+            tied = nearly_tied(token, expected, tolerance)
+        if tied is False:
             return self._failure(index, token, expected)
-        self.tally.ties += 1
+        self.tally.ties += tied is True
         return None
 
-    def _word_tied(self, token: Token, expected: Token, tolerance: float) -> bool:
+    def _words_tied(self, token: Token, expected: Token) -> bool | None:
         """Without log-probabilities, of the token before `at`: by samples, or until what follows it says more."""
         noise = self.check.noise(self.asker)
         if noise.samples_vary:

@@ -36,8 +36,9 @@ from pabench.engines.base import Choice, Completion, EngineFacts, GenerationRequ
 from pabench.engines.wording import plain
 from pabench.errors import EngineProtocol
 
-# Two tokens 0.3 nats apart, more than noise of bfloat16 has been seen to bridge, both come but once in a thousand
-# times; of two that are 2 nats apart the other comes in 4 of 100. Words may be several tokens.
+# By arithmetic, with odds of exp(nats / temperature): of two tokens 0.3 nats apart, where others take a third of the
+# draws, one is missing once in a thousand times; of two that are 2 nats apart the other comes 4 times in 100. (The noise
+# of a random model in bfloat16 was 0.12 nats.) Words may be several tokens.
 _TIED_AT = 0.3   # temperature
 _DRAWS = 32
 _WORD_TOKENS = 4
@@ -122,14 +123,16 @@ class SelfCheck:
         told = self._answer(asker, request, "score").choices[0].prompt_logprobs or []
         return told[len(prompt):]
 
-    def tied(self, asker: Asker, prompt: Prompt, one: Token, other: Token) -> bool:
-        """Whether the engine, alone and cold, says now one and now the other behind `prompt`; as far as time allows."""
+    def tied(self, asker: Asker, prompt: Prompt, one: Token, other: Token) -> bool | None:
+        """Whether the engine, alone and cold, says now one and now the other behind `prompt`; None: no time to tell."""
         left, count = [one, other], _WORD_TOKENS if isinstance(prompt, str) else 1
         for seed in range(_DRAWS):
             drawn = self.cold(asker, prompt, count, "near tie", temperature=_TIED_AT, seed=seed)
             left = [token for token in left if not (drawn and begin_alike(token, drawn[0]))]
-            if not left or not asker.time_for_references:
+            if not left:
                 return True
+            if not asker.time_for_references:
+                return None
         return False
 
     def _check_sample(

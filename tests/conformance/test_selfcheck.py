@@ -268,6 +268,19 @@ def test_a_word_that_no_sample_begins_with_is_a_fault(at: int) -> None:
     assert failure.actual == f"A[{at}] = 'w39'"
 
 
+def test_a_departure_that_time_ran_out_on_is_neither_a_fault_nor_a_tie() -> None:
+    model = Model(TEXT | {"sampling"})
+    ask_alone = model.ask_alone
+
+    def last(request: GenerationRequest, name: str) -> Completion:
+        model.time_for_references = request.temperature != 0.3
+        return ask_alone(request, name)
+
+    model.ask_alone = last  # type: ignore[method-assign]
+    failure, tally = checked(model, put(5, "w39"))
+    assert (failure, tally.ties, tally.compared, tally.total) == (None, 0, 5, 20)
+
+
 @pytest.mark.parametrize(("one", "other", "alike"), [
     (7, 7, True), (7, 77, False), ("over", "over", True), ("ov", "over", True), ("over", "ov\ufffd", True),
     ("over", "other", False), ("7", 7, False)])

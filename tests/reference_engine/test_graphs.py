@@ -69,7 +69,7 @@ def test_all_sizes_are_captured_before_the_first_request(tiny_probe):
 
 
 def test_no_request_needs_a_kernel_that_the_rehearsal_did_not(tiny_probe, monkeypatch):
-    """What a kernel is compiled for: its tile, and what `constants` say. The pool stays as it was."""
+    """By tile and geometry: all else that the kernel is compiled for is the model's. The pool stays as it was."""
     engine = triton_engine(tiny_probe, enforce_eager=True, max_model_len=160, num_blocks=60)
     compiled = set()
     launch = plan.launch_attend
