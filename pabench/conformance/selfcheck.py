@@ -37,8 +37,8 @@ from pabench.engines.wording import plain
 from pabench.errors import EngineProtocol
 
 # By arithmetic, with odds of exp(nats / temperature): of two tokens 0.3 nats apart, where others take a third of the
-# draws, one is missing once in a thousand times; of two that are 2 nats apart the other comes 4 times in 100. (The noise
-# of a random model in bfloat16 was 0.12 nats.) Words may be several tokens.
+# draws, one is missing once in a thousand times; of two that are 2 nats apart the other comes 4 times in 100. The
+# noise of a random model in bfloat16 was 0.12 nats. Words may be several tokens.
 _TIED_AT = 0.3   # temperature
 _DRAWS = 32
 _WORD_TOKENS = 4
