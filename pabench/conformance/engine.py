@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -25,6 +26,7 @@ from pabench.conformance.verify import Ask, check_completion, check_form, check_
 from pabench.conformance.wire import Pending
 from pabench.engines.base import Completion, GenerationRequest
 from pabench.engines.cleaning import clean
+from pabench.errors import EngineProtocol
 from pabench.probe import Ring, complement
 
 _SHARE_COMPARED = 0.5  # of the tokens of a case without the probe, or it proves nothing
@@ -164,6 +166,7 @@ class EngineUnderTest(MeteredEngine):
 
     def start(self, asks: Sequence[Ask], *, concurrency: int | None = None) -> Pending:
         """Send without waiting."""
+        self._measure_noise()
         if not self.is_probe:
             self._session.selfcheck.prepare(self, asks)
         exchanges = [Exchange(self._request(ask), ask.name) for ask in asks]
@@ -247,10 +250,12 @@ class EngineUnderTest(MeteredEngine):
 
     def abort(self, request: GenerationRequest, after_tokens: int) -> Completion:
         """Stream `request` and disconnect after so many tokens; the answer so far."""
+        self._measure_noise()
         return self._wire.abort(Exchange(self._phrased(request)), after_tokens)
 
     def abort_all(self, requests: Sequence[GenerationRequest], delays_s: Sequence[float]) -> None:
         """Stream all `requests` at once; disconnect from each so many seconds after it was sent."""
+        self._measure_noise()
         self._wire.abort_all([Exchange(self._phrased(request)) for request in requests], delays_s)
 
     def post_raw(self, path: str, body: bytes | dict[str, object]) -> tuple[int, bytes]:
@@ -258,6 +263,12 @@ class EngineUnderTest(MeteredEngine):
         return self._wire.post(Exchange(RawPost(path, body)))
 
     # How -------------------------------------------------------------------------------------------------------
+
+    def _measure_noise(self) -> None:
+        """Once a run, without the probe, and before a case can spoil what it would be measured on."""
+        if not self.is_probe:
+            with contextlib.suppress(EngineProtocol):  # what is refused here is refused there, and judged there
+                self._session.selfcheck.noise(self)
 
     def _request(self, ask: Ask) -> GenerationRequest:
         """`ask` as it is sent to the model that is served."""

@@ -99,3 +99,12 @@ def test_what_would_have_ended_soon_tells_nothing() -> None:
         with pytest.raises(pytest.skip.Exception, match=r"may take 0\.7 s to notice that a client has left"):
             ABORTS.test_abort_frees(engine, 1)
         assert time.monotonic() - start < 3
+
+
+def test_the_noise_is_measured_before_an_abort_can_spoil_what_it_is_measured_on() -> None:
+    with asked(Paced(token_s=0.001)) as engine:
+        engine.abort(GenerationRequest("t1 t2 t3", 8), 2)
+        engine.abort(GenerationRequest("t1 t2 t3", 8), 2)
+        names = [exchange.name for exchange in engine.exchanges]
+    assert names[:4] == ["noise"] * 4
+    assert names[4:] == ["", ""]
