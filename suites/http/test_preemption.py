@@ -100,7 +100,8 @@ def test_two_large(engine: EngineUnderTest) -> None:
     total = capacity * 3 // 5
     if total > engine.longest:
         unsupported(f"no sequence of more than half of the pool of {capacity} slots fits into {engine.longest} tokens")
-    prompt_len = min(total - 4 * engine.edge, len(engine.spec.paired_ids) // 2)
+    prompt_len = min(total - 4 * engine.edge, capacity // 2 - 2 * engine.edge,  # so that both can begin
+                     len(engine.spec.paired_ids) // 2)
     if prompt_len < SHORTEST_RING:
         unsupported(f"{engine.block_text}: a pool of {capacity} slots has no room for two rings that grow by 4 blocks")
     tokens = min(total - prompt_len, engine.longest - prompt_len)
@@ -146,18 +147,29 @@ def test_samples_in_a_full_pool(engine: EngineUnderTest) -> None:
     if blocks < 3:
         unsupported(f"{engine.block_text}: the pool of {capacity} slots is too small for {_SHARE} prompts of 3 blocks")
     length = (blocks - 1) * block + block // 2
-    tokens, count = 2 * block, capacity // (blocks * block)  # each sample writes into the last block, and goes on
+    count = capacity // (blocks * block)
     (long,) = long_rings(engine.spec, engine.rng, [min(engine.longest - 8, engine.profile.prompt_tokens // 2)], 4)
     forks = [fork_of_prompt_length(engine.spec, engine.rng, length) for _ in range(count + 1)]
-    asks = [Ask(fork, tokens, f"request {i}", n=_SHARE, temperature=engine.sampling_temperature)
+    asks = [Ask(fork, 2 * block, f"request {i}", n=_SHARE, temperature=engine.sampling_temperature)
             for i, fork in enumerate(forks)]
-    engine.case = f"{engine.block_text}; a fork of {length} prompt tokens; n {_SHARE}, {tokens} tokens"
+    engine.case = f"{engine.block_text}; a fork of {length} prompt tokens; n {_SHARE}, {2 * block} tokens"
     taken, _ = engine.ask_samples(asks.pop())
+    tokens = min(block * _outgrowing(capacity // block, blocks, taken.n), engine.longest - length)
     before = _count_before(engine)
     engine.case = (f"pool of {capacity} slots; {count} forks of {length} prompt tokens at once, behind a prompt of "
                    f"{len(long.prompt)}; n {taken.n}, {tokens} tokens")
-    engine.ask([Ask(long, 1, "long"), *(replace(ask, n=taken.n) for ask in asks)])
+    engine.ask([Ask(long, 1, "long"), *(replace(ask, n=taken.n, tokens=tokens) for ask in asks)])
     _check_preempted(engine, before)
+
+
+def _outgrowing(pool: int, blocks: int, samples: int) -> int:
+    """Blocks that a sample has to write to be preempted even where a prompt waits until all its samples can begin.
+
+    Then as many prompts of `blocks` run as fit with a last block for each of their `samples`, and what is left of the
+    `pool` is less than one more of them takes.
+    """
+    together = blocks - 1 + samples
+    return 2 + together // (max(1, pool // together) * samples)
 
 
 def _check_reasons(asks: Sequence[Ask], answers: Sequence[Completion]) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
 from pabench.conformance.verify import Ask
+from pabench.engines.base import Completion
 from pabench.telemetry.vocabulary import KVSample
 from tests.conformance.test_sizes import ABORTS, FIRST_HOLDER, PREEMPTION, SHARING, PerfectEngine, suite_file
 
@@ -99,6 +102,36 @@ def test_what_was_shown_or_cannot_be_told_is_one(case: Callable[..., None], engi
     asked = engine()
     case(asked)
     assert asked.asked
+
+
+class Recorded(Engine):
+    """It keeps what it was asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asks: list[Ask] = []
+
+    def ask(self, asks: Sequence[Ask], *, concurrency: int | None = None) -> list[Completion]:
+        self.asks += asks
+        return super().ask(asks, concurrency=concurrency)
+
+
+def test_two_large_sequences_both_begin() -> None:
+    """Where their prompts did not fit together, the second would wait for the first to end, and nobody be preempted."""
+    engine = Recorded()
+    PREEMPTION.test_two_large(engine)
+    one, other = engine.asks
+    assert len(one.prompt.prompt) + len(other.prompt.prompt) <= 2048
+    assert min(len(ask.prompt.prompt) + ask.tokens for ask in engine.asks) > 2048 // 2
+
+
+@given(pool=st.integers(12, 4096), blocks=st.integers(3, 300), samples=st.integers(1, 8))
+def test_samples_outgrow_the_pool_wherever_prompts_wait(pool: int, blocks: int, samples: int) -> None:
+    """As many prompts as fit with all their samples run, and those overrun the pool."""
+    running = max(1, pool // (blocks - 1 + samples))
+    own = 1 + PREEMPTION._outgrowing(pool, blocks, samples)
+    assume(running > 1 or blocks - 1 + samples <= pool)
+    assert running * (blocks - 1 + samples * own) > pool
 
 
 def test_an_empty_prompt_is_no_malformed_one() -> None:
