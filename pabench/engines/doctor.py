@@ -15,7 +15,7 @@ from pabench.engines.base import Dialect, EngineFacts
 from pabench.engines.cleaning import clean
 from pabench.engines.client import MODELS_PATH, NO_ROUTE, EngineClient
 from pabench.engines.doctor_pages import METRICS_PATH, after_work, metrics_found, metrics_page, with_extra_pages
-from pabench.engines.openai import owners
+from pabench.engines.openai import model_entries, owners
 from pabench.engines.trials import Trials
 from pabench.engines.triton import triton_models
 from pabench.engines.which_probe import given_probe, try_pictures, which_probe
@@ -177,14 +177,9 @@ def _require_model(models: Mapping[str, Any], wanted: str | None, trials: Trials
 
     One that is answered may be an adapter, or of an engine that takes any name.
     """
-    entries = _entries(models)
+    entries = model_entries(models)
     if wanted is not None and not trials.capabilities and entries and wanted not in [one.get("id") for one in entries]:
         raise UsageError(f"--model is {clean(wanted, 80)!r}, and the engine serves {_names(entries)}")
-
-
-def _entries(models: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    data = models.get("data")
-    return [entry for entry in data if isinstance(entry, Mapping)] if isinstance(data, list) else []
 
 
 def _names(entries: list[Mapping[str, Any]]) -> str:
@@ -193,7 +188,7 @@ def _names(entries: list[Mapping[str, Any]]) -> str:
 
 def _entry(models: Mapping[str, Any], wanted: str | None, notes: list[str]) -> Mapping[str, Any]:
     """What `/v1/models` says of the model to examine: `wanted`, else the first; empty where it says nothing."""
-    entries = _entries(models)
+    entries = model_entries(models)
     if wanted is not None:
         found = next((entry for entry in entries if entry.get("id") == wanted), None)
         if entries and found is None:

@@ -174,8 +174,12 @@ class OpenAIDialect:
         return isinstance(models.get("data"), list)
 
 
+def model_entries(models: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The models of a `/v1/models` answer; what is no JSON object there is left out."""
+    data = models.get("data")
+    return [entry for entry in data if isinstance(entry, Mapping)] if isinstance(data, list) else []
+
+
 def owners(models: Mapping[str, Any]) -> set[str]:
     """`owned_by` of each model in a `/v1/models` answer."""
-    data = models.get("data")
-    entries = data if isinstance(data, list) else []
-    return {str(entry.get("owned_by")) for entry in entries if isinstance(entry, Mapping)}
+    return {str(entry.get("owned_by")) for entry in model_entries(models)}

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pabench.engines.base import GenerationRequest
-from pabench.engines.openai import OpenAIDialect, openai_body, openai_path, require_plain, require_text
+from pabench.engines.openai import OpenAIDialect, model_entries, openai_body, openai_path, require_plain, require_text
 from pabench.errors import UsageError
 from pabench.telemetry.mapping import MetricTable, read_kv_sample
 from pabench.telemetry.vocabulary import KVSample, MetricFamilies
@@ -38,5 +38,7 @@ class TGIDialect(OpenAIDialect):
         return read_kv_sample(metrics, time_s, METRICS)
 
     def recognises(self, models: Mapping[str, Any], metrics: MetricFamilies, headers: Mapping[str, str]) -> bool:
-        """By its metrics' prefix."""
-        return any(name.startswith("tgi_") for name in metrics)
+        """By its metrics' prefix. Before its first request it shows none, but its model owns itself and has no date."""
+        return any(name.startswith("tgi_") for name in metrics) or any(
+            entry.get("created") == 0 and "id" in entry and entry.get("owned_by") == entry["id"]
+            for entry in model_entries(models))

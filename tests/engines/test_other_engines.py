@@ -11,7 +11,7 @@ from pabench.engines import EngineClient, dialect, examine
 from pabench.engines.base import GenerationRequest
 from pabench.probe import Codec, Ring
 from tests.engines.pages import LMDEPLOY_PAGE, MISTRALRS_PAGE, OVMS_PAGE, SGLANG_PAGE, TGI_PAGE, TRTLLM_PAGE
-from tests.engines.standin import run, serving
+from tests.engines.standin import examined_routes, models, run, serving
 
 IDS = [12366, 13]
 USAGE = {"prompt_tokens": 5, "total_tokens": 7, "completion_tokens": 2}
@@ -76,6 +76,15 @@ def server(name: str, stream: list[bytes], taken: list[str] | None = None) -> di
 
         routes["GET /metrics"] = drained
     return routes
+
+
+def test_tgi_is_recognised_before_its_first_request() -> None:
+    """Its page of metrics is empty then: no series is there before it is first written to."""
+    routes = server("tgi", ENGINES["tgi"][3]) | {"GET /metrics": (200, ""), "GET /v1/models": models(
+        id="org/model", created=0, owned_by="org/model")}
+    assert examined_routes(routes).facts.dialect == "tgi"
+    routes["GET /v1/models"] = models(id="org/model", created=1764550000, owned_by="org/model")
+    assert examined_routes(routes).facts.dialect == "openai"
 
 
 @pytest.mark.parametrize("name", ENGINES)
