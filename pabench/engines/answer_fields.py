@@ -8,6 +8,12 @@ from typing import Any
 from pabench.errors import EngineProtocol
 
 MAX_INT = 2**31  # of ids, indexes and counts: what the records hold
+MAX_REASON_CHARS = 100  # of a finish reason: no engine's own is half as long, and records hold one a sample
+
+
+def fault_text(fault: Exception) -> str:
+    """What an error record says of a part of an answer that could not be read."""
+    return str(fault) if isinstance(fault, EngineProtocol) else f"{type(fault).__name__}: {fault}"
 
 
 def count(value: Any, name: str) -> int | None:

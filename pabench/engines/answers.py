@@ -12,7 +12,9 @@ from typing import Any
 
 from pabench.engines.answer_fields import (
     MAX_INT,
+    MAX_REASON_CHARS,
     count,
+    fault_text,
     ids_of,
     logprobs_of,
     prompt_logprobs_of,
@@ -27,7 +29,6 @@ from pabench.engines.word_count import WordCount
 from pabench.errors import EngineProtocol
 
 _TOGETHER = 64  # reads that are tried at once; of a stream that is often otherwise, so few that little is tried in vain
-_MAX_REASON_CHARS = 100  # no engine's own is half as long, and records hold one a sample
 _TRIES = 4  # templates in a row that no read was alike to, after which no more are made of the stream
 
 
@@ -157,8 +158,8 @@ class _Reading:
                 self.take_choice(choice, event.time_s)
             self.take_usage(answer.get("usage"))
             self.take_id(answer.get("id"))
-        except EngineProtocol as fault:
-            self._fail(str(fault))
+        except Exception as fault:  # no list of what an engine can send is complete; what came before is kept
+            self._fail(fault_text(fault))
             return
         if self._tries:
             self._learn(event, answer)
@@ -184,7 +185,7 @@ class _Reading:
         reading.take(choice, time_s)
         reason = choice.get("finish_reason")
         if reason not in (None, ""):  # "" is what TGI says until the end
-            reading.choice.finish_reason = str(reason)[:_MAX_REASON_CHARS]
+            reading.choice.finish_reason = str(reason)[:MAX_REASON_CHARS]
             self._finish_events += 1
 
     def take_usage(self, usage: Any) -> None:
@@ -225,7 +226,9 @@ class _Reading:
 
 
 class _ChoiceReading:
-    """One sample being read. Tokens are counted from ids, else logprobs, else words, else one a chunk with text."""
+    """One sample being read. Tokens are counted from ids, else words (of text that is read as ids), else logprobs, else
+    one a chunk with text.
+    """
 
     def __init__(self, index: int, read_text: TextReader | None) -> None:
         self.choice = Choice(index)
@@ -277,12 +280,12 @@ class _ChoiceReading:
         return True
 
     def _count(self, text: str, ids: list[int] | None, logprobs: list[float] | None) -> int:
-        told = ids if ids is not None else logprobs
-        if told is None:
-            return self._words.add(text) if self._words is not None else 1 if text else 0
+        if self._words is not None and ids is None:
+            return self._words.add(text)  # what its ids are read from, however many log-probabilities stand beside it
         if self._words is not None:
             self._words.pass_over(text)
-        return len(told)
+        told = ids if ids is not None else logprobs
+        return len(told) if told is not None else 1 if text else 0
 
     def finish(self) -> Choice:
         """The sample, with ids read from its text where the engine gave none."""

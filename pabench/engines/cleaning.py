@@ -7,6 +7,7 @@ import re
 import shlex
 import unicodedata
 from collections.abc import Sequence
+from functools import lru_cache
 
 # Control, format (bidirectional overrides, zero width), surrogate, private use, line and paragraph separators.
 _UNSAFE = frozenset({"Cc", "Cf", "Cs", "Co", "Zl", "Zp"})
@@ -16,6 +17,7 @@ _LINKED = re.compile(r"@|:(?=//)|www(?=\.)|#(?=\d)", re.IGNORECASE)
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _SPLIT = re.compile(r"[;\t\r\n]\"*(?=[=+\-@])")  # where a field may begin, and a formula in it
 _SECRET = re.compile(r"(key|token|secret|password)\b|(key|secret|password)s$", re.IGNORECASE)
+_ESCAPED = {b"/": b"\\/", b'"': b'\\"', b"\\": b"\\\\"}  # in JSON; some gateways write the first of them
 _NO_WORD_BYTES = 12  # of a key: so long, it is no word that an answer may hold by chance
 WHOLE = 2000  # characters: our own sentence around an engine's last words is not cut
 
@@ -32,7 +34,7 @@ def without_key(text: str, api_key: str | None) -> str:
     """`text` with the key, which an engine may quote, as `***`; where it was `masked` too, or its end is cut off."""
     if not api_key:
         return text
-    text = text.replace(api_key, "***").replace("*" * max(4, len(api_key)), "***")
+    text = re.sub(rf"\*{{{max(4, len(api_key))},}}", "***", text.replace(api_key, "***"))
     begin = api_key[:_NO_WORD_BYTES]
     while len(api_key) > _NO_WORD_BYTES and (at := text.find(begin)) >= 0:
         length = next(size for size in range(len(api_key), 0, -1) if text.startswith(api_key[:size], at))
@@ -45,8 +47,24 @@ def masked(body: bytes, status: int | None, api_key: str | None) -> bytes:
     word of a good one may be like it.
     """
     key = (api_key or "").encode()
-    sure = len(key) >= _NO_WORD_BYTES or status != 200 or b"error" in body
-    return body.replace(key, b"*" * len(key)) if key and sure else body
+    if not key or not (len(key) >= _NO_WORD_BYTES or status != 200 or b"error" in body):
+        return body
+    body = body.replace(key, b"*" * len(key))
+    if b"\\u00" in body or any(escaped in body for char, escaped in _ESCAPED.items() if char in key):
+        body = _spelt_in_json(key).sub(lambda found: b"*" * len(found[0]), body)
+    return body
+
+
+@lru_cache(maxsize=8)
+def _spelt_in_json(key: bytes) -> re.Pattern[bytes]:
+    """`key` with any of its characters as JSON may have them too."""
+    chars = []
+    for char in map(chr, key):
+        plain = re.escape(char.encode("latin-1"))
+        short = _ESCAPED.get(char.encode("latin-1"))
+        escaped = b"" if short is None else b"|" + re.escape(short)
+        chars.append(b"(?:%b|\\\\u(?i:%04x)%b)" % (plain, ord(char), escaped))
+    return re.compile(b"".join(chars))
 
 
 def markdown(text: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pabench.engines.answer_fields import MAX_INT, count, ids_of
+from pabench.engines.answer_fields import MAX_INT, MAX_REASON_CHARS, count, fault_text, ids_of
 from pabench.engines.answer_json import MAX_ERROR_CHARS, error_text, load_json
 from pabench.engines.answers import parse_answer
 from pabench.engines.base import Choice, Completion, GenerationRequest, TextReader, Usage
@@ -81,8 +81,8 @@ class SGLangGenerateDialect(SGLangDialect):
                 continue
             try:
                 reading.take(said, event.time_s, 0)
-            except EngineProtocol as fault:
-                reading.error = reading.error or str(fault)
+            except Exception as fault:  # no list of what an engine can send is complete; what came before is kept
+                reading.error = reading.error or fault_text(fault)[:MAX_ERROR_CHARS]
         return reading.finish(streamed=True, cut=cut, read_text=read_text)
 
     def recognises(self, models: Mapping[str, Any], metrics: MetricFamilies, headers: Mapping[str, str]) -> bool:
@@ -119,8 +119,10 @@ class _Reading:
         self._take_tokens(choice, said, usage.completion_tokens, time_s)
         self._take_logprobs(choice, meta)
         reason = meta.get("finish_reason")
+        if isinstance(reason, dict):
+            reason = reason.get("type")
         if reason is not None:
-            choice.finish_reason = str(reason.get("type") if isinstance(reason, dict) else reason)
+            choice.finish_reason = str(reason)[:MAX_REASON_CHARS]
             self._finish_events += 1
         if self._id is None and isinstance(meta.get("id"), str):
             self._id = meta["id"]

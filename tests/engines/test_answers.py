@@ -200,6 +200,14 @@ def test_words_are_counted_once_however_the_text_is_cut(ids, data):
     assert len(choice.token_times_s) == len(ids)
 
 
+def test_log_probabilities_beside_words_make_no_tokens_of_them():
+    """However many stand there: what counts is what is verified."""
+    stray = {"logprobs": {"token_logprobs": [-0.1] * 100}}
+    (choice,) = stream(text("t300 t301", **stray), text(" t302", finish="length", **stray),
+                       read_text=Codec.decode).choices
+    assert (choice.token_ids, choice.token_times_s) == ([300, 301, 302], [0.0, 0.0, 1.0])
+
+
 def test_ids_of_the_engine_win_over_words():
     (choice,) = stream(text("t300", finish="stop", token_ids=[300, 1]), read_text=Codec.decode).choices
     assert (choice.token_ids, choice.token_times_s) == ([300, 1], [0.0, 0.0])
@@ -214,6 +222,9 @@ def test_usage_zeros_before_the_last_do_not_count():
     {"choices": [7]}, {"choices": [{"index": "x"}]}, {"choices": [{"text": 5}]}, {"choices": 3}, {"usage": 3},
     {"usage": {"prompt_tokens": -1}}, {"choices": [{"token_ids": ["a"]}]}, [1], "nothing",
     {"choices": [{"logprobs": {"token_logprobs": "x"}}]},
+    {"choices": [{"logprobs": {"content": [{"token": "a", "logprob": -1, "top_logprobs": [{"token": ["a"]}]}]}}]},
+    f'{{"choices": [{{"x": NaN, "logprobs": {{"token_logprobs": [{10**400}]}}}}]}}',
+    f'{{"choices": [{{"x": NaN, "prompt_logprobs": [{{"1": {{"logprob": {10**400}}}}}]}}]}}',
 ])
 def test_nonsense_in_a_stream_is_an_error_and_not_a_crash(event):
     answer = stream(text("a"), event, text("b", finish="stop"))

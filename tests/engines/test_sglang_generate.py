@@ -112,3 +112,21 @@ def test_over_http():
     (choice,) = answer.choices
     assert (choice.token_ids, answer.usage.cached_tokens) == ([20, 21, 22], 2)
     assert choice.token_times_s[2] - choice.token_times_s[0] > 0.03
+
+
+@pytest.mark.parametrize("odd", [
+    meta(2, output_token_logprobs=[[-1.0]], output_top_logprobs=[[[-1.0, 1, "a"]]]),
+    meta(2, output_token_logprobs=[[-1.0, 1, "a"]], output_top_logprobs=[5]),
+])
+def test_what_came_before_an_event_that_cannot_be_read_is_kept(odd):
+    answer = read(said([20]), event({"text": "t20 t21", "output_ids": [20, 21], "meta_info": odd}))
+    assert answer.error
+    assert answer.choices[0].token_ids[0] == 20
+    assert answer.choices[0].token_times_s[0] == 1
+
+
+def test_a_finish_reason_is_kept_to_a_hundred_characters():
+    (choice,) = read(said([20], finish="z" * 10_000)).choices
+    assert choice.finish_reason == "z" * 100
+    (choice,) = read(event({"text": "a", "output_ids": [20], "meta_info": meta(1) | {"finish_reason": {}}})).choices
+    assert choice.finish_reason is None
