@@ -8,6 +8,7 @@ None is left out: a row whose function fails is an error in the table.
 from __future__ import annotations
 
 import importlib.util
+import math
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -102,7 +103,7 @@ def show_claims(
     told: Callable[[int, int, Result], None] = lambda place, count, result: None,
 ) -> None:
     """Show each, adding to `results`, so that an interrupt loses none; `told` hears of each: place, count, result."""
-    if scale <= 0:
+    if not 0 < scale < math.inf:
         raise UsageError(f"the scale is {scale:g}, expected a number above 0")
     if traces is not None and not traces.is_dir():
         raise UsageError(f"{traces} is no folder: expected one with traces as their publishers name them")

@@ -59,8 +59,8 @@ def flat_row(run: Measured) -> dict[str, Any]:
 
 def as_csv(runs: Sequence[Measured]) -> str:
     """One line a run. A text that a spreadsheet would take for a formula has an apostrophe before it."""
-    rows = [{key: no_formula(value) if isinstance(value, str) else value for key, value in flat_row(run).items()}
-            for run in runs]
+    rows = [{key: no_formula(clean(value, WHOLE)) if isinstance(value, str) else value
+             for key, value in flat_row(run).items()} for run in runs]
     out = io.StringIO()
     writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
     writer.writeheader()

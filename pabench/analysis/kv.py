@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -105,10 +106,11 @@ def effective_utilisation(
     return float(live.sum() / (told["kv_usage"].sum() * capacity_tokens))
 
 
-def counter_increase(telemetry: pd.DataFrame, column: str) -> float | None:
-    """How much a counter grew over the run. None where it is not told."""
-    values = np.asarray(counter(telemetry, column).dropna(), dtype=np.float64)
-    return float(increases(values).sum()) if len(values) > 1 else None
+def counter_increase(telemetry: pd.DataFrame, column: str, breaks_s: Sequence[float] = ()) -> float | None:
+    """How much a counter grew over the run; `breaks_s`: see `increases`. None where it is not told."""
+    told = counter(telemetry, column).dropna()
+    values, times_s = (np.asarray(each, dtype=np.float64) for each in (told, telemetry.loc[told.index, "time_s"]))
+    return float(increases(values, times_s, breaks_s).sum()) if len(values) > 1 else None
 
 
 def counter(telemetry: pd.DataFrame, column: str) -> pd.Series[float]:
@@ -119,15 +121,22 @@ def counter(telemetry: pd.DataFrame, column: str) -> pd.Series[float]:
     return values.where(values.ffill().notna(), 0.0) if values.notna().any() else values
 
 
-def increases(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Between neighbours; a fall is a restart, from zero."""
+def increases(
+    values: NDArray[np.float64], times_s: NDArray[np.float64], breaks_s: Sequence[float]
+) -> NDArray[np.float64]:
+    """Between neighbours, at `times_s` each; a fall is a restart, from zero. None over one of `breaks_s`, at which a
+    run was broken off and its clock stood still: what grew meanwhile may be anybody's.
+    """
     steps = np.diff(values)
-    return np.where(steps >= 0, steps, values[1:])
+    broken = np.zeros(len(steps), dtype=bool)
+    for at_s in breaks_s:
+        broken |= (times_s[:-1] < at_s) & (times_s[1:] >= at_s)
+    return np.where(broken, 0.0, np.where(steps >= 0, steps, values[1:]))
 
 
-def prefix_hit_rate(telemetry: pd.DataFrame) -> float | None:
-    """Prompt tokens found in the prefix cache / prompt tokens looked up, over the run."""
-    queries, hits = counter_increase(telemetry, "prefix_queries"), counter_increase(telemetry, "prefix_hits")
+def prefix_hit_rate(telemetry: pd.DataFrame, breaks_s: Sequence[float] = ()) -> float | None:
+    """Prompt tokens found in the prefix cache / prompt tokens looked up, over the run; `breaks_s`: see `increases`."""
+    queries, hits = (counter_increase(telemetry, name, breaks_s) for name in ("prefix_queries", "prefix_hits"))
     return None if queries is None or hits is None or queries <= 0 else hits / queries
 
 

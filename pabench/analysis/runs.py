@@ -37,10 +37,12 @@ class Run:
 def load_run(folder: Path) -> Run:
     """Read a run folder; one whose client was killed is recovered first. Raises UsageError when it is none."""
     manifest = recover_run(folder) if read_manifest(folder).status == "running" else read_manifest(folder)
+    requests = _read_table(folder / REQUESTS_FILE, REQUEST_SCHEMA)
+    _refuse_torn(folder / REQUESTS_FILE, requests)
     return Run(
         path=folder,
         manifest=manifest,
-        requests=_read_table(folder / REQUESTS_FILE, REQUEST_SCHEMA),
+        requests=requests,
         telemetry=_read_table(folder / TELEMETRY_FILE, TELEMETRY_SCHEMA),
     )
 
@@ -64,5 +66,19 @@ def _read_table(path: Path, schema: pa.Schema) -> pd.DataFrame:
             table = table.append_column(column, pa.nulls(len(table), column.type))
     if sorted(table.schema.names) != sorted(schema.names):
         raise UsageError(f"{path} has the columns {table.schema.names}, expected {schema.names}")
-    frame: pd.DataFrame = table.select(schema.names).to_pandas()
+    try:
+        table = table.select(schema.names).cast(schema)
+    except pa.ArrowException as error:
+        raise UsageError(f"{path} holds what is no table of ours: {error}") from None
+    frame: pd.DataFrame = table.to_pandas()
     return frame
+
+
+def _refuse_torn(path: Path, requests: pd.DataFrame) -> None:
+    """Raise UsageError where tokens lack a time, or one of several samples' tokens the sample that it is of."""
+    counts = {name: [-1 if row is None else len(row) for row in requests[name]]
+              for name in ("token_times_s", "token_choices", "token_ids")}
+    for place, (times, choices, ids, n) in enumerate(zip(*counts.values(), requests["n"], strict=True)):
+        if times < 0 or ids not in (0, times) or (n != 1 and choices != times):
+            raise UsageError(f"{path} is damaged: row {place} has {times} times of tokens, {choices} samples and {ids} "
+                             "ids of them (-1: no list)")

@@ -120,6 +120,7 @@ def _by_priority(ok: pd.DataFrame) -> dict[str, Quantiles]:
 
 def _cache(run: Run, window: tuple[float, float]) -> dict[str, Any]:
     requests, telemetry = run.requests, run.telemetry
+    breaks_s = [one.at_s for one in run.manifest.resumed]
     steady = kv.in_window(telemetry, window)
     geometry = run.manifest.engine.kv
     capacity = None if geometry is None else geometry.capacity_tokens
@@ -138,8 +139,8 @@ def _cache(run: Run, window: tuple[float, float]) -> dict[str, Any]:
         "kv_usage_max": _max_or_none(steady["kv_usage"]),
         "live_tokens_mean": live, "effective_utilisation": used,
         "live_tokens_once_mean": live_once, "effective_utilisation_once": used_once,
-        "preemptions": kv.counter_increase(telemetry, "preemptions"),
-        "prefix_hit_rate": kv.prefix_hit_rate(telemetry),
+        "preemptions": kv.counter_increase(telemetry, "preemptions", breaks_s),
+        "prefix_hit_rate": kv.prefix_hit_rate(telemetry, breaks_s),
         "waste": kv.waste_split(telemetry, window, capacity),
     }
 
@@ -163,4 +164,11 @@ def _max_or_none(column: pd.Series) -> float | None:
 def _diagnoses(requests: pd.DataFrame) -> tuple[str, ...]:
     """Texts of the first few wrong answers, each headed by its request."""
     told = requests[requests["diagnosis"].notna()].head(_MAX_DIAGNOSES)
-    return tuple(f"{row.request_id}\n{json.loads(str(row.diagnosis))['text']}" for row in told.itertuples(index=False))
+    return tuple(f"{row.request_id}\n{_text_of(str(row.diagnosis))}" for row in told.itertuples(index=False))
+
+
+def _text_of(diagnosis: str) -> str:
+    try:
+        return str(json.loads(diagnosis)["text"])
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return "its diagnosis cannot be read"

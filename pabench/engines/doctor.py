@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pabench.engines import dialects
+from pabench.engines.answer_fields import MAX_INT
 from pabench.engines.answer_json import error_text, load_json
 from pabench.engines.base import Dialect, EngineFacts
 from pabench.engines.cleaning import clean
@@ -228,7 +229,7 @@ def _max_context(entry: Mapping[str, Any]) -> int | None:
     length = entry.get("max_model_len")
     if length is None and isinstance(entry.get("meta"), Mapping):
         length = entry["meta"].get("n_ctx")  # llama.cpp's, of a slot
-    return length if type(length) is int and length > 0 else None
+    return length if type(length) is int and 0 < length < MAX_INT else None
 
 
 def _root(entry: Mapping[str, Any], model: str) -> str | None:

@@ -164,8 +164,10 @@ def _write(
         manifest.cache = cache_state.check(manifest.workload.cache, requests, records, size, until_s)
     if manifest.status == "running":
         manifest.status = "complete"
-    # Those of before a resumption; what a kill left written twice, tables there and journals too, counts once.
-    begin_s = min((sample.time_s for sample in samples), default=math.inf)
+    # Those of before a resumption, up to where it went on; what a kill left written twice, tables there and journals
+    # too, counts once.
+    begin_s = min([*(sample.time_s for sample in samples), *(one.at_s for one in manifest.resumed[-1:])],
+                  default=math.inf)
     write_telemetry(folder, [*(one for one in read_telemetry(folder) if one.time_s < begin_s), *samples])
     manifest.write(folder)
 

@@ -120,7 +120,8 @@ class Journal:
 class Journaled:
     """What journals hold, and what they had no room for: exchanges by index, without their pieces, and samples.
 
-    A context manager. Raises UsageError when a journal is still being written.
+    A context manager. Raises UsageError when a journal is still being written, or holds what this version does not
+    know.
     """
 
     def __init__(self, paths: Sequence[Path], left: Iterable[Exchange] = ()) -> None:
@@ -136,7 +137,7 @@ class Journaled:
                     raise still_going_on(path.parent) from None
                 if path.stat().st_size:
                     self._maps.append(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-                    self._list(len(self._maps) - 1)
+                    self._list(path, len(self._maps) - 1)
 
     def __enter__(self) -> Journaled:
         return self
@@ -161,8 +162,8 @@ class Journaled:
         self._give_back(data, ends[-1].item() - at if count else 0)
         return replace(exchange, times_s=times_s, pieces=pieces, kept_at=None)
 
-    def _list(self, number: int) -> None:
-        """Take note of all whole entries of a journal."""
+    def _list(self, path: Path, number: int) -> None:
+        """Take note of all whole entries of a journal. Raises UsageError where one is none that this version knows."""
         data, at = self._maps[number], 0
         no_pieces: list[bytes] = []  # one for all: nobody adds to it
         while (end := data.find(b"\n", at)) >= 0:
@@ -171,15 +172,21 @@ class Journaled:
             except orjson.JSONDecodeError:
                 return
             at = end + 1
-            if "sample" in entry:
-                self.samples.append(KVSample(**entry["sample"]))
-                continue
-            count = entry["num_pieces"]
-            end = at + count * (_TIME.itemsize + _SIZE.itemsize) + entry["num_bytes"]
+            try:
+                if "sample" in entry:
+                    self.samples.append(KVSample(**entry["sample"]))
+                    continue
+                count, num_bytes = entry["num_pieces"], entry["num_bytes"]
+                one = Exchange(times_s=_NO_TIMES, pieces=no_pieces, kept_at=(number, at), num_pieces=count,
+                               **entry["exchange"])
+                end = at + count * (_TIME.itemsize + _SIZE.itemsize) + num_bytes
+                if end < at:
+                    raise ValueError(f"{count} pieces of {num_bytes} bytes")
+            except (TypeError, ValueError, KeyError) as error:
+                raise UsageError(f"{path} holds an entry that this version does not know ({error}): "
+                                 "recover the run with the pabench that its manifest names") from None
             if data[end:end + 1] != b"\n":
                 return
-            one = Exchange(times_s=_NO_TIMES, pieces=no_pieces, kept_at=(number, at), num_pieces=count,
-                           **entry["exchange"])
             self.exchanges[one.index] = one
             self._give_back(data, end + 1 - at)
             at = end + 1

@@ -15,7 +15,7 @@ from typing import Literal
 from urllib.parse import urlsplit, urlunsplit
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 import pabench
 from pabench.engines.base import EngineFacts
@@ -159,6 +159,12 @@ class Manifest(_Part):
     cache: CacheCheck | None = None         # None: no state was stated
     validity: RunValidity | None = None     # None: nobody judged it at its end, which its readers do anyway
     notes: list[str] = Field(default_factory=list)  # what a reader must know: clipped lengths, usage that disagrees
+
+    @model_validator(mode="after")
+    def _parts(self) -> Manifest:
+        if not all(0 <= part <= len(self.resumed) for part in self.unwatched):
+            raise ValueError(f"the unwatched parts are {self.unwatched}, expected some of 0 to {len(self.resumed)}")
+        return self
 
     @property
     def request_prefix(self) -> str:

@@ -45,10 +45,11 @@ def hits_over_time(run: RunData) -> tuple[Floats, Floats]:
     not told, or nothing was looked up at all.
     """
     told = run.telemetry.assign(**{name: counter(run.telemetry, name) for name in _COUNTERS}).dropna(subset=_COUNTERS)
-    queries, hits = (increases(told[name].to_numpy(dtype=np.float64)) for name in _COUNTERS)
+    times_s, breaks_s = told["time_s"].to_numpy(dtype=np.float64), [one.at_s for one in run.manifest.resumed]
+    queries, hits = (increases(told[name].to_numpy(dtype=np.float64), times_s, breaks_s) for name in _COUNTERS)
     if queries.sum() <= 0:
         return np.empty(0), np.empty(0)
     edges = np.unique(np.linspace(0, len(queries), min(_SPANS, len(queries)) + 1).astype(np.int64))[:-1]
     looked_up, found = np.add.reduceat(queries, edges), np.add.reduceat(hits, edges)
-    ends = told["time_s"].to_numpy(dtype=np.float64)[np.append(edges[1:], len(queries))]
+    ends = times_s[np.append(edges[1:], len(queries))]
     return ends, np.where(looked_up > 0, found / np.maximum(looked_up, 1.0), np.nan)

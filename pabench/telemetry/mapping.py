@@ -30,8 +30,6 @@ def read_field(metrics: MetricFamilies, field: str, names: tuple[str, ...]) -> f
     if present is None:
         return None
     values = [sample.value for sample in metrics[present] if counts(sample.value)]
-    if not values:
-        return None
     total = math.fsum(values)
     return total / len(values) if field in _FRACTIONS else total
 
@@ -42,8 +40,8 @@ def counts(value: float) -> bool:
 
 
 def source_of(metrics: MetricFamilies, names: tuple[str, ...]) -> str | None:
-    """The first of `names` that the page holds."""
-    return next((name for name in names if metrics.get(name)), None)
+    """The first of `names` that the page holds, with a value: engines show a number under its older names too."""
+    return next((name for name in names if any(counts(sample.value) for sample in metrics.get(name, ()))), None)
 
 
 def info_labels(metrics: MetricFamilies, name: str) -> Mapping[str, str]:

@@ -29,6 +29,13 @@ def test_no_field_of_a_csv_is_a_formula_wherever_it_is_split(tmp_path: Path, tex
         assert '"x;' in made or not text.startswith("x;")  # so that what splits at both signs does not split here
 
 
+def test_no_field_of_a_csv_steers_a_terminal(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", Made("a\x1b[31mred\x07\u202e"))
+    made = exported([tmp_path], "csv")
+    assert "a [31mred" in made
+    assert not set(made) & {"\x1b", "\x07", "\u202e"}
+
+
 @pytest.fixture
 def told(tmp_path: Path) -> dict[str, Any]:
     """A run of 60: one failed after tokens had come, three were wrong; tokens came in chunks of four."""

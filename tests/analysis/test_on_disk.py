@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import duckdb
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -19,6 +21,7 @@ from pabench.analysis.export import exported
 from pabench.analysis.history import Point, find_steps, histories
 from pabench.analysis.sides import read_all
 from pabench.errors import UsageError
+from pabench.load.records import RequestRecord, read_requests, write_requests
 from tests.report.synthetic import HOSTILE, Made, write_run
 
 
@@ -33,6 +36,51 @@ def test_a_folder_of_before_columns_were_added_is_read(tmp_path: Path) -> None:
     assert summarise(run).ttft_ms_by_priority == {}
     pq.write_table(pq.read_table(path).drop_columns(["n"]), path)
     with pytest.raises(UsageError, match="has the columns"):
+        load_run(path.parent)
+
+
+DAMAGE: dict[str, Callable[[list[RequestRecord]], None]] = {
+    "-1 times": lambda records: setattr(records[3], "token_times_s", None),
+    "7 samples": lambda records: (setattr(records[3], "n", 2), setattr(records[3], "token_choices", [0] * 7))[0],
+    "1 ids": lambda records: setattr(records[3], "token_ids", [5]),
+}
+
+
+@pytest.mark.parametrize("told", DAMAGE)
+def test_a_damaged_run_is_told_in_a_line_and_hides_no_other(told: str, tmp_path: Path) -> None:
+    bad = write_run(tmp_path / "bad", Made("bad"))
+    write_run(tmp_path / "good", Made("good"))
+    records = list(read_requests(bad))
+    DAMAGE[told](records)
+    write_requests(bad, records)
+    with pytest.raises(UsageError, match=f"requests.parquet is damaged: row 3 .*{told}"):
+        load_run(bad)
+    runs, problems = read_all([tmp_path])
+    assert ([run.manifest.label for run in runs], len(problems)) == (["good"], 1)
+
+
+def test_a_column_of_another_type_is_told_in_a_line(tmp_path: Path) -> None:
+    path = write_run(tmp_path / "bad", Made("bad")) / "requests.parquet"
+    table = pq.read_table(path)
+    at = table.schema.names.index("first_s")
+    pq.write_table(table.set_column(at, "first_s", pa.array(["x"] * len(table))), path)
+    with pytest.raises(UsageError, match="holds what is no table of ours"):
+        load_run(path.parent)
+
+
+@pytest.mark.parametrize("diagnosis", ["{}", "[1]", "not json"])
+def test_a_diagnosis_that_cannot_be_read_is_told_as_such(diagnosis: str, tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "a", Made("a"))
+    records = list(read_requests(folder))
+    records[0].diagnosis = diagnosis
+    write_requests(folder, records)
+    assert summarise(load_run(folder)).diagnoses == (f"{records[0].request_id}\nits diagnosis cannot be read",)
+
+
+def test_a_manifest_with_parts_that_are_none_is_told_in_a_line(tmp_path: Path) -> None:
+    path = write_run(tmp_path / "a", Made("a")) / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"unwatched": [99]}))
+    with pytest.raises(UsageError, match=r"the unwatched parts are \[99\], expected some of 0 to 0"):
         load_run(path.parent)
 
 

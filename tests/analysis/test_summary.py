@@ -17,6 +17,7 @@ from pabench.analysis.kv import live_tokens, shared_tokens
 from pabench.analysis.summary import Validity
 from pabench.analysis.tables import knee, knee_text
 from pabench.errors import UsageError
+from pabench.load.manifest import Resumption
 from pabench.load.records import RequestRecord
 from pabench.load.window import steady_window
 from pabench.report.run_tables import all_table
@@ -191,6 +192,16 @@ def test_end_to_end_is_to_the_last_token_and_to_the_end_only_without_token_times
 def test_a_restarted_counter_counts_from_zero() -> None:
     samples = [KVSample(0.1, preemptions=7), KVSample(0.2, preemptions=9), KVSample(0.3, preemptions=1)]
     assert summarise(made([A, B], samples)).preemptions == 3
+
+
+def test_what_a_counter_grew_while_the_run_was_broken_off_is_not_the_runs() -> None:
+    """The engine went on, and served others."""
+    samples = [KVSample(0.1, preemptions=0, prefix_queries=0, prefix_hits=0),
+               KVSample(0.4, preemptions=1, prefix_queries=100, prefix_hits=90),
+               KVSample(0.5, preemptions=501, prefix_queries=100_100, prefix_hits=90),
+               KVSample(0.9, preemptions=502, prefix_queries=100_200, prefix_hits=180)]
+    summary = summarise(made([A, B], samples, resumed=[Resumption(at_s=0.5, shift_s=0.0)]))
+    assert (summary.preemptions, summary.prefix_hit_rate) == (2, 0.9)
 
 
 def test_a_counter_that_is_told_late_stood_at_zero() -> None:

@@ -51,6 +51,12 @@ def test_the_worked_examples_are_exact() -> None:
     assert results["three-requests"].ours == "5,288; 224 + 4 + 196 = 424"
 
 
+@pytest.mark.parametrize("scale", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_scale_that_is_none_is_refused(scale: float) -> None:
+    with pytest.raises(UsageError, match="expected a number above 0"):
+        shown(load_claims(["kv-bytes"]), scale=scale)
+
+
 def test_a_measured_row_runs_at_a_small_scale() -> None:
     (result,) = shown(load_claims(["radix-tree"]), scale=0.05)  # which way it goes is the machine's affair
     assert result.verdict in (REPRODUCED, DIFFERS)

@@ -216,6 +216,13 @@ def test_texts_of_the_engine_cannot_steer_a_terminal():
     assert "\\u001b" not in text
 
 
+@pytest.mark.parametrize(("told", "found"), [(4096, 4096), (2**64 - 1, None), (2**31, None), (-1, None), ("x", None)])
+def test_a_length_beyond_all_counting_is_none(told, found):
+    """Some engines write the largest number of their type where there is no limit."""
+    routes = {"GET /v1/models": models(max_model_len=told), "POST /v1/completions": (400, "no")}
+    assert examined_routes(routes).facts.max_context_tokens == found
+
+
 def test_several_models_are_told_and_one_can_be_named():
     many = {"object": "list", "data": [{"id": "a"}, {"id": "b", "max_model_len": 7}]}
     routes = {"GET /v1/models": many, "POST /v1/completions": (400, "no")}

@@ -57,6 +57,11 @@ def test_old_vllm_names():
     assert dialect("vllm").kv_facts(metrics) == KVFacts(32, 160, False, "paged")
 
 
+def test_a_name_without_a_number_hides_no_older_one():
+    page = "vllm:kv_cache_usage_perc NaN\nvllm:gpu_cache_usage_perc 0.3\n"
+    assert dialect("vllm").kv_sample(parse_exposition(page), 0.0).kv_usage == 0.3
+
+
 def test_vllm_with_data_parallelism_has_a_null_block_a_pool():
     page = VLLM_PAGE + 'vllm:kv_cache_usage_perc{engine="1",model_name="m"} 0.1875\n'
     metrics = parse_exposition(page)

@@ -28,6 +28,7 @@ def test_the_one_that_ships_is_sound() -> None:
     ("looks = [1]\n" + GOOD, "rising numbers of pairs from 2 on"),
     (GOOD + "[watch]\nmetrics = ['tpot_p50_ms']\n", "decided by and only watched"),
     ("[metric.tpot_p50_ms]\nworse = 1\n", "worse: Extra inputs are not permitted"),
+    (GOOD + "floor = inf\n", "floor: Input should be a finite number"),
     ("[", "cannot be read as TOML"),
 ])
 def test_what_is_wrong_is_said(tmp_path: Path, text: str, told: str) -> None:
