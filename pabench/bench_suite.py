@@ -12,7 +12,7 @@ from pabench.engines import dialect
 from pabench.errors import UsageError
 from pabench.files import read_model
 from pabench.load import Workload, load_workload
-from pabench.load.workload import Bounds
+from pabench.load.workload import MAX_SEED, Bounds
 from pabench.probe import preset
 from pabench.resources import data_dir
 
@@ -80,7 +80,7 @@ class BenchSuite(_Strict):
     slo: Bounds | None = None
     calibrate: bool = False
     turns: bool = False
-    seed: int | None = Field(default=None, ge=0)  # None: the workload's own
+    seed: int | None = Field(default=None, ge=0, le=MAX_SEED)  # None: the workload's own
     loads: tuple[LoadPlan, ...] = Field(alias="load", min_length=1)
     engines: tuple[EnginePlan, ...] = Field(alias="engine", min_length=1)
 

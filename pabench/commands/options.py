@@ -66,7 +66,8 @@ DeadlineBound = Annotated[float | None, typer.Option(
     "--deadline-ms", help="In time: no reader waits who takes one token each so many ms, the first at --ttft-ms.")]
 LoadSeed = Annotated[
     int | None,
-    typer.Option("--seed", min=0, help="Same seed, same prompts and schedule (by default the workload's own)."),
+    typer.Option("--seed", min=0, max=2**63 - 1,
+                 help="Same seed, same prompts and schedule (by default the workload's own)."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No live view.")]

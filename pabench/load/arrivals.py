@@ -12,6 +12,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 Floats = np.ndarray  # of float64
+Seconds = Annotated[float, Field(gt=0, le=1e9)]    # thirty years: beyond that a unit is wrong
+RatePerS = Annotated[float, Field(gt=0, le=1e9)]
 
 
 class _Strict(BaseModel):
@@ -23,7 +25,7 @@ class ClosedArrivals(_Strict):
 
     kind: Literal["closed"]
     users: int = Field(ge=1)
-    think_s: float = Field(default=0.0, ge=0)
+    think_s: float = Field(default=0.0, ge=0, le=1e9)
 
     def text(self, unit: str) -> str:
         """In words; `unit` is that of a rate, e.g. "req/s"."""
@@ -31,7 +33,7 @@ class ClosedArrivals(_Strict):
 
 
 class _OneRate(_Strict):
-    rate_per_s: float = Field(gt=0)
+    rate_per_s: RatePerS
 
     @property
     def end_s(self) -> float | None:
@@ -77,23 +79,28 @@ class GammaArrivals(_OneRate):
     """
 
     kind: Literal["gamma"]
-    burstiness: float = Field(gt=0)
+    burstiness: float = Field(ge=1e-3, le=1e6)
 
     def text(self, unit: str) -> str:
         """In words; `unit` is that of a rate, e.g. "req/s"."""
         return f"{self.rate_per_s:g} {unit} gamma {self.burstiness:g}"
 
     def starts(self, rng: np.random.Generator, count: int) -> Floats:
-        """Seconds of the first `count` arrivals."""
-        return np.cumsum(rng.gamma(self.burstiness, 1.0 / (self.rate_per_s * self.burstiness), size=count))
+        """Seconds of the first `count` arrivals, as they look to who comes at any time: a first gap that is under way,
+        not one that has just begun, or more would come in a short run than at the rate (Cox, Renewal Theory, 1962).
+        """
+        scale_s = 1.0 / (self.rate_per_s * self.burstiness)
+        gaps = rng.gamma(self.burstiness, scale_s, size=count)
+        gaps[:1] = rng.uniform() * rng.gamma(self.burstiness + 1.0, scale_s)
+        return np.cumsum(gaps)
 
 
 class StepArrivals(_Strict):
     """Poisson at each of `rates_per_s` in turn, for `step_s` seconds each; a rate of 0 is a pause."""
 
     kind: Literal["steps"]
-    rates_per_s: list[Annotated[float, Field(ge=0)]] = Field(min_length=1)
-    step_s: float = Field(gt=0)
+    rates_per_s: list[Annotated[float, Field(ge=0, le=1e9)]] = Field(min_length=1)
+    step_s: Seconds
 
     def text(self, unit: str) -> str:
         """In words; `unit` is that of a rate, e.g. "req/s"."""
@@ -132,9 +139,9 @@ class RampArrivals(_Strict):
     """Poisson, at a rate that goes evenly from one to another in `over_s` seconds, and stays there."""
 
     kind: Literal["ramp"]
-    from_rate_per_s: float = Field(ge=0)
-    to_rate_per_s: float = Field(gt=0)
-    over_s: float = Field(gt=0)
+    from_rate_per_s: float = Field(ge=0, le=1e9)
+    to_rate_per_s: RatePerS
+    over_s: Seconds
 
     def text(self, unit: str) -> str:
         """In words; `unit` is that of a rate, e.g. "req/s"."""
@@ -173,7 +180,7 @@ class TraceArrivals(_Strict):
     """When the requests of the workload's trace came, `speed` times as fast."""
 
     kind: Literal["trace"]
-    speed: float = Field(default=1.0, gt=0)
+    speed: float = Field(default=1.0, ge=1e-6, le=1e9)
 
     def text(self, unit: str) -> str:
         """In words; `unit` is that of a rate, e.g. "req/s"."""

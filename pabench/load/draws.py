@@ -11,7 +11,7 @@ from pabench.load.arrivals import Arrivals, ClosedArrivals, GammaArrivals, OpenA
 from pabench.load.lengths import LengthLaw, TraceLaw
 from pabench.load.prompts import MIN_PROMPT_TOKENS
 from pabench.load.sharing import prefix_length
-from pabench.load.workload import Workload
+from pabench.load.workload import MAX_REQUESTS, Workload
 from pabench.traces import Trace
 
 
@@ -46,8 +46,13 @@ def draw_arrivals(
 
 
 def _surely_enough(arrivals: OpenArrivals, duration_s: float) -> int:
-    """Ten standard deviations more than come in that time on average; bursts spread wider."""
+    """Ten standard deviations more than come in that time on average; bursts spread wider. Raises UsageError where that
+    is more than anybody sends.
+    """
     mean = arrivals.expected(duration_s)
+    if not mean <= MAX_REQUESTS:
+        raise UsageError(f"{mean:.3g} requests would come in {duration_s:g} s, and a run has at most {MAX_REQUESTS:,}: "
+                         "lower the rate or the duration")
     spread = 1.0 / np.sqrt(arrivals.burstiness) if isinstance(arrivals, GammaArrivals) else 1.0
     return int(mean + 10 * max(1.0, spread) * np.sqrt(mean + 1) + 10)
 
@@ -86,8 +91,8 @@ def _clip(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Whole lengths within their laws' bounds, and `prompt + output <= limit`: the output gives way first."""
     least = MIN_PROMPT_TOKENS[workload.prompt]
-    low, high = workload.prompt_tokens.bounds()
-    out_low, out_high = workload.output_tokens.bounds()
+    low, high = workload.prompt_tokens.bounds(workload.scale)
+    out_low, out_high = workload.output_tokens.bounds(workload.scale)
     if limit is not None:
         high = min(high, limit - out_low)
     high = max(high, least)

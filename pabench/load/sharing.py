@@ -125,7 +125,7 @@ def take_turns(
         return list(firsts), 0
     law = workload.output_tokens
     assert not isinstance(law, TraceLaw), "a workload with sessions and a trace is refused"
-    low, high = law.bounds()
+    low, high = law.bounds(workload.scale)
     found: list[Turn] = []
     for now, count in zip(firsts, turns, strict=True):
         found.append(now)
@@ -148,6 +148,6 @@ def _go_on(turn: Turn, spec: ProbeSpec | None, rng: np.random.Generator, length:
 
 
 def _whole(law: DrawnLaw, rng: np.random.Generator, count: int, scale: float = 1.0) -> list[int]:
-    low, high = law.bounds()
+    low, high = law.bounds(scale)
     drawn: list[int] = np.clip(np.rint(law.draw(rng, count) * scale), max(low, 1), high).astype(np.int64).tolist()
     return drawn

@@ -12,10 +12,12 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pabench.errors import UsageError
-from pabench.load.arrivals import KINDS, Arrivals, ClosedArrivals
-from pabench.load.lengths import LAWS, DrawnLaw, LengthLaw, TraceLaw
+from pabench.load.arrivals import KINDS, Arrivals, ClosedArrivals, Seconds
+from pabench.load.lengths import LAWS, MAX_TOKENS, DrawnLaw, LengthLaw, TraceLaw
 from pabench.resources import data_dir
 
+MAX_REQUESTS = 100_000_000  # of a run: more would not fit into the memory that its plan takes
+MAX_SEED = 2**63 - 1        # what a manifest holds
 _SHARE_ERROR = 1e-6
 
 
@@ -30,9 +32,9 @@ class SharedPrefix(_Strict):
     few-shot examples. The tokens come on top of the prompt's own length, and are scaled like it.
     """
 
-    tokens: int = Field(ge=1)
-    groups: int = Field(default=1, ge=1)
-    zipf: float = Field(default=0.0, ge=0)
+    tokens: int = Field(ge=1, le=MAX_TOKENS)
+    groups: int = Field(default=1, ge=1, le=1_000_000)
+    zipf: float = Field(default=0.0, ge=0, le=100)
 
 
 class Urgency(_Strict):
@@ -52,7 +54,7 @@ class Session(_Strict):
 
     turns: DrawnLaw = Field(discriminator="law")        # how many, where it says tokens
     turn_tokens: DrawnLaw = Field(discriminator="law")  # new in each but the first prompt, of prompt_tokens
-    think_s: float = Field(default=0.0, ge=0)
+    think_s: float = Field(default=0.0, ge=0, le=1e9)
 
 
 class Bounds(_Strict):
@@ -100,23 +102,23 @@ class Workload(_Strict):
     trace_format: str = "auto"
     shared_prefix: SharedPrefix | None = None
     session: Session | None = None
-    num_requests: int | None = Field(default=None, ge=1)
-    duration_s: float | None = Field(default=None, gt=0)
-    scale: float = Field(default=1.0, gt=0)
-    max_total_tokens: int | None = Field(default=None, ge=8)
-    n: int = Field(default=1, ge=1)
-    beam_width: int | None = Field(default=None, ge=2)
+    num_requests: int | None = Field(default=None, ge=1, le=MAX_REQUESTS)
+    duration_s: Seconds | None = None
+    scale: float = Field(default=1.0, gt=0, le=1e6)
+    max_total_tokens: int | None = Field(default=None, ge=8, le=MAX_TOKENS)
+    n: int = Field(default=1, ge=1, le=MAX_TOKENS)
+    beam_width: int | None = Field(default=None, ge=2, le=MAX_TOKENS)
     temperature: float = Field(default=0.0, ge=0)
     top_p: float = Field(default=1.0, gt=0, le=1)
-    timeout_s: float = Field(default=120.0, gt=0)
+    timeout_s: Seconds = 120.0
     cancel_share: float = Field(default=0.0, ge=0, le=1)
     cancel_after_tokens: int = Field(default=8, ge=1)
-    warmup_requests: int | None = Field(default=None, ge=0)
+    warmup_requests: int | None = Field(default=None, ge=0, le=1_000_000)
     priorities: list[Urgency] | None = Field(default=None, min_length=1)
     cache: CacheState | None = None
     slo: Bounds | None = None
     window_s: tuple[float, float] | None = Field(default=None, strict=False)
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, le=MAX_SEED)
 
     @model_validator(mode="after")
     def _consistent(self) -> Workload:
@@ -275,7 +277,8 @@ def _override_arrivals(fields: dict[str, Any], given: dict[str, Any], path: Path
 
 def _explain(error: Any) -> str:
     tags = {*LAWS, *KINDS, "float"}
-    names = [str(part) for part in error["loc"] if part not in tags and not str(part).startswith("literal[")]
+    names = [str(part) for place, part in enumerate(error["loc"])
+             if not place or (part not in tags and not str(part).startswith("literal["))]
     message = error["msg"].removeprefix("Value error, ")
     got = error.get("input")
     shown = f" (got {got!r})" if isinstance(got, str | int | float | bool) else ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,7 @@ class Layout:
 
 
 _PLAIN_TIMES = ("arrival_s", "arrived_at")
+_ANY_TIMES = (*_PLAIN_TIMES, "timestamp", "Timestamp", "TIMESTAMP")
 
 # The first that fits is taken: the more particular ones stand first.
 FORMATS: dict[str, Layout] = {
@@ -86,6 +87,8 @@ def read_trace(path: str | Path, format: str = "auto") -> Trace:
         raise UsageError(f"{path} is not of the format {layout_name}: got {_told(names)}, expected {layout.tell()}; "
                          "leave the format out to have it detected")
     time = next((name for name in layout.time if name in names), None)
+    if time is None:
+        _refuse_times(names, f"{path} has", f"which the format {layout_name} does not read")
     columns = _json_columns(path, layout, time) if is_json else _csv_columns(path, layout, time)
     return build_trace(layout_name, *columns, source=str(path))
 
@@ -117,6 +120,12 @@ def _detect(path: Path, names: set[str], is_json: bool) -> str:
     known = "; ".join(f"{name} ({layout.tell()})" for name, layout in FORMATS.items())
     raise UsageError(f"{path} is of no known format: its {'keys' if is_json else 'columns'} are {_told(names)}. "
                      f"Known: {known}")
+
+
+def _refuse_times(names: Iterable[str], who_has: str, why: str) -> None:
+    """Raise UsageError where there are times that would not be read: all requests would come at once, unsaid."""
+    if stray := next((name for name in _ANY_TIMES if name in names), None):
+        raise UsageError(f"{who_has} {stray!r}, {why}: give each request its arrival_s, in seconds, or none a time")
 
 
 def _told(names: set[str]) -> str:
@@ -156,6 +165,8 @@ def _json_columns(path: Path, layout: Layout, time: str | None) -> Columns:
     scale = 1e-3 if layout.time_unit == "ms" else 1.0
     for row in _json_rows(path):
         where = f"{path}, request {len(prompt) + 1}"
+        if time is None:
+            _refuse_times(row, f"{where}, has", "and the first one has no time")
         if not layout.hash_block_tokens and row.get("hash_ids"):
             raise UsageError(f"{where}, has hash_ids, and the first one has not, or no "
                              'timestamp: give each of them "timestamp" and "hash_ids" (an empty list shares nothing)')

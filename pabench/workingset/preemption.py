@@ -1,8 +1,8 @@
 """Preemption onset: how many tokens live at once where sequences that grow together no longer all fit.
 
 A few sequences start at three quarters of a level and grow to it; each level starts where the last one ended. The place
-is told by the client's own record: a stream that stands still while another goes on to its end, or does not begin
-before another has ended. It counts tokens, not seconds, so that a busy machine is not taken for a full one. Whether
+is told by the client's own record: a stream that stands still while another goes on, at its pace, to its end, or does
+not begin before another has ended. It counts tokens, so that a busy machine is not taken for a full one. Whether
 sequences were preempted is what the engine's counter says. Where it counts none, a sign must be seen twice.
 """
 
@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import ceil
+from statistics import median
 from typing import Literal
 
 from pabench.workingset.asking import Asker, Visit
@@ -25,6 +26,7 @@ _FIRST_TOKENS = 256
 _FEWEST = 4            # sequences at once
 _STEP = 4 / 3          # from level to level
 _STANDS_STILL = 8      # arrivals of another stream within one gap of this one
+_AT_ONCE = 1 / 4       # of that stream's usual gap: closer together, on average, they were held up and came at once
 
 Sign = Literal["none", "preempted", "stood still", "waited"]
 
@@ -83,7 +85,8 @@ async def _grown(asker: Asker, prompts: Prompts, tokens: int, block_size: int, l
 
 def level_of(streams: Sequence[Visit], preempted: float | None, block_size: int) -> Level:
     """What `streams` that ran at once show."""
-    stall_s, late_s = first_stall(streams), first_wait(streams)
+    # Where the engine counts a preemption, that is why a stream stood still, however the others' tokens came.
+    stall_s, late_s = first_stall(streams, at_pace=not preempted), first_wait(streams)
     ends = [each.token_times_s[-1] for each in streams if each.token_times_s]
     at_s = min((each for each in (stall_s, late_s) if each is not None), default=min(ends, default=0.0))
     sign: Sign = "none"
@@ -98,13 +101,23 @@ def level_of(streams: Sequence[Visit], preempted: float | None, block_size: int)
     return Level(len(streams), sum(live), slots, preempted, sign)
 
 
-def first_stall(streams: Sequence[Visit]) -> float | None:
-    """When a stream first stood still, seconds: another had `_STANDS_STILL` arrivals and ended before its next one."""
+def first_stall(streams: Sequence[Visit], *, at_pace: bool = True) -> float | None:
+    """When a stream first stood still, seconds: another had `_STANDS_STILL` arrivals and ended before its next one.
+
+    `at_pace`: not where those came at once, as what is overdue does behind a pause of all.
+    """
     arrivals = [sorted(set(each.token_times_s)) for each in streams if each.token_times_s]
     found = [start for own in arrivals for start, end in pairwise(own)
-             if any(start < other[-1] < end and len(other) - bisect_right(other, start) >= _STANDS_STILL
-                    for other in arrivals)]
+             if any(start < other[-1] < end and _went_on(other, start, at_pace) for other in arrivals)]
     return min(found, default=None)
+
+
+def _went_on(arrivals: Sequence[float], start: float, at_pace: bool) -> bool:
+    after = arrivals[bisect_right(arrivals, start):]
+    if len(after) < _STANDS_STILL:
+        return False
+    usual_s = median(end - begin for begin, end in pairwise(arrivals)) if at_pace else 0.0
+    return after[-1] - after[0] >= _AT_ONCE * (len(after) - 1) * usual_s
 
 
 def first_wait(streams: Sequence[Visit]) -> float | None:

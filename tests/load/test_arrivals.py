@@ -45,6 +45,23 @@ def test_gamma_gaps_vary_as_they_should(burstiness: float) -> None:
     assert dispersion(starts, 10.0) == pytest.approx(1 / burstiness, rel=0.2)
 
 
+@pytest.mark.parametrize(("burstiness", "expected", "within"), [(0.25, 80, 2), (0.05, 80, 5), (4.0, 80, 1)])
+def test_bursts_come_at_their_rate_in_a_short_run_too(burstiness: float, expected: int, within: float) -> None:
+    """Of 4 a second in 20 s: were the first gap one that has just begun, 82 and 90 would come of the first two."""
+    law = GammaArrivals(kind="gamma", rate_per_s=4.0, burstiness=burstiness)
+    found = [np.count_nonzero(law.starts(np.random.default_rng(seed), 2000) < 20) for seed in range(3000)]
+    error = np.std(found) / len(found)**0.5
+    assert law.expected(20.0) == expected
+    assert np.mean(found) == pytest.approx(expected, abs=4 * error)
+    assert 4 * error < within
+
+
+def test_more_requests_than_anybody_sends_are_refused_before_they_are_drawn() -> None:
+    workload = parse_workload({**FIELDS, "arrivals": {"kind": "poisson", "rate_per_s": 1e8}, "duration_s": 20.0}, "x")
+    with pytest.raises(UsageError, match=r"2e\+09 requests would come in 20 s, and a run has at most 100,000,000"):
+        draw_arrivals(workload, rng())
+
+
 def test_steps_come_at_their_rates_and_pauses_are_empty() -> None:
     law = StepArrivals(kind="steps", rates_per_s=[100.0, 0.0, 400.0], step_s=20.0)
     starts = law.starts(rng(), 100_000)
@@ -98,7 +115,8 @@ def test_they_are_named_and_have_a_rate(arrivals: dict[str, object], text: str, 
 
 
 @pytest.mark.parametrize(("arrivals", "complaint"), [
-    ({"kind": "gamma", "rate_per_s": 4.0, "burstiness": 0.0}, "arrivals.burstiness: .*greater than 0"),
+    ({"kind": "gamma", "rate_per_s": 4.0, "burstiness": 0.0}, "arrivals.burstiness: .*equal to 0.001"),
+    ({"kind": "ramp", "from_rate_per_s": 1.0, "to_rate_per_s": 2.0, "over_s": 1e300}, "arrivals.over_s: .*got 1e"),
     ({"kind": "steps", "rates_per_s": [], "step_s": 1.0}, "arrivals.rates_per_s: .*at least 1 item"),
     ({"kind": "steps", "rates_per_s": [-1.0], "step_s": 1.0}, r"arrivals.rates_per_s.0: .*got -1"),
     ({"kind": "ramp", "from_rate_per_s": 1.0, "to_rate_per_s": 0.0, "over_s": 1.0}, "arrivals.to_rate_per_s"),

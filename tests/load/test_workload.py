@@ -25,7 +25,15 @@ def test_unknown_workload_lists_the_known_ones() -> None:
 @pytest.mark.parametrize(("overrides", "message"), [
     ({"foo": 3}, "smoke.toml: foo: Extra inputs are not permitted"),
     ({"seed": -1}, "smoke.toml: seed: .*greater than or equal to 0.*got -1"),
+    ({"seed": 2**63}, "smoke.toml: seed: .*less than or equal to 9223372036854775807"),
     ({"num_requests": True}, "smoke.toml: num_requests: "),
+    ({"num_requests": 10**20}, "num_requests: .*less than or equal to 100000000"),
+    ({"warmup_requests": 10**18}, "warmup_requests: .*less than or equal to"),
+    ({"shared_prefix": {"tokens": 10**20}}, "shared_prefix.tokens: .*less than or equal to"),
+    ({"output_tokens": {"law": "uniform", "max": 10**20}}, "output_tokens.max: .*less than or equal to"),
+    ({"output_tokens": {"law": "gamma", "mean": 1, "shape": 1e-310}}, "output_tokens.shape: .*greater than or equal"),
+    ({"arrivals": {"kind": "poisson", "rate_per_s": 1e13}}, "arrivals.rate_per_s: .*less than or equal to"),
+    ({"trace": 5}, "smoke.toml: trace: .*valid string"),
     ({"output_tokens": {"law": "gamma", "mean": -1, "shape": 1}}, "output_tokens.mean: .*got -1"),
     ({"output_tokens": {"law": "uniform", "min": 9, "max": 3}}, "output_tokens: min 9 is above max 3"),
     ({"arrivals": {"kind": "poisson", "rate_per_s": 0}}, "arrivals.rate_per_s: .*got 0"),
@@ -46,6 +54,20 @@ def test_bad_fields_are_named_in_one_line(overrides: dict[str, object], message:
     with pytest.raises(UsageError, match=message) as caught:
         load_workload("smoke", **overrides)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("law", "scale", "low", "high", "mean"), [
+    ({"law": "uniform", "min": 100, "max": 1000}, 0.1, 10, 100, 55), ({"law": "uniform", "max": 100}, 4.0, 4, 400, 202),
+    ({"law": "fixed", "tokens": 2_000_000}, 1.0, 2_000_000, 2_000_000, 2_000_000),
+    ({"law": "exponential", "mean": 100.0, "min": 30, "max": 60}, 0.5, 30, 60, 43),
+])
+def test_scale_multiplies_a_law_and_cuts_none_that_has_no_bounds(
+    law: dict[str, object], scale: float, low: int, high: int, mean: float
+) -> None:
+    workload = load_workload("smoke", output_tokens=law, scale=scale, num_requests=1)
+    _, output, clipped = draw_lengths(workload, np.random.default_rng(1), 4000, None)
+    assert (min(output), max(output), clipped) == (low, high, 0)
+    assert np.mean(output) == pytest.approx(mean, rel=0.03)
 
 
 def test_closed_arrivals_need_a_number_of_requests(tmp_path: Path) -> None:

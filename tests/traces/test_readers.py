@@ -113,6 +113,10 @@ def test_a_dropped_row_takes_its_hash_ids_with_it(tmp_path):
     ('{"timestamp": 0, "input_length": 9, "output_length": 1, "hash_ids": [1, 2]}', "2 hash_ids of 512 tokens"),
     ('{"timestamp": 0, "input_length": 9, "output_length": 1, "hash_ids": ["a"]}', "expected a list of whole numbers"),
     ('prompt_tokens,output_tokens\n1,2\n"1,2,3', "cannot be read as CSV"),
+    ("prompt_tokens,output_tokens,timestamp\n1,2,3\n", "'timestamp', which the format lengths-csv does not read"),
+    ('{"prompt_tokens": 1, "output_tokens": 2, "Timestamp": 3}', "which the format lengths-jsonl does not read"),
+    (LENGTHS_JSONL.replace("arrival", "sent") + '{"prompt_tokens": 1, "output_tokens": 2, "arrival_s": 9}',
+     "has 'arrival_s', and the first one has no time"),
 ])
 def test_a_file_that_is_no_trace_is_refused(tmp_path, text, said):
     with pytest.raises(UsageError) as refusal:

@@ -157,6 +157,10 @@ def test_a_stream_that_stands_still_until_another_has_ended() -> None:
     assert first_stall(visits(steady, still)) == 19.0
     assert first_stall(visits(steady, [*steady[:35], 45.0])) is None  # too few of the other's in the gap to be sure
     assert first_stall(visits(steady, [*steady[:10], *steady[25:]])) is None  # went on beside it: a slow machine
+    # Both stood still, and what was overdue came at once, first of one, then of the other.
+    late = [*steady[:20], *(45.0 + i * 1e-3 for i in range(20))], [*steady[:20], *(46.0 + i * 1e-3 for i in range(20))]
+    assert first_stall(visits(*late)) is None
+    assert first_stall(visits(*late), at_pace=False) == 19.0
     level = level_of(visits(steady, still), preempted=1.0, block_size=16)
     assert level == Level(2, 2 * (100 + 20 - 1), 2 * 128, 1.0, "preempted")
 
