@@ -40,14 +40,19 @@ def digest(schedule: Schedule) -> str:
 def replan(folder: Path, manifest: Manifest) -> tuple[Schedule, ProbeSpec | None]:
     """The schedule of the run in `folder`, as it was planned, and the probe that it was planned for.
 
-    Raises UsageError where this pabench plans another one.
+    Raises UsageError where this pabench plans another one, or its trace is not there.
     """
+    trace = manifest.workload.trace
+    if trace is not None and not Path(trace).is_file():
+        raise UsageError(f"{folder} was planned from the trace {trace}, which is not there: go to the folder that the "
+                         "run was started in")
     spec = None if manifest.probe_preset is None else preset(manifest.probe_preset)
     schedule = plan(manifest.workload, manifest.seed, facts_of(manifest.engine), spec, manifest.request_prefix,
                     anew=False)
     if digest(schedule) != manifest.schedule_digest:
+        trace_too = "" if trace is None else f", and the trace {trace} as it was"
         raise UsageError(f"{folder} was planned by pabench {manifest.versions.get('pabench')}, whose schedules differ "
-                         "from this one's: use that version")
+                         f"from this one's: use that version{trace_too}")
     return schedule, spec
 
 

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from pabench.errors import UsageError
 from pabench.load import closing
 from pabench.load.manifest import Resumption, new_manifest
 from pabench.load.planning import plan
 from pabench.load.records import RequestRecord, read_requests, write_requests
-from pabench.load.replan import resumption, those_over
+from pabench.load.replan import digest, replan, resumption, those_over
 from pabench.load.window import steady_window
 from pabench.load.worker import End
 from tests.load.support import Examined, workload
@@ -90,3 +91,20 @@ def test_what_broke_as_the_engine_died_stays_to_be_sent_when_the_next_part_ends_
         found = list(read_requests(tmp_path))
         assert [one.outcome for one in found] == ["unsent", "ok", "unsent"]
         assert set(those_over(found, died=False)) == {1}
+
+
+def test_a_run_of_a_trace_needs_that_trace(tmp_path: Path) -> None:
+    trace = tmp_path / "trace.csv"
+    trace.write_text("prompt_tokens,output_tokens\n20,4\n30,5\n")
+    traced = {"law": "trace"}
+    load = workload(trace=str(trace), prompt_tokens=traced, output_tokens=traced, num_requests=2)
+    manifest = new_manifest(workload=load, seed=0, facts=Examined().facts, probe_preset="tiny", label="x", url="http://h")
+    planned = plan(load, 0, Examined().facts, Examined().probe, manifest.request_prefix, anew=False)
+    manifest.schedule_digest = digest(planned)
+    assert [one.prompt_tokens for one in replan(tmp_path, manifest)[0].requests] == [20, 30]
+    trace.write_text("prompt_tokens,output_tokens\n20,4\n31,5\n")
+    with pytest.raises(UsageError, match=r"use that version, and the trace .*trace\.csv as it was"):
+        replan(tmp_path, manifest)
+    trace.unlink()
+    with pytest.raises(UsageError, match=r"trace\.csv, which is not there: go to the folder that the run was started"):
+        replan(tmp_path, manifest)
