@@ -11,10 +11,11 @@ from pabench.errors import UsageError
 from pabench.load import closing
 from pabench.load.manifest import Resumption, new_manifest
 from pabench.load.planning import plan
-from pabench.load.records import RequestRecord, read_requests, write_requests
+from pabench.load.records import RequestRecord, read_requests, read_telemetry, write_requests, write_telemetry
 from pabench.load.replan import digest, replan, resumption, those_over
 from pabench.load.window import steady_window
 from pabench.load.worker import End
+from pabench.telemetry.vocabulary import KVSample
 from tests.load.support import Examined, workload
 
 
@@ -91,6 +92,18 @@ def test_what_broke_as_the_engine_died_stays_to_be_sent_when_the_next_part_ends_
         found = list(read_requests(tmp_path))
         assert [one.outcome for one in found] == ["unsent", "ok", "unsent"]
         assert set(those_over(found, died=False)) == {1}
+
+
+def test_scrapes_behind_the_place_where_a_run_went_on_are_of_a_part_that_is_gone(tmp_path: Path) -> None:
+    """Else what grew between one of them and the first new one would be taken for the run's."""
+    examined, load = Examined(), workload(num_requests=3)
+    requests = plan(load, 0, examined.facts, examined.probe, "p").requests
+    manifest = new_manifest(workload=load, seed=0, facts=examined.facts, probe_preset="tiny", label="x", url="http://h")
+    manifest.status, manifest.resumed = "interrupted", [Resumption(at_s=10.5, shift_s=0.0)]
+    write_telemetry(tmp_path, [KVSample(float(at), running=1.0) for at in range(8, 14)])
+    for _ in range(2):  # once more, as after a kill behind the tables
+        closing.close_run(tmp_path, manifest, requests, examined.probe, End(unsent_kind="interrupt"))
+        assert [sample.time_s for sample in read_telemetry(tmp_path)] == [8.0, 9.0, 10.0]
 
 
 def test_a_run_of_a_trace_needs_that_trace(tmp_path: Path) -> None:
