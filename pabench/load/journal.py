@@ -182,10 +182,11 @@ class Journaled:
                 end = at + count * (_TIME.itemsize + _SIZE.itemsize) + num_bytes
                 if end < at:
                     raise ValueError(f"{count} pieces of {num_bytes} bytes")
+                torn = data[end:end + 1] != b"\n"
             except (TypeError, ValueError, KeyError) as error:
                 raise UsageError(f"{path} holds an entry that this version does not know ({error}): "
                                  "recover the run with the pabench that its manifest names") from None
-            if data[end:end + 1] != b"\n":
+            if torn:
                 return
             self.exchanges[one.index] = one
             self._give_back(data, end + 1 - at)

@@ -43,6 +43,7 @@ def test_whatever_ends_the_writing_is_told_and_nothing_is_lost(
     b"5", b"[]", b"null", b"{}", b'{"sample": {"time_s": 1, "later_field": 2}}',
     b'{"exchange": {"index": 1, "intended_s": 0.0, "later_field": 2}, "num_pieces": 0, "num_bytes": 0}',
     b'{"exchange": {"index": 1, "intended_s": 0.0}, "num_pieces": -1, "num_bytes": 0}',
+    b'{"exchange": {"index": 1, "intended_s": 0.0}, "num_pieces": 1.5, "num_bytes": 0}',
 ])
 def test_an_entry_of_another_version_is_told_and_not_left_out(entry: bytes, tmp_path: Path) -> None:
     path = journal_path(tmp_path, "0")
