@@ -36,7 +36,7 @@ def conform(
     out: Annotated[Path | None, typer.Option(help="New folder for verdicts.jsonl and the failed cases.")] = None,
     requirement: Annotated[list[str] | None, typer.Option("--id", help="Only this requirement (repeatable).")] = None,
     expect: Annotated[Path | None, typer.Option(help="Expected failures and disabled requirements (TOML).")] = None,
-    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Same seed, same prompts.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Same seed, same prompts.")] = 0,
     dialect: DialectName = None, model: ModelName = None, probe: ProbeName = None, api_key_env: KeyVariable = None,
     ready_timeout_s: ReadyTimeout = 600.0, patience: Patience = 1.0, quiet: Quiet = False,
 ) -> None:

@@ -109,7 +109,7 @@ def claims(
     traces: Annotated[Path | None, typer.Option(help="Folder with public traces, as their publishers name them.")]
     = None,
     scale: Annotated[float, typer.Option(help="Multiplies the sizes of simulations and measurements.")] = 1.0,
-    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Same seed, same lengths and prompts.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Same seed, same lengths and prompts.")] = 0,
     out: Annotated[Path | None, typer.Option(help="JSON file to write, which `pabench report` shows.")] = None,
     markdown: Annotated[Path | None, typer.Option(help="Markdown file to write the table to.")] = None,
 ) -> None:

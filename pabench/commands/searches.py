@@ -171,7 +171,7 @@ def working_set(
     timeout_s: Annotated[float, typer.Option(help="Longest wait for one answer of the examination, seconds.")] = 60.0,
     precision: Annotated[float, typer.Option(help="Relative gap between what fits and what does not.")] = 0.05,
     out: Annotated[Path | None, typer.Option(help="New folder (results/<time>-working-set by default).")] = None,
-    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Same seed, same prompts.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Same seed, same prompts.")] = 0,
     dialect: DialectName = None, model: ModelName = None, probe: ProbeName = None, api_key_env: KeyVariable = None,
     as_json: AsJson = False, quiet: Quiet = False,
 ) -> None:

@@ -18,6 +18,7 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _SPLIT = re.compile(r"[;\t\r\n]\"*(?=[=+\-@])")  # where a field may begin, and a formula in it
 _SECRET = re.compile(r"(key|token|secret|password)\b|(key|secret|password)s$", re.IGNORECASE)
 _ESCAPED = {b"/": b"\\/", b'"': b'\\"', b"\\": b"\\\\"}  # in JSON; some gateways write the first of them
+_ESCAPED_ASCII = re.compile(rb"\\u00[2-7]")  # of which a key is made; not of accents, whose texts are many
 _NO_WORD_BYTES = 12  # of a key: so long, it is no word that an answer may hold by chance
 WHOLE = 2000  # characters: our own sentence around an engine's last words is not cut
 
@@ -50,7 +51,7 @@ def masked(body: bytes, status: int | None, api_key: str | None) -> bytes:
     if not key or not (len(key) >= _NO_WORD_BYTES or status != 200 or b"error" in body):
         return body
     body = body.replace(key, b"*" * len(key))
-    if b"\\u00" in body or any(escaped in body for char, escaped in _ESCAPED.items() if char in key):
+    if _ESCAPED_ASCII.search(body) or any(escaped in body for char, escaped in _ESCAPED.items() if char in key):
         body = _spelt_in_json(key).sub(lambda found: b"*" * len(found[0]), body)
     return body
 

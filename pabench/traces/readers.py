@@ -47,7 +47,6 @@ class Layout:
 
 
 _PLAIN_TIMES = ("arrival_s", "arrived_at")
-_ANY_TIMES = (*_PLAIN_TIMES, "timestamp", "Timestamp", "TIMESTAMP")
 
 # The first that fits is taken: the more particular ones stand first.
 FORMATS: dict[str, Layout] = {
@@ -63,6 +62,7 @@ FORMATS: dict[str, Layout] = {
     "lengths-jsonl": Layout(True, ("prompt_tokens", "prompt", "input_length"), ("output_tokens", "output_length"),
                             _PLAIN_TIMES),
 }
+_ANY_TIME = frozenset(name for layout in FORMATS.values() for name in layout.time)
 
 
 def read_trace(path: str | Path, format: str = "auto") -> Trace:
@@ -124,8 +124,8 @@ def _detect(path: Path, names: set[str], is_json: bool) -> str:
 
 def _refuse_times(names: Iterable[str], who_has: str, why: str) -> None:
     """Raise UsageError where there are times that would not be read: all requests would come at once, unsaid."""
-    if stray := next((name for name in _ANY_TIMES if name in names), None):
-        raise UsageError(f"{who_has} {stray!r}, {why}: give each request its arrival_s, in seconds, or none a time")
+    if stray := sorted(_ANY_TIME.intersection(names)):
+        raise UsageError(f"{who_has} {stray[0]!r}, {why}: give each request its arrival_s, in seconds, or none a time")
 
 
 def _told(names: set[str]) -> str:
